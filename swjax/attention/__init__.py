@@ -1,0 +1,5 @@
+"""Attention in which each query sees one contiguous span of keys: the one attention primitive of swjax."""
+
+from swjax.attention.span import IMPLEMENTATIONS, span_attention
+
+__all__ = ["IMPLEMENTATIONS", "span_attention"]

@@ -1,0 +1,30 @@
+"""The two-ended cache of keys and values.
+
+Slots are addressed freely: sources are written from an origin to the right, targets from it to the left, so that both
+grow without moving anything and the keys of a query stay one contiguous span.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from swjax.models.qwen2_5_vl.config import TextConfig
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values of all layers: [layers, B, slots, K, H] each."""
+
+    keys: Float[Array, "layers B S K H"]
+    values: Float[Array, "layers B S K H"]
+
+    @classmethod
+    def empty(cls, config: TextConfig, *, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> "KeyValueCache":
+        """A cache of zeros."""
+        shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return self.keys.shape[2]

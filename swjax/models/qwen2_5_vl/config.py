@@ -1,0 +1,294 @@
+"""The configuration of Qwen2.5-VL: presets, and Hugging Face's config.json read and written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the decoder. Defaults are what all released Qwen2.5-VL sizes share."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 128_000
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} must divide hidden_size {self.hidden_size} and be a multiple of "
+                f"num_kv_heads {self.num_kv_heads}"
+            )
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError(
+                f"mrope_section {self.mrope_section} must sum to half the head dim of {self.head_dim}, "
+                f"sums to {sum(self.mrope_section)}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one attention head."""
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the vision tower. Defaults are what all released Qwen2.5-VL sizes share."""
+
+    out_hidden_size: int
+    intermediate_size: int
+    depth: int = 32
+    hidden_size: int = 1280
+    num_heads: int = 16
+    in_channels: int = 3
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    tokens_per_second: float = 2
+    window_size: int = 112
+    full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)
+    rope_theta: float = 10_000.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"the head dim of the vision tower, hidden_size {self.hidden_size} / num_heads {self.num_heads}, "
+                "must be a multiple of 4"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch: channels x temporal patch x patch x patch, 1,176 for Qwen2.5-VL."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class Qwen2_5_VLConfig:
+    """The whole model."""
+
+    text: TextConfig
+    vision: VisionConfig
+    video_token_id: int = 151656
+    image_token_id: int = 151655
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    bos_token_id: int = 151643
+    eos_token_id: int = 151645
+
+    def __post_init__(self) -> None:
+        if self.vision.out_hidden_size != self.text.hidden_size:
+            raise ValueError(
+                f"the vision tower gives {self.vision.out_hidden_size} features, the decoder takes {self.text.hidden_size}"
+            )
+
+    @classmethod
+    def preset(
+        cls,
+        name: str,
+        *,
+        text: Mapping[str, Any] = MappingProxyType({}),
+        vision: Mapping[str, Any] = MappingProxyType({}),
+        **overrides: Any,
+    ) -> "Qwen2_5_VLConfig":
+        """A named size, with fields of the text, vision or top level replaced.
+
+        Raises:
+            ValueError: if the name or a field is unknown.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown model preset {name!r}; choose one of: {', '.join(PRESETS)}")
+        preset = PRESETS[name]
+        new_text, new_vision = _replace(preset.text, text, "text"), _replace(preset.vision, vision, "vision")
+        return _replace(replace(preset, text=new_text, vision=new_vision), overrides, "the top level")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Qwen2_5_VLConfig":
+        """Read the content of a Hugging Face config.json: flat (transformers 4) or nested (5).
+
+        Raises:
+            ValueError: if a key is missing, or asks for something that Qwen2.5-VL checkpoints do not use.
+        """
+        if config.get("model_type") != "qwen2_5_vl":
+            raise ValueError(f"config.json is for model_type {config.get('model_type')!r}, expected 'qwen2_5_vl'")
+        text = config.get("text_config", config)
+        vision = _need(config, "vision_config", "config.json")
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        _refuse_unsupported(text, vision, rope)
+        tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+        where = "text_config" if "text_config" in config else "config.json"
+        return cls(
+            text=TextConfig(
+                vocab_size=_need(text, "vocab_size", where),
+                hidden_size=_need(text, "hidden_size", where),
+                intermediate_size=_need(text, "intermediate_size", where),
+                num_layers=_need(text, "num_hidden_layers", where),
+                num_heads=_need(text, "num_attention_heads", where),
+                num_kv_heads=_need(text, "num_key_value_heads", where),
+                rms_norm_eps=_need(text, "rms_norm_eps", where),
+                rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else _need(text, "rope_theta", where)),
+                mrope_section=tuple(_need(rope, "mrope_section", f"{where}: rope_scaling or rope_parameters")),
+                tie_word_embeddings=bool(tied),
+                max_position_embeddings=_need(text, "max_position_embeddings", where),
+                initializer_range=text.get("initializer_range", 0.02),
+            ),
+            vision=VisionConfig(
+                out_hidden_size=_need(vision, "out_hidden_size", "vision_config"),
+                intermediate_size=_need(vision, "intermediate_size", "vision_config"),
+                depth=_need(vision, "depth", "vision_config"),
+                hidden_size=_need(vision, "hidden_size", "vision_config"),
+                num_heads=_need(vision, "num_heads", "vision_config"),
+                in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+                patch_size=_need(vision, "patch_size", "vision_config"),
+                spatial_merge_size=_need(vision, "spatial_merge_size", "vision_config"),
+                temporal_patch_size=_need(vision, "temporal_patch_size", "vision_config"),
+                tokens_per_second=_need(vision, "tokens_per_second", "vision_config"),
+                window_size=_need(vision, "window_size", "vision_config"),
+                full_attention_blocks=tuple(_need(vision, "fullatt_block_indexes", "vision_config")),
+                rope_theta=float((vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0)),
+                initializer_range=vision.get("initializer_range", 0.02),
+            ),
+            video_token_id=_need(config, "video_token_id", "config.json"),
+            image_token_id=_need(config, "image_token_id", "config.json"),
+            vision_start_token_id=_need(config, "vision_start_token_id", "config.json"),
+            vision_end_token_id=_need(config, "vision_end_token_id", "config.json"),
+            bos_token_id=_first(text.get("bos_token_id"), config.get("bos_token_id"), 151643),
+            eos_token_id=_first(text.get("eos_token_id"), config.get("eos_token_id"), 151645),
+        )
+
+    def to_hf(self, dtype: str) -> dict[str, Any]:
+        """The content of a config.json in the flat form, which transformers 4 and 5 both read.
+
+        Args:
+            dtype: name of the weights' dtype, such as "bfloat16".
+        """
+        text, vision = self.text, self.vision
+        return {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            "torch_dtype": dtype,
+            "attention_dropout": 0.0,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "vision_start_token_id": self.vision_start_token_id,
+            "vision_end_token_id": self.vision_end_token_id,
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_key_value_heads": text.num_kv_heads,
+            "hidden_act": "silu",
+            "max_position_embeddings": text.max_position_embeddings,
+            "initializer_range": text.initializer_range,
+            "rms_norm_eps": text.rms_norm_eps,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "tie_word_embeddings": text.tie_word_embeddings,
+            "rope_theta": text.rope_theta,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+            "vision_config": {
+                "depth": vision.depth,
+                "hidden_act": "silu",
+                "hidden_size": vision.hidden_size,
+                "intermediate_size": vision.intermediate_size,
+                "num_heads": vision.num_heads,
+                "in_channels": vision.in_channels,
+                "out_hidden_size": vision.out_hidden_size,
+                "patch_size": vision.patch_size,
+                "spatial_merge_size": vision.spatial_merge_size,
+                "temporal_patch_size": vision.temporal_patch_size,
+                "tokens_per_second": vision.tokens_per_second,
+                "window_size": vision.window_size,
+                "fullatt_block_indexes": list(vision.full_attention_blocks),
+                "initializer_range": vision.initializer_range,
+            },
+        }
+
+
+def _need(config: Mapping[str, Any], key: str, where: str) -> Any:
+    if config.get(key) is None:
+        raise ValueError(f"{where} lacks {key!r}, which a Qwen2.5-VL model cannot do without")
+    return config[key]
+
+
+def _first(*values: Any) -> int:
+    """The first value that is there; a list (several end tokens) counts as its first."""
+    value = next(value for value in values if value is not None)
+    return int(value[0] if isinstance(value, list) else value)
+
+
+def _refuse_unsupported(text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+    for where, config in (("text", text), ("vision", vision)):
+        if config.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"{where} hidden_act {config['hidden_act']!r} is not supported; Qwen2.5-VL uses 'silu'")
+    if text.get("use_sliding_window") or "sliding_attention" in (text.get("layer_types") or ()):
+        raise ValueError("use_sliding_window is not supported; released Qwen2.5-VL checkpoints do not use it")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "mrope"):
+        raise ValueError(f"rope type {rope_type!r} is not supported; expected 'mrope' or 'default'")
+
+
+def _replace(config: Any, changes: Mapping[str, Any], where: str) -> Any:
+    known = {field.name for field in fields(config)}
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"unknown model field {name!r} in {where}; known: {', '.join(sorted(known))}")
+    return replace(config, **{name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()})
+
+
+def _released(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **others: Any) -> Qwen2_5_VLConfig:
+    vocab_size, tied = others.get("vocab_size", 152_064), others.get("tied", False)
+    return Qwen2_5_VLConfig(
+        text=TextConfig(vocab_size, hidden, intermediate, layers, heads, kv_heads, tie_word_embeddings=tied),
+        vision=VisionConfig(out_hidden_size=hidden, intermediate_size=others.get("vision_intermediate", 3456)),
+    )
+
+
+PRESETS: Mapping[str, Qwen2_5_VLConfig] = MappingProxyType(
+    {
+        "tiny": Qwen2_5_VLConfig(
+            text=TextConfig(
+                vocab_size=512,
+                hidden_size=128,
+                intermediate_size=384,
+                num_layers=4,
+                num_heads=4,
+                num_kv_heads=2,
+                mrope_section=(4, 6, 6),
+                max_position_embeddings=32_768,
+            ),
+            vision=VisionConfig(
+                out_hidden_size=128,
+                intermediate_size=192,
+                depth=4,
+                hidden_size=64,
+                num_heads=2,
+                window_size=56,
+                full_attention_blocks=(1, 3),
+            ),
+        ),
+        "3b": _released(2048, 11_008, 36, 16, 2, vocab_size=151_936, tied=True, vision_intermediate=3420),
+        "7b": _released(3584, 18_944, 28, 28, 4, vision_intermediate=3420),
+        "32b": _released(5120, 27_648, 64, 40, 8),
+        "72b": _released(8192, 29_568, 80, 64, 8),
+    }
+)
+"""`tiny` for tests and the quickstart (set its vocabulary and special token ids), and the released sizes."""

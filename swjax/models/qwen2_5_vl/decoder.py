@@ -1,0 +1,180 @@
+"""The decoder of Qwen2.5-VL: a transformer with M-RoPE, grouped-query span attention and a gated MLP.
+
+Names of weights spell their axes: d model, n heads, k key-value heads, h head dim, f feed-forward, v vocabulary. The
+layers are stacked: each of their weights has a leading axis of layers, over which the forward pass scans.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int32
+
+from swjax.attention import span_attention
+from swjax.models.qwen2_5_vl.cache import KeyValueCache
+from swjax.models.qwen2_5_vl.config import TextConfig
+from swjax.models.qwen2_5_vl.rotary import Rotation, multimodal_rotation, rotate
+from swjax.streaming import KeySpans
+
+
+def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
+    """Root-mean-square normalisation in float32; returns the dtype of x."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return scale_d * normed.astype(x.dtype)
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: DTypeLike) -> nnx.Param:
+    """A parameter drawn from a normal distribution."""
+    return nnx.Param(nnx.initializers.normal(stddev)(rngs.params(), shape, dtype))
+
+
+class DecoderLayer(nnx.Module):
+    """One decoder layer: attention and gated MLP, each after a norm and with a residual."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+        d, n, k, h, f = (
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.intermediate_size,
+        )
+
+        def weight(*shape: int) -> nnx.Param:
+            return normal(rngs, shape, config.initializer_range, param_dtype)
+
+        def zeros(*shape: int) -> nnx.Param:
+            return nnx.Param(jnp.zeros(shape, param_dtype))
+
+        self.eps = config.rms_norm_eps
+        self.attention_norm_d = nnx.Param(jnp.ones(d, param_dtype))
+        self.q_weight_dnh = weight(d, n, h)
+        self.q_bias_nh = zeros(n, h)
+        self.k_weight_dkh = weight(d, k, h)
+        self.k_bias_kh = zeros(k, h)
+        self.v_weight_dkh = weight(d, k, h)
+        self.v_bias_kh = zeros(k, h)
+        self.o_weight_nhd = weight(n, h, d)
+        self.mlp_norm_d = nnx.Param(jnp.ones(d, param_dtype))
+        self.gate_weight_df = weight(d, f)
+        self.up_weight_df = weight(d, f)
+        self.down_weight_fd = weight(f, d)
+
+    def query_key_value(
+        self, x: Float[Array, "B L D"], rotation: Rotation
+    ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
+        """Rotated queries and keys, and values."""
+        normed = rms_norm(x, self.attention_norm_d[...], self.eps)
+        q = jnp.einsum("bld,dnh->blnh", normed, self.q_weight_dnh[...]) + self.q_bias_nh[...]
+        k = jnp.einsum("bld,dkh->blkh", normed, self.k_weight_dkh[...]) + self.k_bias_kh[...]
+        v = jnp.einsum("bld,dkh->blkh", normed, self.v_weight_dkh[...]) + self.v_bias_kh[...]
+        return rotate(q, rotation), rotate(k, rotation), v
+
+    def finish(self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
+        """What follows attention: its output projection and the MLP."""
+        x = x + jnp.einsum("blnh,nhd->bld", attended, self.o_weight_nhd[...])
+        with jax.named_scope("mlp"):
+            normed = rms_norm(x, self.mlp_norm_d[...], self.eps)
+            gate = jax.nn.silu(normed @ self.gate_weight_df[...])
+            return x + (gate * (normed @ self.up_weight_df[...])) @ self.down_weight_fd[...]
+
+    def __call__(self, x: Float[Array, "B L D"], rotation: Rotation, spans: KeySpans) -> Float[Array, "B L D"]:
+        """The layer on a whole sequence."""
+        with jax.named_scope("attention"):
+            q, k, v = self.query_key_value(x, rotation)
+            attended = span_attention(q, k, v, spans)
+        return self.finish(x, attended)
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked layers, final norm and head."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+        self.config = config
+        self.embedding_vd = normal(
+            rngs, (config.vocab_size, config.hidden_size), config.initializer_range, param_dtype
+        )
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> DecoderLayer:
+            return DecoderLayer(config, rngs=rngs, param_dtype=param_dtype)
+
+        self.layers = stack(rngs)
+        self.norm_d = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
+        if not config.tie_word_embeddings:
+            self.head_vd = normal(rngs, (config.vocab_size, config.hidden_size), config.initializer_range, param_dtype)
+
+    def embed(self, token_ids: Int32[Array, "*B L"]) -> Float[Array, "*B L D"]:
+        """Look tokens up."""
+        return self.embedding_vd[...][token_ids]
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of the next token."""
+        with jax.named_scope("head"):
+            head = self.embedding_vd if self.config.tie_word_embeddings else self.head_vd
+            return jnp.einsum("...d,vd->...v", hidden, head[...])
+
+    def _rotation(self, position_ids: Int32[Array, "3 B L"]) -> Rotation:
+        config = self.config
+        return multimodal_rotation(
+            position_ids, head_dim=config.head_dim, theta=config.rope_theta, sections=config.mrope_section
+        )
+
+    def __call__(
+        self, x: Float[Array, "B L D"], position_ids: Int32[Array, "3 B L"], spans: KeySpans
+    ) -> Float[Array, "B L D"]:
+        """Run a whole sequence of embeddings.
+
+        Args:
+            x: embeddings in slot order.
+            position_ids: temporal, height and width ids.
+            spans: int32[B, L] each, the slots that each query sees.
+
+        Returns:
+            Hidden states after the final norm.
+        """
+        rotation = self._rotation(position_ids)
+
+        def layer_step(x: Array, layer: DecoderLayer) -> tuple[Array, None]:
+            return layer(x, rotation, spans), None
+
+        with jax.named_scope("decoder"):
+            x, _ = jax.lax.scan(layer_step, x, self.layers)
+            return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps)
+
+    def extend(
+        self,
+        x: Float[Array, "B L D"],
+        position_ids: Int32[Array, "3 B L"],
+        spans: KeySpans,
+        cache: KeyValueCache,
+        slots: Int32[Array, "B L"],
+    ) -> tuple[Float[Array, "B L D"], KeyValueCache]:
+        """Run new embeddings against a cache, after writing their keys and values into it.
+
+        Args:
+            x: embeddings of the new tokens.
+            position_ids: their ids.
+            spans: int32[B, L] each, the cache slots that each new token sees, its own among them.
+            cache: keys and values of what came before.
+            slots: where the keys and values of the new tokens go; slots beyond the cache are not written.
+        """
+        rotation = self._rotation(position_ids)
+        rows = jnp.arange(x.shape[0])[:, None]
+
+        def layer_step(
+            carry: tuple[Array, KeyValueCache], indexed: tuple[Array, DecoderLayer]
+        ) -> tuple[tuple[Array, KeyValueCache], None]:
+            (x, cache), (index, layer) = carry, indexed
+            with jax.named_scope("attention"):
+                q, k, v = layer.query_key_value(x, rotation)
+                keys = cache.keys.at[index, rows, slots].set(k.astype(cache.keys.dtype), mode="drop")
+                values = cache.values.at[index, rows, slots].set(v.astype(cache.values.dtype), mode="drop")
+                attended = span_attention(q, keys[index], values[index], spans)
+            return (layer.finish(x, attended), KeyValueCache(keys, values)), None
+
+        with jax.named_scope("decoder"):
+            indices = jnp.arange(self.config.num_layers)
+            (x, cache), _ = jax.lax.scan(layer_step, (x, cache), (indices, self.layers))
+            return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps), cache

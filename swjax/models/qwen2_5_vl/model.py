@@ -1,0 +1,122 @@
+"""Qwen2.5-VL: vision tower and decoder, with position ids and key spans as inputs.
+
+The model knows nothing of video time, variants or schedules: streaming reaches it as `position_ids` and `spans`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int32, UInt8
+
+from swjax.models.qwen2_5_vl.cache import KeyValueCache
+from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from swjax.models.qwen2_5_vl.decoder import Decoder
+from swjax.models.qwen2_5_vl.vision import VisionTower
+from swjax.streaming import KeySpans
+
+
+class Qwen2_5_VL(nnx.Module):
+    """The whole model. Parameters and computations have `param_dtype`; norms, rotary and softmax are in float32."""
+
+    def __init__(self, config: Qwen2_5_VLConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
+        self.config = config
+        self.visual = VisionTower(config.vision, rngs=rngs, param_dtype=param_dtype)
+        self.decoder = Decoder(config.text, rngs=rngs, param_dtype=param_dtype)
+
+    def __call__(
+        self,
+        token_ids: Int32[Array, "B L"],
+        position_ids: Int32[Array, "3 B L"],
+        spans: KeySpans,
+        *,
+        pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
+        video_grid_thw: Int32[Array, "B videos 3"] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Logits of every slot.
+
+        Args:
+            token_ids: in slot order, as `swjax.streaming.build_layout` gives them.
+            position_ids: temporal, height and width ids.
+            spans: int32[B, L] each, the slots that each query sees.
+            pixel_values: rows of patches, one row a sequence: uint8 as decoded, or floats already normalised.
+            video_grid_thw: temporal steps and patch rows and columns of the videos of each row; (0, 0, 0) is none.
+        """
+        hidden = self.hidden(
+            token_ids, position_ids, spans, pixel_values=pixel_values, video_grid_thw=video_grid_thw
+        )
+        return self.logits(hidden)
+
+    def hidden(
+        self,
+        token_ids: Int32[Array, "B L"],
+        position_ids: Int32[Array, "3 B L"],
+        spans: KeySpans,
+        *,
+        pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
+        video_grid_thw: Int32[Array, "B videos 3"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Hidden states after the last norm; arguments as for calling the model."""
+        features = None
+        if pixel_values is not None:
+            if video_grid_thw is None:
+                raise ValueError("pixel_values come with video_grid_thw, the size of their videos in patches")
+            features = self.visual(pixel_values, video_grid_thw)
+        return self.decoder(self.embed(token_ids, features), position_ids, spans)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of the next token."""
+        return self.decoder.logits(hidden)
+
+    def encode_video(
+        self, pixel_values: Float[Array, "P C"] | UInt8[Array, "P C"], grid_thw: Int32[Array, "videos 3"]
+    ) -> Float[Array, "U D"]:
+        """Features of the merged patches of some videos, in the processor's order."""
+        return self.visual(pixel_values[None], jnp.asarray(grid_thw)[None])[0]
+
+    def embed(
+        self, token_ids: Int32[Array, "B L"], video_features: Float[Array, "B U D"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """Embed tokens, with the video tokens of a row replaced by the row's features in order."""
+        x = self.decoder.embed(token_ids)
+        if video_features is None:
+            return x
+        is_video = token_ids == self.config.video_token_id
+        index = jnp.maximum(jnp.cumsum(is_video, axis=1) - 1, 0)
+        features = jnp.take_along_axis(video_features, index[..., None], axis=1)
+        return jnp.where(is_video[..., None], features.astype(x.dtype), x)
+
+    def extend(
+        self,
+        token_ids: Int32[Array, "B L"],
+        position_ids: Int32[Array, "3 B L"],
+        spans: KeySpans,
+        *,
+        cache: KeyValueCache,
+        slots: Int32[Array, "B L"],
+        video_features: Float[Array, "B U D"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], KeyValueCache]:
+        """Run new tokens against a cache that they are written into.
+
+        Args:
+            token_ids: the new tokens.
+            position_ids: their ids.
+            spans: int32[B, L] each, the cache slots that each new token sees, its own among them.
+            cache: keys and values of what came before.
+            slots: where the new keys and values go; slots beyond the cache are not written.
+            video_features: features of the video tokens among them, in order.
+
+        Returns:
+            Hidden states of the new tokens after the last norm, and the cache.
+        """
+        x = self.embed(token_ids, video_features)
+        return self.decoder.extend(x, position_ids, spans, cache, slots)
+
+
+def abstract_model(config: Qwen2_5_VLConfig, *, param_dtype: DTypeLike = jnp.float32) -> Qwen2_5_VL:
+    """The model with shapes in the place of its parameters."""
+    return nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+
+
+def count_parameters(model: Qwen2_5_VL) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,0 +1,216 @@
+"""The vision tower of Qwen2.5-VL: patches, windowed and full attention as spans, patch merger.
+
+Each frame (temporal grid step) is encoded on its own: the windows lie within a frame and full attention spans one
+frame, so a video can be encoded frame by frame as it arrives, with the same result.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
+
+from swjax.attention import span_attention
+from swjax.models.qwen2_5_vl.config import VisionConfig
+from swjax.models.qwen2_5_vl.decoder import normal, rms_norm
+from swjax.models.qwen2_5_vl.rotary import Rotation, planar_rotation, rotate
+from swjax.streaming import KeySpans
+
+# Mean and deviation of CLIP's training images, which Qwen2.5-VL's image processor subtracts and divides by.
+PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+NORM_EPS = 1e-6
+
+
+class VisionLayout(NamedTuple):
+    """Where patches stand and what they see, for one row of P patches in window order.
+
+    Attributes:
+        order: from window order to the processor's order, in merge units (P / 4).
+        rows, columns: place of each patch in its frame.
+        window_spans, frame_spans: what a patch sees in windowed and in full attention.
+    """
+
+    order: Int32[Array, "U"]
+    rows: Int32[Array, "P"]
+    columns: Int32[Array, "P"]
+    window_spans: KeySpans
+    frame_spans: KeySpans
+
+
+def vision_layout(grid_thw: Int32[Array, "videos 3"], num_patches: int, config: VisionConfig) -> VisionLayout:
+    """Sort patches by window and find their spans; works on traced grids, so a batch of any videos compiles once.
+
+    Args:
+        grid_thw: temporal steps and patch rows and columns of each video; (0, 0, 0) stands for no video.
+        num_patches: length P of the row; patches behind the last video see only their own merge unit.
+    """
+    merge, unit = config.spatial_merge_size, config.spatial_merge_size**2
+    window = config.window_size // merge // config.patch_size
+    steps, rows, columns = grid_thw[:, 0], grid_thw[:, 1] // merge, grid_thw[:, 2] // merge
+    windows_across = -(-columns // window)
+    windows_a_frame = -(-rows // window) * windows_across
+
+    index = jnp.arange(num_patches // unit, dtype=jnp.int32)
+    unit_ends = jnp.cumsum(steps * rows * columns)
+    video = jnp.searchsorted(unit_ends, index, side="right").astype(jnp.int32)
+    is_padding = index >= unit_ends[-1]
+    video = jnp.minimum(video, len(grid_thw) - 1)
+
+    def before(counts: Int32[Array, "videos"]) -> Int32[Array, "U"]:
+        return (jnp.cumsum(counts) - counts)[video]
+
+    within_video = index - before(steps * rows * columns)
+    frame, within_frame = jnp.divmod(within_video, jnp.maximum(rows * columns, 1)[video])
+    row, column = jnp.divmod(within_frame, jnp.maximum(columns, 1)[video])
+    window_in_frame = row // window * windows_across[video] + column // window
+    frame_key = before(steps) + frame
+    window_key = before(steps * windows_a_frame) + frame * windows_a_frame[video] + window_in_frame
+    beyond = index + jnp.int32(num_patches)
+    frame_key = jnp.where(is_padding, beyond, frame_key)
+    window_key = jnp.where(is_padding, beyond, window_key)
+
+    order = jnp.argsort(window_key, stable=True).astype(jnp.int32)
+    patch = jnp.arange(unit, dtype=jnp.int32)
+    patch_rows = (row[order, None] * merge + patch // merge).reshape(-1)
+    patch_columns = (column[order, None] * merge + patch % merge).reshape(-1)
+    return VisionLayout(
+        order, patch_rows, patch_columns, _equal_runs(window_key[order], unit), _equal_runs(frame_key[order], unit)
+    )
+
+
+def _equal_runs(keys: Int32[Array, "U"], repeat: int) -> KeySpans:
+    """Spans in which each element sees the run of equal keys that it is in; keys are sorted."""
+    start = jnp.searchsorted(keys, keys, side="left")
+    stop = jnp.searchsorted(keys, keys, side="right")
+    return KeySpans(*(jnp.repeat(edge.astype(jnp.int32) * repeat, repeat) for edge in (start, stop)))
+
+
+class VisionBlock(nnx.Module):
+    """One block: attention and gated MLP, each after a norm and with a residual. Axis x is query, key, value."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+        d, n, h, f = config.hidden_size, config.num_heads, config.head_dim, config.intermediate_size
+
+        def weight(*shape: int) -> nnx.Param:
+            return normal(rngs, shape, config.initializer_range, param_dtype)
+
+        def zeros(*shape: int) -> nnx.Param:
+            return nnx.Param(jnp.zeros(shape, param_dtype))
+
+        self.attention_norm_d = nnx.Param(jnp.ones(d, param_dtype))
+        self.qkv_weight_dxnh = weight(d, 3, n, h)
+        self.qkv_bias_xnh = zeros(3, n, h)
+        self.o_weight_nhd = weight(n, h, d)
+        self.o_bias_d = zeros(d)
+        self.mlp_norm_d = nnx.Param(jnp.ones(d, param_dtype))
+        self.gate_weight_df = weight(d, f)
+        self.gate_bias_f = zeros(f)
+        self.up_weight_df = weight(d, f)
+        self.up_bias_f = zeros(f)
+        self.down_weight_fd = weight(f, d)
+        self.down_bias_d = zeros(d)
+
+    def __call__(self, x: Float[Array, "B P D"], rotation: Rotation, spans: KeySpans) -> Float[Array, "B P D"]:
+        """The block on rows of patches in window order."""
+        with jax.named_scope("attention"):
+            normed = rms_norm(x, self.attention_norm_d[...], NORM_EPS)
+            qkv = jnp.einsum("bpd,dxnh->xbpnh", normed, self.qkv_weight_dxnh[...])
+            q, k, v = qkv + self.qkv_bias_xnh[...][:, None, None]
+            attended = span_attention(rotate(q, rotation), rotate(k, rotation), v, spans)
+            x = x + jnp.einsum("bpnh,nhd->bpd", attended, self.o_weight_nhd[...]) + self.o_bias_d[...]
+        with jax.named_scope("mlp"):
+            normed = rms_norm(x, self.mlp_norm_d[...], NORM_EPS)
+            gate = jax.nn.silu(normed @ self.gate_weight_df[...] + self.gate_bias_f[...])
+            up = normed @ self.up_weight_df[...] + self.up_bias_f[...]
+            return x + (gate * up) @ self.down_weight_fd[...] + self.down_bias_d[...]
+
+
+class PatchMerger(nnx.Module):
+    """Two-layer MLP from a square of patches (m) to one token of the decoder (d)."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+        m = config.hidden_size * config.spatial_merge_size**2
+        self.norm_d = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
+        self.up_weight_mf = normal(rngs, (m, m), config.initializer_range, param_dtype)
+        self.up_bias_f = nnx.Param(jnp.zeros(m, param_dtype))
+        self.down_weight_fd = normal(rngs, (m, config.out_hidden_size), config.initializer_range, param_dtype)
+        self.down_bias_d = nnx.Param(jnp.zeros(config.out_hidden_size, param_dtype))
+
+    def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B U D"]:
+        """Merge each run of 4 patches into one token."""
+        normed = rms_norm(x, self.norm_d[...], NORM_EPS)
+        merged = normed.reshape(x.shape[0], -1, self.up_weight_mf.shape[0])
+        hidden = jax.nn.gelu(merged @ self.up_weight_mf[...] + self.up_bias_f[...], approximate=False)
+        return hidden @ self.down_weight_fd[...] + self.down_bias_d[...]
+
+
+class VisionTower(nnx.Module):
+    """Patch embedding, stacked blocks and merger."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+        self.config = config
+        self.patch_weight_cd = normal(
+            rngs, (config.patch_dim, config.hidden_size), config.initializer_range, param_dtype
+        )
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> VisionBlock:
+            return VisionBlock(config, rngs=rngs, param_dtype=param_dtype)
+
+        self.blocks = stack(rngs)
+        self.merger = PatchMerger(config, rngs=rngs, param_dtype=param_dtype)
+
+    def __call__(
+        self,
+        pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"],
+        grid_thw: Int32[Array, "B videos 3"],
+    ) -> Float[Array, "B U D"]:
+        """Encode rows of patches.
+
+        Args:
+            pixel_values: patches in the processor's order: uint8 as decoded, or floats already normalised. Patches
+                behind a row's videos are padding.
+            grid_thw: temporal steps and patch rows and columns of the videos of each row.
+
+        Returns:
+            One feature a merged patch (U = P / 4), in the processor's order.
+        """
+        config = self.config
+        unit = config.spatial_merge_size**2
+        num_rows, num_patches, _ = pixel_values.shape
+        layout = jax.vmap(lambda grid: vision_layout(grid, num_patches, config))(grid_thw)
+        dtype = self.patch_weight_cd.dtype
+        with jax.named_scope("vision"):
+            x = normalize_pixels(pixel_values, config).astype(dtype) @ self.patch_weight_cd[...]
+            units = x.reshape(num_rows, -1, unit * config.hidden_size)
+            x = jnp.take_along_axis(units, layout.order[..., None], axis=1).reshape(x.shape)
+            rotation = planar_rotation(
+                layout.rows, layout.columns, head_dim=config.head_dim, theta=config.rope_theta
+            )
+
+            def block_step(x: Array, flagged: tuple[Bool[Array, ""], VisionBlock]) -> tuple[Array, None]:
+                is_full, block = flagged
+                spans = jax.tree.map(
+                    lambda frame, window: jnp.where(is_full, frame, window), layout.frame_spans, layout.window_spans
+                )
+                return block(x, rotation, spans), None
+
+            full = np.isin(np.arange(config.depth), config.full_attention_blocks)
+            x, _ = jax.lax.scan(block_step, x, (jnp.asarray(full), self.blocks))
+            merged = self.merger(x)
+            return jnp.take_along_axis(merged, jnp.argsort(layout.order, axis=1)[..., None], axis=1)
+
+
+def normalize_pixels(
+    pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], config: VisionConfig
+) -> Float[Array, "B P C"]:
+    """Scale and normalise uint8 patches as Qwen2.5-VL's processor does; floats pass through."""
+    if pixel_values.dtype != jnp.uint8:
+        return pixel_values
+    per_channel = config.patch_dim // config.in_channels
+    mean, std = np.repeat(PIXEL_MEAN, per_channel), np.repeat(PIXEL_STD, per_channel)
+    return (pixel_values.astype(jnp.float32) / 255.0 - mean) / std
