@@ -1,0 +1,1 @@
+"""Training: the mesh, the optimizer, the loss, the step, checkpoints, and the run that ties them together."""

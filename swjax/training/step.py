@@ -1,0 +1,181 @@
+"""The training step: one pure function of state and batch, jitted and sharded, and its sister for validation."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32, Shaped
+
+from swjax.conversion.parameters import Parameters, merge_parameters
+from swjax.training.loss import IGNORED, Batch, count_labels, count_tokens, summed_loss
+from swjax.training.mesh import batch_sharding, parameter_shardings, replicated
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes, and the frozen parameters that it reads.
+
+    Attributes:
+        step: optimizer steps taken.
+        trainable: path -> float32 master parameter. Only these have gradients and optimizer state.
+        frozen: path -> float32 parameter that stays as it is.
+        opt_state: the optimizer's state for `trainable`.
+    """
+
+    step: Int32[Array, ""]
+    trainable: Parameters
+    frozen: Parameters
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a step is compiled for.
+
+    Attributes:
+        compute_dtype: dtype that parameters are cast to for the forward and backward pass.
+        max_labels: most labelled slots a row may have.
+    """
+
+    compute_dtype: jnp.dtype
+    max_labels: int
+
+
+def initial_state(trainable: Parameters, frozen: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. Under `jax.eval_shape` it gives the shapes that `state_shardings` asks for."""
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
+
+
+def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """The sharding of every leaf of a state: optimizer moments lie where their parameters lie.
+
+    Args:
+        mesh: from `make_mesh`.
+        state: a state or its shapes.
+        optimizer: the one that made its `opt_state`.
+    """
+    shardings = parameter_shardings(mesh, state.trainable | state.frozen)
+    trainable = {path: shardings[path] for path in state.trainable}
+    return TrainState(
+        step=replicated(mesh),
+        trainable=trainable,
+        frozen={path: shardings[path] for path in state.frozen},
+        opt_state=optax.tree.map_params(
+            optimizer,
+            lambda _, sharding: sharding,
+            state.opt_state,
+            trainable,
+            transform_non_params=lambda _: replicated(mesh),
+        ),
+    )
+
+
+def put_batch(
+    batch: Mapping[str, Shaped[np.ndarray, "rows ..."]], mesh: Mesh, *, max_labels: int, accumulation: int | None = None
+) -> dict[str, Array]:
+    """Moves this process's rows of a batch to the devices.
+
+    Args:
+        batch: host arrays, rows first.
+        mesh: from `make_mesh`.
+        max_labels: most labelled slots a row may have (`config.data.max_labels`).
+        accumulation: number of micro-batches A that a training step runs through; None for validation.
+
+    Returns:
+        Global arrays [B, ...], or [A, B, ...] where `accumulation` is given.
+
+    Raises:
+        ValueError: a row has more labels than `max_labels`.
+    """
+    most = int((batch["labels"] != IGNORED).sum(axis=-1).max())
+    if most > max_labels:
+        raise ValueError(f"an example has {most} labelled tokens, more than config.data.max_labels = {max_labels}")
+    sharding = batch_sharding(mesh, accumulated=accumulation is not None)
+    if accumulation is not None:
+        batch = {name: rows.reshape(accumulation, -1, *rows.shape[1:]) for name, rows in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def make_train_step(
+    structure: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    shardings: TrainState,
+    options: StepOptions,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles `step(state, batch) -> (state, metrics)`; the state given is donated.
+
+    The batch has a leading axis of micro-batches, [A, B, ...] (`put_batch`). Their gradients are summed one after
+    another in float32 and weighted by token, so that A x B rows give the same step however they are divided.
+
+    Returns:
+        A function whose metrics are float32 scalars: `loss` (mean over labelled tokens, nats), `grad_norm` (before
+        clipping), `learning_rate`, `labels` (labelled tokens) and `tokens` (all tokens but padding).
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        labels = count_labels(batch["labels"])
+
+        def loss_of(trainable: Parameters, micro_batch: Batch) -> Float[Array, ""]:
+            return _summed_loss(structure, trainable, state.frozen, micro_batch, options) / labels
+
+        def accumulate(
+            carry: tuple[Float[Array, ""], Parameters], micro_batch: Batch
+        ) -> tuple[tuple[Float[Array, ""], Parameters], None]:
+            return jax.tree.map(jnp.add, carry, jax.value_and_grad(loss_of)(state.trainable, micro_batch)), None
+
+        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
+        (loss, gradients), _ = jax.lax.scan(accumulate, nothing, batch)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+            trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "labels": labels,
+            "tokens": count_tokens(batch).astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+
+    mesh = shardings.step.mesh
+    return jax.jit(
+        train_step,
+        donate_argnames="state",
+        in_shardings=(shardings, batch_sharding(mesh, accumulated=True)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+def make_eval_step(
+    structure: nnx.GraphDef, shardings: TrainState, options: StepOptions
+) -> Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Compiles `step(state, batch [B, ...]) -> (summed loss, labelled tokens)`, for a mean by token over batches."""
+
+    def eval_step(state: TrainState, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        loss = _summed_loss(structure, state.trainable, state.frozen, batch, options)
+        return loss, count_labels(batch["labels"])
+
+    mesh = shardings.step.mesh
+    return jax.jit(
+        eval_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(replicated(mesh), replicated(mesh))
+    )
+
+
+def _summed_loss(
+    structure: nnx.GraphDef, trainable: Parameters, frozen: Parameters, batch: Batch, options: StepOptions
+) -> Float[Array, ""]:
+    def compute(leaf: Any) -> Any:
+        return leaf.astype(options.compute_dtype)
+
+    model = merge_parameters(structure, jax.tree.map(compute, trainable | frozen))
+    return summed_loss(model, batch, max_labels=options.max_labels)

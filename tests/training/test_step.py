@@ -1,0 +1,184 @@
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.streaming import KeySpans
+from swjax.training.loss import summed_loss
+from swjax.training.mesh import make_mesh
+from swjax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
+from swjax.training.step import (
+    StepOptions,
+    TrainState,
+    initial_state,
+    make_eval_step,
+    make_train_step,
+    put_batch,
+    state_shardings,
+)
+
+OPTIONS = StepOptions(compute_dtype=jnp.dtype("float32"), max_labels=12)
+Batches = Sequence[dict[str, np.ndarray]]
+
+
+def train(
+    model: nnx.Module,
+    batches: Batches,
+    *,
+    accumulation: int = 1,
+    frozen: tuple[str, ...] = (),
+    mesh: tuple[int, int] = (1, 1),
+    steps: int = 10,
+) -> tuple[TrainState, list[dict[str, float]]]:
+    device_mesh = make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
+    structure, parameters = split_parameters(model)
+    schedule = learning_rate_schedule(1e-2, steps=steps, warmup_fraction=0.0)
+    optimizer = make_optimizer(schedule, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.999)
+    start = functools.partial(initial_state, *split_frozen(parameters, frozen), optimizer)
+    shardings = state_shardings(device_mesh, jax.eval_shape(start), optimizer)
+    state = jax.jit(start, out_shardings=shardings)()
+    step = make_train_step(structure, optimizer, schedule, shardings, OPTIONS)
+    history = []
+    for batch in batches:
+        state, metrics = step(state, put_batch(batch, device_mesh, max_labels=12, accumulation=accumulation))
+        history.append({name: float(value) for name, value in metrics.items()})
+    assert step._cache_size() == 1
+    return state, history
+
+
+def assert_close(left: TrainState, right: TrainState, relative: float = 1e-5) -> None:
+    assert left.trainable.keys() == right.trainable.keys()
+    for path, array in left.trainable.items():
+        other = np.asarray(right.trainable[path])
+        difference = np.linalg.norm(np.asarray(array) - other) / np.linalg.norm(other)
+        assert difference < relative, f"{path}: {difference}"
+
+
+def test_the_loss_is_the_mean_over_all_labels_of_obvious_cross_entropy(small_model, make_batch) -> None:
+    model, batch = small_model(0), make_batch(8)
+    _, history = train(model, [batch])
+
+    @jax.jit
+    def all_logits(batch: dict[str, jax.Array]) -> jax.Array:
+        spans = KeySpans(start=batch["span_start"], stop=batch["span_stop"])
+        positions = batch["position_ids"].swapaxes(0, 1)
+        return model.logits(
+            model.hidden(batch["token_ids"], positions, spans, batch["pixel_values"], batch["video_grid_thw"])
+        )
+
+    logits = np.asarray(all_logits(batch), np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    losses = [
+        -log_probabilities[row, slot, label] for (row, slot), label in np.ndenumerate(batch["labels"]) if label != -100
+    ]
+
+    assert history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert history[0]["labels"] == len(losses)
+    assert history[0]["tokens"] == (batch["token_ids"] != 0).sum()
+
+
+def test_the_gradient_norm_is_that_of_the_mean_loss(small_model, make_batch) -> None:
+    batch = make_batch(8)
+    structure, parameters = split_parameters(small_model(0))
+
+    def mean_loss(parameters: dict) -> jax.Array:
+        return (
+            summed_loss(merge_parameters(structure, parameters), batch, max_labels=12) / (batch["labels"] != -100).sum()
+        )
+
+    expected = optax.tree.norm(jax.jit(jax.grad(mean_loss))(parameters))
+    _, history = train(small_model(0), [batch])
+    assert history[0]["grad_norm"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_four_micro_batches_of_eight_rows_are_one_batch_of_thirty_two(small_model, make_batch) -> None:
+    batches = [make_batch(32, seed=seed) for seed in range(3)]
+    whole, whole_history = train(small_model(0), batches)
+    divided, divided_history = train(small_model(0), batches, accumulation=4)
+    for left, right in zip(whole_history, divided_history, strict=True):
+        assert left == pytest.approx(right, rel=1e-5)
+    assert_close(whole, divided)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (1, 8), (2, 4)])
+def test_every_mesh_trains_as_one_device(small_model, make_batch, mesh: tuple[int, int]) -> None:
+    batches = [make_batch(8, seed=seed) for seed in range(4)]
+    expected, expected_history = train(small_model(0), batches)
+    actual, history = train(small_model(0), batches, mesh=mesh)
+    for left, right in zip(history, expected_history, strict=True):
+        assert left == pytest.approx(right, rel=1e-5)
+    assert_close(actual, expected)
+    moments = actual.opt_state[1][0].mu["decoder/q_weight_dnh"]
+    assert moments.sharding.spec == actual.trainable["decoder/q_weight_dnh"].sharding.spec
+    assert moments.addressable_shards[0].data.shape[1] == 16 // mesh[1]
+
+
+def test_frozen_parameters_stay_and_have_no_optimizer_state(small_model, make_batch) -> None:
+    model = small_model(0)
+    before = split_parameters(model)[1]
+    state, _ = train(model, [make_batch(8)], frozen=("visual/(?!merger)",))
+    assert set(state.frozen) == {"visual/patch_weight_cd"}
+    assert set(state.opt_state[1][0].mu) == set(state.trainable) == set(before) - {"visual/patch_weight_cd"}
+    np.testing.assert_array_equal(state.frozen["visual/patch_weight_cd"], before["visual/patch_weight_cd"])
+    for path, array in state.trainable.items():
+        assert not np.array_equal(array, before[path]), path
+
+
+def test_frozen_parameters_cost_no_backward_pass(small_model, make_batch) -> None:
+    """Neither the product that gives the frozen projection's gradient nor the one that leads back to it is there."""
+    mesh = make_mesh()
+    schedule = learning_rate_schedule(1e-2, steps=10, warmup_fraction=0.0)
+    optimizer = make_optimizer(schedule, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
+    structure, parameters = split_parameters(small_model(0))
+    batch = put_batch(make_batch(8), mesh, max_labels=12, accumulation=1)
+
+    def products(frozen: tuple[str, ...]) -> int:
+        state = initial_state(*split_frozen(parameters, frozen), optimizer)
+        step = make_train_step(structure, optimizer, schedule, state_shardings(mesh, state, optimizer), OPTIONS)
+        return step.lower(state, batch).as_text().count("stablehlo.dot_general")
+
+    assert products(("visual/(?!merger)",)) == products(()) - 2
+
+
+def test_the_step_trains(small_model, make_batch) -> None:
+    _, history = train(small_model(0), [make_batch(8)] * 30, steps=100)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters(small_model, make_batch) -> None:
+    mesh = make_mesh()
+    schedule = learning_rate_schedule(1e-2, steps=10, warmup_fraction=0.0)
+    optimizer = make_optimizer(schedule, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
+    structure, parameters = split_parameters(small_model(0))
+    state = initial_state(parameters, {}, optimizer)
+    options = StepOptions(compute_dtype=jnp.dtype("bfloat16"), max_labels=12)
+    step = make_train_step(structure, optimizer, schedule, state_shardings(mesh, state, optimizer), options)
+    batch = put_batch(make_batch(8), mesh, max_labels=12, accumulation=1)
+    assert "xbf16>" in step.lower(state, batch).as_text()
+    state, metrics = step(state, batch)
+    assert {leaf.dtype for leaf in state.trainable.values()} == {jnp.dtype("float32")}
+    assert metrics["loss"].dtype == jnp.float32
+
+
+def test_validation_sums_losses_and_labels(small_model, make_batch) -> None:
+    mesh = make_mesh(2, 4)
+    structure, parameters = split_parameters(small_model(0))
+    optimizer = make_optimizer(lambda _: 0.0, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
+    state = initial_state(parameters, {}, optimizer)
+    step = make_eval_step(structure, state_shardings(mesh, state, optimizer), OPTIONS)
+    batch = make_batch(8)
+    loss, labels = step(state, put_batch(batch, mesh, max_labels=12))
+    assert labels == (batch["labels"] != -100).sum()
+    _, history = train(small_model(0), [batch])
+    assert float(loss / labels) == pytest.approx(history[0]["loss"], rel=1e-5)
+
+
+def test_a_row_with_too_many_labels_names_the_key(make_batch) -> None:
+    with pytest.raises(ValueError, match=r"12 labelled tokens, more than config\.data\.max_labels = 4"):
+        put_batch(make_batch(8, length=30) | {"labels": np.ones((8, 12), np.int32)}, make_mesh(), max_labels=4)
