@@ -94,7 +94,8 @@ class Qwen2_5_VLConfig:
     def __post_init__(self) -> None:
         if self.vision.out_hidden_size != self.text.hidden_size:
             raise ValueError(
-                f"the vision tower gives {self.vision.out_hidden_size} features, the decoder takes {self.text.hidden_size}"
+                f"the vision tower gives {self.vision.out_hidden_size} features, but the decoder takes "
+                f"{self.text.hidden_size}"
             )
 
     @classmethod
@@ -254,7 +255,9 @@ def _replace(config: Any, changes: Mapping[str, Any], where: str) -> Any:
     return replace(config, **{name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()})
 
 
-def _released(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **others: Any) -> Qwen2_5_VLConfig:
+def _released(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **others: Any
+) -> Qwen2_5_VLConfig:
     vocab_size, tied = others.get("vocab_size", 152_064), others.get("tied", False)
     return Qwen2_5_VLConfig(
         text=TextConfig(vocab_size, hidden, intermediate, layers, heads, kv_heads, tie_word_embeddings=tied),

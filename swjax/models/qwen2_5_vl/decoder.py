@@ -91,9 +91,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
         self.config = config
-        self.embedding_vd = normal(
-            rngs, (config.vocab_size, config.hidden_size), config.initializer_range, param_dtype
-        )
+        self.embedding_vd = normal(rngs, (config.vocab_size, config.hidden_size), config.initializer_range, param_dtype)
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap

@@ -41,9 +41,7 @@ class Qwen2_5_VL(nnx.Module):
             pixel_values: rows of patches, one row a sequence: uint8 as decoded, or floats already normalised.
             video_grid_thw: temporal steps and patch rows and columns of the videos of each row; (0, 0, 0) is none.
         """
-        hidden = self.hidden(
-            token_ids, position_ids, spans, pixel_values=pixel_values, video_grid_thw=video_grid_thw
-        )
+        hidden = self.hidden(token_ids, position_ids, spans, pixel_values=pixel_values, video_grid_thw=video_grid_thw)
         return self.logits(hidden)
 
     def hidden(

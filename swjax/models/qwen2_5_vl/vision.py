@@ -188,9 +188,7 @@ class VisionTower(nnx.Module):
             x = normalize_pixels(pixel_values, config).astype(dtype) @ self.patch_weight_cd[...]
             units = x.reshape(num_rows, -1, unit * config.hidden_size)
             x = jnp.take_along_axis(units, layout.order[..., None], axis=1).reshape(x.shape)
-            rotation = planar_rotation(
-                layout.rows, layout.columns, head_dim=config.head_dim, theta=config.rope_theta
-            )
+            rotation = planar_rotation(layout.rows, layout.columns, head_dim=config.head_dim, theta=config.rope_theta)
 
             def block_step(x: Array, flagged: tuple[Bool[Array, ""], VisionBlock]) -> tuple[Array, None]:
                 is_full, block = flagged
