@@ -1,0 +1,47 @@
+"""Renders a scene of Moving Shapes into an H.264 MP4 file, the same bytes every time."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from swjax.data.moving_shapes.drawing import draw_frames
+from swjax.data.moving_shapes.scene import Scene
+
+FPS = 24
+SIZE = 112  # pixels, both ways
+# A key frame a second and no B-frames, so that decoding is quick; one thread, so the bytes are always the same.
+_ENCODER = {"preset": "ultrafast", "tune": "fastdecode", "crf": "20", "g": str(FPS), "bf": "0", "threads": "1"}
+
+
+def render(scene: Scene, path: Path, *, size: int = SIZE) -> None:
+    """Write the video of a scene. The file appears under its name only when it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    encode(draw_frames(scene, size=size, fps=FPS), partial, fps=FPS)
+    os.replace(partial, path)
+
+
+def encode(frames: UInt8[np.ndarray, "frames H W 3"], path: Path, *, fps: int) -> None:
+    """Write RGB frames as H.264 (yuv420p) in MP4. Height and width must be even."""
+    with av.open(str(path), mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=_ENCODER)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, fps)
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def is_whole(path: Path, num_frames: int) -> bool:
+    """Whether a file is there and is a video of so many frames, to judge by its index, which is written last."""
+    try:
+        with av.open(str(path)) as container:
+            return bool(container.streams.video) and container.streams.video[0].frames == num_frames
+    except (FileNotFoundError, av.error.InvalidDataError):
+        return False
