@@ -28,3 +28,8 @@ class KeyValueCache(NamedTuple):
     def slots(self) -> int:
         """Number of slots."""
         return self.keys.shape[2]
+
+    def grown(self, left: int, right: int) -> "KeyValueCache":
+        """The same with empty slots added before the first and behind the last."""
+        widths = ((0, 0), (0, 0), (left, right), (0, 0), (0, 0))
+        return KeyValueCache(jnp.pad(self.keys, widths), jnp.pad(self.values, widths))

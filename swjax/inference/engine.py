@@ -1,0 +1,68 @@
+"""The compiled functions behind a stream: encode a frame, write tokens into the cache, predict the next one."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int32, UInt8
+
+from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.streaming import KeySpans
+
+
+class Engine:
+    """A model ready to stream. One engine serves any number of sessions, one after another or side by side."""
+
+    def __init__(self, model: Qwen2_5_VL):
+        self.config: Qwen2_5_VLConfig = model.config
+        self._structure, self._parameters = split_parameters(model)
+        self._dtype = self._parameters["decoder/embedding_vd"].dtype
+
+    def new_cache(self, slots: int) -> KeyValueCache:
+        """An empty cache for one stream."""
+        return KeyValueCache.empty(self.config.text, batch=1, slots=slots, dtype=self._dtype)
+
+    def encode_frame(self, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> Float[Array, "1 U D"]:
+        """Features of one frame."""
+        return _encode(self._structure, self._parameters, patches, np.array([[1, *grid_hw]], np.int32))
+
+    def write(
+        self,
+        cache: KeyValueCache,
+        token_ids: Int32[np.ndarray, "L"],
+        position_ids: Int32[np.ndarray, "3 L"],
+        spans: KeySpans,
+        slots: Int32[np.ndarray, "L"],
+        features: Float[Array, "1 U D"] | None = None,
+    ) -> tuple[Int32[Array, ""], KeyValueCache]:
+        """Write tokens into the cache; returns the likeliest token after the last of them, and the cache.
+
+        The cache that is handed in is used up.
+        """
+        rows = (token_ids[None], position_ids[:, None], KeySpans(spans.start[None], spans.stop[None]), slots[None])
+        return _write(self._structure, self._parameters, cache, *rows, features)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(structure: nnx.GraphDef, parameters: Any, patches: Array, grid_thw: Array) -> Array:
+    return merge_parameters(structure, parameters).encode_video(patches, grid_thw)[None]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _write(
+    structure: nnx.GraphDef,
+    parameters: Any,
+    cache: KeyValueCache,
+    token_ids: Array,
+    position_ids: Array,
+    spans: KeySpans,
+    slots: Array,
+    features: Array | None,
+) -> tuple[Array, KeyValueCache]:
+    model = merge_parameters(structure, parameters)
+    hidden, cache = model.extend(token_ids, position_ids, spans, cache=cache, slots=slots, video_features=features)
+    return jnp.argmax(model.logits(hidden[0, -1])).astype(jnp.int32), cache

@@ -1,0 +1,56 @@
+"""What happens in a stream, in order, as a session tells it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FrameSeen:
+    """A frame has been taken in.
+
+    Attributes:
+        index: number of the frame, 0 for the first.
+        video_s: time in the video, in seconds, at which the frame was whole.
+        wall_s: seconds since the session began.
+    """
+
+    index: int
+    video_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class TokenSpoken:
+    """An answer token has been spoken.
+
+    Attributes:
+        index: number of the token in the answer, 0 for the first.
+        token_id: the token.
+        text: what it adds to the text; empty while a character is not whole.
+        after_frame: number of the newest frame that it could see.
+        wall_s: seconds since the session began.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    after_frame: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class StreamEnded:
+    """The answer has ended: at its end token, or at the limit on tokens after the last frame.
+
+    Attributes:
+        reason: which of the two.
+        text: the whole answer.
+        wall_s: seconds since the session began.
+    """
+
+    reason: Literal["end_token", "token_limit"]
+    text: str
+    wall_s: float
+
+
+StreamEvent = FrameSeen | TokenSpoken | StreamEnded

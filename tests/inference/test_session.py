@@ -1,0 +1,184 @@
+"""Streaming through the cache against full forward passes over the growing training layout."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from swjax.data.chat import encode_chat
+from swjax.data.tokenizer import load_tokenizer
+from swjax.inference import Engine, Frame, FrameSeen, StreamEnded, StreamSession, StreamSettings, TokenSpoken
+from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.streaming import KeySpans, SpecialTokens, build_layout, pad_layout
+
+QUESTION = "What happens?"
+GRID = (4, 6)
+ROW = 384
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(None)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    # Large weights, so that the answer of a model that has learned nothing still changes with what it sees.
+    config = Qwen2_5_VLConfig.preset(
+        "tiny",
+        text={"vocab_size": len(tokenizer), "initializer_range": 0.25, "num_layers": 2},
+        vision={"initializer_range": 0.15},
+        video_token_id=special.video_pad,
+    )
+    return Qwen2_5_VL(config, rngs=nnx.Rngs(3))
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Engine(model)
+
+
+def make_frames(count: int, seed: int) -> list[Frame]:
+    rng = np.random.default_rng(seed)
+    rows, columns = GRID
+    return [
+        Frame(rng.integers(0, 256, (rows * columns, 1176), dtype=np.uint8), GRID, index + 0.5) for index in range(count)
+    ]
+
+
+def decode_by_full_passes(model, tokenizer, frames, settings, count) -> list[int]:
+    """Greedy decoding without a cache: every token by a forward pass over the whole layout so far."""
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    grid = np.array([[len(frames), *GRID]])
+    prompt = encode_chat(tokenizer, question=QUESTION, answer=None, video_grid_thw=grid[0])
+    pixels = np.concatenate([frame.patches for frame in frames])[None]
+    forward = jax.jit(lambda model, *arrays, **named: model(*arrays, **named))
+    answer: list[int] = []
+    while len(answer) < count:
+        layout = build_layout(
+            np.concatenate([prompt, np.array(answer, np.int32)]),
+            grid,
+            variant=settings.variant,
+            schedule=settings.wait_k,
+            gap=settings.gap,
+            second_per_grid_t=settings.second_per_grid_t,
+            special_tokens=special,
+        )
+        last = int(np.argmax(layout.chat_index))
+        row = pad_layout(layout, ROW)
+        logits = forward(
+            model,
+            row.token_ids[None],
+            row.position_ids[:, None],
+            KeySpans(row.spans.start[None], row.spans.stop[None]),
+            pixel_values=pixels,
+            video_grid_thw=grid[None],
+        )
+        token = int(np.argmax(logits[0, last]))
+        if token == special.im_end:
+            break
+        answer.append(token)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("variant", "wait_k", "num_frames", "seconds"),
+    [
+        ("gdpe", 3, 6, 1.0),
+        ("gdpe", 2, 1, 1.0),
+        ("gipe", 3, 9, 0.5),
+        ("gipe", 1, 4, 2.0),
+        ("offline", 3, 5, 1.0),
+        ("offline_gdpe", 3, 5, 1.0),
+    ],
+)
+def test_streamed_tokens_equal_full_passes(model, engine, tokenizer, variant, wait_k, num_frames, seconds):
+    settings = StreamSettings(variant=variant, wait_k=wait_k, second_per_grid_t=seconds, max_tail=8)
+    answers = []
+    for seed in range(2):
+        frames = make_frames(num_frames, seed)
+        session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+        events = list(session.run(frames))
+        assert session.answer == decode_by_full_passes(model, tokenizer, frames, settings, len(session.answer))
+        assert [event.token_id for event in events if isinstance(event, TokenSpoken)] == session.answer
+        assert isinstance(events[-1], StreamEnded)
+        assert events[-1].text == session.text()
+        answers.append(tuple(session.answer))
+    assert answers[0] != answers[1], "the answer does not depend on the video, so this test shows nothing"
+
+
+def test_each_frame_is_encoded_once_and_each_token_computed_once(engine, tokenizer):
+    frames = make_frames(5, 0)
+    session = StreamSession(engine, tokenizer, question=QUESTION, settings=StreamSettings(max_tail=6))
+    list(session.run(frames))
+    prompt = encode_chat(tokenizer, question=QUESTION, answer=None, video_grid_thw=(5, *GRID))
+    assert not session.ended
+    assert len(session.answer) == 4 * 3 + 6
+    assert session.frames_encoded == 5
+    # The prompt holds the frames' tokens and the assistant prefix; the last token is spoken and never fed.
+    assert session.tokens_computed == len(prompt) + len(session.answer) - 1
+
+
+def test_the_cache_grows_at_both_ends(model, engine, tokenizer):
+    frames = make_frames(60, 1)  # 360 tokens of frames and 186 of the answer
+    settings = StreamSettings(wait_k=5, max_tail=10)
+    session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+    list(session.run(frames))
+    assert len(session.answer) == 59 * 5 + 10
+    assert session._cache.slots > 512
+    short = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+    for frame in frames[:30]:
+        short.see(frame)
+        list(short.speak(5))
+    assert short.answer == session.answer[: len(short.answer)]
+
+
+def test_events_come_in_the_order_of_the_schedule(engine, tokenizer):
+    times = iter(range(1000))
+    session = StreamSession(
+        engine, tokenizer, question=QUESTION, settings=StreamSettings(max_tail=4), clock=lambda: float(next(times))
+    )
+    events = list(session.run(make_frames(3, 0)))
+    kinds = [type(event).__name__[0] for event in events]
+    assert "".join(kinds) == "FTTTFTTTFTTTTS"
+    assert [event.index for event in events if isinstance(event, FrameSeen)] == [0, 1, 2]
+    assert [event.after_frame for event in events if isinstance(event, TokenSpoken)] == [0] * 3 + [1] * 3 + [2] * 4
+    walls = [event.wall_s for event in events]
+    assert walls == sorted(walls)
+    assert "".join(event.text for event in events if isinstance(event, TokenSpoken)) == session.text()
+
+
+def test_an_end_token_ends_the_stream(model, tokenizer):
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    frames = make_frames(4, 0)
+    plain = StreamSession(Engine(model), tokenizer, question=QUESTION)
+    spoken = next(event for event in plain.run(frames) if isinstance(event, TokenSpoken))
+    head = model.decoder.head_vd[...]
+    changed = nnx.clone(model)
+    changed.decoder.head_vd[...] = head.at[special.im_end].set(head[spoken.token_id] * 1.01)
+    session = StreamSession(Engine(changed), tokenizer, question=QUESTION)
+    events = list(session.run(frames))
+    assert session.ended
+    assert events[-1].reason == "end_token"
+    assert special.im_end not in session.answer
+
+
+def test_wrong_order_is_refused(engine, tokenizer):
+    session = StreamSession(engine, tokenizer, question=QUESTION)
+    with pytest.raises(ValueError, match="nothing has been seen yet"):
+        list(session.speak(1))
+    with pytest.raises(ValueError, match="no frames"):
+        session.finish()
+    frame = make_frames(1, 0)[0]
+    session.see(frame, last=True)
+    with pytest.raises(ValueError, match="has been finished"):
+        session.see(frame)
+    offline = StreamSession(engine, tokenizer, question=QUESTION, settings=StreamSettings(variant="offline"))
+    offline.see(frame)
+    with pytest.raises(ValueError, match="speaks after the video"):
+        list(offline.speak(1))
+    with pytest.raises(ValueError, match="unknown variant"):
+        StreamSettings(variant="gddpe")
+    with pytest.raises(ValueError, match="wait_k"):
+        StreamSettings(wait_k=0)
