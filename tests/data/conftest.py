@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from swjax.data.example import VideoExample
@@ -35,7 +35,7 @@ def numbered_frame(number: int, height: int = 64, width: int = 96) -> np.ndarray
     """A frame that shows its number in base 16: the left half the low digit, the right half the high one."""
     frame = np.zeros((height, width, 3), np.uint8)
     frame[:, : width // 2] = 8 + 15 * (number % 16)
-    frame[:, width // 2 :] = 8 + 15 * (number // 16)
+    frame[:, width // 2 :] = 8 + 15 * (number // 16 % 16)
     return frame
 
 
@@ -85,13 +85,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(pattern=" ?[^\\s]+|\\s+", behavior="isolated"),
+            pre_tokenizers.Split(pattern=Regex(" ?[^\\s]+|\\s+"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(
-        ["system user assistant The video shows a red square that turns and leaves."] * 4,
+        ["system", "user", "assistant", "The video shows a red square that turns and leaves."] * 4,
         trainers.BpeTrainer(
             vocab_size=400,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

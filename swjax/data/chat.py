@@ -1,0 +1,78 @@
+"""Chats: what is asked about a video and what is answered, as token ids.
+
+The order is the paper's: system, then the user's question and after it the video, then the answer.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from swjax.data.example import ExampleError
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+VIDEO_PAD = "<|video_pad|>"
+
+EVALUATION_QUESTION = "Describe the scene in this video and the activity that takes place in it."
+TRAINING_QUESTIONS = (
+    "Sum up the actions and events of this video.",
+    "Which actions are performed in this video?",
+    "Name the key objects in this video and say how they move.",
+    EVALUATION_QUESTION,
+)
+"""The four generic questions of the paper's set-up (section 4), in our own words."""
+
+
+def training_question(key: str, *, seed: int, epoch: int) -> str:
+    """The generic question that an example is asked in an epoch: random, but always the same one."""
+    return random.Random(f"{seed}/{epoch}/{key}").choice(TRAINING_QUESTIONS)
+
+
+def encode_chat(
+    tokenizer: Any,
+    *,
+    question: str,
+    answer: str | None,
+    video_grid_thw: Sequence[int] | np.ndarray,
+    merge_size: int = 2,
+) -> Int32[np.ndarray, "L"]:
+    """Encode a chat about one video with the tokenizer's chat template.
+
+    Args:
+        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        question: the user's text; it stands before the video.
+        answer: the assistant's text; None ends the chat at the prompt for an answer.
+        video_grid_thw: (t, h, w) of the video in patches.
+        merge_size: patches on a side of the square that becomes one token.
+
+    Returns:
+        int32[L] in chat order, with t * h * w / merge_size**2 `<|video_pad|>` tokens.
+
+    Raises:
+        ExampleError: if question or answer contain a special token written out.
+        ValueError: if the chat template does not place the video exactly once.
+    """
+    for name, text in (("question", question), ("answer", answer or "")):
+        written = [token for token in tokenizer.get_added_vocab() if token in text]
+        if written:
+            raise ExampleError(f"the {name} contains the special token {written[0]}; remove it from the text")
+    messages = [
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": [{"type": "text", "text": question.strip()}, {"type": "video"}]},
+    ]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer.strip()})
+    template_ids = tokenizer.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=answer is None, return_dict=False
+    )
+    ids = np.asarray(template_ids, np.int32)
+    is_video = ids == tokenizer.convert_tokens_to_ids(VIDEO_PAD)
+    if is_video.sum() != 1:
+        raise ValueError(
+            f"the chat template of the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} places the video "
+            f"{int(is_video.sum())} times; a Qwen2.5-VL tokenizer places {VIDEO_PAD} once"
+        )
+    t, h, w = (int(size) for size in np.asarray(video_grid_thw).reshape(3))
+    return np.repeat(ids, np.where(is_video, t * h * w // merge_size**2, 1))

@@ -1,0 +1,83 @@
+"""From frames to the patches that Qwen2.5-VL's vision tower reads.
+
+Pixels stay uint8; the model normalises them on the device. The budget of pixels is per frame, so the resolution of a
+frame depends on nothing that comes after it.
+"""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from swjax.data.example import ExampleError
+
+PATCH_SIZE = 14
+MERGE_SIZE = 2
+TEMPORAL_PATCH_SIZE = 2
+"""Qwen2.5-VL's geometry: 14 x 14 pixels of 2 frames to a patch, 2 x 2 patches to a token."""
+
+
+def video_to_patches(
+    frames: UInt8[np.ndarray, "frames height width 3"],
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    patch_size: int = PATCH_SIZE,
+    merge_size: int = MERGE_SIZE,
+    temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
+) -> tuple[UInt8[np.ndarray, "patches pixels"], tuple[int, int, int]]:
+    """Resize frames as Qwen2-VL's processor does (bicubic, sides rounded to whole merged patches) and cut them up.
+
+    Args:
+        frames: uint8[frames, height, width, 3], RGB, a whole number of temporal patches.
+        min_pixels: smallest area of a resized frame.
+        max_pixels: largest area of a resized frame.
+        patch_size: pixels on a side of a patch.
+        merge_size: patches on a side of the square that becomes one token.
+        temporal_patch_size: frames to a patch.
+
+    Returns:
+        uint8[t * h * w, 3 * temporal_patch_size * patch_size**2] and the grid (t, h, w) in patches. Patches are
+        ordered (t, h / merge, w / merge, merge row, merge column); the values of a patch (channel, frame, row,
+        column).
+
+    Raises:
+        ExampleError: if a frame is more than 200 times as long as it is wide, or wide as it is long.
+        ValueError: if the frames are not of the shape and type above.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"frames must be uint8[frames, height, width, 3], got {frames.dtype}{list(frames.shape)}")
+    if len(frames) == 0 or len(frames) % temporal_patch_size:
+        raise ValueError(f"{len(frames)} frames are not a whole number of temporal patches of {temporal_patch_size}")
+    height, width = _resized(frames.shape[1:3], patch_size * merge_size, min_pixels, max_pixels)
+    resized = np.stack(
+        [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
+    )
+    grid = len(frames) // temporal_patch_size, height // patch_size, width // patch_size
+    blocks = resized.reshape(
+        grid[0],
+        temporal_patch_size,
+        grid[1] // merge_size,
+        merge_size,
+        patch_size,
+        grid[2] // merge_size,
+        merge_size,
+        patch_size,
+        3,
+    )
+    patches = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return np.ascontiguousarray(patches.reshape(grid[0] * grid[1] * grid[2], -1)), grid
+
+
+def _resized(shape: tuple[int, ...], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    # Imported here because it takes seconds where torch is installed, and a manifest can be read without it.
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    if not 0 < min_pixels <= max_pixels or max_pixels < factor**2:
+        raise ValueError(
+            f"a frame needs 0 < min_pixels <= max_pixels and room for one token ({factor**2} pixels), got min_pixels "
+            f"{min_pixels} and max_pixels {max_pixels}"
+        )
+    height, width = shape
+    if max(height, width) > 200 * min(height, width):
+        raise ExampleError(f"a frame of {width} x {height} pixels is too long for its width; crop the video")
+    return smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)

@@ -1,0 +1,287 @@
+"""The input pipeline: from the lines of a manifest to batches of fixed shape, in Grain.
+
+Decoding, resizing, tokenising and laying out run in Grain's threads or worker processes. What fails there comes back
+in the place of the example, is noted in the `RejectedLog` of this process and leaves the stream. Rows are put into
+batches here, after the workers, so the batches are the same for any number of workers and threads.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int32
+
+from swjax.data.chat import EVALUATION_QUESTION, encode_chat, training_question
+from swjax.data.example import ExampleError, VideoExample
+from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
+from swjax.data.rejected import RejectedLog, check_rejected
+from swjax.data.video import DEFAULT_FPS, decode_video
+from swjax.streaming import SpecialTokens, StreamLayout, Variant, build_layout, pad_layout
+from swjax.streaming.spans import KeySpans
+
+Batch = dict[str, np.ndarray]
+"""Rows of one batch, B rows of L tokens and P patches:
+
+token_ids int32[B, L], position_ids int32[B, 3, L], span_start and span_stop int32[B, L], labels int32[B, L] (-100: no
+loss), pixel_values uint8[B, P, 1176], video_grid_thw int32[B, 1, 3] (0, 0, 0 in an empty row).
+"""
+
+PIXELS_PER_PATCH = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2
+
+# Smaller arrays travel from the workers by pickle, which is quicker than a shared memory of their own.
+_MIN_SHARED_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How examples become batches.
+
+    Attributes:
+        batch_size: rows of a batch in this process (B).
+        max_tokens: tokens of a row (L); a longer example is set aside.
+        max_patches: patches of a row (P); a video of more is set aside.
+        variant: the position design.
+        wait_k: answer tokens spoken after each frame; a caption of fewer tokens a frame is set aside.
+        gap: first id of the answer in GIPE.
+        fps: frames a second that are taken from the video; two of them are one frame of the model.
+        min_pixels: smallest area of a resized frame.
+        max_pixels: largest area of a resized frame.
+        seed: of the order of the examples and of their questions.
+        workers: processes that encode examples; 0 encodes in threads of this process.
+        threads: threads that encode examples, in this process or in each worker; 0 encodes when a batch is asked for.
+        prefetch: examples that are kept ready, in this process or in each worker.
+    """
+
+    batch_size: int
+    max_tokens: int
+    max_patches: int
+    variant: Variant | str = Variant.GDPE
+    wait_k: int = 3
+    gap: int = 10_000
+    fps: float = DEFAULT_FPS
+    min_pixels: int = 56 * 56
+    max_pixels: int = 448 * 448
+    seed: int = 0
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        Variant(self.variant)
+        for name in ("batch_size", "max_tokens", "max_patches", "wait_k", "min_pixels", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gap", "seed", "workers", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps must be above 0, got {self.fps}")
+        token_pixels = (PATCH_SIZE * MERGE_SIZE) ** 2
+        if self.max_pixels < max(self.min_pixels, token_pixels):
+            raise ValueError(
+                f"max_pixels must be at least min_pixels ({self.min_pixels}) and the pixels of one token "
+                f"({token_pixels}), got {self.max_pixels}"
+            )
+
+
+def build_pipeline(
+    examples: Sequence[VideoExample],
+    config: PipelineConfig,
+    tokenizer: Any,
+    *,
+    train: bool,
+    special_tokens: SpecialTokens | None = None,
+    rejected: RejectedLog | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset[Batch]:
+    """Build the stream of batches of one process.
+
+    Training goes on for ever, in a new order each epoch, and skips what cannot be used. Evaluation is one pass in the
+    order of the manifest; what cannot be used, and what the last batch lacks, are rows without labels, so every
+    process has the same number of batches and no example is lost.
+
+    The iterator of the result has Grain's `get_state` and `set_state`. A state fits a pipeline with the same
+    examples, batch size, seed and number of workers.
+
+    Args:
+        examples: those of the whole data set, in every process.
+        config: shapes, sampling, workers.
+        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        train: training or evaluation.
+        special_tokens: None reads them off the tokenizer.
+        rejected: where bad examples are noted; None makes a log in memory.
+        process_index: which of the processes of the run this is.
+        process_count: how many processes share the examples.
+
+    Raises:
+        ValueError: if there are no examples, two share a key, or the process does not exist.
+        TooManyRejectedError: on iteration, once more examples fail than the log allows.
+    """
+    if not examples:
+        raise ValueError("there are no examples to make batches of")
+    if len({example.key for example in examples}) < len(examples):
+        raise ValueError("two examples share a key; every key must be unique")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
+    log = RejectedLog() if rejected is None else rejected
+    encoder = _RowEncoder(
+        tuple(examples), config, tokenizer, special_tokens or SpecialTokens.from_tokenizer(tokenizer), train
+    )
+    if train:
+        numbers = grain.MapDataset.range(len(examples)).shuffle(seed=config.seed).repeat()
+    else:
+        batch_of_all = config.batch_size * process_count
+        numbers = grain.MapDataset.range(math.ceil(len(examples) / batch_of_all) * batch_of_all)
+    rows = numbers.map_with_index(encoder)[process_index::process_count].to_iter_dataset(
+        grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch if config.threads else 0)
+    )
+    rows = grain.experimental.WithOptionsIterDataset(
+        rows,
+        grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES, filter_warn_threshold_ratio=None),
+    )
+    if config.workers and not flags.FLAGS.is_parsed():
+        # Grain reads a flag when it starts workers, and absl refuses unless a program has parsed its command line.
+        flags.FLAGS.mark_as_parsed()
+    rows = rows.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=config.prefetch)
+    )
+    rows = rows.map(functools.partial(_note, log=log, num_examples=len(examples)))
+    if train:
+        rows = rows.filter(_is_usable)
+    return rows.batch(
+        config.batch_size, drop_remainder=train, batch_fn=functools.partial(_stack, max_patches=config.max_patches)
+    )
+
+
+def encode_example(
+    example: VideoExample, config: PipelineConfig, tokenizer: Any, special_tokens: SpecialTokens, *, question: str
+) -> Batch:
+    """Encode one example as a row without padding patches.
+
+    Returns:
+        The arrays of a `Batch` without its axis B, padded to `max_tokens` but not to `max_patches`.
+
+    Raises:
+        ExampleError: if the video cannot be used, the caption is too short for its frames, or the example is too
+            large for a row.
+    """
+    frames = decode_video(
+        example.video_path, fps=config.fps, max_frames=config.max_patches // MERGE_SIZE**2 * TEMPORAL_PATCH_SIZE
+    )
+    patches, grid = video_to_patches(frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+    if len(patches) > config.max_patches:
+        raise ExampleError(
+            f"the video has {len(patches)} patches (grid {grid}), and a row has room for {config.max_patches}; raise "
+            "max_patches, lower max_pixels or cut the video"
+        )
+    ids = encode_chat(tokenizer, question=question, answer=example.caption, video_grid_thw=grid)
+    spoken, needed = _answer_length(ids, special_tokens), config.wait_k * grid[0]
+    if spoken < needed:
+        raise ExampleError(
+            f"the caption has {spoken} tokens, too short for its {grid[0]} frames at {config.wait_k} tokens a frame "
+            f"({needed}); cut the video or lower wait_k"
+        )
+    if len(ids) > config.max_tokens:
+        raise ExampleError(
+            f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
+            "max_pixels, or cut the video or its caption"
+        )
+    layout = build_layout(
+        ids,
+        np.array([grid]),
+        variant=config.variant,
+        schedule=config.wait_k,
+        gap=config.gap,
+        second_per_grid_t=TEMPORAL_PATCH_SIZE / config.fps,
+        special_tokens=special_tokens,
+    )
+    return _row(layout, patches, grid, config.max_tokens)
+
+
+@dataclass(frozen=True)
+class _RowEncoder:
+    """Position in the stream -> row; the part that runs in threads and workers."""
+
+    examples: tuple[VideoExample, ...]
+    config: PipelineConfig
+    tokenizer: Any
+    special_tokens: SpecialTokens
+    train: bool
+
+    def __call__(self, index: int, number: int) -> dict[str, Any]:
+        if number >= len(self.examples):
+            return {"key": "", "reason": "", **_empty_row(self.config.max_tokens)}
+        example = self.examples[number]
+        try:
+            row = encode_example(
+                example,
+                self.config,
+                self.tokenizer,
+                self.special_tokens,
+                question=self._question(example, epoch=index // len(self.examples)),
+            )
+        except ExampleError as error:
+            return {"key": example.key, "reason": str(error), **_empty_row(self.config.max_tokens)}
+        return {"key": example.key, "reason": "", **row}
+
+    def _question(self, example: VideoExample, epoch: int) -> str:
+        if example.question is not None:
+            return example.question
+        if self.train:
+            return training_question(example.key, seed=self.config.seed, epoch=epoch)
+        return EVALUATION_QUESTION
+
+
+def _answer_length(ids: Int32[np.ndarray, "L"], special: SpecialTokens) -> int:
+    """Tokens of the caption: what stands between the assistant's prefix and its `<|im_end|>`."""
+    first = np.flatnonzero(ids == special.im_start)[-1] + len(special.prefix)
+    return int(np.flatnonzero(ids[first:] == special.im_end)[0])
+
+
+def _row(layout: StreamLayout, patches: np.ndarray, grid: tuple[int, int, int], max_tokens: int) -> Batch:
+    padded = pad_layout(layout, max_tokens)
+    return {
+        "token_ids": padded.token_ids,
+        "position_ids": padded.position_ids,
+        "span_start": padded.spans.start,
+        "span_stop": padded.spans.stop,
+        "labels": padded.labels,
+        "pixel_values": patches,
+        "video_grid_thw": np.array([grid], np.int32),
+    }
+
+
+def _empty_row(max_tokens: int) -> Batch:
+    nothing = np.zeros(0, np.int32)
+    layout = StreamLayout(nothing, np.zeros((3, 0), np.int32), KeySpans(nothing, nothing), nothing, nothing)
+    return _row(layout, np.zeros((0, PIXELS_PER_PATCH), np.uint8), (0, 0, 0), max_tokens)
+
+
+def _note(row: dict[str, Any], *, log: RejectedLog, num_examples: int) -> dict[str, Any]:
+    """Tell the log what came of an example; raises when too many are bad, or a run on bad data would never end."""
+    if row["key"]:
+        log.note(row["key"], row["reason"] or None)
+        if row["reason"]:
+            check_rejected(log, num_examples=num_examples)
+    return row
+
+
+def _is_usable(row: dict[str, Any]) -> bool:
+    return not row["reason"]
+
+
+def _stack(rows: Sequence[dict[str, Any]], *, max_patches: int) -> Batch:
+    """Stack rows to a batch, with zeros for the patches that a row lacks."""
+    names = [name for name in rows[0] if name not in ("key", "reason", "pixel_values")]
+    batch = {name: np.stack([row[name] for row in rows]) for name in names}
+    pixels = np.zeros((len(rows), max_patches, PIXELS_PER_PATCH), np.uint8)
+    for padded, row in zip(pixels, rows, strict=True):
+        padded[: len(row["pixel_values"])] = row["pixel_values"]
+    return {**batch, "pixel_values": pixels}

@@ -1,0 +1,49 @@
+"""Chats: their order, the room for the video, and the questions."""
+
+import numpy as np
+import pytest
+
+from swjax.data.chat import EVALUATION_QUESTION, SYSTEM_PROMPT, TRAINING_QUESTIONS, encode_chat, training_question
+from swjax.data.example import ExampleError
+
+GRID = (3, 4, 6)
+
+
+def test_order_and_room_for_the_video(tokenizer):
+    ids = encode_chat(tokenizer, question=" What? ", answer=" A square. ", video_grid_thw=GRID)
+    assert ids.dtype == np.int32
+    assert tokenizer.decode(ids) == (
+        f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
+        f"<|im_start|>user\nWhat?<|vision_start|>{'<|video_pad|>' * 18}<|vision_end|><|im_end|>\n"
+        "<|im_start|>assistant\nA square.<|im_end|>\n"
+    )
+
+
+def test_open_chat_is_the_beginning_of_the_answered_one(tokenizer):
+    closed = encode_chat(tokenizer, question="What?", answer="A square.", video_grid_thw=np.array([GRID]))
+    prompt = encode_chat(tokenizer, question="What?", answer=None, video_grid_thw=GRID)
+    assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
+    np.testing.assert_array_equal(prompt, closed[: len(prompt)])
+
+
+@pytest.mark.parametrize(("name", "texts"), [("question", ("<|im_end|>?", "A.")), ("answer", ("?", "<|video_pad|>"))])
+def test_special_tokens_in_texts_are_refused(tokenizer, name, texts):
+    with pytest.raises(ExampleError, match=rf"the {name} contains the special token <\|"):
+        encode_chat(tokenizer, question=texts[0], answer=texts[1], video_grid_thw=GRID)
+
+
+def test_template_without_video(tokenizer):
+    other = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    other.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(ValueError, match=r"places the video 0 times; a Qwen2\.5-VL tokenizer places"):
+        encode_chat(other, question="?", answer=None, video_grid_thw=GRID)
+
+
+def test_questions():
+    assert len(set(TRAINING_QUESTIONS)) == 4
+    assert EVALUATION_QUESTION in TRAINING_QUESTIONS
+    asked = [training_question("a", seed=0, epoch=epoch) for epoch in range(400)]
+    assert asked == [training_question("a", seed=0, epoch=epoch) for epoch in range(400)]
+    assert all(60 < asked.count(question) < 140 for question in TRAINING_QUESTIONS)
+    assert asked != [training_question("b", seed=0, epoch=epoch) for epoch in range(400)]
+    assert asked != [training_question("a", seed=1, epoch=epoch) for epoch in range(400)]

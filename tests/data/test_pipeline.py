@@ -1,0 +1,316 @@
+"""Batches: what is in a row, order, resume, evaluation, and what happens to bad examples."""
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from conftest import write_video
+
+from swjax.data.chat import EVALUATION_QUESTION, TRAINING_QUESTIONS, encode_chat
+from swjax.data.patches import video_to_patches
+from swjax.data.pipeline import PipelineConfig, build_pipeline, encode_example
+from swjax.data.rejected import RejectedLog, TooManyRejectedError
+from swjax.data.video import decode_video
+from swjax.streaming import SpecialTokens, build_layout, pad_layout
+
+CONFIG = PipelineConfig(batch_size=2, max_tokens=256, max_patches=64, max_pixels=168 * 168, threads=0)
+NAMES = {
+    "token_ids": ((2, 256), np.int32),
+    "position_ids": ((2, 3, 256), np.int32),
+    "span_start": ((2, 256), np.int32),
+    "span_stop": ((2, 256), np.int32),
+    "labels": ((2, 256), np.int32),
+    "pixel_values": ((2, 64, 1176), np.uint8),
+    "video_grid_thw": ((2, 1, 3), np.int32),
+}
+
+
+def with_config(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def train_batches(examples, tokenizer, count, config=CONFIG, **arguments):
+    iterator = iter(build_pipeline(examples, config, tokenizer, train=True, **arguments))
+    batches = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+def evaluation_batches(examples, tokenizer, config=CONFIG, **arguments):
+    return list(build_pipeline(examples, config, tokenizer, train=False, **arguments))
+
+
+def captions(batch, tokenizer):
+    """The answers of a batch, read off its labels; None for a row without any."""
+    rows = (row[row >= 0] for row in batch["labels"])
+    return [tokenizer.decode(row[::-1]).removesuffix("<|im_end|>").removeprefix("<|im_end|>") or None for row in rows]
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+@pytest.fixture
+def bad_examples(tmp_path, examples):
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(examples[0].video_path.read_bytes()[:2000])
+    long = write_video(tmp_path / "long.mp4", num_frames=24 * 20, rate=24, height=56, width=56)
+    wide = write_video(tmp_path / "wide.mp4", num_frames=48, rate=24, height=84, width=168)
+    replace = dataclasses.replace
+    good = examples[0]
+    return {
+        "damaged": replace(good, key="damaged", video_path=damaged),
+        "missing": replace(good, key="missing", video_path=tmp_path / "gone.mp4"),
+        "brief": replace(good, key="brief", caption="The video"),
+        "special": replace(good, key="special", caption="The video shows <|im_end|> and a square that turns."),
+        "wordy": replace(good, key="wordy", caption="The video shows a square. " * 60),
+        "long": replace(good, key="long", video_path=long),
+        "wide": replace(good, key="wide", video_path=wide),
+    }
+
+
+REASONS = {
+    "damaged": "damaged.mp4 cannot be decoded",
+    "missing": r"there is no video file",
+    "brief": "the caption has 2 tokens, too short for its 2 frames at 3 tokens a frame (6)",
+    "special": "the answer contains the special token <|im_end|>",
+    "wordy": "tokens, and a row has room for 256; raise max_tokens",
+    "long": "long.mp4 has more than 32 frames at 2 fps (16 s)",
+    "wide": "the video has 144 patches (grid (2, 6, 12)), and a row has room for 64; raise max_patches",
+}
+
+
+@pytest.mark.parametrize("variant", ["gdpe", "gipe", "offline"])
+def test_a_row_is_the_layout_of_its_example(examples, tokenizer, variant):
+    config = with_config(variant=variant, fps=3.0, wait_k=2)
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    batch = evaluation_batches(examples, tokenizer, config)[0]
+    assert {name: (array.shape, array.dtype) for name, array in batch.items()} == NAMES
+    for row, example in enumerate(examples[:2]):
+        patches, grid = video_to_patches(
+            decode_video(example.video_path, fps=3.0), min_pixels=config.min_pixels, max_pixels=config.max_pixels
+        )
+        ids = encode_chat(tokenizer, question=EVALUATION_QUESTION, answer=example.caption, video_grid_thw=grid)
+        layout = build_layout(
+            ids, np.array([grid]), variant=variant, schedule=2, second_per_grid_t=2 / 3, special_tokens=special
+        )
+        padded = pad_layout(layout, 256)
+        np.testing.assert_array_equal(batch["token_ids"][row], padded.token_ids)
+        np.testing.assert_array_equal(batch["position_ids"][row], padded.position_ids)
+        np.testing.assert_array_equal(batch["span_start"][row], padded.spans.start)
+        np.testing.assert_array_equal(batch["span_stop"][row], padded.spans.stop)
+        np.testing.assert_array_equal(batch["labels"][row], padded.labels)
+        np.testing.assert_array_equal(batch["pixel_values"][row, : len(patches)], patches)
+        assert not batch["pixel_values"][row, len(patches) :].any()
+        np.testing.assert_array_equal(batch["video_grid_thw"][row], [grid])
+
+
+def test_training_sees_everything_once_an_epoch_in_new_orders(examples, tokenizer):
+    batches = train_batches(examples, tokenizer, 14)
+    said = [caption for batch in batches for caption in captions(batch, tokenizer)]
+    epochs = [said[start : start + 7] for start in range(0, 28, 7)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(example.caption for example in examples)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_training_is_deterministic(examples, tokenizer):
+    batches = train_batches(examples, tokenizer, 8)
+    assert_same(batches, train_batches(examples, tokenizer, 8))
+    assert_same(batches, train_batches(examples, tokenizer, 8, with_config(threads=2)))
+    other = train_batches(examples, tokenizer, 8, with_config(seed=1))
+    assert any((a["token_ids"] != b["token_ids"]).any() for a, b in zip(batches, other, strict=True))
+
+
+def test_questions_change_between_epochs_and_the_manifest_wins(examples, tokenizer):
+    asked = dataclasses.replace(examples[0], question="Who turns?")
+
+    def questions(examples, train, count):
+        pipeline = build_pipeline(examples, with_config(variant="offline", batch_size=1), tokenizer, train=train)
+        iterator = iter(pipeline)
+        texts = [tokenizer.decode(next(iterator)["token_ids"][0]) for _ in range(count)]
+        return [text.split("user\n")[1].split("<|vision_start|>")[0] for text in texts]
+
+    assert set(questions(examples[:1], True, 30)) == set(TRAINING_QUESTIONS)
+    assert questions(examples[:1], False, 1) == [EVALUATION_QUESTION]
+    assert set(questions([asked], True, 5)) == set(questions([asked], False, 1)) == {"Who turns?"}
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_resume_is_exact(examples, bad_examples, tokenizer, threads):
+    everything = (*examples, bad_examples["damaged"], bad_examples["brief"])
+    pipeline = build_pipeline(
+        everything, with_config(threads=threads), tokenizer, train=True, rejected=RejectedLog(max_share=1)
+    )
+    iterator = iter(pipeline)
+    states, batches = [iterator.get_state()], []
+    for _ in range(9):
+        batches.append(next(iterator))
+        states.append(json.loads(json.dumps(iterator.get_state())))
+    for start in (0, 1, 4, 8):
+        resumed = iter(pipeline)
+        resumed.set_state(states[start])
+        assert_same([next(resumed) for _ in range(9 - start)], batches[start:])
+
+
+WORKERS_SCRIPT = """
+import dataclasses, json, pickle, sys
+
+from swjax.data.pipeline import build_pipeline
+from swjax.data.rejected import RejectedLog
+
+
+def main() -> None:
+    with open(sys.argv[1], "rb") as file:
+        examples, config, tokenizer = pickle.load(file)
+    config = dataclasses.replace(config, workers=2, threads=1, prefetch=2)
+    log = RejectedLog(max_share=1)
+    pipeline = build_pipeline(examples, config, tokenizer, train=True, rejected=log)
+    iterator = iter(pipeline)
+    batches, states = [], []
+    for _ in range(7):
+        batches.append(next(iterator))
+        states.append(iterator.get_state())
+    iterator.close()
+    resumed = iter(pipeline)
+    resumed.set_state(json.loads(json.dumps(states[2])))
+    again = [next(resumed) for _ in range(4)]
+    resumed.close()
+    with open(sys.argv[2], "wb") as file:
+        pickle.dump([[dict(b) for b in batches], again, log.rejected], file)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_make_the_same_batches_and_resume(examples, bad_examples, tokenizer, tmp_path):
+    """In a plain script, as workers are started anew from it; failures come back from the workers too."""
+    everything = (*examples, bad_examples["damaged"], bad_examples["brief"])
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps((everything, CONFIG, tokenizer)))
+    (tmp_path / "script.py").write_text(WORKERS_SCRIPT)
+    subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path / "in.pkl", tmp_path / "out.pkl"], check=True, timeout=120
+    )
+    batches, again, rejected = pickle.loads((tmp_path / "out.pkl").read_bytes())
+    log = RejectedLog(max_share=1)
+    assert_same(batches, train_batches(everything, tokenizer, 7, rejected=log))
+    assert_same(again, batches[3:])
+    assert rejected == log.rejected
+    assert {entry.where for entry in rejected} == {"damaged", "brief"}
+
+
+def test_evaluation_loses_nothing(examples, tokenizer):
+    batches = evaluation_batches(examples, tokenizer)
+    said = [caption for batch in batches for caption in captions(batch, tokenizer)]
+    assert said == [example.caption for example in examples] + [None]
+    last = batches[-1]
+    assert not last["pixel_values"][1].any()
+    assert not last["video_grid_thw"][1].any()
+    np.testing.assert_array_equal(last["span_stop"][1] - last["span_start"][1], 1)
+
+
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_evaluation_over_processes(examples, bad_examples, tokenizer, process_count):
+    everything = (examples[0], bad_examples["damaged"], *examples[1:])
+    shares = [
+        evaluation_batches(
+            everything,
+            tokenizer,
+            rejected=RejectedLog(max_share=1),
+            process_index=index,
+            process_count=process_count,
+        )
+        for index in range(process_count)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    said = [caption for share in shares for batch in share for caption in captions(batch, tokenizer) if caption]
+    assert sorted(said) == sorted(example.caption for example in examples)
+
+
+def test_training_over_processes(examples, tokenizer):
+    shares = [
+        train_batches(examples, tokenizer, 7, with_config(batch_size=1), process_index=index, process_count=2)
+        for index in range(2)
+    ]
+    alone = train_batches(examples, tokenizer, 14, with_config(batch_size=1))
+    assert_same([batch for pair in zip(*shares, strict=True) for batch in pair], alone)
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_bad_examples_are_skipped_counted_and_listed(examples, bad_examples, tokenizer, kind, tmp_path):
+    log = RejectedLog(tmp_path / "rejected.jsonl", max_share=0.2)
+    batches = train_batches((*examples[:2], bad_examples[kind], *examples[2:]), tokenizer, 12, rejected=log)
+    said = [caption for batch in batches for caption in captions(batch, tokenizer)]
+    assert set(said) == {example.caption for example in examples}
+    assert (log.num_seen, log.num_bad) == (8, 1)
+    (line,) = log.path.read_text().splitlines()
+    entry = json.loads(line)
+    assert entry["where"] == kind
+    assert REASONS[kind] in entry["reason"]
+
+
+def test_too_many_bad_examples_stop_the_run(examples, bad_examples, tokenizer):
+    with pytest.raises(TooManyRejectedError, match=r"1 of \d examples seen cannot be used, .* 5%(.|\n)*damaged.mp4"):
+        train_batches((*examples, bad_examples["damaged"]), tokenizer, 8)
+    with pytest.raises(TooManyRejectedError, match="2 of 2 examples seen"):
+        train_batches((bad_examples["damaged"], bad_examples["brief"]), tokenizer, 1, rejected=RejectedLog(max_share=1))
+
+
+def test_other_faults_are_not_swallowed(examples, tokenizer, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("a fault of the program")
+
+    monkeypatch.setattr("swjax.data.pipeline.video_to_patches", broken)
+    with pytest.raises(ValueError, match="a fault of the program"):
+        train_batches(examples, tokenizer, 1)
+
+
+def test_time_ids_follow_the_sampling_rate(examples, tokenizer):
+    """Twice the frames a second, half the step in temporal ids: a second is 2 ids at any rate."""
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    for fps, ids in ((2.0, [0, 2]), (4.0, [0, 1, 2, 3])):
+        row = encode_example(examples[0], with_config(fps=fps), tokenizer, special, question="?")
+        temporal = row["position_ids"][0][row["token_ids"] == special.video_pad]
+        assert list(np.unique(temporal) - temporal.min()) == ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": "nope"}, "unknown variant 'nope'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"fps": 0.0}, "fps must be above 0, got 0"),
+        ({"max_pixels": 100}, r"max_pixels must be at least min_pixels \(3136\)"),
+    ],
+)
+def test_config_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        with_config(**changes)
+
+
+def test_arguments_are_checked(examples, tokenizer):
+    with pytest.raises(ValueError, match="there are no examples"):
+        build_pipeline((), CONFIG, tokenizer, train=True)
+    with pytest.raises(ValueError, match="two examples share a key"):
+        build_pipeline((examples[0], examples[0]), CONFIG, tokenizer, train=True)
+    with pytest.raises(ValueError, match=r"process_index must be in 0\.\.1, got 2"):
+        build_pipeline(examples, CONFIG, tokenizer, train=True, process_index=2, process_count=2)
+
+
+def test_rates_are_not_mixed_up(tmp_path, examples, tokenizer):
+    path = write_video(tmp_path / "ntsc.mp4", num_frames=61, rate=Fraction(30000, 1001), height=56, width=56)
+    example = dataclasses.replace(examples[0], video_path=path)
+    row = encode_example(example, CONFIG, tokenizer, SpecialTokens.from_tokenizer(tokenizer), question="?")
+    np.testing.assert_array_equal(row["video_grid_thw"], [[2, 4, 4]])
