@@ -65,16 +65,13 @@ def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTran
     """
     shardings = parameter_shardings(mesh, state.trainable | state.frozen)
     trainable = {path: shardings[path] for path in state.trainable}
-    return TrainState(
-        step=replicated(mesh),
+    whole = replicated(mesh)
+    return dataclasses.replace(
+        jax.tree.map(lambda _: whole, state),
         trainable=trainable,
         frozen={path: shardings[path] for path in state.frozen},
         opt_state=optax.tree.map_params(
-            optimizer,
-            lambda _, sharding: sharding,
-            state.opt_state,
-            trainable,
-            transform_non_params=lambda _: replicated(mesh),
+            optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: whole
         ),
     )
 
@@ -109,6 +106,7 @@ def make_train_step(
     structure: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    mesh: Mesh,
     shardings: TrainState,
     options: StepOptions,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -147,7 +145,6 @@ def make_train_step(
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
-    mesh = shardings.step.mesh
     return jax.jit(
         train_step,
         donate_argnames="state",
@@ -157,7 +154,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    structure: nnx.GraphDef, shardings: TrainState, options: StepOptions
+    structure: nnx.GraphDef, mesh: Mesh, shardings: TrainState, options: StepOptions
 ) -> Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Compiles `step(state, batch [B, ...]) -> (summed loss, labelled tokens)`, for a mean by token over batches."""
 
@@ -165,7 +162,6 @@ def make_eval_step(
         loss = _summed_loss(structure, state.trainable, state.frozen, batch, options)
         return loss, count_labels(batch["labels"])
 
-    mesh = shardings.step.mesh
     return jax.jit(
         eval_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(replicated(mesh), replicated(mesh))
     )

@@ -43,7 +43,7 @@ def train(
     start = functools.partial(initial_state, *split_frozen(parameters, frozen), optimizer)
     shardings = state_shardings(device_mesh, jax.eval_shape(start), optimizer)
     state = jax.jit(start, out_shardings=shardings)()
-    step = make_train_step(structure, optimizer, schedule, shardings, OPTIONS)
+    step = make_train_step(structure, optimizer, schedule, device_mesh, shardings, OPTIONS)
     history = []
     for batch in batches:
         state, metrics = step(state, put_batch(batch, device_mesh, max_labels=12, accumulation=accumulation))
@@ -140,7 +140,7 @@ def test_frozen_parameters_cost_no_backward_pass(small_model, make_batch) -> Non
 
     def products(frozen: tuple[str, ...]) -> int:
         state = initial_state(*split_frozen(parameters, frozen), optimizer)
-        step = make_train_step(structure, optimizer, schedule, state_shardings(mesh, state, optimizer), OPTIONS)
+        step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state, optimizer), OPTIONS)
         return step.lower(state, batch).as_text().count("stablehlo.dot_general")
 
     assert products(("visual/(?!merger)",)) == products(()) - 2
@@ -158,7 +158,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters(small_model, ma
     structure, parameters = split_parameters(small_model(0))
     state = initial_state(parameters, {}, optimizer)
     options = StepOptions(compute_dtype=jnp.dtype("bfloat16"), max_labels=12)
-    step = make_train_step(structure, optimizer, schedule, state_shardings(mesh, state, optimizer), options)
+    step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state, optimizer), options)
     batch = put_batch(make_batch(8), mesh, max_labels=12, accumulation=1)
     assert "xbf16>" in step.lower(state, batch).as_text()
     state, metrics = step(state, batch)
@@ -171,7 +171,7 @@ def test_validation_sums_losses_and_labels(small_model, make_batch) -> None:
     structure, parameters = split_parameters(small_model(0))
     optimizer = make_optimizer(lambda _: 0.0, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
     state = initial_state(parameters, {}, optimizer)
-    step = make_eval_step(structure, state_shardings(mesh, state, optimizer), OPTIONS)
+    step = make_eval_step(structure, mesh, state_shardings(mesh, state, optimizer), OPTIONS)
     batch = make_batch(8)
     loss, labels = step(state, put_batch(batch, mesh, max_labels=12))
     assert labels == (batch["labels"] != -100).sum()

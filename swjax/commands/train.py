@@ -1,0 +1,79 @@
+"""`swjax train`: train a model as a configuration file says."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+NAME = "train"
+HELP = "train a model; goes on by itself where a run was stopped"
+
+_DESCRIPTION = """\
+Train a streaming video-language model as a configuration file says. The run folder (config.run_dir) receives the
+configuration, checkpoints, metrics.jsonl and TensorBoard files. Started again with the same command, a run that was
+stopped goes on from its latest checkpoint and ends with the same parameters as if it had never stopped.
+
+  swjax train --config configs/moving_shapes.py
+  swjax train --config configs/moving_shapes.py --config.variant=gipe --config.run_dir=runs/gipe
+  swjax train --config configs/moving_shapes.py --show-config
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of the verb; overrides of the configuration stay over for `run`."""
+    from swjax.training.config import base_config, describe_keys
+
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _DESCRIPTION
+    parser.epilog = (
+        "keys of the configuration, with the values of the paper's recipe; a configuration file changes some of them "
+        f"(see --show-config), the command line any:\n{describe_keys(base_config())}"
+    ).replace("%", "%%")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="configuration file, configs/*.py")
+    parser.add_argument("--run-dir", metavar="DIR", help="the same as --config.run_dir=DIR")
+    parser.add_argument("--show-config", action="store_true", help="print every key with its value, and stop")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        args: what `add_arguments` declared.
+        extra: overrides, `--config.KEY=VALUE`.
+
+    Returns:
+        0, or 2 where the configuration, the checkpoint or the data cannot be used, or 130 if stopped by the user.
+    """
+    from swjax.training.config import ConfigError, describe_keys
+    from swjax.training.config_file import load_config
+
+    console = Console(highlight=False)
+    try:
+        config = load_config(args.config, [*extra, *([f"--config.run_dir={args.run_dir}"] if args.run_dir else [])])
+    except ConfigError as error:
+        return _refuse(console, error)
+    if args.show_config:
+        console.print(describe_keys(config), markup=False, soft_wrap=True)
+        return 0
+
+    # Here, because they take seconds to import, which help and a mistyped key need not wait for.
+    from swjax.conversion import CheckpointError
+    from swjax.data.manifest import ManifestError
+    from swjax.data.rejected import TooManyRejectedError
+    from swjax.data.tokenizer import TokenizerError
+    from swjax.training.run import train
+
+    try:
+        train(config, console=console)
+    except (ConfigError, CheckpointError, ManifestError, TokenizerError, TooManyRejectedError) as error:
+        return _refuse(console, error)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the latest checkpoint")
+        return 130
+    return 0
+
+
+def _refuse(console: Console, error: Exception) -> int:
+    console.print("[bold red]error:[/] ", end="")
+    console.print(str(error), markup=False, soft_wrap=True)
+    return 2

@@ -1,0 +1,193 @@
+"""What a training run leaves on disk, and how a model is read back from it.
+
+    RUN_DIR/
+      config.json        every key of the run's configuration
+      model.json         the model's configuration, in the form of Hugging Face's config.json
+      tokenizer/         the tokenizer, as transformers saves it
+      environment.jsonl  a line for each start: time, versions, git commit, devices, command line
+      checkpoints/STEP/  parameters (path -> array), optimizer, data (the input iterator's place)
+      metrics.jsonl      a line a step
+      tensorboard/       the same for TensorBoard
+      rejected/          examples that could not be used, and why
+
+Training writes it; streaming, evaluation and export read it, and need nothing of training for that.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import DTypeLike
+
+from swjax.conversion.hugging_face import CheckpointError
+from swjax.conversion.parameters import Parameters, merge_parameters, split_parameters
+from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+
+CONFIG = "config.json"
+MODEL = "model.json"
+TOKENIZER = "tokenizer"
+CHECKPOINTS = "checkpoints"
+PARAMETERS = "parameters"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with what is needed to use it.
+
+    Attributes:
+        model: the model.
+        config: the run's configuration: every key of `swjax.training.config`, nested.
+        tokenizer: folder of the tokenizer.
+        step: optimizer steps that the model was trained for.
+    """
+
+    model: Qwen2_5_VL
+    config: Mapping[str, Any]
+    tokenizer: Path
+    step: int
+
+
+def load_run(run_dir: str | Path, step: int | None = None, *, dtype: DTypeLike = jnp.float32) -> Run:
+    """Reads the model of a run's checkpoint onto the default device.
+
+    Args:
+        run_dir: the run folder.
+        step: which checkpoint; the latest by default.
+        dtype: dtype of the parameters.
+
+    Raises:
+        CheckpointError: the folder is no run folder, has no such checkpoint, or the checkpoint is half-written,
+            damaged or of another model.
+    """
+    run_dir = Path(run_dir)
+    config = read_run_config(run_dir)
+    step = find_step(run_dir, step)
+    structure, shapes = split_parameters(abstract_model(read_model_config(run_dir), param_dtype=dtype))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in shapes.items()}
+    parameters = read_parameters(run_dir, step, shapes)
+    return Run(merge_parameters(structure, parameters), config, run_dir / TOKENIZER, step)
+
+
+def read_run_config(run_dir: str | Path) -> dict[str, Any]:
+    """Reads the configuration that a run was started with.
+
+    Raises:
+        CheckpointError: the folder holds none, or it is damaged.
+    """
+    return _read_json(Path(run_dir), CONFIG)
+
+
+def read_model_config(run_dir: str | Path) -> Qwen2_5_VLConfig:
+    """Reads the model's configuration.
+
+    Raises:
+        CheckpointError: the folder holds none, or it is damaged.
+    """
+    try:
+        return Qwen2_5_VLConfig.from_hf(_read_json(Path(run_dir), MODEL))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{Path(run_dir) / MODEL}: {error}") from error
+
+
+def list_steps(run_dir: str | Path) -> list[int]:
+    """The steps of all checkpoints that were written to their end, in order."""
+    folder = Path(run_dir) / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+
+
+def find_step(run_dir: str | Path, step: int | None = None) -> int:
+    """The step given, if it has a checkpoint, or the latest that has.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    steps = list_steps(run_dir)
+    if not steps:
+        raise CheckpointError(f"{Path(run_dir) / CHECKPOINTS} holds no finished checkpoint")
+    if step is not None and step not in steps:
+        raise CheckpointError(
+            f"{Path(run_dir) / CHECKPOINTS} holds no checkpoint of step {step}, but of {', '.join(map(str, steps))}"
+        )
+    return steps[-1] if step is None else step
+
+
+def read_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
+    """Reads a checkpoint's parameters.
+
+    Args:
+        run_dir: the run folder.
+        step: a step that has a checkpoint.
+        shapes: path -> shape, dtype and sharding that the parameter is to have.
+
+    Raises:
+        CheckpointError: a parameter is missing, unexpected, of another shape, or damaged on disk.
+    """
+    checkpoints = Path(run_dir).absolute() / CHECKPOINTS
+    folder = checkpoints / str(step) / PARAMETERS
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: the checkpoint is half-written; delete {folder.parent}")
+    with ocp.CheckpointManager(
+        checkpoints,
+        options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0),
+        item_handlers={PARAMETERS: ocp.StandardCheckpointHandler()},
+    ) as manager:
+        with reading(folder):
+            stored = manager.item_metadata(step)[PARAMETERS].tree
+        _check_shapes(folder, {path: tuple(leaf.shape) for path, leaf in stored.items()}, shapes)
+        with reading(folder):
+            found = manager.restore(
+                step, args=ocp.args.Composite(**{PARAMETERS: ocp.args.StandardRestore(dict(shapes))})
+            )
+        return found[PARAMETERS]
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turns whatever Orbax raises while it reads into a `CheckpointError` that names the folder and the tensor."""
+    try:
+        yield
+    except Exception as error:  # for damaged files Orbax has no one kind of error
+        tensor = re.search(r'Error reading "(.+?)/[^/"]*" in', str(error))
+        reason = str(error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)
+        raise CheckpointError(
+            f"{folder}: {f'tensor {tensor[1]}' if tensor else 'the checkpoint'} cannot be read; where a file is "
+            f"damaged or missing, delete {folder.parent} and the checkpoint before it is used ({reason})"
+        ) from error
+
+
+def _check_shapes(
+    folder: Path, stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
+    faults = [f"lacks {path}" for path in expected if path not in stored]
+    faults += [f"has unexpected {path}" for path in stored if path not in expected]
+    faults += [
+        f"has {path} with shape {stored[path]}, expected {tuple(leaf.shape)}"
+        for path, leaf in expected.items()
+        if path in stored and stored[path] != tuple(leaf.shape)
+    ]
+    if faults:
+        more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise CheckpointError(f"{folder} does not fit the model: it {', '.join(faults[:4])}{more}")
+
+
+def _read_json(run_dir: Path, name: str) -> dict[str, Any]:
+    file = run_dir / name
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing; a folder that `swjax train` wrote holds one") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error

@@ -1,0 +1,182 @@
+"""The configuration of a training run: every key, its default and its meaning, in one table.
+
+`configs/*.py` start from `base_config()` and change what their experiment changes; the command line changes the rest.
+Defaults are the paper's where it names a value.
+"""
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from swjax.streaming import Variant
+
+DTYPES = ("float32", "bfloat16")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run, and which key is at fault."""
+
+
+class Key(NamedTuple):
+    """A key: its dotted path, its default, its meaning, and whether a run may be resumed with another value."""
+
+    path: str
+    default: Any
+    meaning: str
+    free: bool = False
+
+
+KEYS = (
+    Key("run_dir", "runs/default", "folder that the run is written to, and resumed from if it was stopped", free=True),
+    Key("seed", 0, "seed of the parameters, of the order of the examples and of their questions"),
+    Key("variant", "gdpe", f"position design: {', '.join(Variant)}"),
+    Key("wait_k", 3, "answer tokens spoken after each frame"),
+    Key("gap", 10_000, "first position id of the answer (gipe)"),
+    Key("init_from", "", "Hugging Face checkpoint (folder or Hub id) to start from; '' starts from scratch"),
+    Key("model.preset", "", "size: tiny, 3b, 7b, 32b, 72b; '' takes the size of init_from"),
+    Key("model.overrides", {}, "fields of the model's configuration to change, such as {'text': {'num_layers': 2}}"),
+    Key("tokenizer", "", "tokenizer folder; '' takes init_from's, or that of Moving Shapes from scratch"),
+    Key("frozen", ("visual/(?!merger)",), "regular expressions; parameters whose path one matches do not train"),
+    Key("dtype", "bfloat16", f"dtype of the computations, {' or '.join(DTYPES)}; parameters are kept in float32"),
+    Key("data.train", "", "manifest of the training examples (JSON lines)"),
+    Key("data.validation", "", "manifest of the validation examples; '' for no validation", free=True),
+    Key("data.fps", 2.0, "video frames taken a second"),
+    Key("data.min_pixels", 56 * 56, "smallest area of a resized video frame"),
+    Key("data.max_pixels", 448 * 448, "largest area of a resized video frame"),
+    Key("data.max_tokens", 8192, "tokens of a row; longer examples are set aside"),
+    Key("data.max_patches", 30 * 1024, "patches of a row; larger videos are set aside"),
+    Key("data.max_labels", 256, "labelled tokens of a row, so the longest answer"),
+    Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
+    Key("data.workers", 0, "processes that decode videos; 0 decodes in threads"),
+    Key("steps", 313, "optimizer steps of the whole run"),
+    Key("batch_size", 4, "rows that run through the model at once, over all devices"),
+    Key("accumulation", 16, "batches whose gradients make one step: batch_size x accumulation rows a step"),
+    Key("optimizer.learning_rate", 2e-5, "peak learning rate of AdamW"),
+    Key("optimizer.warmup_fraction", 0.03, "part of the steps in which the learning rate rises, before its cosine"),
+    Key("optimizer.weight_decay", 0.0, "weight decay of matrices"),
+    Key("optimizer.clip_norm", 1.0, "largest global norm of the gradient"),
+    Key("optimizer.b1", 0.9, "decay of AdamW's first moment"),
+    Key("optimizer.b2", 0.999, "decay of AdamW's second moment"),
+    Key("checkpoint_every", 50, "steps between checkpoints; the last step always has one", free=True),
+    Key("keep", 2, "checkpoints kept, the latest", free=True),
+    Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
+    Key("mesh.data", -1, "devices along the data axis, which repeats parameters; -1 = those left", free=True),
+    Key("mesh.fsdp", 1, "devices along the fsdp axis, which shards parameters; -1 = those left", free=True),
+)
+
+DEFAULTS: Mapping[str, Any] = types.MappingProxyType({key.path: key.default for key in KEYS})
+
+
+def base_config() -> ConfigDict:
+    """All keys with their defaults, nested by their dots, ready for an experiment to change."""
+    nested: dict[str, Any] = {}
+    for key in KEYS:
+        *groups, name = key.path.split(".")
+        node = nested
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = key.default
+    return ConfigDict(nested)
+
+
+def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration by dotted path, in the order of the table.
+
+    Raises:
+        ConfigError: a key is unknown or missing.
+    """
+    plain = config.to_dict() if isinstance(config, ConfigDict) else config
+    found = dict(_walk(plain, ""))
+    for path in found:
+        if path not in DEFAULTS:
+            raise ConfigError(unknown_key(path))
+    for path in DEFAULTS:
+        if path not in found:
+            raise ConfigError(f"config.{path} is missing; start from swjax.training.config.base_config()")
+    return {path: found[path] for path in DEFAULTS}
+
+
+def unknown_key(path: str) -> str:
+    """What to tell somebody who wrote a key that is not there, such as `optimizer.lr` for `optimizer.learning_rate`."""
+    group, _, name = path.rpartition(".")
+    known = [key for key in DEFAULTS if group and key.startswith(group + ".")] or list(DEFAULTS)
+    names = {key.rpartition(".")[2]: key for key in known}
+    by_initials = [key for last, key in names.items() if name == "".join(word[0] for word in last.split("_"))]
+    nearest = (by_initials or [names[match] for match in difflib.get_close_matches(name, names, n=1, cutoff=0.0)])[0]
+    return f"unknown key config.{path}; the nearest known key is config.{nearest}"
+
+
+def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
+    """Looks whether a configuration can be run.
+
+    Raises:
+        ConfigError: names the key, its value and what it may be.
+    """
+    values = flatten(config)
+    for path, default in DEFAULTS.items():
+        _check_type(path, values[path], default)
+    try:
+        Variant(values["variant"])
+    except ValueError as error:
+        raise ConfigError(f"config.variant: {error}") from None
+    if values["dtype"] not in DTYPES:
+        raise ConfigError(f"config.dtype is {values['dtype']!r}; choose one of: {', '.join(DTYPES)}")
+    at_least_one = ("steps", "batch_size", "accumulation", "wait_k", "checkpoint_every", "keep", "eval_every")
+    for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
+        if values[path] < 1:
+            raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
+    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "data.fps"):
+        if not values[path] > 0:
+            raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")
+    for path in ("optimizer.warmup_fraction", "optimizer.b1", "optimizer.b2", "data.max_rejected"):
+        if not 0 <= values[path] < 1:
+            raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
+    if not values["data.train"]:
+        raise ConfigError("config.data.train is empty; give the manifest of the training examples")
+    if not values["init_from"] and not values["model.preset"]:
+        raise ConfigError("config.init_from and config.model.preset are both empty; give one, or both if they agree")
+
+
+def changed_keys(recorded: Mapping[str, Any], config: ConfigDict | Mapping[str, Any]) -> list[str]:
+    """What keeps a run from going on with another configuration: a line for each key that must stay as it was.
+
+    Args:
+        recorded: the configuration in the run folder, nested.
+        config: the one to go on with.
+    """
+    old, new = dict(_walk(recorded, "")), flatten(config)
+    free = {key.path for key in KEYS if key.free}
+    return [
+        f"config.{path} was {_plain(old.get(path))!r}, is {_plain(new.get(path))!r}"
+        for path in dict.fromkeys([*new, *old])
+        if path not in free and _plain(old.get(path)) != _plain(new.get(path))
+    ]
+
+
+def describe_keys(config: ConfigDict | Mapping[str, Any]) -> str:
+    """Two lines for each key: how to set it, with its value in this configuration, and its meaning."""
+    values = flatten(config)
+    return "\n".join(f"  --config.{key.path}={values[key.path]!r}\n      {key.meaning}" for key in KEYS)
+
+
+def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        path = prefix + name
+        is_group = isinstance(value, Mapping) and path not in DEFAULTS
+        yield from _walk(value, path + ".") if is_group else [(path, value)]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back: lists for tuples."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_type(path: str, value: Any, default: Any) -> None:
+    expected: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
+    if isinstance(default, tuple):
+        expected = (tuple, list)
+    if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise ConfigError(f"config.{path} is {value!r}; it must be of type {type(default).__name__}")

@@ -1,0 +1,102 @@
+"""What a run reads: the manifests of its configuration as streams of batches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import grain
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from swjax.data.manifest import read_manifest
+from swjax.data.pipeline import PipelineConfig, build_pipeline
+from swjax.data.rejected import RejectedLog, check_rejected
+from swjax.training.config import ConfigError
+
+REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The examples of a run.
+
+    Attributes:
+        batches: training batches without end; its place can be saved and restored.
+        validation: one pass over the validation examples each time that it is iterated; None without any.
+        rejected: examples that could not be used, by split.
+    """
+
+    batches: grain.DatasetIterator
+    validation: grain.IterDataset | None
+    rejected: Mapping[str, RejectedLog]
+
+
+def open_inputs(config: ConfigDict, tokenizer: Any) -> Inputs:
+    """Opens the manifests of a configuration.
+
+    Raises:
+        ConfigError: a value is not one that the pipeline takes.
+        ManifestError, TooManyRejectedError: the data cannot be used.
+    """
+    folder = Path(config.run_dir) / REJECTED
+    logs = {
+        split: RejectedLog(folder / f"{split}.jsonl", max_share=config.data.max_rejected)
+        for split in ("train", "validation")
+    }
+    rows = config.batch_size * config.accumulation
+    batches = iter(_stream(config, config.data.train, tokenizer, logs["train"], rows=rows, train=True))
+    validation = None
+    if config.data.validation:
+        validation = _stream(
+            config, config.data.validation, tokenizer, logs["validation"], rows=config.batch_size, train=False
+        )
+    return Inputs(batches, validation, MappingProxyType(logs))
+
+
+def report_rejected(inputs: Inputs, console: Console) -> None:
+    """Prints how many examples could not be used, the first of them and why, and where all are listed."""
+    for split, log in inputs.rejected.items():
+        if not log.rejected:
+            continue
+        console.print(f"{len(log.rejected)} {split} examples could not be used; {log.path} lists them:", markup=False)
+        for example in log.rejected[:5]:
+            console.print(f"  {example.where}: {example.reason}", markup=False)
+        if len(log.rejected) > 5:
+            console.print("  ...")
+
+
+def _stream(
+    config: ConfigDict, manifest_path: str, tokenizer: Any, log: RejectedLog, *, rows: int, train: bool
+) -> grain.IterDataset:
+    manifest = read_manifest(manifest_path)
+    for line in manifest.rejected:
+        log.note(line.where, line.reason)
+    check_rejected(log, num_examples=len(manifest.examples) + len(manifest.rejected))
+    try:
+        pipeline_config = PipelineConfig(
+            batch_size=rows // jax.process_count(),
+            max_tokens=config.data.max_tokens,
+            max_patches=config.data.max_patches,
+            variant=config.variant,
+            wait_k=config.wait_k,
+            gap=config.gap,
+            fps=config.data.fps,
+            min_pixels=config.data.min_pixels,
+            max_pixels=config.data.max_pixels,
+            seed=config.seed,
+            workers=config.data.workers,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from error
+    return build_pipeline(
+        manifest.examples,
+        pipeline_config,
+        tokenizer,
+        train=train,
+        rejected=log,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

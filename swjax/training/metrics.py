@@ -1,0 +1,82 @@
+"""What a run tells while it trains: metrics.jsonl, TensorBoard and a progress bar."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+Write = Callable[[int, Mapping[str, float]], None]
+
+
+@contextlib.contextmanager
+def open_metrics(run_dir: Path, *, after_step: int) -> Iterator[Write]:
+    """Opens the run folder's metrics for steps that follow `after_step`.
+
+    What a killed run wrote of later steps is dropped, as those steps are taken again.
+
+    Yields:
+        A function that writes the metrics of a step.
+    """
+    file = run_dir / METRICS
+    kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= after_step]
+    replacement = file.with_suffix(".tmp")
+    replacement.write_text("".join(line + "\n" for line in kept))
+    replacement.replace(file)
+    with (
+        file.open("a", buffering=1) as lines,
+        SummaryWriter(str(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,
+    ):
+
+        def write(step: int, metrics: Mapping[str, float]) -> None:
+            lines.write(json.dumps({"step": step, **metrics}) + "\n")
+            for name, value in metrics.items():
+                board.add_scalar(name, value, step)
+
+        yield write
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, *, completed: int, total: int) -> Iterator[Write]:
+    """Shows steps done, loss, tokens a second (smoothed) and the time left.
+
+    Yields:
+        A function that takes the metrics of a step.
+    """
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[rate]} tokens/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    last, rate = time.perf_counter(), 0.0
+    with bar:
+        task = bar.add_task("training", completed=completed, total=total, loss="...", rate="...")
+
+        def show(step: int, metrics: Mapping[str, float]) -> None:
+            nonlocal last, rate
+            now = time.perf_counter()
+            current = metrics["tokens"] / (now - last)
+            last, rate = now, 0.9 * rate + 0.1 * current if rate else current
+            bar.update(task, completed=step, loss=f"{metrics['loss']:.4f}", rate=f"{rate:,.0f}")
+
+        yield show
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """The lines that were written to their end: a killed run may leave half a line."""
+    if not file.exists():
+        return []
+    return file.read_text().split("\n")[:-1]

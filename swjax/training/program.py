@@ -1,0 +1,83 @@
+"""A run's compiled parts: optimizer, shardings and steps, from configuration to functions. Nothing runs here."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from swjax.conversion.parameters import split_parameters
+from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.qwen2_5_vl.model import abstract_model
+from swjax.training.config import ConfigError
+from swjax.training.loss import Batch
+from swjax.training.mesh import make_mesh
+from swjax.training.optimizer import learning_rate_schedule, make_optimizer
+from swjax.training.start import scratch_state
+from swjax.training.step import Metrics, StepOptions, TrainState, make_eval_step, make_train_step, state_shardings
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a run computes.
+
+    Attributes:
+        mesh: the devices.
+        optimizer: of the trainable parameters.
+        shapes: shape, dtype and sharding of every leaf of the state.
+        train_step: (state, batch [A, B, ...]) -> (state, metrics); the state given is donated.
+        eval_step: (state, batch [B, ...]) -> (summed loss, number of labels).
+    """
+
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    shapes: TrainState
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    eval_step: Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
+    """Builds the program of a configuration.
+
+    Raises:
+        ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or `frozen` no parameters.
+    """
+    try:
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if config.batch_size % mesh.size:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}; the {mesh.size} devices must divide it, "
+            "as each takes the same number of rows"
+        )
+    schedule = learning_rate_schedule(
+        config.optimizer.learning_rate, steps=config.steps, warmup_fraction=config.optimizer.warmup_fraction
+    )
+    optimizer = make_optimizer(
+        schedule,
+        clip_norm=config.optimizer.clip_norm,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+    )
+    shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
+    shardings = state_shardings(mesh, shapes, optimizer)
+    options = StepOptions(compute_dtype=jnp.dtype(config.dtype), max_labels=config.data.max_labels)
+    structure, _ = split_parameters(abstract_model(model_config))
+    return Program(
+        mesh,
+        optimizer,
+        jax.tree.map(_with_sharding, shapes, shardings),
+        make_train_step(structure, optimizer, schedule, mesh, shardings, options),
+        make_eval_step(structure, mesh, shardings, options),
+    )
+
+
+def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

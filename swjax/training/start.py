@@ -1,0 +1,114 @@
+"""Where a run starts: its model's configuration, and its state before the first step."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from swjax.conversion import load_hf
+from swjax.conversion.hugging_face import find_checkpoint, read_config
+from swjax.conversion.parameters import split_parameters
+from swjax.data.tokenizer import load_tokenizer
+from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.streaming import SpecialTokens
+from swjax.training.config import ConfigError
+from swjax.training.optimizer import split_frozen
+from swjax.training.step import TrainState, initial_state
+
+
+def choose_tokenizer(config: ConfigDict) -> Any:
+    """Loads the tokenizer that the configuration names: its own, else that of `init_from`, else Moving Shapes'."""
+    if config.tokenizer:
+        return load_tokenizer(config.tokenizer)
+    return load_tokenizer(find_checkpoint(config.init_from) if config.init_from else None)
+
+
+def choose_model(config: ConfigDict, tokenizer: Any) -> Qwen2_5_VLConfig:
+    """The model's configuration: that of `init_from`, else the preset with the tokenizer's vocabulary.
+
+    Raises:
+        ConfigError: a field or preset is unknown, the preset is not that of `init_from`, or the tokenizer and the
+            checkpoint do not belong together.
+    """
+    overrides = config.model.overrides.to_dict()
+    if not config.init_from:
+        return _preset(config.model.preset, overrides, tokenizer)
+    found = read_config(find_checkpoint(config.init_from))
+    if overrides:
+        raise ConfigError("config.model.overrides changes a model from scratch only; init_from brings its own sizes")
+    _check_tokenizer(found, tokenizer)
+    if config.model.preset and _sizes(Qwen2_5_VLConfig.preset(config.model.preset)) != _sizes(found):
+        raise ConfigError(
+            f"config.model.preset={config.model.preset!r} is not the size of config.init_from={config.init_from!r}; "
+            "set config.model.preset='' to take the checkpoint's"
+        )
+    return found
+
+
+def scratch_state(
+    model_config: Qwen2_5_VLConfig, config: ConfigDict, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`."""
+    parameters = split_parameters(Qwen2_5_VL(model_config, rngs=nnx.Rngs(config.seed)))[1]
+    return initial_state(*split_frozen(parameters, config.frozen), optimizer)
+
+
+def make_state(
+    model_config: Qwen2_5_VLConfig, config: ConfigDict, optimizer: optax.GradientTransformation, shapes: TrainState
+) -> TrainState:
+    """The state before the first step, laid out on the mesh: a warm start from `init_from`, else from scratch.
+
+    Args:
+        model_config: from `choose_model`.
+        config: the run's.
+        optimizer: of the trainable parameters.
+        shapes: shape, dtype and sharding of every leaf of the state.
+
+    Raises:
+        CheckpointError: `init_from` cannot be used.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    if not config.init_from:
+        return jax.jit(functools.partial(scratch_state, model_config, config, optimizer), out_shardings=shardings)()
+    parameters = split_parameters(load_hf(config.init_from, dtype=jnp.float32))[1]
+    trainable, frozen = split_frozen(parameters, config.frozen)
+    trainable, frozen = jax.device_put((trainable, frozen), (shardings.trainable, shardings.frozen))
+    start = functools.partial(initial_state, optimizer=optimizer)
+    return jax.jit(start, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)
+
+
+def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> Qwen2_5_VLConfig:
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    of_the_tokenizer = {
+        "video_token_id": special.video_pad,
+        "image_token_id": special.image_pad,
+        "vision_start_token_id": special.vision_start,
+        "vision_end_token_id": special.vision_end,
+        "bos_token_id": tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        "eos_token_id": special.im_end,
+    }
+    text = {"vocab_size": len(tokenizer)} | dict(overrides.get("text", {}))
+    try:
+        return Qwen2_5_VLConfig.preset(name, **{**of_the_tokenizer, **overrides, "text": text})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.model: {error}") from error
+
+
+def _check_tokenizer(model: Qwen2_5_VLConfig, tokenizer: Any) -> None:
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    if special.video_pad != model.video_token_id or len(tokenizer) > model.text.vocab_size:
+        raise ConfigError(
+            f"the tokenizer in {tokenizer.name_or_path} does not belong to config.init_from: it has {len(tokenizer)} "
+            f"tokens and <|video_pad|> {special.video_pad}, the model {model.text.vocab_size} and "
+            f"{model.video_token_id}; set config.tokenizer"
+        )
+
+
+def _sizes(model: Qwen2_5_VLConfig) -> tuple[Any, ...]:
+    text, vision = model.text, model.vision
+    return text.hidden_size, text.intermediate_size, text.num_layers, text.num_heads, vision.depth, vision.hidden_size
