@@ -146,7 +146,8 @@ def parse_caption(text: str) -> ParsedCaption:
     parsed = [(sentence, _parse_sentence(sentence)) for sentence in sentences]
     events = tuple(event for _, event in parsed if event is not None)
     unparsed = tuple(sentence for sentence, event in parsed if event is None and sentence)
-    grammatical = _opens_once(events) and not unparsed and text == " ".join(sentences)
+    well_formed = all(event is not None for _, event in parsed)
+    grammatical = well_formed and _opens_once(events) and text == " ".join(sentences)
     return ParsedCaption(events, grammatical, grammatical and is_consistent(events), unparsed)
 
 

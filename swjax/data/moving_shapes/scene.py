@@ -37,7 +37,7 @@ REACH = {
     "circle": dict(left=1.0, right=1.0, up=1.0, down=1.0),
     "square": dict(left=0.85, right=0.85, up=0.85, down=0.85),
     "triangle": dict(left=0.65, right=0.65, up=1.1, down=0.55),
-    "star": dict(left=0.7, right=0.7, up=1.1, down=0.5),
+    "star": dict(left=0.8, right=0.8, up=1.2, down=0.6),
 }
 
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
