@@ -4,6 +4,8 @@ Pixels stay uint8; the model normalises them on the device. The budget of pixels
 frame depends on nothing that comes after it.
 """
 
+import math
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -48,7 +50,9 @@ def video_to_patches(
         raise ValueError(f"frames must be uint8[frames, height, width, 3], got {frames.dtype}{list(frames.shape)}")
     if len(frames) == 0 or len(frames) % temporal_patch_size:
         raise ValueError(f"{len(frames)} frames are not a whole number of temporal patches of {temporal_patch_size}")
-    height, width = _resized(frames.shape[1:3], patch_size * merge_size, min_pixels, max_pixels)
+    height, width = resized_size(
+        *frames.shape[1:3], min_pixels=min_pixels, max_pixels=max_pixels, factor=patch_size * merge_size
+    )
     resized = np.stack(
         [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
     )
@@ -68,16 +72,29 @@ def video_to_patches(
     return np.ascontiguousarray(patches.reshape(grid[0] * grid[1] * grid[2], -1)), grid
 
 
-def _resized(shape: tuple[int, ...], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    # Imported here because it takes seconds where torch is installed, and a manifest can be read without it.
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+def resized_size(height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
+    """The size that Qwen2-VL's processor gives a frame: near its shape, whole factors, an area within the budget.
 
+    The same sizes as transformers' `smart_resize`, which cannot be imported without torch where torch is installed.
+
+    Raises:
+        ExampleError: if one side is more than 200 times the other.
+        ValueError: if the budget is empty or has no room for factor x factor pixels.
+    """
     if not 0 < min_pixels <= max_pixels or max_pixels < factor**2:
         raise ValueError(
             f"a frame needs 0 < min_pixels <= max_pixels and room for one token ({factor**2} pixels), got min_pixels "
             f"{min_pixels} and max_pixels {max_pixels}"
         )
-    height, width = shape
-    if max(height, width) > 200 * min(height, width):
+    sides = height, width
+    if max(sides) > 200 * min(sides):
         raise ExampleError(f"a frame of {width} x {height} pixels is too long for its width; crop the video")
-    return smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    counts = [round(side / factor) for side in sides]
+    area = math.prod(counts) * factor**2
+    if area > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        counts = [max(1, math.floor(side / shrink / factor)) for side in sides]
+    elif area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        counts = [math.ceil(side * grow / factor) for side in sides]
+    return counts[0] * factor, counts[1] * factor

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -16,6 +17,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import EVALUATION_QUESTION, encode_chat, training_question
 from swjax.data.example import ExampleError, VideoExample
 from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
@@ -55,6 +57,8 @@ class PipelineConfig:
         workers: processes that encode examples; 0 encodes in threads of this process.
         threads: threads that encode examples, in this process or in each worker; 0 encodes when a batch is asked for.
         prefetch: examples that are kept ready, in this process or in each worker.
+        cache_mb: megabytes of patches that this process, or each worker, keeps from epoch to epoch instead of decoding
+            their videos again.
     """
 
     batch_size: int
@@ -70,6 +74,7 @@ class PipelineConfig:
     workers: int = 0
     threads: int = 2
     prefetch: int = 16
+    cache_mb: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -77,7 +82,7 @@ class PipelineConfig:
         for name in ("batch_size", "max_tokens", "max_patches", "wait_k", "min_pixels", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("gap", "seed", "workers", "threads"):
+        for name in ("gap", "seed", "workers", "threads", "cache_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not (math.isfinite(self.fps) and self.fps > 0):
@@ -132,7 +137,12 @@ def build_pipeline(
         raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
     log = RejectedLog() if rejected is None else rejected
     encoder = _RowEncoder(
-        tuple(examples), config, tokenizer, special_tokens or SpecialTokens.from_tokenizer(tokenizer), train
+        tuple(examples),
+        config,
+        tokenizer,
+        special_tokens or SpecialTokens.from_tokenizer(tokenizer),
+        train,
+        PatchCache(config.cache_mb * 1_000_000),
     )
     if train:
         numbers = grain.MapDataset.range(len(examples)).shuffle(seed=config.seed).repeat()
@@ -160,10 +170,40 @@ def build_pipeline(
     )
 
 
+def load_patches(path: Path, config: PipelineConfig) -> Patches:
+    """Decode a video and cut it up, as the config says.
+
+    Raises:
+        ExampleError: if the video cannot be used or has more patches than a row.
+    """
+    frames = decode_video(path, fps=config.fps, max_frames=config.max_patches // MERGE_SIZE**2 * TEMPORAL_PATCH_SIZE)
+    patches, grid = video_to_patches(frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+    if len(patches) > config.max_patches:
+        raise ExampleError(
+            f"{path} has {len(patches)} patches (grid {grid}), and a row has room for {config.max_patches}; raise "
+            "max_patches, lower max_pixels or cut the video"
+        )
+    return patches, grid
+
+
 def encode_example(
-    example: VideoExample, config: PipelineConfig, tokenizer: Any, special_tokens: SpecialTokens, *, question: str
+    example: VideoExample,
+    config: PipelineConfig,
+    tokenizer: Any,
+    special_tokens: SpecialTokens,
+    *,
+    question: str,
+    cache: PatchCache | None = None,
 ) -> Batch:
     """Encode one example as a row without padding patches.
+
+    Args:
+        example: what to encode.
+        config: shapes and sampling.
+        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        special_tokens: their ids.
+        question: what the user asks.
+        cache: patches loaded before.
 
     Returns:
         The arrays of a `Batch` without its axis B, padded to `max_tokens` but not to `max_patches`.
@@ -172,15 +212,8 @@ def encode_example(
         ExampleError: if the video cannot be used, the caption is too short for its frames, or the example is too
             large for a row.
     """
-    frames = decode_video(
-        example.video_path, fps=config.fps, max_frames=config.max_patches // MERGE_SIZE**2 * TEMPORAL_PATCH_SIZE
-    )
-    patches, grid = video_to_patches(frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
-    if len(patches) > config.max_patches:
-        raise ExampleError(
-            f"the video has {len(patches)} patches (grid {grid}), and a row has room for {config.max_patches}; raise "
-            "max_patches, lower max_pixels or cut the video"
-        )
+    load = functools.partial(load_patches, config=config)
+    patches, grid = load(example.video_path) if cache is None else cache.get(example.video_path, load)
     ids = encode_chat(tokenizer, question=question, answer=example.caption, video_grid_thw=grid)
     spoken, needed = _answer_length(ids, special_tokens), config.wait_k * grid[0]
     if spoken < needed:
@@ -214,6 +247,7 @@ class _RowEncoder:
     tokenizer: Any
     special_tokens: SpecialTokens
     train: bool
+    cache: PatchCache
 
     def __call__(self, index: int, number: int) -> dict[str, Any]:
         if number >= len(self.examples):
@@ -226,6 +260,7 @@ class _RowEncoder:
                 self.tokenizer,
                 self.special_tokens,
                 question=self._question(example, epoch=index // len(self.examples)),
+                cache=self.cache,
             )
         except ExampleError as error:
             return {"key": example.key, "reason": str(error), **_empty_row(self.config.max_tokens)}

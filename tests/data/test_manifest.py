@@ -65,7 +65,9 @@ def test_unusable_manifests(manifest_file, tmp_path):
         read_manifest(tmp_path / "none.jsonl")
     with pytest.raises(ManifestError, match=r"manifest\.jsonl has no usable example: it is empty"):
         read_manifest(manifest_file())
-    with pytest.raises(ManifestError, match=r"no usable example; the first of 2 bad lines is manifest\.jsonl:1: not JSON"):
+    with pytest.raises(
+        ManifestError, match=r"no usable example; the first of 2 bad lines is manifest\.jsonl:1: not JSON"
+    ):
         read_manifest(manifest_file("{", "{}"))
     binary = Path(tmp_path / "binary.jsonl")
     binary.write_bytes(b"\xff\xfe")

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from hypothesis import example, given
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from swjax.data.example import ExampleError
-from swjax.data.patches import video_to_patches
+from swjax.data.patches import resized_size, video_to_patches
 
 BUDGET = {"min_pixels": 56 * 56, "max_pixels": 224 * 224}
 
@@ -24,6 +26,21 @@ def random_frames(count, height, width, seed=0):
     ramp = np.stack([255 * rows / height, 255 * columns / width, 255 * (rows + columns) / (height + width)], axis=-1)
     noise = generator.normal(0, 20, (count, height, width, 3))
     return np.clip(ramp * np.linspace(0.5, 1, count)[:, None, None, None] + noise, 0, 255).astype(np.uint8)
+
+
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.sampled_from([28, 32]),
+    st.integers(1, 56 * 56),
+    st.integers(56 * 56, 2000 * 2000),
+)
+@example(42, 70, 28, 1, 10**6)  # halves are rounded to even
+@example(4, 700, 28, 3136, 10**5)
+def test_sizes(height, width, factor, min_pixels, max_pixels):
+    arguments = {"factor": factor, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    if max(height, width) <= 200 * min(height, width):
+        assert resized_size(height, width, **arguments) == smart_resize(height, width, **arguments)
 
 
 @pytest.mark.parametrize(

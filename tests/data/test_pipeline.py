@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import write_video
+from video_files import write_video
 
 from swjax.data.chat import EVALUATION_QUESTION, TRAINING_QUESTIONS, encode_chat
 from swjax.data.patches import video_to_patches
@@ -85,7 +85,7 @@ REASONS = {
     "special": "the answer contains the special token <|im_end|>",
     "wordy": "tokens, and a row has room for 256; raise max_tokens",
     "long": "long.mp4 has more than 32 frames at 2 fps (16 s)",
-    "wide": "the video has 144 patches (grid (2, 6, 12)), and a row has room for 64; raise max_patches",
+    "wide": "wide.mp4 has 144 patches (grid (2, 6, 12)), and a row has room for 64; raise max_patches",
 }
 
 
@@ -127,6 +127,7 @@ def test_training_is_deterministic(examples, tokenizer):
     batches = train_batches(examples, tokenizer, 8)
     assert_same(batches, train_batches(examples, tokenizer, 8))
     assert_same(batches, train_batches(examples, tokenizer, 8, with_config(threads=2)))
+    assert_same(batches, train_batches(examples, tokenizer, 8, with_config(threads=2, cache_mb=1)))
     other = train_batches(examples, tokenizer, 8, with_config(seed=1))
     assert any((a["token_ids"] != b["token_ids"]).any() for a, b in zip(batches, other, strict=True))
 
@@ -194,6 +195,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_batches_and_resume(examples, bad_examples, tokenizer, tmp_path):
     """In a plain script, as workers are started anew from it; failures come back from the workers too."""
     everything = (*examples, bad_examples["damaged"], bad_examples["brief"])

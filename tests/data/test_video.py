@@ -6,7 +6,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from conftest import number_of, numbered_frame, write_video
+from video_files import number_of, numbered_frame, write_video
 
 from swjax.data.video import VideoError, decode_video, iter_frames
 
