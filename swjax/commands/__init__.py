@@ -1,0 +1,1 @@
+"""The verbs of `swjax`, one file each."""

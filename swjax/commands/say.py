@@ -1,0 +1,59 @@
+"""How the verbs speak: one console, and one way to refuse."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+
+
+class UsageError(ValueError):
+    """A verb was asked for something that makes no sense; the message says what and how to mend it."""
+
+
+def console() -> Console:
+    """A console on the standard output that leaves numbers and paths uncoloured."""
+    return Console(highlight=False)
+
+
+def refuse(error: object) -> int:
+    """Print an error that the user can mend; returns the exit status 2."""
+    out = Console(highlight=False, stderr=True)
+    out.print("[bold red]error:[/] ", end="")
+    out.print(str(error), markup=False, soft_wrap=True)
+    return 2
+
+
+def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace, Sequence[str]], int]:
+    """Make a verb's `run` of a function: refuses arguments that nobody asked for, and turns known errors into words."""
+
+    def checked(args: argparse.Namespace, extra: Sequence[str]) -> int:
+        if extra:
+            return refuse(f"swjax {args.verb} does not know {' '.join(extra)}; see swjax {args.verb} --help")
+        try:
+            return run(args)
+        except _known_errors() as error:
+            return refuse(error)
+        except KeyboardInterrupt:
+            return 130
+
+    return checked
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the user. Imported only when something has gone wrong."""
+    from swjax.conversion import CheckpointError
+    from swjax.data.example import ExampleError
+    from swjax.data.manifest import ManifestError
+    from swjax.data.tokenizer import TokenizerError
+    from swjax.evaluation import EvaluationError
+
+    errors: tuple[Any, ...] = (
+        UsageError,
+        CheckpointError,
+        ExampleError,
+        ManifestError,
+        TokenizerError,
+        EvaluationError,
+    )
+    return errors

@@ -1,0 +1,127 @@
+"""`swjax stream`: describe a video while watching it, in the terminal."""
+
+import argparse
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from swjax.commands.say import UsageError, console, refusing
+
+if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
+    from swjax.conversion.streaming_model import StreamingRecord
+    from swjax.inference import StreamEvent, StreamSession, StreamSettings
+
+NAME = "stream"
+HELP = "describe a video while watching it"
+
+DESCRIPTION = """\
+Describe a video while watching it. Frames are taken in at the video's own pace; each is encoded once and its keys and
+values are kept. After each frame the model says the next words (wait-k), after the last one the rest.
+"""
+EXAMPLE = "example: swjax stream --checkpoint runs/moving_shapes --video data/moving_shapes/test/videos/test-00000.mp4"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="run folder, exported folder or Hub id of the model"
+    )
+    parser.add_argument("--step", type=int, help="which checkpoint of the run (default: the latest)")
+    parser.add_argument("--video", required=True, type=Path, metavar="FILE", help="the video")
+    parser.add_argument("--question", help="what to ask (default: to describe the scene and the activity)")
+    parser.add_argument("--variant", help="position design (default: what the model was trained with)")
+    parser.add_argument("--wait-k", type=int, help="answer tokens after each frame (default: as trained)")
+    parser.add_argument("--gap", type=int, help="first position id of the answer in gipe (default: as trained)")
+    parser.add_argument("--max-tail", type=int, default=300, help="limit on tokens after the last frame (default: 300)")
+    parser.add_argument(
+        "--as-fast-as-possible", action="store_true", help="do not wait for the video's clock between frames"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object an event instead of text")
+
+
+@refusing
+def run(args: argparse.Namespace) -> int:
+    """Stream one video."""
+    from swjax.conversion.streaming_model import load_streaming_model
+    from swjax.data.chat import EVALUATION_QUESTION
+    from swjax.data.tokenizer import load_tokenizer
+    from swjax.inference import Engine, StreamSession, read_frames
+
+    source = load_streaming_model(args.checkpoint, step=args.step)
+    settings = _settings(args, source.record)
+    record = source.record
+    read = functools.partial(
+        read_frames, args.video, fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels
+    )
+    engine, tokenizer = Engine(source.model), load_tokenizer(source.tokenizer)
+    question = args.question or EVALUATION_QUESTION
+
+    # The first frame once for nothing, so that no compiling stands between the first frame and the first word.
+    rehearsal = StreamSession(engine, tokenizer, question=question, settings=settings)
+    rehearsal.see(next(read()), last=True)
+    list(rehearsal.speak(2))
+
+    session = StreamSession(engine, tokenizer, question=question, settings=settings)
+    events = session.run(read(), speed=None if args.as_fast_as_possible else 1.0)
+    if args.json:
+        for event in events:
+            print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
+    else:
+        _show(console(), args, settings, session, events)
+    return 0
+
+
+def _settings(args: argparse.Namespace, record: "StreamingRecord") -> "StreamSettings":
+    from swjax.data.patches import TEMPORAL_PATCH_SIZE
+    from swjax.inference import StreamSettings
+    from swjax.streaming import Variant
+
+    try:
+        return StreamSettings(
+            variant=Variant(args.variant or record.variant),
+            wait_k=record.wait_k if args.wait_k is None else args.wait_k,
+            gap=record.gap if args.gap is None else args.gap,
+            second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
+            max_tail=args.max_tail,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _show(
+    out: Console,
+    args: argparse.Namespace,
+    settings: "StreamSettings",
+    session: "StreamSession",
+    events: "Iterator[StreamEvent]",
+) -> None:
+    """A line for each frame: the video's clock, and behind it the words as they come."""
+    from swjax.inference import FrameSeen, StreamEnded, TokenSpoken
+
+    out.print(f"{args.video}  [dim]{settings.variant}, {settings.wait_k} tokens a frame[/]", soft_wrap=True)
+    first_word_s = None
+    for event in events:
+        match event:
+            case FrameSeen():
+                clock = f"{int(event.video_s) // 60}:{event.video_s % 60:04.1f}"
+                out.print(f"\n[cyan]{clock:>8}[/] [dim]frame {event.index:>3}[/]  ", end="")
+            case TokenSpoken():
+                first_word_s = event.wall_s if first_word_s is None else first_word_s
+                out.print(event.text, end="", markup=False, soft_wrap=True)
+                out.file.flush()
+            case StreamEnded():
+                ending = "" if event.reason == "end_token" else f", cut off at {settings.max_tail} tokens of tail"
+                first = "no word" if first_word_s is None else f"first word after {first_word_s:.2f} s"
+                out.print(
+                    f"\n\n[dim]{session.frames_encoded} frames encoded once each, {session.tokens_computed} tokens "
+                    f"computed once each, {len(session.answer)} spoken{ending}; {first}, "
+                    f"{event.wall_s:.2f} s in all[/]",
+                    soft_wrap=True,
+                )

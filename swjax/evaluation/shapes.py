@@ -1,0 +1,104 @@
+"""Scores of captions of Moving Shapes, exact, by parsing."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from swjax.data.moving_shapes.grammar import Event, event_accuracy, parse_caption
+
+Events = tuple[Event, ...]
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be made, and why."""
+
+
+@dataclass(frozen=True)
+class ShapesScores:
+    """Means over videos.
+
+    Attributes:
+        event_accuracy: share of what happened that is said, exactly and in order
+            (`swjax.data.moving_shapes.grammar.event_accuracy`), from 0 to 1.
+        error: standard error of that mean.
+        grammatical: share of captions that the grammar derives.
+        videos: how many.
+    """
+
+    event_accuracy: float
+    error: float
+    grammatical: float
+    videos: int
+
+
+def read_events(path: Path) -> dict[str, Events]:
+    """Read the events.jsonl of a split: what happens in each video, by key.
+
+    Raises:
+        EvaluationError: if the file is missing or a line of it cannot be read.
+    """
+    if not path.exists():
+        raise EvaluationError(f"{path} is missing; `swjax prepare moving_shapes` writes it beside the manifest")
+    found: dict[str, Events] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            found[record["video_id"]] = tuple(
+                Event(**{slot: value for slot, value in event.items() if slot not in ("time_s", "visible_s")})
+                for event in record["events"]
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"{path}:{number} cannot be read: {error!r}; prepare the data set again") from error
+    return found
+
+
+def score_captions(captions: Mapping[str, str], events: Mapping[str, Events]) -> ShapesScores:
+    """Score captions against what happened.
+
+    Args:
+        captions: text by key.
+        events: what happened, by key; must have every key of the captions.
+
+    Raises:
+        EvaluationError: if there are no captions, or a key has no events.
+    """
+    if not captions:
+        raise EvaluationError("there are no captions to score")
+    missing = sorted(set(captions) - set(events))
+    if missing:
+        raise EvaluationError(
+            f"no events are known of {missing[0]} and {len(missing) - 1} more; are the splits the same?"
+        )
+    parsed = {key: parse_caption(text) for key, text in captions.items()}
+    accuracies = np.array([event_accuracy(parsed[key].events, events[key]) for key in captions])
+    return ShapesScores(
+        event_accuracy=float(accuracies.mean()),
+        error=float(accuracies.std(ddof=1) / np.sqrt(len(accuracies))) if len(accuracies) > 1 else 0.0,
+        grammatical=float(np.mean([caption.grammatical for caption in parsed.values()])),
+        videos=len(captions),
+    )
+
+
+def best_constant_answer(candidates: Sequence[str], events: Mapping[str, Events]) -> tuple[str, float]:
+    """The one caption that, said about every video, has the highest event accuracy, and that accuracy.
+
+    The choice is made on the very videos that it is scored on, so no real constant answer does better.
+
+    Args:
+        candidates: captions to choose from, such as all of the training split.
+        events: what happened, by key.
+    """
+    if not candidates or not events:
+        raise EvaluationError("the best constant answer needs captions to choose from and videos to score on")
+    weights = Counter(events.values())
+    said = {parse_caption(caption).events: caption for caption in candidates}
+    accuracy = {
+        caption: sum(event_accuracy(parsed, true) * count for true, count in weights.items()) / len(events)
+        for parsed, caption in said.items()
+    }
+    best = max(accuracy, key=accuracy.__getitem__)
+    return best, accuracy[best]
