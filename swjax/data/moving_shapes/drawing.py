@@ -111,7 +111,7 @@ def _draw_shape(
     Positions are rounded to a quarter of a pixel, so that a few pictures of the shape serve all frames.
     """
     size = frames.shape[1]
-    half = math.ceil((1.25 * radius + OUTLINE) * size) + 1
+    half = math.ceil((1.2 * radius + OUTLINE) * size) + 1
     centre = np.round(where * size * 4) / 4
     corner = np.floor(centre).astype(int) - half
     parts = centre - np.floor(centre)
@@ -152,19 +152,8 @@ def _triangle(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     return np.maximum(math.sqrt(3) / 2 * np.abs(x) - 0.5 * y, y) - 0.575 * radius
 
 
-def _star(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Five points, one of them up: the plane is folded into one tenth of it, where the star has a single edge."""
-    tip, notch, fifth = 1.25 * radius, 0.62 * radius, 2 * math.pi / 5
-    angle = np.abs((np.arctan2(x, -y) + fifth / 2) % fifth - fifth / 2)
-    along, across = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
-    edge = np.array([notch * math.cos(fifth / 2) - tip, notch * math.sin(fifth / 2)])
-    edge /= np.linalg.norm(edge)
-    return (along - tip) * edge[1] - across * edge[0]
-
-
 _DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "circle": _circle,
     "square": _square,
     "triangle": _triangle,
-    "star": _star,
 }

@@ -28,7 +28,7 @@ Kind = Literal["enter", "turn", "hit", "recolour", "leave", "move"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SCORED_KINDS: frozenset[Kind] = frozenset(("enter", "turn", "hit", "recolour", "leave"))
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = ("left", "right", "up", "down")
 SIDES = ("left", "right", "top", "bottom")
 

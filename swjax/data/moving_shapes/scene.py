@@ -37,7 +37,6 @@ REACH = {
     "circle": dict(left=1.0, right=1.0, up=1.0, down=1.0),
     "square": dict(left=0.85, right=0.85, up=0.85, down=0.85),
     "triangle": dict(left=0.65, right=0.65, up=1.1, down=0.55),
-    "star": dict(left=0.8, right=0.8, up=1.2, down=0.6),
 }
 
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
@@ -132,18 +131,18 @@ class _Plan:
 
 def _draw_plan(rng: np.random.Generator) -> _Plan:
     durations = np.arange(MIN_DURATION_S, MAX_DURATION_S + 1)
-    hits = bool(rng.random() < 0.6)
+    hits = bool(rng.random() < 0.45)
     return _Plan(
         duration_s=int(rng.choice(durations, p=_DURATION_WEIGHTS)),
         hits=hits,
-        has_obstacle=hits or bool(rng.random() < 0.3),
+        has_obstacle=hits or bool(rng.random() < 0.15),
         leaves=bool(rng.random() < 0.6),
         num_recolours=int(rng.choice([0, 1, 2, 3], p=[0.2, 0.4, 0.25, 0.15])),
     )
 
 
 def _try_scene(rng: np.random.Generator, plan: _Plan) -> Scene | None:
-    radius, speed = rng.uniform(0.12, 0.155), rng.uniform(0.17, 0.28)
+    radius, speed = rng.uniform(0.15, 0.19), rng.uniform(0.2, 0.28)
     shape, colour, side = _pick(rng, SHAPES), _pick(rng, COLOURS), _pick(rng, SIDES)
     way = _draw_way(rng, plan, shape, radius, speed, side)
     if way is None:
@@ -155,13 +154,10 @@ def _try_scene(rng: np.random.Generator, plan: _Plan) -> Scene | None:
     if recolours is None:
         return None
     start = TimedEvent(Event("enter", colour=colour, shape=shape, side=side), way.corners[0][0], 1.0)
-    hits = (
-        [_timed(Event("hit", colour=obstacle.colour, shape=obstacle.shape), way.hit)]
-        if obstacle and way.hit is not None
-        else []
-    )
-    changes = [_timed(Event("recolour", colour=new), time) for time, new in recolours]
-    events = (start, *sorted([*way.events, *hits, *changes], key=lambda timed: timed.time_s))
+    later = [*way.events, *(_timed(Event("recolour", colour=new), time) for time, new in recolours)]
+    if obstacle is not None and way.hit is not None:
+        later.append(_timed(Event("hit", colour=obstacle.colour, shape=obstacle.shape), way.hit))
+    events = (start, *sorted(later, key=lambda timed: timed.time_s))
     sentences = narrate(events, plan.duration_s)
     if sentences is None:
         return None
@@ -274,7 +270,7 @@ def _draw_recolours(
 
 def _draw_obstacle(rng: np.random.Generator, way: _Way, shape: str, radius: float, colour: str) -> Obstacle | None:
     """The second shape: where the mover hits it, or out of its way; None if there is no room."""
-    other, size = _pick(rng, SHAPES), float(rng.uniform(0.12, 0.155))
+    other, size = _pick(rng, SHAPES), float(rng.uniform(0.15, 0.19))
     other_colour = _pick(rng, [c for c in COLOURS if c != colour])
     if way.hit is None:
         x, y = (float(value) for value in rng.uniform(size, 1 - size, 2))
@@ -295,11 +291,11 @@ def _draw_obstacle(rng: np.random.Generator, way: _Way, shape: str, radius: floa
 
 def _draw_background(rng: np.random.Generator) -> Background:
     grey = rng.uniform(55, 120)
-    red, green, blue = (float(value) for value in grey + rng.uniform(-14, 14, 3))
+    red, green, blue = (float(value) for value in grey + rng.uniform(-10, 10, 3))
     return Background(
         kind=_pick(rng, BACKGROUNDS),
         rgb=(red, green, blue),
-        contrast=float(rng.uniform(8, 18)),
+        contrast=float(rng.uniform(6, 12)),
         period=float(rng.uniform(0.12, 0.3)),
         angle=float(rng.uniform(0, math.pi)),
         seed=int(rng.integers(2**31)),

@@ -92,7 +92,7 @@ def test_ungrammatical_text_still_gives_its_well_formed_sentences(text, num_even
 
 
 def test_second_filler_in_a_row_keeps_moving():
-    caption = write_caption([Event("enter", "red", "star", side="top"), *[Event("move", direction="down")] * 3])
+    caption = write_caption([Event("enter", "red", "square", side="top"), *[Event("move", direction="down")] * 3])
     assert caption.endswith(" It moves down. It keeps moving down. It keeps moving down.")
 
 
