@@ -5,6 +5,7 @@ Defaults are the paper's where it names a value.
 """
 
 import difflib
+import json
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -171,7 +172,7 @@ def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _plain(value: Any) -> Any:
     """A value as JSON gives it back: lists for tuples."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(value))
 
 
 def _check_type(path: str, value: Any, default: Any) -> None:

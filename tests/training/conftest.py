@@ -1,6 +1,7 @@
 """A small model with the signature of the real one, and batches for it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxtyping import Array
+from ml_collections import ConfigDict
+from rich.console import Console
 
+from swjax.data.moving_shapes.prepare import prepare
 from swjax.streaming import KeySpans
+from swjax.training.config import base_config
 
 VOCAB, WIDTH, HEADS, PATCH = 32, 16, 2, 12
 
@@ -106,5 +111,54 @@ def make_batch() -> Callable[..., dict[str, np.ndarray]]:
             "pixel_values": rng.integers(0, 256, (rows, patches, PATCH)).astype(np.uint8),
             "video_grid_thw": np.tile(np.array([[1, 2, 4]], np.int32), (rows, 1, 1)),
         }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def moving_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded data set, with 12 videos to train on and 5 to validate on."""
+    folder = tmp_path_factory.mktemp("moving_shapes")
+    prepare(folder, train=12, validation=5, test=1, seed=0, workers=1, console=Console(quiet=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(moving_shapes: Path) -> Callable[[Path], ConfigDict]:
+    """The configuration of a run with a model of some thousand parameters, of six steps of 8 rows."""
+
+    def make(run_dir: Path) -> ConfigDict:
+        config = base_config()
+        config.run_dir = str(run_dir)
+        config.model.preset = "tiny"
+        config.model.overrides = ConfigDict(
+            {
+                "text": {
+                    "num_layers": 1,
+                    "hidden_size": 32,
+                    "intermediate_size": 32,
+                    "num_heads": 2,
+                    "num_kv_heads": 1,
+                    "mrope_section": (2, 3, 3),
+                },
+                "vision": {
+                    "depth": 2,
+                    "hidden_size": 16,
+                    "intermediate_size": 16,
+                    "num_heads": 1,
+                    "out_hidden_size": 32,
+                    "full_attention_blocks": (1,),
+                },
+            }
+        )
+        config.dtype, config.frozen = "float32", ()
+        config.data.train = str(moving_shapes / "train" / "manifest.jsonl")
+        config.data.validation = str(moving_shapes / "validation" / "manifest.jsonl")
+        config.data.max_pixels = 56 * 56
+        config.data.max_tokens, config.data.max_patches, config.data.max_labels = 160, 192, 64
+        config.optimizer.learning_rate = 1e-2
+        config.steps, config.batch_size, config.accumulation = 6, 8, 1
+        config.checkpoint_every, config.eval_every = 2, 3
+        return config
 
     return make

@@ -1,0 +1,244 @@
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from swjax.conversion import CheckpointError, save_hf
+from swjax.conversion.parameters import split_parameters
+from swjax.conversion.run_folder import load_run
+from swjax.training.config import ConfigError
+from swjax.training.run import train
+
+SILENT = Console(quiet=True)
+
+SCRIPT = """
+import json, sys
+from swjax.training.config import base_config
+from swjax.training.run import train
+config = base_config()
+for path, value in json.loads(sys.argv[1]).items():
+    *groups, name = path.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    node[name] = value
+train(config)
+"""
+
+
+def metric_lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters_of(run_dir: Path) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in split_parameters(load_run(run_dir).model)[1].items()}
+
+
+def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    for path, array in left.items():
+        np.testing.assert_array_equal(array.view(np.uint32), right[path].view(np.uint32), err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory) -> tuple[ConfigDict, dict[str, np.ndarray]]:
+    """A run of six steps on eight devices, to its end."""
+    config = make_config(tmp_path_factory.mktemp("finished") / "run")
+    train(config, console=SILENT)
+    return config, parameters_of(Path(config.run_dir))
+
+
+def copied(config: ConfigDict, tmp_path: Path) -> ConfigDict:
+    copy = config.copy_and_resolve_references()
+    copy.run_dir = str(tmp_path / "copy")
+    shutil.copytree(config.run_dir, copy.run_dir)
+    return copy
+
+
+def test_a_run_leaves_what_is_needed_to_use_its_model(finished) -> None:
+    config, _ = finished
+    run_dir = Path(config.run_dir)
+    lines = metric_lines(run_dir)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(line["tokens"] > line["labels"] > 0 and line["grad_norm"] > 0 for line in steps)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
+    assert list((run_dir / "tensorboard").glob("events.*"))
+    environment = json.loads((run_dir / "environment.jsonl").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert environment["step"] == 0
+
+    run = load_run(run_dir)
+    assert run.step == 6
+    assert run.config["variant"] == "gdpe"
+    assert (run.tokenizer / "tokenizer.json").is_file()
+    assert run.model.config.text.num_layers == 1
+
+
+def test_a_finished_run_started_again_changes_nothing(finished) -> None:
+    config, parameters = finished
+    before = metric_lines(Path(config.run_dir))
+    train(config, console=SILENT)
+    assert_same_bits(parameters_of(Path(config.run_dir)), parameters)
+    assert metric_lines(Path(config.run_dir)) == before
+
+
+def test_going_on_from_an_earlier_checkpoint_gives_the_same_bits(finished, tmp_path: Path) -> None:
+    config, parameters = finished
+    again = copied(config, tmp_path)
+    shutil.rmtree(Path(again.run_dir) / "checkpoints" / "6")
+    with (Path(again.run_dir) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # a line that the kill cut off
+    train(again, console=SILENT)
+    assert_same_bits(parameters_of(Path(again.run_dir)), parameters)
+    assert metric_lines(Path(again.run_dir)) == metric_lines(Path(config.run_dir))
+
+
+def test_another_configuration_is_refused_by_key(finished, tmp_path: Path) -> None:
+    config, _ = finished
+    other = copied(config, tmp_path)
+    other.variant, other.optimizer.learning_rate, other.keep = "gipe", 0.5, 7
+    with pytest.raises(ConfigError) as caught:
+        train(other, console=SILENT)
+    assert "config.variant was 'gdpe', is 'gipe'" in str(caught.value)
+    assert "config.optimizer.learning_rate was 0.01, is 0.5" in str(caught.value)
+    assert "keep" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's reads that it gave up
+def test_a_damaged_checkpoint_is_named(finished, tmp_path: Path) -> None:
+    config, _ = finished
+    damaged = copied(config, tmp_path)
+    folder = Path(damaged.run_dir) / "checkpoints" / "6" / "optimizer"
+    for file in folder.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=rf"{folder}: tensor .* cannot be read"):
+        train(damaged, console=SILENT)
+    gc.collect()
+
+
+def test_a_warm_start_begins_with_the_weights_of_the_checkpoint(finished, make_config, tmp_path: Path) -> None:
+    """After one step at a learning rate of nearly nothing, the weights and the tokenizer are the checkpoint's."""
+    config, parameters = finished
+    run = load_run(config.run_dir)
+    save_hf(run.model, tmp_path / "hf")
+    shutil.copytree(run.tokenizer, tmp_path / "hf", dirs_exist_ok=True)
+    warm = make_config(tmp_path / "run")
+    warm.init_from, warm.model.preset, warm.model.overrides = str(tmp_path / "hf"), "", ConfigDict()
+    warm.steps, warm.optimizer.learning_rate, warm.frozen = 1, 1e-30, ("visual/(?!merger)",)
+    train(warm, console=SILENT)
+    assert_same_bits(parameters_of(tmp_path / "run"), parameters)
+    assert metric_lines(tmp_path / "run")[0]["loss"] < metric_lines(Path(config.run_dir))[0]["loss"]
+
+
+def test_a_preset_that_is_not_the_checkpoint_s_is_refused(finished, make_config, tmp_path: Path) -> None:
+    config, _ = finished
+    run = load_run(config.run_dir)
+    save_hf(run.model, tmp_path / "hf")
+    shutil.copytree(run.tokenizer, tmp_path / "hf", dirs_exist_ok=True)
+    warm = make_config(tmp_path / "run")
+    warm.init_from, warm.model.overrides = str(tmp_path / "hf"), ConfigDict()
+    with pytest.raises(ConfigError, match=r"config\.model\.preset='tiny' is not the size of config\.init_from"):
+        train(warm, console=SILENT)
+
+
+def test_bad_examples_are_set_aside_and_listed(make_config, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    source = Path(config.data.train)
+    lines = source.read_text().splitlines()
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"this is no video")
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record["video_path"] = str(source.parent / record["video_path"])
+    records[1]["video_path"] = str(broken)
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(record) + "\n" for record in records) + "{not json\n")
+    config.data.train, config.data.max_rejected, config.steps = str(manifest), 0.5, 3
+    console = Console(record=True, quiet=False, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    train(config, console=console)
+    listed = [json.loads(line) for line in (tmp_path / "run" / "rejected" / "train.jsonl").read_text().splitlines()]
+    assert {entry["where"] for entry in listed} == {"manifest.jsonl:13", records[1]["video_id"]}
+    assert "2 train examples could not be used" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 6}, r"config\.batch_size is 6; the 8 devices must divide it"),
+        ({"mesh.fsdp": 3}, r"config\.mesh\.fsdp=3 does not fit 8 devices"),
+        ({"frozen": ("vision",)}, r"'vision' matches no parameter; parameters begin with decoder/embedding_vd"),
+        ({"model.preset": "9b"}, r"unknown model preset '9b'; choose one of: tiny, 3b"),
+        ({"data.train": "nowhere.jsonl"}, "there is no manifest nowhere.jsonl"),
+        ({"data.max_labels": 5}, r"labelled tokens, more than config\.data\.max_labels = 5"),
+        ({"tokenizer": "nowhere"}, "nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_run_is_named(make_config, tmp_path: Path, change: dict, message: str) -> None:
+    config = make_config(tmp_path / "run")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+        train(config, console=SILENT)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_ends_with_the_same_bits(make_config, tmp_path: Path) -> None:
+    """SIGKILL three times after the first checkpoint, each time at a random moment."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",  # one device
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(name: str) -> subprocess.Popen:
+        config = make_config(tmp_path / name)
+        config.update({"steps": 60, "checkpoint_every": 5, "eval_every": 25})
+        values = {path: value for path, value in _flat(config).items()}
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(values)], env=environment)
+
+    undisturbed = start("undisturbed")
+    assert undisturbed.wait(timeout=300) == 0
+
+    seed = random.randrange(1000)
+    rng = random.Random(seed)
+    for earliest in (6, 20, 40):
+        kill_after = earliest + rng.randrange(10)
+        killed = start("killed")
+        while killed.poll() is None and not _has_reached(tmp_path / "killed", kill_after):
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait(timeout=60) == -signal.SIGKILL, "it ended before it could be killed"
+    assert start("killed").wait(timeout=300) == 0
+
+    print(f"seed {seed}")
+    starts = [json.loads(line)["step"] for line in (tmp_path / "killed" / "environment.jsonl").read_text().splitlines()]
+    assert len(starts) == 4
+    assert 0 < starts[1] < starts[2] < starts[3] < 60
+    assert metric_lines(tmp_path / "killed") == metric_lines(tmp_path / "undisturbed")
+    assert_same_bits(parameters_of(tmp_path / "killed"), parameters_of(tmp_path / "undisturbed"))
+
+
+def _has_reached(run_dir: Path, step: int) -> bool:
+    file = run_dir / "metrics.jsonl"
+    return file.exists() and f'{{"step": {step}, ' in file.read_text()
+
+
+def _flat(config: ConfigDict) -> dict:
+    from swjax.training.config import flatten
+
+    return flatten(config)
