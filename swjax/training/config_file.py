@@ -1,5 +1,6 @@
 """Configuration files with overrides from the command line."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,29 +21,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         ConfigError: the file cannot be read, an argument is no override, a key is unknown (the nearest known key is
             named), or a value is of the wrong type or not one that the key takes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"there is no configuration file {path}")
-    argv = ["swjax", f"--config={path}", *overrides]
-    _check_names(overrides)
-    values = flags.FlagValues()  # not absl's global ones: a library must not claim the program's flags
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv)
-        config = holder.value
-    except flags.Error as error:
-        raise ConfigError(_value_error(str(error))) from error
-    except Exception as error:  # the file is a program and may fail in any way
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if len(rest) > 1:
-        raise ConfigError(f"{rest[1]!r} is not an override; write --config.KEY=VALUE")
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"{path}: get_config() must return a ConfigDict, returned {type(config).__name__}")
+    config = _call_get_config(Path(path))
     try:
         flatten(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    _check_names(overrides)
+    argv = ["swjax", *overrides]
+    values = flags.FlagValues()  # not absl's global ones: a library must not claim the program's flags
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise ConfigError(_value_error(str(error))) from error
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]!r} is not an override; write --config.KEY=VALUE")
     check_config(config)
+    return config
+
+
+def _call_get_config(path: Path) -> ConfigDict:
+    if not path.is_file():
+        raise ConfigError(f"there is no configuration file {path}")
+    spec = importlib.util.spec_from_file_location("swjax_configuration_file", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # the file is a program, and may fail in any way
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() must return a ConfigDict, returned {type(config).__name__}")
     return config
 
 

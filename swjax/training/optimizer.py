@@ -25,7 +25,7 @@ def learning_rate_schedule(learning_rate: float, *, steps: int, warmup_fraction:
 def make_optimizer(
     schedule: optax.Schedule, *, clip_norm: float, weight_decay: float, b1: float, b2: float
 ) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global gradient norm. Norm scales and biases (one axis a layer) do not decay."""
+    """AdamW behind a clip of the global gradient norm. Norm scales and biases do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=_decays),
@@ -63,5 +63,5 @@ def split_frozen(parameters: Mapping[str, Any], frozen: Sequence[str]) -> tuple[
 
 
 def _decays(parameters: Mapping[str, Any]) -> dict[str, bool]:
-    """Matrices decay: their names spell more than one axis (stacked layers have one more, which no name spells)."""
-    return {path: len(path.rsplit("_", 1)[-1]) > 1 for path in parameters}
+    """Norm scales spell one axis (stacked layers have one more, which no name spells), and biases say what they are."""
+    return {path: len(path.rsplit("_", 1)[-1]) > 1 and "_bias_" not in path for path in parameters}

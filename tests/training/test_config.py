@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from swjax.training.config import (
+    DEFAULTS,
+    ConfigError,
+    base_config,
+    changed_keys,
+    check_config,
+    describe_keys,
+    flatten,
+    unknown_key,
+)
+from swjax.training.config_file import load_config
+
+MOVING_SHAPES = Path(__file__).parents[2] / "configs" / "moving_shapes.py"
+
+
+def runnable() -> ConfigDict:
+    config = base_config()
+    config.data.train, config.model.preset = "manifest.jsonl", "tiny"
+    return config
+
+
+def test_the_base_has_every_key_and_the_paper_s_recipe() -> None:
+    config = base_config()
+    assert flatten(config) == dict(DEFAULTS)
+    assert config.optimizer.to_dict() == {
+        "learning_rate": 2e-5,
+        "warmup_fraction": 0.03,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "b1": 0.9,
+        "b2": 0.999,
+    }
+    assert config.frozen == ("visual/(?!merger)",)
+    assert all(f"--config.{path}=" in describe_keys(config) for path in DEFAULTS)
+
+
+def test_every_configuration_file_can_be_run() -> None:
+    for path in sorted(MOVING_SHAPES.parent.glob("*.py")):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "gdp"}, r"config\.variant: unknown variant 'gdp'; choose one of: offline"),
+        ({"dtype": "float64"}, r"config\.dtype is 'float64'; choose one of: float32, bfloat16"),
+        ({"steps": 0}, r"config\.steps is 0; it must be at least 1"),
+        ({"optimizer.learning_rate": 0.0}, r"config\.optimizer\.learning_rate is 0\.0; it must be above 0"),
+        ({"optimizer.b2": 1.0}, r"config\.optimizer\.b2 is 1\.0"),
+        ({"data.train": ""}, r"config\.data\.train is empty"),
+        ({"model.preset": ""}, r"config\.init_from and config\.model\.preset are both empty"),
+    ],
+)
+def test_values_that_cannot_be_run_are_named(change: dict, message: str) -> None:
+    config = runnable()
+    check_config(config)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ConfigError, match=message):
+        check_config(config)
+
+
+def test_a_value_of_the_wrong_type_is_named() -> None:
+    config = runnable().to_dict() | {"steps": "many"}
+    with pytest.raises(ConfigError, match=r"config\.steps is 'many'; it must be of type int"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("step", "steps"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("optimizer.learning_rte", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("data.max_tokns", "data.max_tokens"),
+    ],
+)
+def test_the_nearest_key_is_named(written: str, meant: str) -> None:
+    assert unknown_key(written) == f"unknown key config.{written}; the nearest known key is config.{meant}"
+
+
+def test_changes_that_matter_are_told_from_those_that_do_not() -> None:
+    config = runnable()
+    recorded = json.loads(json.dumps(config.to_dict()))
+    assert changed_keys(recorded, config) == []
+    config.run_dir, config.keep, config.mesh.fsdp = "elsewhere", 9, 4
+    assert changed_keys(recorded, config) == []
+    config.seed, config.frozen = 1, ()
+    assert changed_keys(recorded, config) == [
+        "config.seed was 0, is 1",
+        "config.frozen was ['visual/(?!merger)'], is []",
+    ]
+    del recorded["wait_k"]
+    assert "config.wait_k was None, is 3" in changed_keys(recorded, config)
+
+
+def test_overrides_are_typed() -> None:
+    config = load_config(
+        MOVING_SHAPES,
+        [
+            "--config.steps=50",
+            "--config.optimizer.learning_rate",
+            "1",
+            "--config.frozen=('visual/',)",
+            "--config.model.overrides={'text': {'num_layers': 2}}",
+        ],
+    )
+    assert config.steps == 50
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.frozen == ("visual/",)
+    assert config.model.overrides.to_dict() == {"text": {"num_layers": 2}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.stesp=5"], r"unknown key config\.stesp; the nearest known key is config\.steps"),
+        (["--config.steps=abc"], r"config\.steps=abc: .*\(its type is int\)"),
+        (["--config.steps=1.5"], r"config\.steps=1\.5: .*\(its type is int\)"),
+        (["--config.steps"], r"config\.steps"),
+        (["--config.optimizer=5"], r"config\.optimizer is a group of keys"),
+        (["--steps=5"], r"unknown argument '--steps=5'"),
+        (["steps"], r"'steps' is not an override"),
+        (["--config.variant=nope"], r"config\.variant: unknown variant 'nope'; choose one of"),
+    ],
+)
+def test_overrides_that_cannot_be_meant_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(MOVING_SHAPES, overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:\n", "SyntaxError"),
+        ("get = 1\n", "has no attribute 'get_config'"),
+        ("def get_config():\n    return 3\n", "must return a ConfigDict, returned int"),
+        (
+            "from swjax.training.config import base_config\n"
+            "def get_config():\n    config = base_config()\n    config.optimizer.lr = 1\n    return config\n",
+            r"unknown key config\.optimizer\.lr; the nearest known key is config\.optimizer\.learning_rate",
+        ),
+    ],
+)
+def test_a_faulty_file_is_named(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "experiment.py"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"there is no configuration file nowhere\.py"):
+        load_config("nowhere.py")
