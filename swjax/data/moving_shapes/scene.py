@@ -1,11 +1,12 @@
 """Scenes of Moving Shapes: what moves where and when, drawn at random, with the caption that tells it.
 
-One shape, the mover, enters a square picture, turns, bounces off a second shape that stands still, changes colour and
-leaves. Lengths are in picture widths, x to the right and y downwards; times are in seconds.
+One shape, the mover, enters a square picture (the first frame finds it half-way in), turns, bounces off a second shape
+that stands still, changes colour and leaves. Lengths are in picture widths, x to the right and y downwards; times are
+in seconds.
 
 So that a video at 2 fps says exactly what happened, an event never falls inside a frame (the samples at f and f + 0.5
-s) but between two: it has either not begun when a frame is seen or is plain in the whole of the next one. Events are
-at least a second apart, hence never two in one frame.
+s) but between two: it has either not begun when a frame is seen or is plain in the whole of the next one. No two events
+fall between the same two frames. (Leaving, which takes its time, counts when the mover is out of sight.)
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ REACH = {
 }
 
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+_HEAD_START_S = (0.5, 0.9)  # how long before the video the mover has reached the border, on its way in
 _STRETCH_S = 0.9  # least time between two corners
 _EVENT_WINDOW_S = (0.52, 0.9)  # when an event may happen, from the start of a frame
 _ATTEMPTS_PER_PLAN, _PLANS = 400, 100
@@ -142,7 +144,7 @@ def _draw_plan(rng: np.random.Generator) -> _Plan:
 
 
 def _try_scene(rng: np.random.Generator, plan: _Plan) -> Scene | None:
-    radius, speed = rng.uniform(0.15, 0.19), rng.uniform(0.2, 0.28)
+    radius, speed = rng.uniform(0.14, 0.18), rng.uniform(0.18, 0.26)
     shape, colour, side = _pick(rng, SHAPES), _pick(rng, COLOURS), _pick(rng, SIDES)
     way = _draw_way(rng, plan, shape, radius, speed, side)
     if way is None:
@@ -153,7 +155,7 @@ def _try_scene(rng: np.random.Generator, plan: _Plan) -> Scene | None:
     recolours = _draw_recolours(rng, plan, way, colour, radius / speed, obstacle)
     if recolours is None:
         return None
-    start = TimedEvent(Event("enter", colour=colour, shape=shape, side=side), way.corners[0][0], 1.0)
+    start = TimedEvent(Event("enter", colour=colour, shape=shape, side=side), 0.0, SECONDS_PER_SAMPLE)
     later = [*way.events, *(_timed(Event("recolour", colour=new), time) for time, new in recolours)]
     if obstacle is not None and way.hit is not None:
         later.append(_timed(Event("hit", colour=obstacle.colour, shape=obstacle.shape), way.hit))
@@ -188,7 +190,7 @@ class _Way:
 def _draw_way(rng: np.random.Generator, plan: _Plan, shape: str, radius: float, speed: float, side: str) -> _Way | None:
     low, high = radius + 0.03, 1 - radius - 0.03
     heading = OPPOSITE[DIRECTION_OF_SIDE[side]]
-    time, across = float(rng.uniform(0.0, 0.2)), float(rng.uniform(low, high))
+    time, across = -float(rng.uniform(*_HEAD_START_S)), float(rng.uniform(low, high))
     x, y = {
         "left": (-radius, across),
         "right": (1 + radius, across),
@@ -197,7 +199,7 @@ def _draw_way(rng: np.random.Generator, plan: _Plan, shape: str, radius: float, 
     }[side]
     corners, headings, events = [(time, x, y)], [heading], []
     earliest = time + (2 * radius + 0.03) / speed
-    num_corners = int(rng.integers(max(plan.hits, (plan.duration_s - 4) // 3), (plan.duration_s + 1) // 3 + 1))
+    num_corners = int(rng.integers(max(plan.hits, (plan.duration_s - 4) // 3), plan.duration_s // 3 + 1))
     hit_corner = int(rng.integers(num_corners)) if plan.hits else None
     hit = None
     for corner in range(num_corners):
@@ -257,7 +259,7 @@ def _draw_recolours(
     rng: np.random.Generator, plan: _Plan, way: _Way, colour: str, fade_s: float, obstacle: Obstacle | None
 ) -> tuple[tuple[float, str], ...] | None:
     """Times and colours of the changes, each in a frame of its own; None if there are too few frames."""
-    first, last = way.corners[0][0] + 2 * fade_s, min(plan.duration_s - 1, way.corners[-1][0] - 2 * fade_s)
+    first, last = max(2.0, way.corners[0][0] + 2 * fade_s), min(plan.duration_s - 1, way.corners[-1][0] - 2 * fade_s)
     busy = {int(corner[0]) for corner in way.corners[1:]}
     free = [f for f in range(math.ceil(first), math.floor(last)) if f not in busy]
     if len(free) < plan.num_recolours:
@@ -270,7 +272,7 @@ def _draw_recolours(
 
 def _draw_obstacle(rng: np.random.Generator, way: _Way, shape: str, radius: float, colour: str) -> Obstacle | None:
     """The second shape: where the mover hits it, or out of its way; None if there is no room."""
-    other, size = _pick(rng, SHAPES), float(rng.uniform(0.15, 0.19))
+    other, size = _pick(rng, SHAPES), float(rng.uniform(0.14, 0.18))
     other_colour = _pick(rng, [c for c in COLOURS if c != colour])
     if way.hit is None:
         x, y = (float(value) for value in rng.uniform(size, 1 - size, 2))
