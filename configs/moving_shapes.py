@@ -21,9 +21,10 @@ def get_config() -> ConfigDict:
     config.data.validation = "data/moving_shapes/validation/manifest.jsonl"
     config.data.min_pixels = 56 * 56
     config.data.max_pixels = 56 * 56
-    config.data.max_tokens = 256
-    config.data.max_patches = 256
-    config.data.max_labels = 96
+    config.data.max_tokens = 160
+    config.data.max_patches = 192  # 12 s: 12 frames of 16 patches
+    config.data.max_labels = 64
+    config.data.cache_mb = 1024
 
     config.steps = 450
     config.batch_size = 32

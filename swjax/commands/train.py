@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
+from swjax.commands.say import console, refuse
 
 NAME = "train"
 HELP = "train a model; goes on by itself where a run was stopped"
@@ -47,13 +47,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from swjax.training.config import ConfigError, describe_keys
     from swjax.training.config_file import load_config
 
-    console = Console(highlight=False)
+    out = console()
     try:
         config = load_config(args.config, [*extra, *([f"--config.run_dir={args.run_dir}"] if args.run_dir else [])])
     except ConfigError as error:
-        return _refuse(console, error)
+        return refuse(error)
     if args.show_config:
-        console.print(describe_keys(config), markup=False, soft_wrap=True)
+        out.print(describe_keys(config), markup=False, soft_wrap=True)
         return 0
 
     # Here, because they take seconds to import, which help and a mistyped key need not wait for.
@@ -64,16 +64,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from swjax.training.run import train
 
     try:
-        train(config, console=console)
+        train(config, console=out)
     except (ConfigError, CheckpointError, ManifestError, TokenizerError, TooManyRejectedError) as error:
-        return _refuse(console, error)
+        return refuse(error)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the latest checkpoint")
+        out.print("stopped; the same command goes on from the latest checkpoint")
         return 130
     return 0
-
-
-def _refuse(console: Console, error: Exception) -> int:
-    console.print("[bold red]error:[/] ", end="")
-    console.print(str(error), markup=False, soft_wrap=True)
-    return 2

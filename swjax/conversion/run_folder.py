@@ -14,8 +14,11 @@ Training writes it; streaming, evaluation and export read it, and need nothing o
 """
 
 import contextlib
+import gc
 import json
 import re
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +39,9 @@ MODEL = "model.json"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 PARAMETERS = "parameters"
+
+# The two ways in which TensorStore's messages name a tensor; other paths in them are of files and begin with a slash.
+_TENSOR_IN_ERROR = re.compile(r"""Error reading "(.+?)/[^/"]*" in|'path': '([^/'][^']*)/'""")
 
 
 @dataclass(frozen=True)
@@ -135,23 +141,15 @@ def read_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, jax.Sha
     Raises:
         CheckpointError: a parameter is missing, unexpected, of another shape, or damaged on disk.
     """
-    checkpoints = Path(run_dir).absolute() / CHECKPOINTS
-    folder = checkpoints / str(step) / PARAMETERS
+    folder = Path(run_dir).absolute() / CHECKPOINTS / str(step) / PARAMETERS
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: the checkpoint is half-written; delete {folder.parent}")
-    with ocp.CheckpointManager(
-        checkpoints,
-        options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0),
-        item_handlers={PARAMETERS: ocp.StandardCheckpointHandler()},
-    ) as manager:
-        with reading(folder):
-            stored = manager.item_metadata(step)[PARAMETERS].tree
-        _check_shapes(folder, {path: tuple(leaf.shape) for path, leaf in stored.items()}, shapes)
-        with reading(folder):
-            found = manager.restore(
-                step, args=ocp.args.Composite(**{PARAMETERS: ocp.args.StandardRestore(dict(shapes))})
-            )
-        return found[PARAMETERS]
+    handler = ocp.StandardCheckpointHandler()
+    with reading(folder):
+        stored = handler.metadata(folder).tree
+    _check_shapes(folder, {path: tuple(leaf.shape) for path, leaf in stored.items()}, shapes)
+    with reading(folder):
+        return handler.restore(folder, args=ocp.args.StandardRestore(dict(shapes)))
 
 
 @contextlib.contextmanager
@@ -159,13 +157,26 @@ def reading(folder: Path) -> Iterator[None]:
     """Turns whatever Orbax raises while it reads into a `CheckpointError` that names the folder and the tensor."""
     try:
         yield
+        return
     except Exception as error:  # for damaged files Orbax has no one kind of error
-        tensor = re.search(r'Error reading "(.+?)/[^/"]*" in', str(error))
-        reason = str(error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)
-        raise CheckpointError(
-            f"{folder}: {f'tensor {tensor[1]}' if tensor else 'the checkpoint'} cannot be read; where a file is "
-            f"damaged or missing, delete {folder.parent} and the checkpoint before it is used ({reason})"
-        ) from error
+        tensor = _TENSOR_IN_ERROR.search(str(error))
+        where = f"tensor {tensor[1] or tensor[2]}" if tensor else "the checkpoint"
+        reason = str(error.__cause__ or error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)
+    _let_abandoned_reads_end()
+    raise CheckpointError(
+        f"{folder}: {where} cannot be read; where a file is damaged or missing, delete {folder.parent} and the "
+        f"checkpoint before it is used ({reason})"
+    )
+
+
+def _let_abandoned_reads_end() -> None:
+    """Keeps quiet what Orbax left behind: each read that it gave up at the first failure would print a traceback."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        time.sleep(0.2)
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _check_shapes(

@@ -47,6 +47,7 @@ class PipelineConfig:
         batch_size: rows of a batch in this process (B).
         max_tokens: tokens of a row (L); a longer example is set aside.
         max_patches: patches of a row (P); a video of more is set aside.
+        max_labels: labelled tokens of a row; an example with a longer answer is set aside. None: as many as tokens.
         variant: the position design.
         wait_k: answer tokens spoken after each frame; a caption of fewer tokens a frame is set aside.
         gap: first id of the answer in GIPE.
@@ -64,6 +65,7 @@ class PipelineConfig:
     batch_size: int
     max_tokens: int
     max_patches: int
+    max_labels: int | None = None
     variant: Variant | str = Variant.GDPE
     wait_k: int = 3
     gap: int = 10_000
@@ -235,6 +237,12 @@ def encode_example(
         second_per_grid_t=TEMPORAL_PATCH_SIZE / config.fps,
         special_tokens=special_tokens,
     )
+    num_labels = int(np.count_nonzero(layout.labels >= 0))
+    if config.max_labels is not None and num_labels > config.max_labels:
+        raise ExampleError(
+            f"the example has {num_labels} labelled tokens, and a row has room for {config.max_labels}; raise "
+            "max_labels or cut the caption"
+        )
     return _row(layout, patches, grid, config.max_tokens)
 
 

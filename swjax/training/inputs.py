@@ -80,6 +80,7 @@ def _stream(
             batch_size=rows // jax.process_count(),
             max_tokens=config.data.max_tokens,
             max_patches=config.data.max_patches,
+            max_labels=config.data.max_labels,
             variant=config.variant,
             wait_k=config.wait_k,
             gap=config.gap,
@@ -88,6 +89,7 @@ def _stream(
             max_pixels=config.data.max_pixels,
             seed=config.seed,
             workers=config.data.workers,
+            cache_mb=config.data.cache_mb,
         )
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error

@@ -91,7 +91,7 @@ def put_batch(
         Global arrays [B, ...], or [A, B, ...] where `accumulation` is given.
 
     Raises:
-        ValueError: a row has more labels than `max_labels`.
+        ValueError: a row has more labels than `max_labels`; the pipeline sets such examples aside.
     """
     most = int((batch["labels"] != IGNORED).sum(axis=-1).max())
     if most > max_labels:

@@ -1,4 +1,3 @@
-import gc
 import json
 import os
 import random
@@ -18,7 +17,8 @@ from rich.console import Console
 from swjax.conversion import CheckpointError, save_hf
 from swjax.conversion.parameters import split_parameters
 from swjax.conversion.run_folder import load_run
-from swjax.training.config import ConfigError
+from swjax.data.rejected import TooManyRejectedError
+from swjax.training.config import ConfigError, flatten
 from swjax.training.run import train
 
 SILENT = Console(quiet=True)
@@ -118,7 +118,6 @@ def test_another_configuration_is_refused_by_key(finished, tmp_path: Path) -> No
     assert "keep" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's reads that it gave up
 def test_a_damaged_checkpoint_is_named(finished, tmp_path: Path) -> None:
     config, _ = finished
     damaged = copied(config, tmp_path)
@@ -127,7 +126,6 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=rf"{folder}: tensor .* cannot be read"):
         train(damaged, console=SILENT)
-    gc.collect()
 
 
 def test_a_warm_start_begins_with_the_weights_of_the_checkpoint(finished, make_config, tmp_path: Path) -> None:
@@ -153,6 +151,13 @@ def test_a_preset_that_is_not_the_checkpoint_s_is_refused(finished, make_config,
     warm.init_from, warm.model.overrides = str(tmp_path / "hf"), ConfigDict()
     with pytest.raises(ConfigError, match=r"config\.model\.preset='tiny' is not the size of config\.init_from"):
         train(warm, console=SILENT)
+
+
+def test_answers_longer_than_a_row_has_labels_are_set_aside(make_config, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    config.data.max_labels = 5
+    with pytest.raises(TooManyRejectedError, match="labelled tokens, and a row has room for 5; raise max_labels"):
+        train(config, console=SILENT)
 
 
 def test_bad_examples_are_set_aside_and_listed(make_config, tmp_path: Path) -> None:
@@ -183,7 +188,6 @@ def test_bad_examples_are_set_aside_and_listed(make_config, tmp_path: Path) -> N
         ({"frozen": ("vision",)}, r"'vision' matches no parameter; parameters begin with decoder/embedding_vd"),
         ({"model.preset": "9b"}, r"unknown model preset '9b'; choose one of: tiny, 3b"),
         ({"data.train": "nowhere.jsonl"}, "there is no manifest nowhere.jsonl"),
-        ({"data.max_labels": 5}, r"labelled tokens, more than config\.data\.max_labels = 5"),
         ({"tokenizer": "nowhere"}, "nowhere is not a folder"),
     ],
 )
@@ -207,8 +211,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_bits(make_config, tmp_pat
     def start(name: str) -> subprocess.Popen:
         config = make_config(tmp_path / name)
         config.update({"steps": 60, "checkpoint_every": 5, "eval_every": 25})
-        values = {path: value for path, value in _flat(config).items()}
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(values)], env=environment)
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(flatten(config))], env=environment)
 
     undisturbed = start("undisturbed")
     assert undisturbed.wait(timeout=300) == 0
@@ -236,9 +239,3 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_bits(make_config, tmp_pat
 def _has_reached(run_dir: Path, step: int) -> bool:
     file = run_dir / "metrics.jsonl"
     return file.exists() and f'{{"step": {step}, ' in file.read_text()
-
-
-def _flat(config: ConfigDict) -> dict:
-    from swjax.training.config import flatten
-
-    return flatten(config)
