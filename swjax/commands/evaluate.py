@@ -226,8 +226,9 @@ def _show(out: Console, rows: dict[str, dict[str, Any]], videos: int, args: argp
         "bleu4": ("BLEU-4", "{:.1f}"),
     }
     present = {name: column for name, column in columns.items() if any(name in scores for scores in rows.values())}
-    table = Table(title=f"{args.checkpoint} on {videos} videos of {args.manifest}", title_justify="left")
-    table.add_column("")
+    out.print(f"{args.checkpoint} on {videos} videos of {args.manifest}", soft_wrap=True)
+    table = Table()
+    table.add_column("", no_wrap=True)
     for heading, _ in present.values():
         table.add_column(heading, justify="right")
     for name, scores in rows.items():

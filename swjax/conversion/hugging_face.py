@@ -11,6 +11,7 @@ import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from jaxtyping import DTypeLike
+from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -22,6 +23,9 @@ from swjax.models.qwen2_5_vl.weights import HubTensor, hub_tensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+# Progress is no part of what a command prints.
+_STDERR = Console(stderr=True)
 
 
 class CheckpointError(ValueError):
@@ -50,7 +54,7 @@ def load_hf(path: str | Path, *, dtype: DTypeLike | None = None) -> Qwen2_5_VL:
         tensors = hub_tensors(config, {name: leaf.shape for name, leaf in abstract.items()})
         _check_names(folder, tensors, files, tied=config.text.tie_word_embeddings)
         parameters = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in abstract.items()}
-        for name, where in track(tensors.items(), description="loading weights", transient=True):
+        for name, where in track(tensors.items(), "loading weights", transient=True, console=_STDERR):
             target = parameters[where.path] if where.layer is None else parameters[where.path][where.layer]
             target[...] = _read(folder, files, name, where).reshape(where.split_shape).transpose(where.to_ours)
     return merge_parameters(structure, {name: jnp.asarray(value) for name, value in parameters.items()})
@@ -74,7 +78,7 @@ def save_hf(model: Qwen2_5_VL, path: str | Path, *, max_shard_size: int | str = 
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    for filename, names in track(plan.filename_to_tensors.items(), description="writing weights", transient=True):
+    for filename, names in track(plan.filename_to_tensors.items(), "writing weights", transient=True, console=_STDERR):
         arrays = {name: _to_hub(parameters[tensors[name].path], tensors[name]) for name in names}
         save_file(arrays, folder / filename, metadata={"format": "pt"})
     if plan.is_sharded:

@@ -1,0 +1,149 @@
+"""The verbs on a small run that they make themselves: export, stream and evaluate, through the console script."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swjax.commands.main import VERBS, main
+
+TINY = [
+    "--config.model.overrides={'text': {'num_layers': 1}, 'vision': {'depth': 1, 'full_attention_blocks': [0]}}",
+    "--config.steps=2",
+    "--config.batch_size=8",
+    "--config.eval_every=2",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A data set and a run of two steps on it."""
+    root = tmp_path_factory.mktemp("verbs")
+    data, run = root / "data", root / "run"
+    counts = ["--train", "8", "--validation", "8", "--test", "3", "--workers", "1"]
+    assert main(["prepare", "moving_shapes", "--output", str(data), *counts]) == 0
+    manifests = [f"--config.data.{split}={data}/{split}/manifest.jsonl" for split in ("train", "validation")]
+    assert main(["train", "--config", "configs/moving_shapes.py", "--run-dir", str(run), *manifests, *TINY]) == 0
+    assert main(["export", "--checkpoint", str(run), "--output", str(root / "export")]) == 0
+    return root
+
+
+def test_export_loads_in_transformers_with_the_same_logits(made):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+    from swjax.conversion import load_hf
+    from swjax.conversion.run_folder import load_run
+    from swjax.data.tokenizer import load_tokenizer
+    from swjax.streaming import KeySpans
+
+    folder = made / "export"
+    theirs, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = np.arange(1, 20, dtype=np.int32)[None]
+    span = np.arange(19, dtype=np.int32)[None]
+    arguments = ids, np.tile(span, (3, 1, 1)), KeySpans(np.zeros_like(span), span + 1)
+    ours = load_run(made / "run").model(*arguments)
+    np.testing.assert_array_equal(load_hf(folder)(*arguments), ours)
+    with torch.no_grad():
+        logits = theirs(input_ids=torch.from_numpy(ids).long()).logits
+    np.testing.assert_allclose(logits.numpy(), ours, atol=1e-5)
+
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("The video shows") == load_tokenizer(None).encode("The video shows")
+    assert AutoConfig.from_pretrained(folder).streaming["variant"] == "gdpe"
+    assert GenerationConfig.from_pretrained(folder).eos_token_id[0] == tokenizer.eos_token_id
+    assert Qwen2VLImageProcessorPil.from_pretrained(folder).size["longest_edge"] == 56 * 56
+
+
+@pytest.mark.parametrize("checkpoint", ["run", "export"])
+def test_stream_prints_the_words_beside_the_clock(made, capsys, checkpoint):
+    video = made / "data" / "test" / "videos" / "test-00000.mp4"
+    arguments = ["stream", "--checkpoint", str(made / checkpoint), "--video", str(video), "--max-tail", "5"]
+    assert main([*arguments, "--as-fast-as-possible"]) == 0
+    shown = capsys.readouterr().out
+    assert "0:00.5" in shown
+    assert "0:03.5" in shown
+    assert "frames encoded once each" in shown
+    assert main([*arguments, "--json", "--as-fast-as-possible"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events[:2]] == ["FrameSeen", "TokenSpoken"]
+    assert events[-1]["event"] == "StreamEnded"
+
+
+def test_evaluate_writes_scores_of_the_model_and_the_baselines(made, capsys):
+    manifest = made / "data" / "test" / "manifest.jsonl"
+    arguments = ["evaluate", "--checkpoint", str(made / "run"), "--manifest", str(manifest), "--max-tail", "5"]
+    assert main([*arguments, "--baselines"]) == 0
+    scores = json.loads((made / "run" / "evaluation" / "scores.json").read_text())
+    assert set(scores) == {"model", "best constant answer", "model, blank frames"}
+    assert 3 < scores["model"]["loss"] < 7, "two steps from scratch leave about the log of the vocabulary"
+    assert scores["best constant answer"]["grammatical"] == 1
+    predictions = (made / "run" / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == 3
+    assert "best constant answer" in capsys.readouterr().out
+
+
+def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(made / "data" / "test", folder)
+    (folder / "videos" / "test-00001.mp4").write_bytes(b"not a video")
+    with (folder / "manifest.jsonl").open("a") as manifest:
+        manifest.write("not JSON\n")
+    arguments = ["evaluate", "--checkpoint", str(made / "run"), "--manifest", str(folder / "manifest.jsonl")]
+    assert main([*arguments, "--max-tail", "3", "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "2 examples could not be used" in shown
+    assert "manifest.jsonl:4: not JSON" in shown
+    assert "test-00001.mp4 cannot be decoded" in shown
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stream", "--checkpoint", "{run}", "--video", "nowhere.mp4"], "there is no video file nowhere.mp4"),
+        (["stream", "--checkpoint", "nowhere", "--video", "{video}"], "nowhere: no such checkpoint folder"),
+        (["stream", "--checkpoint", "{run}", "--step", "7", "--video", "{video}"], "no checkpoint of step 7"),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--variant", "gddpe"], "unknown variant 'gddpe'"),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--wait-k", "0"], "wait_k and max_tail"),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--wat"], "does not know --wat"),
+        (["stream", "--checkpoint", "{run}", "--video", "{run}/config.json"], "cannot be decoded"),
+        (["export", "--checkpoint", "{export}", "--step", "1", "--output", "x"], "is no run folder"),
+        (["export", "--checkpoint", "{run}", "--output", "{data}"], "is not an exported checkpoint"),
+        (["evaluate", "--checkpoint", "{run}", "--manifest", "nowhere.jsonl"], "there is no manifest nowhere.jsonl"),
+    ],
+)
+def test_errors_name_what_is_wrong(made, capsys, words, message):
+    places = {name: made / name for name in ("run", "export", "data")}
+    places["video"] = made / "data" / "test" / "videos" / "test-00000.mp4"
+    assert main([word.format(**places) for word in words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_export_of_a_damaged_checkpoint_names_the_folder(made, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(made / "run", run)
+    for file in (run / "checkpoints").rglob("*"):
+        if file.is_file() and "parameters" in str(file) and file.stat().st_size > 10_000:
+            file.write_bytes(file.read_bytes()[:100])
+    assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "export")]) == 2
+    assert str(run) in "".join(capsys.readouterr().err.split("\n"))
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("verb", [verb.NAME for verb in VERBS])
+def test_help_teaches(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    assert len(capsys.readouterr().out) > 400
+
+
+def test_readme_names_every_verb():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for verb in VERBS:
+        assert f"swjax {verb.NAME}" in readme or f"make {verb.NAME}" in readme
