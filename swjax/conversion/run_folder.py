@@ -154,29 +154,34 @@ def read_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, jax.Sha
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turns whatever Orbax raises while it reads into a `CheckpointError` that names the folder and the tensor."""
+    """Turns whatever Orbax raises while it reads into a `CheckpointError` that names the folder and the tensor.
+
+    At the first failure Orbax gives up its other reads, and each of them would print a traceback of its own, as an
+    exception that nobody can catch; they are kept quiet, so that the one message stands alone.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    failure = ""
     try:
         yield
-        return
     except Exception as error:  # for damaged files Orbax has no one kind of error
-        tensor = _TENSOR_IN_ERROR.search(str(error))
-        where = f"tensor {tensor[1] or tensor[2]}" if tensor else "the checkpoint"
-        reason = str(error.__cause__ or error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)
-    _let_abandoned_reads_end()
-    raise CheckpointError(
+        failure = _describe_failure(folder, error)
+    finally:
+        if failure:
+            gc.collect()
+            time.sleep(1)  # until the reads that were given up have ended
+        sys.unraisablehook = hook
+    if failure:
+        raise CheckpointError(failure)
+
+
+def _describe_failure(folder: Path, error: Exception) -> str:
+    tensor = _TENSOR_IN_ERROR.search(str(error))
+    where = f"tensor {tensor[1] or tensor[2]}" if tensor else "the checkpoint"
+    reason = str(error.__cause__ or error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)
+    return (
         f"{folder}: {where} cannot be read; where a file is damaged or missing, delete {folder.parent} and the "
         f"checkpoint before it is used ({reason})"
     )
-
-
-def _let_abandoned_reads_end() -> None:
-    """Keeps quiet what Orbax left behind: each read that it gave up at the first failure would print a traceback."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        time.sleep(0.2)
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
 
 
 def _check_shapes(
