@@ -3,7 +3,7 @@
 import argparse
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from swjax.commands.say import UsageError, console, refusing
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.conversion.streaming_model import StreamingRecord
-    from swjax.inference import StreamEvent, StreamSession, StreamSettings
+    from swjax.inference import Frame, StreamEvent, StreamSession, StreamSettings
 
 NAME = "stream"
 HELP = "describe a video while watching it"
@@ -43,12 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-fast-as-possible", action="store_true", help="do not wait for the video's clock between frames"
     )
+    parser.add_argument(
+        "--picture", type=Path, metavar="PNG", help="write a picture: the frames and, below each, the words said then"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object an event instead of text")
 
 
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Stream one video."""
+    from swjax.commands.picture import draw_stream
     from swjax.conversion.streaming_model import load_streaming_model
     from swjax.data.chat import EVALUATION_QUESTION
     from swjax.data.tokenizer import load_tokenizer
@@ -69,13 +73,37 @@ def run(args: argparse.Namespace) -> int:
     list(rehearsal.speak(2))
 
     session = StreamSession(engine, tokenizer, question=question, settings=settings)
-    events = session.run(read(), speed=None if args.as_fast_as_possible else 1.0)
+    frames: list[Frame] = []
+    words: list[str] = []
+    watched = _keep(read(), frames) if args.picture else read()
+    events = _collect(session.run(watched, speed=None if args.as_fast_as_possible else 1.0), words)
     if args.json:
         for event in events:
             print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
     else:
         _show(console(), args, settings, session, events)
+    if args.picture:
+        draw_stream(frames[: len(words)], words, args.picture)  # one frame is read ahead
     return 0
+
+
+def _keep(frames: "Iterable[Frame]", kept: "list[Frame]") -> "Iterator[Frame]":
+    """Pass frames on and keep them for the picture."""
+    for frame in frames:
+        kept.append(frame)
+        yield frame
+
+
+def _collect(events: "Iterator[StreamEvent]", words: list[str]) -> "Iterator[StreamEvent]":
+    """Pass events on and gather the words spoken after each frame."""
+    from swjax.inference import FrameSeen, TokenSpoken
+
+    for event in events:
+        if isinstance(event, FrameSeen):
+            words.append("")
+        elif isinstance(event, TokenSpoken):
+            words[event.after_frame] += event.text
+        yield event
 
 
 def _settings(args: argparse.Namespace, record: "StreamingRecord") -> "StreamSettings":

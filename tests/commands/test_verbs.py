@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from swjax.commands.main import VERBS, main
+from swjax.inference import read_frames
 
 TINY = [
     "--config.model.overrides={'text': {'num_layers': 1}, 'vision': {'depth': 1, 'full_attention_blocks': [0]}}",
@@ -72,6 +74,18 @@ def test_stream_prints_the_words_beside_the_clock(made, capsys, checkpoint):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events[:2]] == ["FrameSeen", "TokenSpoken"]
     assert events[-1]["event"] == "StreamEnded"
+
+
+def test_stream_draws_a_picture(made, tmp_path):
+    video, picture = made / "data" / "test" / "videos" / "test-00000.mp4", tmp_path / "pictures" / "stream.png"
+    arguments = ["stream", "--checkpoint", str(made / "run"), "--video", str(video), "--max-tail", "9"]
+    assert main([*arguments, "--as-fast-as-possible", "--picture", str(picture)]) == 0
+    drawn = np.asarray(Image.open(picture).convert("RGB"))
+    frames = next(read_frames(video, fps=2, min_pixels=3136, max_pixels=3136))
+    assert drawn.shape[1] > 5 * 150
+    # The top left pixel of the first frame's later picture, enlarged.
+    first_patch = frames.patches[0].reshape(3, 2, 14, 14)[:, 1, 0, 0]
+    np.testing.assert_array_equal(drawn[36, 13], first_patch)
 
 
 def test_evaluate_writes_scores_of_the_model_and_the_baselines(made, capsys):
