@@ -239,3 +239,18 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_bits(make_config, tmp_pat
 def _has_reached(run_dir: Path, step: int) -> bool:
     file = run_dir / "metrics.jsonl"
     return file.exists() and f'{{"step": {step}, ' in file.read_text()
+
+
+@pytest.mark.slow
+def test_the_real_model_trains_the_same_with_sharded_parameters(finished, make_config, tmp_path: Path) -> None:
+    """Keys' biases hardly change attention: their gradients are near zero, and Adam makes steps of the rounding."""
+    config, parameters = finished
+    sharded = make_config(tmp_path / "run")
+    sharded.mesh.data, sharded.mesh.fsdp, sharded.data.validation = 2, 4, ""
+    state = train(sharded, console=SILENT)
+    assert "fsdp" in state.trainable["decoder/layers/q_weight_dnh"].sharding.spec
+    expected = [line["loss"] for line in metric_lines(Path(config.run_dir)) if "loss" in line]
+    assert [line["loss"] for line in metric_lines(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
+    for path, array in parameters_of(tmp_path / "run").items():
+        difference = np.linalg.norm(array - parameters[path]) / np.linalg.norm(parameters[path])
+        assert difference < (1e-2 if path.endswith("k_bias_kh") else 1e-5), path
