@@ -21,17 +21,17 @@ def get_config() -> ConfigDict:
     config.data.validation = "data/moving_shapes/validation/manifest.jsonl"
     config.data.min_pixels = 56 * 56
     config.data.max_pixels = 56 * 56
-    config.data.max_tokens = 160
+    config.data.max_tokens = 136
     config.data.max_patches = 192  # 12 s: 12 frames of 16 patches
     config.data.max_labels = 64
     config.data.cache_mb = 1024
 
-    config.steps = 450
+    config.steps = 600
     config.batch_size = 32
     config.accumulation = 1
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.01
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.b2 = 0.98
 
     config.checkpoint_every = 100
-    config.eval_every = 150
+    config.eval_every = 100
     return config

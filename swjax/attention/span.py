@@ -34,7 +34,9 @@ def span_attention(
         ValueError: if the implementation is unknown or the heads do not divide.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown attention implementation {implementation!r}; choose one of {sorted(IMPLEMENTATIONS)}")
+        raise ValueError(
+            f"unknown attention implementation {implementation!r}; choose one of {sorted(IMPLEMENTATIONS)}"
+        )
     if q.shape[-2] % k.shape[-2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key heads evenly")
     return IMPLEMENTATIONS[implementation](q, k, v, spans)

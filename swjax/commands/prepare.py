@@ -21,7 +21,7 @@ moving_shapes  synthetic videos of 5 to 12 s in which a coloured shape enters, t
 The same seed makes the same data set, whatever the number of workers. If it is interrupted, start it again: videos
 that are whole are kept.
 """
-EXAMPLE = "example: swjax prepare moving_shapes --output data/moving_shapes --train 1500 --validation 100 --test 100"
+EXAMPLE = "example: swjax prepare moving_shapes --output data/moving_shapes --train 3000 --validation 100 --test 100"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("data_set", choices=["moving_shapes"], help="which data set to make")
     parser.add_argument("--output", type=Path, help="folder to make it in (default: data/DATA_SET)")
-    for split, number in (("train", 1500), ("validation", 100), ("test", 100)):
+    for split, number in (("train", 3000), ("validation", 100), ("test", 100)):
         parser.add_argument(f"--{split}", type=int, default=number, help=f"videos in that split (default: {number})")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other videos (default: 0)")
     parser.add_argument("--workers", type=int, help="processes that render (default: one a core)")

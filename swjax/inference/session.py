@@ -81,7 +81,8 @@ class StreamSession:
         self._position = 0
         self._first_target: int | None = None
         self._pending: list[int] = list(self._special.prefix)
-        self._text = DecodeStream(skip_special_tokens=True)
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._texts: list[str] = []
         self._finished = False
         self.answer: list[int] = []
         self.ended = False
@@ -132,7 +133,8 @@ class StreamSession:
                 self.ended = True
                 return
             self.answer.append(token)
-            text = self._text.step(self._tokenizer.backend_tokenizer, token) or ""
+            text = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
+            self._texts.append(text)
             yield TokenSpoken(len(self.answer) - 1, token, text, self.frames_encoded - 1, self._now())
 
     def run(self, frames: Iterable[Frame], *, speed: float | None = None) -> Iterator[StreamEvent]:
@@ -155,8 +157,8 @@ class StreamSession:
         yield StreamEnded("end_token" if self.ended else "token_limit", self.text(), self._now())
 
     def text(self) -> str:
-        """The answer so far."""
-        return self._tokenizer.decode(self.answer, skip_special_tokens=True)
+        """The answer so far, up to the last whole character."""
+        return "".join(self._texts)
 
     def _now(self) -> float:
         return self._clock() - self._began

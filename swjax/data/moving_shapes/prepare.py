@@ -81,7 +81,7 @@ class _Done:
 def prepare(
     root: str | Path,
     *,
-    train: int = 1500,
+    train: int = 3000,
     validation: int = 100,
     test: int = 100,
     seed: int = 0,

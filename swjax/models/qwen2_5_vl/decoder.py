@@ -4,6 +4,10 @@ Names of weights spell their axes: d model, n heads, k key-value heads, h head d
 layers are stacked: each of their weights has a leading axis of layers, over which the forward pass scans.
 """
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,12 +19,37 @@ from swjax.models.qwen2_5_vl.config import TextConfig
 from swjax.models.qwen2_5_vl.rotary import Rotation, multimodal_rotation, rotate
 from swjax.streaming import KeySpans
 
+UNROLLED_LAYERS = 8
+
 
 def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
     """Root-mean-square normalisation in float32; returns the dtype of x."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return scale_d * normed.astype(x.dtype)
+
+
+def project(x: Float[Array, "B L *D"], weight: Float[Array, "*weight"], axes: int = 1) -> Float[Array, "B L *F"]:
+    """Contract the last `axes` axes of x with the first ones of a weight, as one product of two matrices.
+
+    A product of two matrices rather than of three axes and more, whose weight gradient XLA transposes slowly on a CPU.
+    """
+    rows, inputs = math.prod(x.shape[:2]), math.prod(weight.shape[:axes])
+    product = x.reshape(rows, inputs) @ weight.reshape(inputs, -1)
+    return product.reshape(*x.shape[:2], *weight.shape[axes:])
+
+
+def scan_layers(step: Callable[..., Any], carry: Any, layers: Any, num_layers: int) -> Any:
+    """Run stacked layers one after another; few layers are unrolled, which is quicker than a loop on a CPU.
+
+    Args:
+        step: (carry, layer) -> carry.
+        carry: what goes through the layers.
+        layers: a pytree whose leaves have a leading axis of layers.
+        num_layers: length of that axis.
+    """
+    unroll = num_layers if num_layers <= UNROLLED_LAYERS else 1
+    return jax.lax.scan(lambda carry, layer: (step(carry, layer), None), carry, layers, unroll=unroll)[0]
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: DTypeLike) -> nnx.Param:
@@ -65,18 +94,18 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Rotated queries and keys, and values."""
         normed = rms_norm(x, self.attention_norm_d[...], self.eps)
-        q = jnp.einsum("bld,dnh->blnh", normed, self.q_weight_dnh[...]) + self.q_bias_nh[...]
-        k = jnp.einsum("bld,dkh->blkh", normed, self.k_weight_dkh[...]) + self.k_bias_kh[...]
-        v = jnp.einsum("bld,dkh->blkh", normed, self.v_weight_dkh[...]) + self.v_bias_kh[...]
+        q = project(normed, self.q_weight_dnh[...]) + self.q_bias_nh[...]
+        k = project(normed, self.k_weight_dkh[...]) + self.k_bias_kh[...]
+        v = project(normed, self.v_weight_dkh[...]) + self.v_bias_kh[...]
         return rotate(q, rotation), rotate(k, rotation), v
 
     def finish(self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """What follows attention: its output projection and the MLP."""
-        x = x + jnp.einsum("blnh,nhd->bld", attended, self.o_weight_nhd[...])
+        x = x + project(attended, self.o_weight_nhd[...], axes=2)
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], self.eps)
-            gate = jax.nn.silu(normed @ self.gate_weight_df[...])
-            return x + (gate * (normed @ self.up_weight_df[...])) @ self.down_weight_fd[...]
+            gate = jax.nn.silu(project(normed, self.gate_weight_df[...]))
+            return x + project(gate * project(normed, self.up_weight_df[...]), self.down_weight_fd[...])
 
     def __call__(self, x: Float[Array, "B L D"], rotation: Rotation, spans: KeySpans) -> Float[Array, "B L D"]:
         """The layer on a whole sequence."""
@@ -134,11 +163,8 @@ class Decoder(nnx.Module):
         """
         rotation = self._rotation(position_ids)
 
-        def layer_step(x: Array, layer: DecoderLayer) -> tuple[Array, None]:
-            return layer(x, rotation, spans), None
-
         with jax.named_scope("decoder"):
-            x, _ = jax.lax.scan(layer_step, x, self.layers)
+            x = scan_layers(lambda x, layer: layer(x, rotation, spans), x, self.layers, self.config.num_layers)
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps)
 
     def extend(
@@ -163,16 +189,16 @@ class Decoder(nnx.Module):
 
         def layer_step(
             carry: tuple[Array, KeyValueCache], indexed: tuple[Array, DecoderLayer]
-        ) -> tuple[tuple[Array, KeyValueCache], None]:
+        ) -> tuple[Array, KeyValueCache]:
             (x, cache), (index, layer) = carry, indexed
             with jax.named_scope("attention"):
                 q, k, v = layer.query_key_value(x, rotation)
                 keys = cache.keys.at[index, rows, slots].set(k.astype(cache.keys.dtype), mode="drop")
                 values = cache.values.at[index, rows, slots].set(v.astype(cache.values.dtype), mode="drop")
                 attended = span_attention(q, keys[index], values[index], spans)
-            return (layer.finish(x, attended), KeyValueCache(keys, values)), None
+            return layer.finish(x, attended), KeyValueCache(keys, values)
 
         with jax.named_scope("decoder"):
-            indices = jnp.arange(self.config.num_layers)
-            (x, cache), _ = jax.lax.scan(layer_step, (x, cache), (indices, self.layers))
+            num_layers = self.config.num_layers
+            x, cache = scan_layers(layer_step, (x, cache), (jnp.arange(num_layers), self.layers), num_layers)
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps), cache

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.attention import span_attention
 from swjax.models.qwen2_5_vl.config import VisionConfig
-from swjax.models.qwen2_5_vl.decoder import normal, rms_norm
+from swjax.models.qwen2_5_vl.decoder import normal, project, rms_norm, scan_layers
 from swjax.models.qwen2_5_vl.rotary import Rotation, planar_rotation, rotate
 from swjax.streaming import KeySpans
 
@@ -117,15 +117,14 @@ class VisionBlock(nnx.Module):
         """The block on rows of patches in window order."""
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm_d[...], NORM_EPS)
-            qkv = jnp.einsum("bpd,dxnh->xbpnh", normed, self.qkv_weight_dxnh[...])
-            q, k, v = qkv + self.qkv_bias_xnh[...][:, None, None]
+            q, k, v = jnp.moveaxis(project(normed, self.qkv_weight_dxnh[...]) + self.qkv_bias_xnh[...], 2, 0)
             attended = span_attention(rotate(q, rotation), rotate(k, rotation), v, spans)
-            x = x + jnp.einsum("bpnh,nhd->bpd", attended, self.o_weight_nhd[...]) + self.o_bias_d[...]
+            x = x + project(attended, self.o_weight_nhd[...], axes=2) + self.o_bias_d[...]
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], NORM_EPS)
-            gate = jax.nn.silu(normed @ self.gate_weight_df[...] + self.gate_bias_f[...])
-            up = normed @ self.up_weight_df[...] + self.up_bias_f[...]
-            return x + (gate * up) @ self.down_weight_fd[...] + self.down_bias_d[...]
+            gate = jax.nn.silu(project(normed, self.gate_weight_df[...]) + self.gate_bias_f[...])
+            up = project(normed, self.up_weight_df[...]) + self.up_bias_f[...]
+            return x + project(gate * up, self.down_weight_fd[...]) + self.down_bias_d[...]
 
 
 class PatchMerger(nnx.Module):
@@ -143,8 +142,8 @@ class PatchMerger(nnx.Module):
         """Merge each run of 4 patches into one token."""
         normed = rms_norm(x, self.norm_d[...], NORM_EPS)
         merged = normed.reshape(x.shape[0], -1, self.up_weight_mf.shape[0])
-        hidden = jax.nn.gelu(merged @ self.up_weight_mf[...] + self.up_bias_f[...], approximate=False)
-        return hidden @ self.down_weight_fd[...] + self.down_bias_d[...]
+        hidden = jax.nn.gelu(project(merged, self.up_weight_mf[...]) + self.up_bias_f[...], approximate=False)
+        return project(hidden, self.down_weight_fd[...]) + self.down_bias_d[...]
 
 
 class VisionTower(nnx.Module):
@@ -185,20 +184,20 @@ class VisionTower(nnx.Module):
         layout = jax.vmap(lambda grid: vision_layout(grid, num_patches, config))(grid_thw)
         dtype = self.patch_weight_cd.dtype
         with jax.named_scope("vision"):
-            x = normalize_pixels(pixel_values, config).astype(dtype) @ self.patch_weight_cd[...]
+            x = project(normalize_pixels(pixel_values, config).astype(dtype), self.patch_weight_cd[...])
             units = x.reshape(num_rows, -1, unit * config.hidden_size)
             x = jnp.take_along_axis(units, layout.order[..., None], axis=1).reshape(x.shape)
             rotation = planar_rotation(layout.rows, layout.columns, head_dim=config.head_dim, theta=config.rope_theta)
 
-            def block_step(x: Array, flagged: tuple[Bool[Array, ""], VisionBlock]) -> tuple[Array, None]:
+            def block_step(x: Array, flagged: tuple[Bool[Array, ""], VisionBlock]) -> Array:
                 is_full, block = flagged
                 spans = jax.tree.map(
                     lambda frame, window: jnp.where(is_full, frame, window), layout.frame_spans, layout.window_spans
                 )
-                return block(x, rotation, spans), None
+                return block(x, rotation, spans)
 
             full = np.isin(np.arange(config.depth), config.full_attention_blocks)
-            x, _ = jax.lax.scan(block_step, x, (jnp.asarray(full), self.blocks))
+            x = scan_layers(block_step, x, (jnp.asarray(full), self.blocks), config.depth)
             merged = self.merger(x)
             return jnp.take_along_axis(merged, jnp.argsort(layout.order, axis=1)[..., None], axis=1)
 
