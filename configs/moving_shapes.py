@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.data.max_labels = 64
     config.data.cache_mb = 1024
 
-    config.steps = 600
+    config.steps = 900
     config.batch_size = 32
     config.accumulation = 1
     config.optimizer.learning_rate = 2e-3

@@ -6,18 +6,32 @@ from jaxtyping import Array, Float
 
 from swjax.streaming import KeySpans
 
+# A score that no sum of real ones reaches, and still finite, so that gradients of empty spans are zeros.
+_UNSEEN = -1e30
+
 
 def reference_span_attention(
     q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], spans: KeySpans
 ) -> Float[Array, "B T N H"]:
-    """`swjax.attention.span_attention` with a [B, K, N/K, T, S] matrix of scores."""
+    """`swjax.attention.span_attention` with a [B, K, N/K, T, S] matrix of scores.
+
+    Queries that share a key head stand one after another, so that both products are of plain matrices.
+    """
     batch, length, heads, head_dim = q.shape
-    key_heads = k.shape[2]
-    grouped = q.reshape(batch, length, key_heads, heads // key_heads, head_dim)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * head_dim**-0.5
-    keys = jnp.arange(k.shape[1], dtype=jnp.int32)
-    mask = (keys >= spans.start[..., None]) & (keys < spans.stop[..., None])
-    mask = mask[:, None, None]
-    weights = jax.nn.softmax(scores, axis=-1, where=mask)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v)
-    return out.reshape(q.shape)
+    key_heads, num_keys = k.shape[2], k.shape[1]
+    group = heads // key_heads
+    queries = q.reshape(batch, length, key_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    queries = queries.reshape(batch, key_heads, group * length, head_dim)
+    scores = jnp.einsum("bkth,bkhs->bkts", queries, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, key_heads, group, length, num_keys) * head_dim**-0.5
+
+    keys = jnp.arange(num_keys, dtype=jnp.int32)
+    seen = ((keys >= spans.start[..., None]) & (keys < spans.stop[..., None]))[:, None, None]
+    scores = jnp.where(seen, scores, _UNSEEN)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))) * seen
+    total = jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+    rows = weights.astype(v.dtype).reshape(batch, key_heads, group * length, num_keys)
+    out = jnp.einsum("bkts,bksh->bkth", rows, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
+    out = out.reshape(batch, key_heads, group, length, head_dim) / total
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)

@@ -6,8 +6,20 @@ import pytest
 from flax import nnx
 
 from swjax.data.chat import encode_chat
+from swjax.data.moving_shapes.render import render
+from swjax.data.moving_shapes.scene import draw_scene
+from swjax.data.pipeline import PipelineConfig, load_patches
 from swjax.data.tokenizer import load_tokenizer
-from swjax.inference import Engine, Frame, FrameSeen, StreamEnded, StreamSession, StreamSettings, TokenSpoken
+from swjax.inference import (
+    Engine,
+    Frame,
+    FrameSeen,
+    StreamEnded,
+    StreamSession,
+    StreamSettings,
+    TokenSpoken,
+    read_frames,
+)
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import KeySpans, SpecialTokens, build_layout, pad_layout
 
@@ -47,12 +59,12 @@ def make_frames(count: int, seed: int) -> list[Frame]:
     ]
 
 
-def decode_by_full_passes(model, tokenizer, frames, settings, count) -> list[int]:
+def decode_by_full_passes(model, tokenizer, patches, grid_thw, settings, count) -> list[int]:
     """Greedy decoding without a cache: every token by a forward pass over the whole layout so far."""
     special = SpecialTokens.from_tokenizer(tokenizer)
-    grid = np.array([[len(frames), *GRID]])
+    grid = np.array([grid_thw])
     prompt = encode_chat(tokenizer, question=QUESTION, answer=None, video_grid_thw=grid[0])
-    pixels = np.concatenate([frame.patches for frame in frames])[None]
+    pixels = patches[None]
     forward = jax.jit(lambda model, *arrays, **named: model(*arrays, **named))
     answer: list[int] = []
     while len(answer) < count:
@@ -100,12 +112,29 @@ def test_streamed_tokens_equal_full_passes(model, engine, tokenizer, variant, wa
         frames = make_frames(num_frames, seed)
         session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
         events = list(session.run(frames))
-        assert session.answer == decode_by_full_passes(model, tokenizer, frames, settings, len(session.answer))
+        patches, grid = np.concatenate([frame.patches for frame in frames]), (num_frames, *GRID)
+        assert session.answer == decode_by_full_passes(model, tokenizer, patches, grid, settings, len(session.answer))
         assert [event.token_id for event in events if isinstance(event, TokenSpoken)] == session.answer
         assert isinstance(events[-1], StreamEnded)
         assert events[-1].text == session.text()
         answers.append(tuple(session.answer))
     assert answers[0] != answers[1], "the answer does not depend on the video, so this test shows nothing"
+
+
+def test_streamed_files_equal_full_passes_over_what_training_reads(model, engine, tokenizer, tmp_path):
+    """Real videos: decoded frame by frame for the stream, as a whole by the training pipeline for the full passes."""
+    settings = StreamSettings(max_tail=8)
+    config = PipelineConfig(batch_size=1, max_tokens=ROW, max_patches=ROW, min_pixels=3136, max_pixels=3136)
+    answers = set()
+    for index in range(3):
+        video = tmp_path / f"{index}.mp4"
+        render(draw_scene((7, 0, index)), video, size=64)
+        session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+        list(session.run(read_frames(video, fps=2, min_pixels=3136, max_pixels=3136)))
+        patches, grid = load_patches(video, config)
+        assert session.answer == decode_by_full_passes(model, tokenizer, patches, grid, settings, len(session.answer))
+        answers.add(tuple(session.answer))
+    assert len(answers) > 1
 
 
 def test_each_frame_is_encoded_once_and_each_token_computed_once(engine, tokenizer):
