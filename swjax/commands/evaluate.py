@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from swjax.commands.say import UsageError, console, refuse, refusing
+from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.conversion.streaming_model import StreamingModel
@@ -40,10 +40,7 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.description, parser.epilog = DESCRIPTION, EXAMPLE
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run folder, exported folder or Hub id")
-    parser.add_argument("--step", type=int, help="which checkpoint of the run (default: the latest)")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--manifest", required=True, type=Path, metavar="FILE", help="the held-out videos")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N videos")
     parser.add_argument("--output", type=Path, metavar="DIR", help="(default: evaluation in the checkpoint's folder)")
@@ -72,10 +69,12 @@ def run(args: argparse.Namespace) -> int:
     from swjax.data.tokenizer import load_tokenizer
 
     out = console()
+    if args.output is None and not Path(args.checkpoint).is_dir():
+        raise UsageError(f"{args.checkpoint} is no folder here to write the scores to; give --output")
+    folder = args.output or Path(args.checkpoint) / "evaluation"
     manifest = read_manifest(args.manifest)
     source = load_streaming_model(args.checkpoint, step=args.step)
     task = _Task(source, load_tokenizer(source.tokenizer), manifest.examples[: args.limit], args.manifest)
-    folder = args.output or Path(args.checkpoint) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
 
     rows: dict[str, dict[str, Any]] = {"model": {"loss": _mean_loss(task)}}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from swjax.commands.say import console, refusing
+from swjax.commands.say import add_checkpoint_arguments, console, refusing
 
 NAME = "export"
 HELP = "write a trained model as a Hugging Face folder"
@@ -21,10 +21,7 @@ EXAMPLE = "example: swjax export --checkpoint runs/moving_shapes --output export
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.description, parser.epilog = DESCRIPTION, EXAMPLE
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run folder of `swjax train`")
-    parser.add_argument("--step", type=int, help="which checkpoint of the run (default: the latest)")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of the weights (default: the checkpoint's)"

@@ -25,8 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"swjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
+        chosen = verbs.add_parser(
+            verb.NAME,
+            help=verb.HELP,
+            description=verb.DESCRIPTION,
+            epilog=verb.EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         # Only the verb that is asked for declares its arguments: some import much for it.
-        chosen = verbs.add_parser(verb.NAME, help=verb.HELP, allow_abbrev=False)
         arguments = sys.argv[1:] if argv is None else argv
         if verb.NAME in arguments[:1]:
             verb.add_arguments(chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
+from swjax.commands.say import console, refusing
 
 NAME = "prepare"
 HELP = "make a data set on disk, ready for training"
@@ -26,8 +26,6 @@ EXAMPLE = "example: swjax prepare moving_shapes --output data/moving_shapes --tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.description, parser.epilog = DESCRIPTION, EXAMPLE
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("data_set", choices=["moving_shapes"], help="which data set to make")
     parser.add_argument("--output", type=Path, help="folder to make it in (default: data/DATA_SET)")
     for split, number in (("train", 3000), ("validation", 100), ("test", 100)):
@@ -36,29 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes that render (default: one a core)")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> int:
-    """Make the data set and say what was made, and where. Returns 0, or 2 for arguments that make no sense."""
-    from swjax.data.moving_shapes.prepare import PrepareError, prepare  # here, so that --help is quick
+@refusing
+def run(args: argparse.Namespace) -> int:
+    """Make the data set and say what was made, and where."""
+    from swjax.data.moving_shapes.prepare import prepare  # here, so that --help is quick
 
-    console = Console(highlight=False)
-    if extra:
-        console.print(f"[bold red]error:[/] swjax prepare does not know {' '.join(extra)}; see swjax prepare --help")
-        return 2
-    try:
-        made = prepare(
-            args.output or Path("data") / args.data_set,
-            train=args.train,
-            validation=args.validation,
-            test=args.test,
-            seed=args.seed,
-            workers=args.workers,
-            console=console,
-        )
-    except PrepareError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
-        return 2
+    out = console()
+    made = prepare(
+        args.output or Path("data") / args.data_set,
+        train=args.train,
+        validation=args.validation,
+        test=args.test,
+        seed=args.seed,
+        workers=args.workers,
+        console=out,
+    )
     for split in made.splits:
-        console.print(
+        out.print(
             f"{split.name:>10}: {split.num_videos} videos of {split.duration_s / split.num_videos:.1f} s on average, "
             f"{split.num_tokens / split.duration_s:.1f} tokens a second, {split.num_reused} of them made before: "
             f"{split.manifest}",

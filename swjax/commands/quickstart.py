@@ -16,12 +16,11 @@ Qwen2.5-VL-shaped model on it from scratch (GDPE, wait-3), measure it on held-ou
 describe one of them while it watches, and export it for transformers. Each step is one command, which is printed
 first. Started again, it goes on where it stopped.
 """
+EXAMPLE = "example: swjax quickstart"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--config", default="configs/moving_shapes.py", help="training configuration (default: %(default)s)"
     )

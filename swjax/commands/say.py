@@ -45,6 +45,7 @@ def _known_errors() -> tuple[type[Exception], ...]:
     from swjax.conversion import CheckpointError
     from swjax.data.example import ExampleError
     from swjax.data.manifest import ManifestError
+    from swjax.data.moving_shapes.prepare import PrepareError
     from swjax.data.tokenizer import TokenizerError
     from swjax.evaluation import EvaluationError
 
@@ -55,5 +56,14 @@ def _known_errors() -> tuple[type[Exception], ...]:
         ManifestError,
         TokenizerError,
         EvaluationError,
+        PrepareError,
     )
     return errors
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which model a verb uses."""
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="run folder, exported folder or Hub id of the model"
+    )
+    parser.add_argument("--step", type=int, help="which checkpoint of a run folder (default: the latest)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from swjax.commands.say import UsageError, console, refusing
+from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.conversion.streaming_model import StreamingRecord
@@ -28,12 +28,7 @@ EXAMPLE = "example: swjax stream --checkpoint runs/moving_shapes --video data/mo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.description, parser.epilog = DESCRIPTION, EXAMPLE
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="run folder, exported folder or Hub id of the model"
-    )
-    parser.add_argument("--step", type=int, help="which checkpoint of the run (default: the latest)")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--video", required=True, type=Path, metavar="FILE", help="the video")
     parser.add_argument("--question", help="what to ask (default: to describe the scene and the activity)")
     parser.add_argument("--variant", help="position design (default: what the model was trained with)")

@@ -8,11 +8,15 @@ from swjax.commands.say import console, refuse
 NAME = "train"
 HELP = "train a model; goes on by itself where a run was stopped"
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Train a streaming video-language model as a configuration file says. The run folder (config.run_dir) receives the
 configuration, checkpoints, metrics.jsonl and TensorBoard files. Started again with the same command, a run that was
 stopped goes on from its latest checkpoint and ends with the same parameters as if it had never stopped.
 
+Every key of the configuration can be changed on the command line: --config.KEY=VALUE.
+"""
+EXAMPLE = """\
+examples:
   swjax train --config configs/moving_shapes.py
   swjax train --config configs/moving_shapes.py --config.variant=gipe --config.run_dir=runs/gipe
   swjax train --config configs/moving_shapes.py --show-config
@@ -23,11 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb; overrides of the configuration stay over for `run`."""
     from swjax.training.config import base_config, describe_keys
 
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = _DESCRIPTION
     parser.epilog = (
-        "keys of the configuration, with the values of the paper's recipe; a configuration file changes some of them "
-        f"(see --show-config), the command line any:\n{describe_keys(base_config())}"
+        f"{EXAMPLE}\nkeys of the configuration, with the values of the paper's recipe; a configuration file changes "
+        f"some of them (see --show-config), the command line any:\n{describe_keys(base_config())}"
     ).replace("%", "%%")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="configuration file, configs/*.py")
     parser.add_argument("--run-dir", metavar="DIR", help="the same as --config.run_dir=DIR")

@@ -1,16 +1,12 @@
 """`swjax prepare`, as it is called."""
 
-import argparse
-
 import pytest
 
-from swjax.commands import prepare
+from swjax.commands.main import main
 
 
 def run(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    prepare.add_arguments(parser)
-    return prepare.run(*parser.parse_known_args(words))
+    return main(["prepare", *words])
 
 
 def test_it_says_what_it_made_and_where(tmp_path, capsys):
@@ -26,9 +22,9 @@ def test_it_says_what_it_made_and_where(tmp_path, capsys):
 
 def test_bad_arguments_end_in_an_error_that_names_them(tmp_path, capsys):
     assert run("moving_shapes", "--output", str(tmp_path), "--train", "-5") == 2
-    assert "number of train videos is -5" in capsys.readouterr().out
+    assert "number of train videos is -5" in capsys.readouterr().err
     assert run("moving_shapes", "--output", str(tmp_path), "--sed", "1") == 2
-    assert "--sed" in capsys.readouterr().out
+    assert "--sed" in capsys.readouterr().err
 
 
 def test_unknown_data_sets_are_refused(capsys):

@@ -128,6 +128,7 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
         (["stream", "--checkpoint", "{run}", "--video", "{run}/config.json"], "cannot be decoded"),
         (["export", "--checkpoint", "{export}", "--step", "1", "--output", "x"], "is no run folder"),
         (["export", "--checkpoint", "{run}", "--output", "{data}"], "is not an exported checkpoint"),
+        (["evaluate", "--checkpoint", "a/b", "--manifest", "{data}"], "a/b is no folder here to write the scores to"),
         (["evaluate", "--checkpoint", "{run}", "--manifest", "nowhere.jsonl"], "there is no manifest nowhere.jsonl"),
     ],
 )
