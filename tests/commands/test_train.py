@@ -1,17 +1,14 @@
-import argparse
 from pathlib import Path
 
 import pytest
 
-from swjax.commands import train
+from swjax.commands.main import main
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "moving_shapes.py")
 
 
 def call(*arguments: str) -> int:
-    parser = argparse.ArgumentParser(prog="swjax train")
-    train.add_arguments(parser)
-    return train.run(*parser.parse_known_args(arguments))
+    return main(["train", *arguments])
 
 
 def test_help_teaches_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
