@@ -64,6 +64,8 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         else:
             console.print(f"{run_dir}: starting from {config.init_from or 'scratch'}")
             state = make_state(model_config, config, program.optimizer, program.shapes)
+        trained, kept = (sum(leaf.size for leaf in part.values()) for part in (state.trainable, state.frozen))
+        console.print(f"{trained + kept:,} parameters, {trained:,} of them train; {program.mesh.size} device(s)")
         state = _run_steps(config, program, inputs, state, start, checkpoints, console)
     report_rejected(inputs, console)
     return state

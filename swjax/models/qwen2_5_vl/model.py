@@ -3,7 +3,6 @@
 The model knows nothing of video time, variants or schedules: streaming reaches it as `position_ids` and `spans`.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int32, UInt8
@@ -113,8 +112,3 @@ class Qwen2_5_VL(nnx.Module):
 def abstract_model(config: Qwen2_5_VLConfig, *, param_dtype: DTypeLike = jnp.float32) -> Qwen2_5_VL:
     """The model with shapes in the place of its parameters."""
     return nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=param_dtype))
-
-
-def count_parameters(model: Qwen2_5_VL) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
