@@ -26,12 +26,12 @@ def get_config() -> ConfigDict:
     config.data.max_labels = 64
     config.data.cache_mb = 1024
 
-    config.steps = 900
+    config.steps = 700
     config.batch_size = 32
     config.accumulation = 1
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.98
 
-    config.checkpoint_every = 100
-    config.eval_every = 100
+    config.checkpoint_every = 175
+    config.eval_every = 175
     return config

@@ -1,6 +1,7 @@
 """The console script: finds the verb and hands over."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ watches, and exports it, in minutes and without downloads.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 1 (it failed), 2 (it was asked for wrongly) or 130 (interrupted)."""
+    # transformers would advise at every start to install torch, which swjax does not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     parser = argparse.ArgumentParser(
         prog="swjax", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
