@@ -9,13 +9,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 help: ## show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# glibc gives the memory of a training step back after each step and takes it again, page by page; told to keep it, and
-# to use huge pages, it saves a CPU a fourth of the time. Other systems ignore the variable. It is set in the recipe
-# itself, because glibc passes only the first setting on from one process to the next.
-KEEP_MEMORY := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
-
+# A training step takes some hundred megabytes and gives them back; huge pages, where glibc has them, make that cheaper.
 quickstart: install ## make a data set, train, evaluate, stream and export, in under ten minutes on two cores
-	$(KEEP_MEMORY) $(BIN)/swjax quickstart
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/swjax quickstart
 
 test: dev lint ## everything that a change must pass
 	$(BIN)/python -m pytest -n 2 --dist worksteal
