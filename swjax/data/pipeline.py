@@ -303,7 +303,15 @@ def _row(layout: StreamLayout, patches: np.ndarray, grid: tuple[int, int, int], 
 
 def _empty_row(max_tokens: int) -> Batch:
     nothing = np.zeros(0, np.int32)
-    layout = StreamLayout(nothing, np.zeros((3, 0), np.int32), KeySpans(nothing, nothing), nothing, nothing)
+    layout = StreamLayout(
+        token_ids=nothing,
+        position_ids=np.zeros((3, 0), np.int32),
+        spans=KeySpans(nothing, nothing),
+        labels=nothing,
+        chat_index=nothing,
+        step=nothing,
+        is_target=np.zeros(0, bool),
+    )
     return _row(layout, np.zeros((0, PIXELS_PER_PATCH), np.uint8), (0, 0, 0), max_tokens)
 
 

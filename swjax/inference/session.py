@@ -1,13 +1,14 @@
 """A session: one question about one video that is still arriving, and an answer that is spoken meanwhile.
 
 The session grows the layout of training from its origin: sources are written to the right, answer tokens to the left
-(variants with the group mask), so each frame is encoded once, each token computed once, and no prefix is run again.
+(variants with the group mask) or behind them, so each frame is encoded once, each token computed once, and no prefix
+is run again.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -17,7 +18,20 @@ from swjax.data.chat import encode_chat
 from swjax.inference.engine import Engine
 from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame
-from swjax.streaming import DESIGNS, KeySpans, SpecialTokens, Variant, frame_positions, text_positions
+from swjax.streaming import (
+    DESIGNS,
+    KeySpans,
+    SpecialTokens,
+    Storage,
+    StoredCounts,
+    Variant,
+    first_positions,
+    place_frame,
+    place_text,
+    place_words,
+    store_sources,
+    store_targets,
+)
 
 FIRST_CAPACITY = 256
 
@@ -44,6 +58,13 @@ class StreamSettings:
         object.__setattr__(self, "variant", Variant(self.variant))
         if self.wait_k < 1 or self.max_tail < 1 or self.gap < 0:
             raise ValueError(f"wait_k and max_tail must be at least 1 and gap at least 0, got {self}")
+
+
+class _Waiting(NamedTuple):
+    """Tokens that have been spoken but not fed to the model yet."""
+
+    token_ids: Int32[np.ndarray, "N"]
+    positions: Int32[np.ndarray, "3 N"]
 
 
 class StreamSession:
@@ -77,10 +98,10 @@ class StreamSession:
         self._clock, self._began = clock, clock()
         self._origin = FIRST_CAPACITY if self._design.grouped else 0
         self._cache = engine.new_cache(self._origin + FIRST_CAPACITY)
-        self._num_sources = self._num_targets = 0
-        self._position = 0
-        self._first_target: int | None = None
-        self._pending: list[int] = list(self._special.prefix)
+        self._positions = first_positions(self._design, settings.gap)
+        self._stored = StoredCounts(0, 0)
+        self._waiting: _Waiting | None = None
+        self._expected: Any = None
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._texts: list[str] = []
         self._finished = False
@@ -89,7 +110,6 @@ class StreamSession:
         self.frames_encoded = self.tokens_computed = 0
         prompt = self._prompt(question)
         self._write_text_sources(prompt)
-        self._video_start = self._position
 
     def see(self, frame: Frame, *, last: bool = False) -> FrameSeen:
         """Take a frame in: encode it once and write its keys and values.
@@ -100,12 +120,15 @@ class StreamSession:
         """
         if self._finished:
             raise ValueError("the video has been finished; a new session is needed for more frames")
+        if self.frames_encoded and self._design.storage is Storage.ARRIVAL:
+            self._store_waiting()
         rows, columns = (size // self._engine.config.vision.spatial_merge_size for size in frame.grid_hw)
         stride = self.settings.second_per_grid_t * self._engine.config.vision.tokens_per_second
-        positions = frame_positions(self._video_start, np.array([self.frames_encoded]), rows, columns, stride)
+        self._positions, positions = place_frame(
+            self._design, self._positions, self.frames_encoded, rows, columns, stride
+        )
         features = self._engine.encode_frame(frame.patches, frame.grid_hw)
         self._write_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions, features)
-        self._position = max(self._position, int(positions.max()) + 1)
         self.frames_encoded += 1
         if last:
             self.finish()
@@ -115,6 +138,8 @@ class StreamSession:
         """Say that no frame follows."""
         if self.frames_encoded == 0:
             raise ValueError("the video has no frames; see() at least one before finish()")
+        if self._waiting is not None and self._design.storage is Storage.ARRIVAL:
+            self._store_waiting()
         self._write_text_sources(np.array(self._special.trailer, np.int32))
         self._finished = True
 
@@ -122,13 +147,13 @@ class StreamSession:
         """Speak up to `count` answer tokens, fewer if the answer ends. Each sees all frames taken in so far."""
         if self.frames_encoded == 0:
             raise ValueError("nothing has been seen yet; see() a frame before speak()")
-        if not self._design.grouped and not self._finished:
+        if not self._design.speaks_while_watching and not self._finished:
             raise ValueError(f"variant {self.settings.variant} speaks after the video; call finish() first")
         for _ in range(count):
             if self.ended:
                 return
             token = self._predict_next()
-            self._pending = [token]
+            self._wait(token)
             if token == self._special.im_end:
                 self.ended = True
                 return
@@ -149,7 +174,7 @@ class StreamSession:
             if speed is not None:
                 time.sleep(max(0.0, frame.video_s / speed - (self._clock() - began)))
             yield self.see(frame, last=last)
-            if self._design.grouped and not last:
+            if self._design.speaks_while_watching and not last:
                 yield from self.speak(self.settings.wait_k)
             if self.ended:
                 break
@@ -176,47 +201,52 @@ class StreamSession:
         return ids[: video[0]]
 
     def _write_text_sources(self, token_ids: Int32[np.ndarray, "S"]) -> None:
-        self._write_sources(token_ids, text_positions(self._position, len(token_ids)), None)
-        self._position += len(token_ids)
+        self._positions, positions = place_text(self._design, self._positions, len(token_ids))
+        self._write_sources(token_ids, positions, None)
 
     def _write_sources(self, token_ids: np.ndarray, positions: np.ndarray, features: Any) -> None:
-        slots = np.arange(self._num_sources, self._num_sources + len(token_ids), dtype=np.int32)
-        self._num_sources += len(token_ids)
-        self._write(token_ids, positions, np.zeros_like(slots), slots + 1, slots, features)
+        self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))
+        self._expected = self._write(token_ids, positions, spans, slots, features)
+
+    def _wait(self, *token_ids: int) -> None:
+        """Give spoken tokens their ids; they are fed when their successor is wanted.
+
+        Fed earlier, they would have seen fewer frames than in training.
+        """
+        self._positions, positions = place_words(self._design, self._positions, len(token_ids))
+        self._waiting = _Waiting(np.array(token_ids, np.int32), positions)
+
+    def _store_waiting(self) -> None:
+        """Feed what was spoken last, at first the assistant prefix."""
+        if not self._stored.targets and self._waiting is None:
+            self._wait(*self._special.prefix)
+        if self._waiting is not None:
+            token_ids, positions = self._waiting
+            self._stored, slots, spans = store_targets(self._design, self._stored, len(token_ids))
+            self._expected = self._write(token_ids, positions, spans, slots, None)
+            self._waiting = None
 
     def _predict_next(self) -> int:
-        """Feed what was spoken last (at first the assistant prefix) and predict what follows.
-
-        A token is fed only now that its successor is wanted: fed earlier, it would have seen fewer frames than in
-        training.
-        """
-        count = len(self._pending)
-        if self._first_target is None:
-            self._first_target = self._design.first_target(self._position, self.settings.gap)
-        number = np.arange(self._num_targets + 1, self._num_targets + count + 1, dtype=np.int32)
-        positions = text_positions(self._first_target + self._num_targets, count)
-        if self._design.grouped:
-            slots, stop = -number, np.full(count, self._num_sources, np.int32)
-            start = slots
-        else:
-            slots = self._num_sources + number - 1
-            start, stop = np.zeros_like(slots), slots + 1
-        self._num_targets += count
-        return int(self._write(np.array(self._pending, np.int32), positions, start, stop, slots, None))
+        """The next token: what follows the words spoken so far, or in arrival order the frame behind them."""
+        self._store_waiting()
+        return int(self._expected)
 
     def _write(
         self,
         token_ids: np.ndarray,
         positions: np.ndarray,
-        start: np.ndarray,
-        stop: np.ndarray,
+        spans: KeySpans,
         slots: np.ndarray,
         features: Any,
     ) -> Any:
-        """Write tokens into the cache; start, stop and slots count from the origin, to the left below zero."""
+        """Write tokens into the cache; spans and slots count from the origin, to the left below zero.
+
+        Returns:
+            The token that the model expects next.
+        """
         self._make_room(int(slots.min()), int(slots.max()))
         shift = np.int32(self._origin)
-        spans = KeySpans(start + shift, stop + shift)
+        spans = KeySpans(spans.start + shift, spans.stop + shift)
         token, self._cache = self._engine.write(self._cache, token_ids, positions, spans, slots + shift, features)
         self.tokens_computed += len(token_ids)
         return token

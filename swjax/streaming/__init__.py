@@ -1,27 +1,78 @@
 """The paper as data: who may see whom, at which position, in which order (arXiv 2601.06843, section 3).
 
 Everything that a model needs to know about streaming leaves this package as arrays: position ids and key spans.
-Nothing here knows about models, devices or videos, and nothing here imports another part of swjax.
+Nothing here knows about models, devices or videos, and nothing here imports another part of swjax. The functions are
+numpy's; `swjax.streaming.device` has those that run inside jit, by the same names.
 """
 
+from swjax.streaming.growth import (
+    PositionCounts,
+    StoredCounts,
+    begin_turn,
+    first_positions,
+    place_frame,
+    place_image,
+    place_text,
+    place_words,
+    store_sources,
+    store_targets,
+)
 from swjax.streaming.layout import StreamLayout, build_layout, pad_layout
+from swjax.streaming.packing import (
+    PackedLayouts,
+    bucket_of,
+    concatenate_layouts,
+    first_fit_decreasing,
+    pack_layouts,
+    unpack_layouts,
+)
 from swjax.streaming.positions import frame_positions, text_positions
-from swjax.streaming.schedule import last_visible_frame, tokens_per_frame_schedule
+from swjax.streaming.schedule import (
+    aligned_schedule,
+    last_visible_frame,
+    random_schedule,
+    schedule_from_arrivals,
+    schedule_from_token_times,
+    tokens_per_frame_schedule,
+)
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.tokens import SpecialTokens
-from swjax.streaming.variants import DESIGNS, Design, Variant
+from swjax.streaming.variants import ALIASES, DESIGNS, Counting, Design, Storage, Variant
 
 __all__ = [
+    "ALIASES",
     "DESIGNS",
+    "Counting",
     "Design",
     "KeySpans",
+    "PackedLayouts",
+    "PositionCounts",
     "SpecialTokens",
+    "Storage",
+    "StoredCounts",
     "StreamLayout",
     "Variant",
+    "aligned_schedule",
+    "begin_turn",
+    "bucket_of",
     "build_layout",
+    "concatenate_layouts",
+    "first_fit_decreasing",
+    "first_positions",
     "frame_positions",
     "last_visible_frame",
+    "pack_layouts",
     "pad_layout",
+    "place_frame",
+    "place_image",
+    "place_text",
+    "place_words",
+    "random_schedule",
+    "schedule_from_arrivals",
+    "schedule_from_token_times",
+    "store_sources",
+    "store_targets",
     "text_positions",
     "tokens_per_frame_schedule",
+    "unpack_layouts",
 ]

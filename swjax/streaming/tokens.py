@@ -1,5 +1,6 @@
 """The ids of the tokens that give a chat its structure."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,16 @@ class SpecialTokens:
     image_pad: int
     assistant: int
     newline: int
+
+    def __post_init__(self) -> None:
+        """Refuse ids that cannot be told apart, as those of tokens which a tokenizer does not know."""
+        names: dict[int, str] = {}
+        for name, token in dataclasses.asdict(self).items():
+            if token < 0:
+                raise ValueError(f"{name} has the id {token}; every special token needs one of its own, from 0 on")
+            if token in names:
+                raise ValueError(f"{names[token]} and {name} share the id {token}; one of them is unknown")
+            names[token] = name
 
     @property
     def prefix(self) -> tuple[int, int, int]:
@@ -63,7 +74,8 @@ class SpecialTokens:
             "newline": "\n",
         }
         ids = {name: tokenizer.encode(text, add_special_tokens=False) for name, text in texts.items()}
-        split = [repr(texts[name]) for name, encoded in ids.items() if len(encoded) != 1]
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        split = [repr(texts[name]) for name, encoded in ids.items() if len(encoded) != 1 or encoded[0] == unknown]
         if split:
             raise ValueError(
                 f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} does not have {', '.join(split)} as single "

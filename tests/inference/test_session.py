@@ -64,12 +64,12 @@ def decode_by_full_passes(model, tokenizer, patches, grid_thw, settings, count) 
     special = SpecialTokens.from_tokenizer(tokenizer)
     grid = np.array([grid_thw])
     prompt = encode_chat(tokenizer, question=QUESTION, answer=None, video_grid_thw=grid[0])
-    pixels = patches[None]
+    pixels, unknown = patches[None], special.newline
     forward = jax.jit(lambda model, *arrays, **named: model(*arrays, **named))
     answer: list[int] = []
     while len(answer) < count:
         layout = build_layout(
-            np.concatenate([prompt, np.array(answer, np.int32)]),
+            np.concatenate([prompt, np.array([*answer, unknown], np.int32)]),
             grid,
             variant=settings.variant,
             schedule=settings.wait_k,
@@ -77,7 +77,10 @@ def decode_by_full_passes(model, tokenizer, patches, grid_thw, settings, count) 
             second_per_grid_t=settings.second_per_grid_t,
             special_tokens=special,
         )
-        last = int(np.argmax(layout.chat_index))
+        # The query of the unknown token is what stands before it: in arrival order for interleave, else in the chat.
+        order = np.arange(len(layout)) if settings.variant == "interleave" else layout.chat_index
+        of_unknown = order[layout.chat_index == len(layout) - 1]
+        last = int(np.flatnonzero(order == of_unknown - 1)[0])
         row = pad_layout(layout, ROW)
         logits = forward(
             model,
@@ -101,6 +104,11 @@ def decode_by_full_passes(model, tokenizer, patches, grid_thw, settings, count) 
         ("gdpe", 2, 1, 1.0),
         ("gipe", 3, 9, 0.5),
         ("gipe", 1, 4, 2.0),
+        ("interleave", 3, 6, 1.0),
+        ("interleave", 1, 3, 1.0),
+        ("interleave", 2, 1, 1.0),
+        ("ospe", 3, 6, 1.0),
+        ("ospe", 1, 5, 0.5),
         ("offline", 3, 5, 1.0),
         ("offline_gdpe", 3, 5, 1.0),
     ],

@@ -1,0 +1,81 @@
+"""Layouts on the device: the functions of `swjax.streaming` by the same names, on jax arrays and inside jit.
+
+Shapes are fixed and nothing is checked, since values are not known while tracing. What has no fixed shape or is
+drawn at random (packing, schedules from times) is made on the host.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from swjax.streaming import growth, positions, schedule
+from swjax.streaming.arrange import arrange
+from swjax.streaming.layout import StreamLayout
+from swjax.streaming.tokens import SpecialTokens
+from swjax.streaming.variants import DESIGNS, Variant
+
+text_positions = functools.partial(positions.text_positions, xp=jnp)
+frame_positions = functools.partial(positions.frame_positions, xp=jnp)
+last_visible_frame = functools.partial(schedule.last_visible_frame, xp=jnp)
+place_text = functools.partial(growth.place_text, xp=jnp)
+place_frame = functools.partial(growth.place_frame, xp=jnp)
+place_image = functools.partial(growth.place_image, xp=jnp)
+place_words = functools.partial(growth.place_words, xp=jnp)
+begin_turn = functools.partial(growth.begin_turn, xp=jnp)
+store_sources = functools.partial(growth.store_sources, xp=jnp)
+store_targets = functools.partial(growth.store_targets, xp=jnp)
+
+jax.tree_util.register_dataclass(StreamLayout)
+
+
+def tokens_per_frame_schedule(schedule: int | Int[Array, ""] | Int[Array, "F"], num_frames: int) -> Int[Array, "F"]:
+    """Counts of answer tokens a frame, from wait-k or from explicit counts.
+
+    Args:
+        schedule: a scalar k means k tokens after every frame (wait-k); a vector gives the count of each frame.
+        num_frames: frames to make counts for; there may be more of them than the chat has.
+    """
+    return jnp.broadcast_to(jnp.asarray(schedule, jnp.int32), (num_frames,))
+
+
+def build_layout(
+    input_ids: Int[Array, "L"],
+    video_grid_thw: Int[Array, "items 3"],
+    *,
+    num_tokens: int | Int[Array, ""],
+    variant: Variant | str,
+    schedule: Int[Array, "F"],
+    gap: int | Int[Array, ""] = 10_000,
+    second_per_grid_t: float | Float[Array, "..."] = 1.0,
+    tokens_per_second: float = 2.0,
+    special_tokens: SpecialTokens,
+) -> StreamLayout:
+    """Lay out a chat, padded as `swjax.streaming.pad_layout` pads it.
+
+    Args:
+        input_ids: int[L] in chat order; what lies behind `num_tokens` is padding.
+        video_grid_thw: int[items, 3], at least one row: videos and images in chat order, (0, 0, 0) for none.
+        num_tokens: length of the chat.
+        variant: the position design; fixed while compiling.
+        schedule: answer tokens after each frame; there may be more counts than frames.
+        gap: first id of the answer in GIPE.
+        second_per_grid_t: seconds from one frame to the next, of all items or of each.
+        tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
+        special_tokens: ids of the tokens that give the chat its structure.
+    """
+    stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
+    fields = arrange(
+        jnp,
+        jnp.asarray(input_ids, jnp.int32),
+        num_tokens,
+        jnp.asarray(video_grid_thw, jnp.int32),
+        jnp.asarray(schedule, jnp.int32),
+        jnp.broadcast_to(stride, (len(video_grid_thw),)),
+        design=DESIGNS[Variant(variant)],
+        gap=gap,
+        special=special_tokens,
+    )
+    return StreamLayout(**fields)
