@@ -15,6 +15,7 @@ from swjax.data.example import ExampleError
 PATCH_SIZE = 14
 MERGE_SIZE = 2
 TEMPORAL_PATCH_SIZE = 2
+PATCH_DIM = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2
 """Qwen2.5-VL's geometry: 14 x 14 pixels of 2 frames to a patch, 2 x 2 patches to a token."""
 
 

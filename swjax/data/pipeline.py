@@ -5,9 +5,10 @@ in the place of the example, is noted in the `RejectedLog` of this process and l
 batches here, after the workers, so the batches are the same for any number of workers and threads.
 """
 
+import enum
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +18,28 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from swjax.data.batching import Batch, Row, bucket_rows, empty_row, make_row, pack_rows, pad_rows
 from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import EVALUATION_QUESTION, encode_chat, training_question
 from swjax.data.example import ExampleError, VideoExample
 from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.video import DEFAULT_FPS, decode_video
-from swjax.streaming import SpecialTokens, StreamLayout, Variant, build_layout, pad_layout
-from swjax.streaming.spans import KeySpans
-
-Batch = dict[str, np.ndarray]
-"""Rows of one batch, B rows of L tokens and P patches:
-
-token_ids int32[B, L], position_ids int32[B, 3, L], span_start and span_stop int32[B, L], labels int32[B, L] (-100: no
-loss), pixel_values uint8[B, P, 1176], video_grid_thw int32[B, 1, 3] (0, 0, 0 in an empty row).
-"""
-
-PIXELS_PER_PATCH = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2
+from swjax.streaming import SpecialTokens, Variant, build_layout
 
 # Smaller arrays travel from the workers by pickle, which is quicker than a shared memory of their own.
 _MIN_SHARED_BYTES = 64 * 1024
+
+
+class Batching(enum.StrEnum):
+    """How rows are filled."""
+
+    PAD = "pad"
+    """One example a row."""
+    PACK = "pack"
+    """As many examples as fit, none seeing another."""
+    BUCKET = "bucket"
+    """One example a row, in batches of like size and as many shapes as buckets."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class PipelineConfig:
         max_tokens: tokens of a row (L); a longer example is set aside.
         max_patches: patches of a row (P); a video of more is set aside.
         max_labels: labelled tokens of a row; an example with a longer answer is set aside. None: as many as tokens.
+        batching: how training fills its rows; evaluation pads.
+        max_videos: videos of a row (V); more than one only by packing.
+        window: examples that packing and bucketing choose from at a time. More fill rows better, and take their
+            patches' memory.
+        buckets: (tokens, patches) of rows for bucketing, the smallest first; max_tokens and max_patches are the last.
         variant: the position design.
         wait_k: answer tokens spoken after each frame; a caption of fewer tokens a frame is set aside.
         gap: first id of the answer in GIPE.
@@ -66,6 +74,10 @@ class PipelineConfig:
     max_tokens: int
     max_patches: int
     max_labels: int | None = None
+    batching: Batching | str = Batching.PAD
+    max_videos: int = 1
+    window: int = 64
+    buckets: tuple[tuple[int, int], ...] = ()
     variant: Variant | str = Variant.GDPE
     wait_k: int = 3
     gap: int = 10_000
@@ -81,7 +93,15 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         Variant(self.variant)
-        for name in ("batch_size", "max_tokens", "max_patches", "wait_k", "min_pixels", "prefetch"):
+        if self.batching not in tuple(Batching):
+            raise ValueError(f"batching must be one of {', '.join(Batching)}, got {self.batching!r}")
+        if self.batching == Batching.BUCKET and self.window % self.batch_size:
+            raise ValueError(f"window must be a multiple of batch_size ({self.batch_size}), got {self.window}")
+        bounds = np.array((*self.buckets, (self.max_tokens, self.max_patches)))
+        if (np.diff(bounds, axis=0) < 0).any() or (bounds < 1).any():
+            raise ValueError(f"buckets must grow up to (max_tokens, max_patches), got {bounds.tolist()}")
+        at_least_one = ("batch_size", "max_tokens", "max_patches", "max_videos", "window", "wait_k", "min_pixels")
+        for name in (*at_least_one, "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("gap", "seed", "workers", "threads", "cache_mb"):
@@ -128,7 +148,8 @@ def build_pipeline(
         process_count: how many processes share the examples.
 
     Raises:
-        ValueError: if there are no examples, two share a key, or the process does not exist.
+        ValueError: if there are no examples, two share a key, the process does not exist, or several processes are
+            to choose buckets, which they cannot do alike.
         TooManyRejectedError: on iteration, once more examples fail than the log allows.
     """
     if not examples:
@@ -137,6 +158,11 @@ def build_pipeline(
         raise ValueError("two examples share a key; every key must be unique")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
+    if train and config.batching == Batching.BUCKET and process_count > 1:
+        raise ValueError(
+            f"bucketing works in one process, and there are {process_count}: each would choose other shapes; use "
+            "batching='pack'"
+        )
     log = RejectedLog() if rejected is None else rejected
     encoder = _RowEncoder(
         tuple(examples),
@@ -165,11 +191,28 @@ def build_pipeline(
         grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=config.prefetch)
     )
     rows = rows.map(functools.partial(_note, log=log, num_examples=len(examples)))
-    if train:
-        rows = rows.filter(_is_usable)
-    return rows.batch(
-        config.batch_size, drop_remainder=train, batch_fn=functools.partial(_stack, max_patches=config.max_patches)
-    )
+    stack = functools.partial(pad_rows, tokens=config.max_tokens, patches=config.max_patches, videos=config.max_videos)
+    if not train:
+        return rows.batch(config.batch_size, drop_remainder=False, batch_fn=stack)
+    rows = rows.filter(_is_usable)
+    if config.batching == Batching.BUCKET:
+        make = functools.partial(
+            bucket_rows,
+            batch_size=config.batch_size,
+            buckets=(*config.buckets, (config.max_tokens, config.max_patches)),
+            videos=config.max_videos,
+        )
+        return _by_windows(rows, config.window, make)
+    if config.batching == Batching.PACK:
+        pack = functools.partial(
+            pack_rows,
+            tokens=config.max_tokens,
+            patches=config.max_patches,
+            videos=config.max_videos,
+            labels=config.max_tokens if config.max_labels is None else config.max_labels,
+        )
+        rows = _by_windows(rows, config.window, pack)
+    return rows.batch(config.batch_size, drop_remainder=True, batch_fn=stack)
 
 
 def load_patches(path: Path, config: PipelineConfig) -> Patches:
@@ -196,8 +239,8 @@ def encode_example(
     *,
     question: str,
     cache: PatchCache | None = None,
-) -> Batch:
-    """Encode one example as a row without padding patches.
+) -> Row:
+    """Encode one example as a row without padding.
 
     Args:
         example: what to encode.
@@ -208,7 +251,7 @@ def encode_example(
         cache: patches loaded before.
 
     Returns:
-        The arrays of a `Batch` without its axis B, padded to `max_tokens` but not to `max_patches`.
+        A row, as `swjax.data.batching` says, without padding.
 
     Raises:
         ExampleError: if the video cannot be used, the caption is too short for its frames, or the example is too
@@ -243,7 +286,7 @@ def encode_example(
             f"the example has {num_labels} labelled tokens, and a row has room for {config.max_labels}; raise "
             "max_labels or cut the caption"
         )
-    return _row(layout, patches, grid, config.max_tokens)
+    return make_row(layout, patches, np.array([grid]))
 
 
 @dataclass(frozen=True)
@@ -259,7 +302,7 @@ class _RowEncoder:
 
     def __call__(self, index: int, number: int) -> dict[str, Any]:
         if number >= len(self.examples):
-            return {"key": "", "reason": "", **_empty_row(self.config.max_tokens)}
+            return {"key": "", "reason": "", **empty_row()}
         example = self.examples[number]
         try:
             row = encode_example(
@@ -271,7 +314,7 @@ class _RowEncoder:
                 cache=self.cache,
             )
         except ExampleError as error:
-            return {"key": example.key, "reason": str(error), **_empty_row(self.config.max_tokens)}
+            return {"key": example.key, "reason": str(error), **empty_row()}
         return {"key": example.key, "reason": "", **row}
 
     def _question(self, example: VideoExample, epoch: int) -> str:
@@ -288,33 +331,6 @@ def _answer_length(ids: Int32[np.ndarray, "L"], special: SpecialTokens) -> int:
     return int(np.flatnonzero(ids[first:] == special.im_end)[0])
 
 
-def _row(layout: StreamLayout, patches: np.ndarray, grid: tuple[int, int, int], max_tokens: int) -> Batch:
-    padded = pad_layout(layout, max_tokens)
-    return {
-        "token_ids": padded.token_ids,
-        "position_ids": padded.position_ids,
-        "span_start": padded.spans.start,
-        "span_stop": padded.spans.stop,
-        "labels": padded.labels,
-        "pixel_values": patches,
-        "video_grid_thw": np.array([grid], np.int32),
-    }
-
-
-def _empty_row(max_tokens: int) -> Batch:
-    nothing = np.zeros(0, np.int32)
-    layout = StreamLayout(
-        token_ids=nothing,
-        position_ids=np.zeros((3, 0), np.int32),
-        spans=KeySpans(nothing, nothing),
-        labels=nothing,
-        chat_index=nothing,
-        step=nothing,
-        is_target=np.zeros(0, bool),
-    )
-    return _row(layout, np.zeros((0, PIXELS_PER_PATCH), np.uint8), (0, 0, 0), max_tokens)
-
-
 def _note(row: dict[str, Any], *, log: RejectedLog, num_examples: int) -> dict[str, Any]:
     """Tell the log what came of an example; raises when too many are bad, or a run on bad data would never end."""
     if row["key"]:
@@ -328,11 +344,18 @@ def _is_usable(row: dict[str, Any]) -> bool:
     return not row["reason"]
 
 
-def _stack(rows: Sequence[dict[str, Any]], *, max_patches: int) -> Batch:
-    """Stack rows to a batch, with zeros for the patches that a row lacks."""
-    names = [name for name in rows[0] if name not in ("key", "reason", "pixel_values")]
-    batch = {name: np.stack([row[name] for row in rows]) for name in names}
-    pixels = np.zeros((len(rows), max_patches, PIXELS_PER_PATCH), np.uint8)
-    for padded, row in zip(pixels, rows, strict=True):
-        padded[: len(row["pixel_values"])] = row["pixel_values"]
-    return {**batch, "pixel_values": pixels}
+def _by_windows(
+    rows: grain.IterDataset[Row], window: int, make: Callable[[Sequence[Row]], list[Any]]
+) -> grain.IterDataset[Any]:
+    """What `make` makes of every `window` rows, one by one."""
+
+    class Flatten(grain.experimental.FlatMapTransform):
+        """Grain wants a class."""
+
+        max_fan_out = window
+
+        def flat_map(self, element: Sequence[Row]) -> list[Any]:
+            return make(element)
+
+    windows = rows.batch(window, drop_remainder=True, batch_fn=list)
+    return grain.experimental.FlatMapIterDataset(windows, Flatten())

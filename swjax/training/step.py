@@ -117,7 +117,8 @@ def make_train_step(
 
     Returns:
         A function whose metrics are float32 scalars: `loss` (mean over labelled tokens, nats), `grad_norm` (before
-        clipping), `learning_rate`, `labels` (labelled tokens) and `tokens` (all tokens but padding).
+        clipping), `learning_rate`, `labels` (labelled tokens), `tokens` (all tokens but padding) and `token_share`
+        (their share of the batch's slots).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -142,6 +143,7 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "labels": labels,
             "tokens": count_tokens(batch).astype(jnp.float32),
+            "token_share": count_tokens(batch) / batch["token_ids"].size,
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 

@@ -316,3 +316,81 @@ def test_rates_are_not_mixed_up(tmp_path, examples, tokenizer):
     example = dataclasses.replace(examples[0], video_path=path)
     row = encode_example(example, CONFIG, tokenizer, SpecialTokens.from_tokenizer(tokenizer), question="?")
     np.testing.assert_array_equal(row["video_grid_thw"], [[2, 4, 4]])
+
+
+PACKED = {"batching": "pack", "max_tokens": 512, "max_videos": 4, "window": 7, "batch_size": 1}
+
+
+def test_packing_fills_rows_with_whole_examples(examples, tokenizer):
+    """An epoch is a window of 7 examples here, so every two batches hold each of them once."""
+    config = with_config(**PACKED, max_patches=128)
+    batches = train_batches(examples, tokenizer, 4, config)
+    alone = {caption for batch in train_batches(examples, tokenizer, 4) for caption in captions(batch, tokenizer)}
+    assert {name: array.shape for name, array in batches[0].items()} == {
+        "token_ids": (1, 512),
+        "position_ids": (1, 3, 512),
+        "span_start": (1, 512),
+        "span_stop": (1, 512),
+        "labels": (1, 512),
+        "pixel_values": (1, 128, 1176),
+        "video_grid_thw": (1, 4, 3),
+    }
+    videos = [int((batch["video_grid_thw"][0, :, 0] > 0).sum()) for batch in batches]
+    assert max(videos) > 1
+    said = [tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0][::-1]) for batch in batches]
+    for caption in alone:
+        assert any(caption in text for text in said), caption
+    for batch in batches:
+        patches = batch["video_grid_thw"][0].prod(axis=1).sum()
+        assert batch["pixel_values"][0, :patches].any(axis=1).all()
+        assert not batch["pixel_values"][0, patches:].any()
+
+
+def test_a_row_holds_no_more_labels_than_it_may(examples, tokenizer):
+    most = max((batch["labels"] >= 0).sum(axis=1).max() for batch in train_batches(examples, tokenizer, 4))
+    batches = train_batches(examples, tokenizer, 6, with_config(**PACKED, max_patches=128, max_labels=int(most)))
+    assert max((batch["labels"] >= 0).sum() for batch in batches) <= most
+
+
+def test_buckets_are_few_shapes_and_lose_nothing(examples, tokenizer):
+    config = with_config(batching="bucket", window=6, batch_size=2, buckets=((128, 32), (160, 48)))
+    batches = train_batches(examples, tokenizer, 7, config)
+    shapes = {(batch["token_ids"].shape[1], batch["pixel_values"].shape[1]) for batch in batches}
+    assert shapes <= {(128, 32), (160, 48), (256, 64)}
+    assert len(shapes) > 1
+    said = [caption for batch in batches for caption in captions(batch, tokenizer)]
+    assert len(set(said)) == len(examples)
+    with pytest.raises(ValueError, match="bucketing works in one process, and there are 2"):
+        build_pipeline(examples, config, tokenizer, train=True, process_count=2)
+
+
+@pytest.mark.parametrize(
+    "changes", [PACKED, {"batching": "bucket", "window": 6, "buckets": ((96, 32),)}], ids=["pack", "bucket"]
+)
+@pytest.mark.parametrize("at", [0, 1, 2, 5])
+def test_resume_of_packed_and_bucketed_batches(examples, tokenizer, changes, at):
+    config = with_config(**changes)
+    straight = train_batches(examples, tokenizer, 9, config)
+    iterator = iter(build_pipeline(examples, config, tokenizer, train=True))
+    for _ in range(at):
+        next(iterator)
+    state = iterator.get_state()
+    iterator.close()
+    resumed = iter(build_pipeline(examples, config, tokenizer, train=True))
+    resumed.set_state(state)
+    assert_same([next(resumed) for _ in range(9 - at)], straight[at:])
+    resumed.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batching": "heap"}, "batching must be one of pad, pack, bucket, got 'heap'"),
+        ({"batching": "bucket", "window": 3}, r"window must be a multiple of batch_size \(2\), got 3"),
+        ({"buckets": ((512, 10),)}, r"buckets must grow up to \(max_tokens, max_patches\)"),
+        ({"window": 0}, "window must be at least 1"),
+    ],
+)
+def test_impossible_batching(changes, message):
+    with pytest.raises(ValueError, match=message):
+        with_config(**changes)
