@@ -1,5 +1,13 @@
 """Attention in which each query sees one contiguous span of keys: the one attention primitive of swjax."""
 
-from swjax.attention.span import IMPLEMENTATIONS, implementation_for, span_attention
+from swjax.attention.sharded import AttentionSharding, stripe_order
+from swjax.attention.span import IMPLEMENTATIONS, SpanAttention, implementation_for, span_attention
 
-__all__ = ["IMPLEMENTATIONS", "implementation_for", "span_attention"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "AttentionSharding",
+    "SpanAttention",
+    "implementation_for",
+    "span_attention",
+    "stripe_order",
+]

@@ -19,9 +19,8 @@ from jaxtyping import Array, Bool, Float, Int32
 from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.streaming import KeySpans
 
-QUERY_BLOCK = 256
-KEY_BLOCK = 512
-"""Block sizes, the quickest on a CPU of those tried (benchmarks/attention.py)."""
+QUERY_BLOCK = KEY_BLOCK = 256
+"""Largest blocks. On two cores nothing from 128 to 512 was quicker over 4 heads of 32 and 28 heads of 128 features."""
 
 _UNSEEN = -1e30
 
@@ -48,7 +47,7 @@ def _forward(
     q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], spans: KeySpans
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     length, key_heads = q.shape[1], k.shape[2]
-    block = min(QUERY_BLOCK, length)
+    block = _query_block(length)
     outs, lses = jax.lax.map(lambda queries: _attend_block(queries, k, v), _blocks(q, spans, key_heads, block))
     out = _from_blocks(outs, q.shape, block).astype(q.dtype)
     return out, _from_blocks(lses[..., None], (*q.shape[:3], 1), block)[..., 0].transpose(0, 2, 1)
@@ -87,7 +86,7 @@ def _backward(
     dout: Float[Array, "B T N H"],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     length, key_heads = q.shape[1], k.shape[2]
-    block = min(QUERY_BLOCK, length)
+    block = _query_block(length)
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
     along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1)
 
@@ -134,6 +133,11 @@ def _backward_block(
         return dq, _add_at(dk, block.row, place, added_k), _add_at(dv, block.row, place, added_v)
 
     return jax.lax.fori_loop(0, _num_key_blocks(block, k), step, (jnp.zeros(block.q.shape), dk, dv))
+
+
+def _query_block(length: int) -> int:
+    """The size at which the fewest blocks hold all queries with the least padding."""
+    return -(-length // -(-length // QUERY_BLOCK))
 
 
 def _scores(q: Float[Array, "K R H"], keys: Float[Array, "C K H"]) -> Float[Array, "K R C"]:

@@ -29,7 +29,8 @@ def reference_span_attention(
     seen = ((keys >= spans.start[..., None]) & (keys < spans.stop[..., None]))[:, None, None]
     scores = jnp.where(seen, scores, _UNSEEN)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))) * seen
-    total = jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    # The largest score adds exp(0), so below 1 it is 0; and a tie in the maximum would halve the gradient.
+    total = jnp.maximum(weights.sum(axis=-1, keepdims=True), 0.5)
 
     rows = weights.astype(v.dtype).reshape(batch, key_heads, group * length, num_keys)
     out = jnp.einsum("bkts,bksh->bkth", rows, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 from swjax.attention.chunked import chunked_kernel
 from swjax.attention.kernel import Kernel, attend, by_platform, refusing_elsewhere
 from swjax.attention.reference import reference_span_attention
+from swjax.attention.sharded import AttentionSharding, check_divides, sharded_kernel
 from swjax.streaming import KeySpans
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType({"chunked": chunked_kernel})
@@ -18,24 +20,31 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType({"chunked": chunked_kernel})
 IMPLEMENTATIONS = ("auto", "reference", *KERNELS)
 """What `span_attention` takes as its implementation."""
 
-DENSE_SCORES = 512 * 512
-"""Up to so many pairs of query and key a row, a CPU is quicker with all scores at once (benchmarks/attention.py)."""
+DENSE_PAIRS = 512 * 512
+DENSE_KEYS = 4096
+"""A row of at most so many pairs of query and key, and so many keys, is quicker on a CPU with all scores at once.
+
+Measured forward and backward on two cores, 4 heads of 32 features: of 8 rows of 512 `reference` takes 48 to 96 ms and
+`chunked` 48, of 32 rows of 136 it takes 15 and `chunked` 23. One query against 8,192 keys of 7B's size: 8 against 6.
+"""
 
 _NATIVE = {platform: name for name, kernel in KERNELS.items() for platform in kernel.platforms}
 
 
-def implementation_for(platform: str, *, queries: int, keys: int) -> str:
+def implementation_for(platform: str, *, queries: int, keys: int, sharded: bool = False) -> str:
     """The implementation that `auto` stands for.
 
     Where a kernel has been written for the platform it is that one. A CPU takes `reference` for rows of at most
-    `DENSE_SCORES` pairs of query and key, and `chunked` beyond; every other platform takes `chunked`.
+    `DENSE_PAIRS` pairs of query and key with at most `DENSE_KEYS` keys, and `chunked` beyond; every other platform
+    takes `chunked`. `reference` is never sharded by hand (the compiler can do that).
 
     Args:
         platform: `cpu`, `tpu`, `cuda` or another that JAX knows.
         queries: T, those of one row.
         keys: S, those of one row.
+        sharded: whether an `AttentionSharding` is given.
     """
-    if platform == "cpu" and queries * keys <= DENSE_SCORES:
+    if platform == "cpu" and not sharded and queries * keys <= DENSE_PAIRS and keys <= DENSE_KEYS:
         return "reference"
     return _NATIVE.get(platform, "chunked")
 
@@ -47,6 +56,7 @@ def span_attention(
     spans: KeySpans,
     *,
     implementation: str = "auto",
+    sharding: AttentionSharding | None = None,
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention in which query (b, t) sees the keys spans.start[b, t] <= s < spans.stop[b, t].
 
@@ -58,10 +68,12 @@ def span_attention(
         spans: int32[B, T] each.
         implementation: one of `IMPLEMENTATIONS`. `auto` is chosen when the program is lowered, by the platform that it
             is compiled for (`implementation_for`).
+        sharding: how to divide the work over the devices of a mesh (`swjax.attention.sharded`). Without it the
+            compiler divides what it can: `reference` and `chunked`, by batch and heads, but no Pallas kernel.
 
     Raises:
-        ValueError: if the implementation is unknown or the heads do not divide; when it is compiled, if the
-            implementation cannot run on that platform.
+        ValueError: if the implementation is unknown, the heads do not divide, the arrays cannot be sharded so, or
+            `reference` is to be; when it is compiled, if the implementation cannot run on that platform.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -69,20 +81,50 @@ def span_attention(
         )
     if q.shape[-2] % k.shape[-2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key heads evenly")
+    if sharding is not None:
+        check_divides(q, k, sharding)
     if implementation == "reference":
+        if sharding is not None:
+            raise ValueError("attention implementation 'reference' takes no sharding; choose 'chunked' or 'auto'")
         return reference_span_attention(q, k, v, spans)
     if implementation == "auto":
-        return _automatic(q, k, v, spans)
-    return attend(refusing_elsewhere(implementation, KERNELS[implementation]), q, k, v, spans)
+        return _automatic(q, k, v, spans, sharding)
+    return _attend(refusing_elsewhere(implementation, KERNELS[implementation]), q, k, v, spans, sharding)
 
 
-def _automatic(q: Array, k: Array, v: Array, spans: KeySpans) -> Array:
-    queries, keys = q.shape[1], k.shape[1]
-    native = {platform: KERNELS[implementation_for(platform, queries=queries, keys=keys)] for platform in _NATIVE}
-    if implementation_for("cpu", queries=queries, keys=keys) == "reference":
+def _automatic(q: Array, k: Array, v: Array, spans: KeySpans, sharding: AttentionSharding | None) -> Array:
+    choose = functools.partial(implementation_for, queries=q.shape[1], keys=k.shape[1], sharded=sharding is not None)
+    native = {platform: KERNELS[choose(platform)] for platform in _NATIVE}
+    if choose("cpu") == "reference":
         # Outside of the differentiation rule, as `reference` has none.
         kernels = {platform: functools.partial(attend, kernel) for platform, kernel in native.items()}
         return jax.lax.platform_dependent(
             q, k, v, spans, cpu=reference_span_attention, default=functools.partial(attend, chunked_kernel), **kernels
         )
-    return attend(by_platform(native, chunked_kernel), q, k, v, spans)
+    return _attend(by_platform(native, chunked_kernel), q, k, v, spans, sharding)
+
+
+def _attend(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans, sharding: AttentionSharding | None) -> Array:
+    return attend(kernel if sharding is None else sharded_kernel(kernel, sharding), q, k, v, spans)
+
+
+@dataclass(frozen=True)
+class SpanAttention:
+    """`span_attention` with its choices made, for a model to hold. Hashable by value, so that nothing recompiles.
+
+    Attributes:
+        implementation, sharding: as for `span_attention`.
+    """
+
+    implementation: str = "auto"
+    sharding: AttentionSharding | None = None
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        spans: KeySpans,
+    ) -> Float[Array, "B T N H"]:
+        """Attention, as `span_attention` says."""
+        return span_attention(q, k, v, spans, implementation=self.implementation, sharding=self.sharding)

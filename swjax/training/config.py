@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from swjax.attention import IMPLEMENTATIONS
 from swjax.streaming import Variant
 
 DTYPES = ("float32", "bfloat16")
@@ -42,6 +43,7 @@ KEYS = (
     Key("tokenizer", "", "tokenizer folder; '' takes init_from's, or that of Moving Shapes from scratch"),
     Key("frozen", ("visual/(?!merger)",), "regular expressions; parameters whose path one matches do not train"),
     Key("dtype", "bfloat16", f"dtype of the computations, {' or '.join(DTYPES)}; parameters are kept in float32"),
+    Key("attention", "auto", f"implementation of attention: {', '.join(IMPLEMENTATIONS)}", free=True),
     Key("data.train", "", "manifest of the training examples (JSON lines)"),
     Key("data.validation", "", "manifest of the validation examples; '' for no validation", free=True),
     Key("data.fps", 2.0, "video frames taken a second"),
@@ -50,6 +52,10 @@ KEYS = (
     Key("data.max_tokens", 8192, "tokens of a row; longer examples are set aside"),
     Key("data.max_patches", 30 * 1024, "patches of a row; larger videos are set aside"),
     Key("data.max_labels", 256, "labelled tokens of a row; examples with longer answers are set aside"),
+    Key("data.batching", "pad", "how rows are filled: pad (one example each), pack (all that fit) or bucket (by size)"),
+    Key("data.max_videos", 1, "videos of a row; packing needs more than one"),
+    Key("data.window", 64, "examples that packing and bucketing choose from at a time; their pixels wait in memory"),
+    Key("data.buckets", (), "(tokens, patches) of the buckets below max_tokens and max_patches, the smallest first"),
     Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
     Key("data.workers", 0, "processes that decode videos; 0 decodes in threads"),
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
@@ -126,6 +132,8 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
         raise ConfigError(f"config.variant: {error}") from None
     if values["dtype"] not in DTYPES:
         raise ConfigError(f"config.dtype is {values['dtype']!r}; choose one of: {', '.join(DTYPES)}")
+    if values["attention"] not in IMPLEMENTATIONS:
+        raise ConfigError(f"config.attention is {values['attention']!r}; choose one of: {', '.join(IMPLEMENTATIONS)}")
     at_least_one = ("steps", "batch_size", "accumulation", "wait_k", "checkpoint_every", "keep", "eval_every")
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from swjax.attention import SpanAttention, implementation_for
 from swjax.conversion.parameters import split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import abstract_model
@@ -69,7 +70,8 @@ def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
     shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
     shardings = state_shardings(mesh, shapes, optimizer)
     options = StepOptions(compute_dtype=jnp.dtype(config.dtype), max_labels=config.data.max_labels)
-    structure, _ = split_parameters(abstract_model(model_config))
+    attention = SpanAttention(config.attention)
+    structure, _ = split_parameters(abstract_model(model_config, attention=attention, vision_attention=attention))
     return Program(
         mesh,
         optimizer,
@@ -77,6 +79,23 @@ def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
         make_train_step(structure, optimizer, schedule, mesh, shardings, options),
         make_eval_step(structure, mesh, shardings, options),
     )
+
+
+def describe_attention(config: ConfigDict, device: jax.Device) -> str:
+    """One line that says which implementation of attention a run takes on its devices.
+
+    Args:
+        config: the run's.
+        device: one of the devices.
+    """
+    platform = device.platform
+    if platform == "gpu":  # JAX's devices say gpu where its compiler says cuda or rocm
+        platform = "rocm" if "rocm" in device.client.platform_version else "cuda"
+    decoder, vision = (
+        implementation_for(platform, queries=row, keys=row) if config.attention == "auto" else config.attention
+        for row in (config.data.max_tokens, config.data.max_patches)
+    )
+    return f"attention on {platform}: {decoder} in the decoder, {vision} in the vision tower"
 
 
 def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -18,7 +18,7 @@ from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import record_start
 from swjax.training.inputs import Inputs, open_inputs, report_rejected
 from swjax.training.metrics import Write, open_metrics, progress_bar
-from swjax.training.program import Program, make_program
+from swjax.training.program import Program, describe_attention, make_program
 from swjax.training.start import choose_model, choose_tokenizer, make_state
 from swjax.training.step import Metrics, TrainState, put_batch
 
@@ -66,6 +66,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
             state = make_state(model_config, config, program.optimizer, program.shapes)
         trained, kept = (sum(leaf.size for leaf in part.values()) for part in (state.trainable, state.frozen))
         console.print(f"{trained + kept:,} parameters, {trained:,} of them train; {program.mesh.size} device(s)")
+        console.print(describe_attention(config, program.mesh.devices.flat[0]))
         state = _run_steps(config, program, inputs, state, start, checkpoints, console)
     report_rejected(inputs, console)
     return state

@@ -21,6 +21,9 @@ from swjax.streaming import KeySpans
 
 UNROLLED_LAYERS = 8
 
+Attention = Callable[[Array, Array, Array, KeySpans], Array]
+"""What a model attends with: `span_attention`, or a `SpanAttention`. Hashable, as it is part of the structure."""
+
 
 def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
     """Root-mean-square normalisation in float32; returns the dtype of x."""
@@ -60,7 +63,7 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: DTypeLi
 class DecoderLayer(nnx.Module):
     """One decoder layer: attention and gated MLP, each after a norm and with a residual."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention):
         d, n, k, h, f = (
             config.hidden_size,
             config.num_heads,
@@ -75,6 +78,7 @@ class DecoderLayer(nnx.Module):
         def zeros(*shape: int) -> nnx.Param:
             return nnx.Param(jnp.zeros(shape, param_dtype))
 
+        self.attention = attention
         self.eps = config.rms_norm_eps
         self.attention_norm_d = nnx.Param(jnp.ones(d, param_dtype))
         self.q_weight_dnh = weight(d, n, h)
@@ -111,21 +115,23 @@ class DecoderLayer(nnx.Module):
         """The layer on a whole sequence."""
         with jax.named_scope("attention"):
             q, k, v = self.query_key_value(x, rotation)
-            attended = span_attention(q, k, v, spans)
+            attended = self.attention(q, k, v, spans)
         return self.finish(x, attended)
 
 
 class Decoder(nnx.Module):
     """Embedding, stacked layers, final norm and head."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+    def __init__(
+        self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention = span_attention
+    ):
         self.config = config
         self.embedding_vd = normal(rngs, (config.vocab_size, config.hidden_size), config.initializer_range, param_dtype)
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> DecoderLayer:
-            return DecoderLayer(config, rngs=rngs, param_dtype=param_dtype)
+            return DecoderLayer(config, rngs=rngs, param_dtype=param_dtype, attention=attention)
 
         self.layers = stack(rngs)
         self.norm_d = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
@@ -195,7 +201,7 @@ class Decoder(nnx.Module):
                 q, k, v = layer.query_key_value(x, rotation)
                 keys = cache.keys.at[index, rows, slots].set(k.astype(cache.keys.dtype), mode="drop")
                 values = cache.values.at[index, rows, slots].set(v.astype(cache.values.dtype), mode="drop")
-                attended = span_attention(q, keys[index], values[index], spans)
+                attended = layer.attention(q, keys[index], values[index], spans)
             return layer.finish(x, attended), KeyValueCache(keys, values)
 
         with jax.named_scope("decoder"):

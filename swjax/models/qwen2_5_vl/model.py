@@ -7,20 +7,38 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int32, UInt8
 
+from swjax.attention import span_attention
 from swjax.models.qwen2_5_vl.cache import KeyValueCache
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.decoder import Decoder
+from swjax.models.qwen2_5_vl.decoder import Attention, Decoder
 from swjax.models.qwen2_5_vl.vision import VisionTower
 from swjax.streaming import KeySpans
 
 
 class Qwen2_5_VL(nnx.Module):
-    """The whole model. Parameters and computations have `param_dtype`; norms, rotary and softmax are in float32."""
+    """The whole model. Parameters and computations have `param_dtype`; norms, rotary and softmax are in float32.
 
-    def __init__(self, config: Qwen2_5_VLConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
+    Args:
+        config: the sizes.
+        rngs: draws the parameters.
+        param_dtype: dtype of parameters and computations.
+        attention: what the decoder attends with: `span_attention`, or a `swjax.attention.SpanAttention`, which names an
+            implementation or divides the work over a mesh.
+        vision_attention: the same for the vision tower, whose rows are patches.
+    """
+
+    def __init__(
+        self,
+        config: Qwen2_5_VLConfig,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+        attention: Attention = span_attention,
+        vision_attention: Attention = span_attention,
+    ):
         self.config = config
-        self.visual = VisionTower(config.vision, rngs=rngs, param_dtype=param_dtype)
-        self.decoder = Decoder(config.text, rngs=rngs, param_dtype=param_dtype)
+        self.visual = VisionTower(config.vision, rngs=rngs, param_dtype=param_dtype, attention=vision_attention)
+        self.decoder = Decoder(config.text, rngs=rngs, param_dtype=param_dtype, attention=attention)
 
     def __call__(
         self,
@@ -30,6 +48,7 @@ class Qwen2_5_VL(nnx.Module):
         *,
         pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
         video_grid_thw: Int32[Array, "B videos 3"] | None = None,
+        slots: Int32[Array, "B L"] | None = None,
     ) -> Float[Array, "B L V"]:
         """Logits of every slot.
 
@@ -38,9 +57,13 @@ class Qwen2_5_VL(nnx.Module):
             position_ids: temporal, height and width ids.
             spans: int32[B, L] each, the slots that each query sees.
             pixel_values: rows of patches, one row a sequence: uint8 as decoded, or floats already normalised.
-            video_grid_thw: temporal steps and patch rows and columns of the videos of each row; (0, 0, 0) is none.
+            video_grid_thw: temporal steps and patch rows and columns of the images and videos of each row, in slot
+                order; (0, 0, 0) is none.
+            slots: slot of each token, where rows are not in slot order (`swjax.attention.stripe_order`).
         """
-        hidden = self.hidden(token_ids, position_ids, spans, pixel_values=pixel_values, video_grid_thw=video_grid_thw)
+        hidden = self.hidden(
+            token_ids, position_ids, spans, pixel_values=pixel_values, video_grid_thw=video_grid_thw, slots=slots
+        )
         return self.logits(hidden)
 
     def hidden(
@@ -51,6 +74,7 @@ class Qwen2_5_VL(nnx.Module):
         *,
         pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
         video_grid_thw: Int32[Array, "B videos 3"] | None = None,
+        slots: Int32[Array, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Hidden states after the last norm; arguments as for calling the model."""
         features = None
@@ -58,7 +82,7 @@ class Qwen2_5_VL(nnx.Module):
             if video_grid_thw is None:
                 raise ValueError("pixel_values come with video_grid_thw, the size of their videos in patches")
             features = self.visual(pixel_values, video_grid_thw)
-        return self.decoder(self.embed(token_ids, features), position_ids, spans)
+        return self.decoder(self.embed(token_ids, features, slots), position_ids, spans)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token."""
@@ -71,16 +95,28 @@ class Qwen2_5_VL(nnx.Module):
         return self.visual(pixel_values[None], jnp.asarray(grid_thw)[None])[0]
 
     def embed(
-        self, token_ids: Int32[Array, "B L"], video_features: Float[Array, "B U D"] | None = None
+        self,
+        token_ids: Int32[Array, "B L"],
+        video_features: Float[Array, "B U D"] | None = None,
+        slots: Int32[Array, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Embed tokens, with the video tokens of a row replaced by the row's features in order."""
+        """Embed tokens, with a row's image and video tokens replaced by its features in order of their slots.
+
+        Args:
+            token_ids: tokens of each row.
+            video_features: features of the row's video tokens, in slot order.
+            slots: slot of each token; None if tokens are in slot order.
+        """
         x = self.decoder.embed(token_ids)
         if video_features is None:
             return x
-        is_video = token_ids == self.config.video_token_id
-        index = jnp.maximum(jnp.cumsum(is_video, axis=1) - 1, 0)
+        is_visual = (token_ids == self.config.video_token_id) | (token_ids == self.config.image_token_id)
+        in_slot_order = is_visual if slots is None else jnp.take_along_axis(is_visual, jnp.argsort(slots), axis=1)
+        index = jnp.maximum(jnp.cumsum(in_slot_order, axis=1) - 1, 0)
+        if slots is not None:
+            index = jnp.take_along_axis(index, slots, axis=1)
         features = jnp.take_along_axis(video_features, index[..., None], axis=1)
-        return jnp.where(is_video[..., None], features.astype(x.dtype), x)
+        return jnp.where(is_visual[..., None], features.astype(x.dtype), x)
 
     def extend(
         self,
@@ -109,6 +145,20 @@ class Qwen2_5_VL(nnx.Module):
         return self.decoder.extend(x, position_ids, spans, cache, slots)
 
 
-def abstract_model(config: Qwen2_5_VLConfig, *, param_dtype: DTypeLike = jnp.float32) -> Qwen2_5_VL:
-    """The model with shapes in the place of its parameters."""
-    return nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+def abstract_model(
+    config: Qwen2_5_VLConfig,
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+    attention: Attention = span_attention,
+    vision_attention: Attention = span_attention,
+) -> Qwen2_5_VL:
+    """The model with shapes in the place of its parameters; arguments as for `Qwen2_5_VL`."""
+    return nnx.eval_shape(
+        lambda: Qwen2_5_VL(
+            config,
+            rngs=nnx.Rngs(0),
+            param_dtype=param_dtype,
+            attention=attention,
+            vision_attention=vision_attention,
+        )
+    )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.attention import span_attention
 from swjax.models.qwen2_5_vl.config import VisionConfig
-from swjax.models.qwen2_5_vl.decoder import normal, project, rms_norm, scan_layers
+from swjax.models.qwen2_5_vl.decoder import Attention, normal, project, rms_norm, scan_layers
 from swjax.models.qwen2_5_vl.rotary import Rotation, planar_rotation, rotate
 from swjax.streaming import KeySpans
 
@@ -91,7 +91,7 @@ def _equal_runs(keys: Int32[Array, "U"], repeat: int) -> KeySpans:
 class VisionBlock(nnx.Module):
     """One block: attention and gated MLP, each after a norm and with a residual. Axis x is query, key, value."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention):
         d, n, h, f = config.hidden_size, config.num_heads, config.head_dim, config.intermediate_size
 
         def weight(*shape: int) -> nnx.Param:
@@ -100,6 +100,7 @@ class VisionBlock(nnx.Module):
         def zeros(*shape: int) -> nnx.Param:
             return nnx.Param(jnp.zeros(shape, param_dtype))
 
+        self.attention = attention
         self.attention_norm_d = nnx.Param(jnp.ones(d, param_dtype))
         self.qkv_weight_dxnh = weight(d, 3, n, h)
         self.qkv_bias_xnh = zeros(3, n, h)
@@ -118,7 +119,7 @@ class VisionBlock(nnx.Module):
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm_d[...], NORM_EPS)
             q, k, v = jnp.moveaxis(project(normed, self.qkv_weight_dxnh[...]) + self.qkv_bias_xnh[...], 2, 0)
-            attended = span_attention(rotate(q, rotation), rotate(k, rotation), v, spans)
+            attended = self.attention(rotate(q, rotation), rotate(k, rotation), v, spans)
             x = x + project(attended, self.o_weight_nhd[...], axes=2) + self.o_bias_d[...]
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], NORM_EPS)
@@ -149,7 +150,9 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patch embedding, stacked blocks and merger."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+    def __init__(
+        self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention = span_attention
+    ):
         self.config = config
         self.patch_weight_cd = normal(
             rngs, (config.patch_dim, config.hidden_size), config.initializer_range, param_dtype
@@ -158,7 +161,7 @@ class VisionTower(nnx.Module):
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> VisionBlock:
-            return VisionBlock(config, rngs=rngs, param_dtype=param_dtype)
+            return VisionBlock(config, rngs=rngs, param_dtype=param_dtype, attention=attention)
 
         self.blocks = stack(rngs)
         self.merger = PatchMerger(config, rngs=rngs, param_dtype=param_dtype)
