@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -24,6 +24,7 @@ from swjax.data.chat import EVALUATION_QUESTION, encode_chat, training_question
 from swjax.data.example import ExampleError, VideoExample
 from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
 from swjax.data.rejected import RejectedLog, check_rejected
+from swjax.data.stream import CountedStream
 from swjax.data.video import DEFAULT_FPS, decode_video
 from swjax.streaming import SpecialTokens, Variant, build_layout
 
@@ -117,8 +118,32 @@ class PipelineConfig:
             )
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Several data sets and how often each is drawn from.
+
+    Attributes:
+        sets: the examples of each, with random access.
+        weights: share of each in the training stream, relative to the sum.
+    """
+
+    sets: tuple[Sequence[VideoExample], ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sets) != len(self.weights) or not self.sets:
+            raise ValueError(f"each data set needs a weight, got {len(self.sets)} sets and weights {self.weights}")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
+            raise ValueError(f"weights of data sets must be above 0, got {self.weights}")
+        for number, examples in enumerate(self.sets):
+            if not len(examples):
+                raise ValueError(f"there are no examples to make batches of in data set {number}")
+            if isinstance(examples, tuple | list) and len({example.key for example in examples}) < len(examples):
+                raise ValueError("two examples share a key; every key must be unique")
+
+
 def build_pipeline(
-    examples: Sequence[VideoExample],
+    examples: Sequence[VideoExample] | Mixture,
     config: PipelineConfig,
     tokenizer: Any,
     *,
@@ -135,10 +160,10 @@ def build_pipeline(
     process has the same number of batches and no example is lost.
 
     The iterator of the result has Grain's `get_state` and `set_state`. A state fits a pipeline with the same
-    examples, batch size, seed and number of workers.
+    examples, batch size, batching and seed, read by any number of workers and threads.
 
     Args:
-        examples: those of the whole data set, in every process.
+        examples: those of the whole data set, or of several with weights, in every process.
         config: shapes, sampling, workers.
         tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
         train: training or evaluation.
@@ -148,14 +173,11 @@ def build_pipeline(
         process_count: how many processes share the examples.
 
     Raises:
-        ValueError: if there are no examples, two share a key, the process does not exist, or several processes are
-            to choose buckets, which they cannot do alike.
+        ValueError: if the process does not exist, or several processes are to choose buckets, which they cannot do
+            alike.
         TooManyRejectedError: on iteration, once more examples fail than the log allows.
     """
-    if not examples:
-        raise ValueError("there are no examples to make batches of")
-    if len({example.key for example in examples}) < len(examples):
-        raise ValueError("two examples share a key; every key must be unique")
+    sets = examples if isinstance(examples, Mixture) else Mixture((examples,), (1.0,))
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
     if train and config.batching == Batching.BUCKET and process_count > 1:
@@ -165,32 +187,19 @@ def build_pipeline(
         )
     log = RejectedLog() if rejected is None else rejected
     encoder = _RowEncoder(
-        tuple(examples),
+        sets.sets,
         config,
         tokenizer,
         special_tokens or SpecialTokens.from_tokenizer(tokenizer),
         train,
         PatchCache(config.cache_mb * 1_000_000),
     )
-    if train:
-        numbers = grain.MapDataset.range(len(examples)).shuffle(seed=config.seed).repeat()
-    else:
-        batch_of_all = config.batch_size * process_count
-        numbers = grain.MapDataset.range(math.ceil(len(examples) / batch_of_all) * batch_of_all)
-    rows = numbers.map_with_index(encoder)[process_index::process_count].to_iter_dataset(
-        grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch if config.threads else 0)
+    numbers = (
+        _training_order(sets, config.seed) if train else _evaluation_order(sets, config.batch_size * process_count)
     )
-    rows = grain.experimental.WithOptionsIterDataset(
-        rows,
-        grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES, filter_warn_threshold_ratio=None),
-    )
-    if config.workers and not flags.FLAGS.is_parsed():
-        # Grain reads a flag when it starts workers, and absl refuses unless a program has parsed its command line.
-        flags.FLAGS.mark_as_parsed()
-    rows = rows.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=config.prefetch)
-    )
-    rows = rows.map(functools.partial(_note, log=log, num_examples=len(examples)))
+    encoded = numbers.map(encoder)[process_index::process_count]
+    rows: grain.IterDataset = CountedStream(functools.partial(_read_ahead, encoded, config))
+    rows = rows.map(functools.partial(_note, log=log, num_examples=sum(map(len, sets.sets))))
     stack = functools.partial(pad_rows, tokens=config.max_tokens, patches=config.max_patches, videos=config.max_videos)
     if not train:
         return rows.batch(config.batch_size, drop_remainder=False, batch_fn=stack)
@@ -289,33 +298,89 @@ def encode_example(
     return make_row(layout, patches, np.array([grid]))
 
 
+class _Numbered(NamedTuple):
+    """Which example comes, and in which epoch of its data set; `example` is -1 for a row that only fills a batch."""
+
+    data_set: int
+    example: int
+    epoch: int
+
+
+def _training_order(mixture: Mixture, seed: int) -> grain.MapDataset[_Numbered]:
+    """Numbers of examples without end, in a new order each epoch."""
+
+    def numbered(position: int, example: int, *, data_set: int, size: int) -> _Numbered:
+        return _Numbered(data_set, int(example), position // size)
+
+    streams = [
+        grain.MapDataset.range(len(examples))
+        .shuffle(seed=seed + number)
+        .repeat()
+        .map_with_index(functools.partial(numbered, data_set=number, size=len(examples)))
+        for number, examples in enumerate(mixture.sets)
+    ]
+    return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, mixture.weights)
+
+
+def _evaluation_order(mixture: Mixture, multiple: int) -> grain.MapDataset[_Numbered]:
+    """Numbers of all examples once, in order, filled up to a multiple."""
+    bounds = np.cumsum([len(examples) for examples in mixture.sets])
+
+    def numbered(position: int) -> _Numbered:
+        if position >= bounds[-1]:
+            return _Numbered(0, -1, 0)
+        data_set = int(np.searchsorted(bounds, position, side="right"))
+        return _Numbered(data_set, int(position - bounds[data_set] + len(mixture.sets[data_set])), 0)
+
+    return grain.MapDataset.range(math.ceil(bounds[-1] / multiple) * multiple).map(numbered)
+
+
+def _read_ahead(encoded: grain.MapDataset[Row], config: PipelineConfig, first: int) -> grain.IterDataset[Row]:
+    """The rows from number `first` on, encoded ahead of time by threads or worker processes."""
+    rows = encoded[first:].to_iter_dataset(
+        grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch if config.threads else 0)
+    )
+    rows = grain.experimental.WithOptionsIterDataset(
+        rows,
+        grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES, filter_warn_threshold_ratio=None),
+    )
+    if config.workers and not flags.FLAGS.is_parsed():
+        # Grain reads a flag when it starts workers, and absl refuses unless a program has parsed its command line.
+        flags.FLAGS.mark_as_parsed()
+    return rows.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=config.prefetch)
+    )
+
+
 @dataclass(frozen=True)
 class _RowEncoder:
-    """Position in the stream -> row; the part that runs in threads and workers."""
+    """Number in the stream -> row; the part that runs in threads and workers."""
 
-    examples: tuple[VideoExample, ...]
+    sets: tuple[Sequence[VideoExample], ...]
     config: PipelineConfig
     tokenizer: Any
     special_tokens: SpecialTokens
     train: bool
     cache: PatchCache
 
-    def __call__(self, index: int, number: int) -> dict[str, Any]:
-        if number >= len(self.examples):
+    def __call__(self, numbered: _Numbered) -> Row:
+        if numbered.example < 0:
             return {"key": "", "reason": "", **empty_row()}
-        example = self.examples[number]
+        key = f"data set {numbered.data_set}, example {numbered.example}"
         try:
+            example = self.sets[numbered.data_set][numbered.example]
+            key = example.key
             row = encode_example(
                 example,
                 self.config,
                 self.tokenizer,
                 self.special_tokens,
-                question=self._question(example, epoch=index // len(self.examples)),
+                question=self._question(example, numbered.epoch),
                 cache=self.cache,
             )
         except ExampleError as error:
-            return {"key": example.key, "reason": str(error), **empty_row()}
-        return {"key": example.key, "reason": "", **row}
+            return {"key": key, "reason": str(error), **empty_row()}
+        return {"key": key, "reason": "", **row}
 
     def _question(self, example: VideoExample, epoch: int) -> str:
         if example.question is not None:

@@ -57,7 +57,7 @@ KEYS = (
     Key("data.window", 64, "examples that packing and bucketing choose from at a time; their pixels wait in memory"),
     Key("data.buckets", (), "(tokens, patches) of the buckets below max_tokens and max_patches, the smallest first"),
     Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
-    Key("data.workers", 0, "processes that decode videos; 0 decodes in threads"),
+    Key("data.workers", 0, "processes that decode videos; 0 decodes in threads", free=True),
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
     Key("steps", 313, "optimizer steps of the whole run"),
     Key("batch_size", 4, "rows that run through the model at once, over all devices"),

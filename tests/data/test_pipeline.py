@@ -13,7 +13,7 @@ from video_files import write_video
 
 from swjax.data.chat import EVALUATION_QUESTION, TRAINING_QUESTIONS, encode_chat
 from swjax.data.patches import video_to_patches
-from swjax.data.pipeline import PipelineConfig, build_pipeline, encode_example
+from swjax.data.pipeline import Mixture, PipelineConfig, build_pipeline, encode_example
 from swjax.data.rejected import RejectedLog, TooManyRejectedError
 from swjax.data.video import decode_video
 from swjax.streaming import SpecialTokens, build_layout, pad_layout
@@ -394,3 +394,40 @@ def test_resume_of_packed_and_bucketed_batches(examples, tokenizer, changes, at)
 def test_impossible_batching(changes, message):
     with pytest.raises(ValueError, match=message):
         with_config(**changes)
+
+
+@pytest.mark.parametrize("batching", ["pad", "pack"])
+def test_resume_with_another_number_of_workers(examples, tokenizer, batching):
+    changes = PACKED if batching == "pack" else {}
+    straight = train_batches(examples, tokenizer, 12, with_config(**changes))
+    state, read = None, []
+    for workers, threads, count in ((0, 0, 3), (2, 1, 4), (0, 2, 2), (3, 0, 3)):
+        config = with_config(**changes, workers=workers, threads=threads)
+        iterator = iter(build_pipeline(examples, config, tokenizer, train=True))
+        if state is not None:
+            iterator.set_state(state)
+        read += [next(iterator) for _ in range(count)]
+        state = json.loads(json.dumps(iterator.get_state()))
+        iterator.close()
+    assert_same(read, straight)
+
+
+def test_a_mixture_draws_by_weight_and_sees_each_set_whole(examples, tokenizer):
+    mixture = Mixture((examples[:5], examples[5:]), (3.0, 1.0))
+    batches = train_batches(mixture, tokenizer, 20)
+    assert_same(batches[:5], train_batches(mixture, tokenizer, 5))
+    said = [caption for batch in batches for caption in captions(batch, tokenizer)]
+    first = {caption for batch in train_batches(examples[:5], tokenizer, 3) for caption in captions(batch, tokenizer)}
+    share = [caption in first for caption in said]
+    assert sum(share) == 30
+    assert sorted(caption for caption, is_first in zip(said, share, strict=True) if is_first) == sorted([*first] * 6)
+    everything = [caption for batch in evaluation_batches(mixture, tokenizer) for caption in captions(batch, tokenizer)]
+    assert everything == [
+        caption for batch in evaluation_batches(examples, tokenizer) for caption in captions(batch, tokenizer)
+    ]
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, float("nan"))])
+def test_impossible_mixtures(examples, weights):
+    with pytest.raises(ValueError, match="weight"):
+        Mixture((examples, examples), weights)
