@@ -28,8 +28,9 @@ from swjax.data.stream import CountedStream
 from swjax.data.video import DEFAULT_FPS, decode_video
 from swjax.streaming import SpecialTokens, Variant, build_layout
 
-# Smaller arrays travel from the workers by pickle, which is quicker than a shared memory of their own.
-_MIN_SHARED_BYTES = 64 * 1024
+# Every array goes through shared memory. Pickled ones fill the pipe from a worker, which then cannot end before
+# somebody reads them, and closing the stream waits for half a minute.
+_MIN_SHARED_BYTES = 0
 
 
 class Batching(enum.StrEnum):
