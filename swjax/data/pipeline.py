@@ -28,10 +28,6 @@ from swjax.data.stream import CountedStream
 from swjax.data.video import DEFAULT_FPS, decode_video
 from swjax.streaming import SpecialTokens, Variant, build_layout
 
-# Every array goes through shared memory. Pickled ones fill the pipe from a worker, which then cannot end before
-# somebody reads them, and closing the stream waits for half a minute.
-_MIN_SHARED_BYTES = 0
-
 
 class Batching(enum.StrEnum):
     """How rows are filled."""
@@ -343,7 +339,9 @@ def _read_ahead(encoded: grain.MapDataset[Row], config: PipelineConfig, first: i
     )
     rows = grain.experimental.WithOptionsIterDataset(
         rows,
-        grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES, filter_warn_threshold_ratio=None),
+        # Every array goes through shared memory: pickled ones fill the pipe from a worker, which then cannot end
+        # before somebody reads them, and closing the stream would wait for half a minute.
+        grain.experimental.DatasetOptions(min_shm_size=0, filter_warn_threshold_ratio=None),
     )
     if config.workers and not flags.FLAGS.is_parsed():
         # Grain reads a flag when it starts workers, and absl refuses unless a program has parsed its command line.
