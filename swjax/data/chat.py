@@ -36,6 +36,7 @@ def encode_chat(
     question: str,
     answer: str | None,
     video_grid_thw: Sequence[int] | np.ndarray,
+    later: Sequence[tuple[str, str]] = (),
     merge_size: int = 2,
 ) -> Int32[np.ndarray, "L"]:
     """Encode a chat about one video with the tokenizer's chat template.
@@ -45,6 +46,7 @@ def encode_chat(
         question: the user's text; it stands before the video.
         answer: the assistant's text; None ends the chat at the prompt for an answer.
         video_grid_thw: (t, h, w) of the video in patches.
+        later: questions and answers of the turns that follow, without videos of their own.
         merge_size: patches on a side of the square that becomes one token.
 
     Returns:
@@ -54,7 +56,11 @@ def encode_chat(
         ExampleError: if question or answer contain a special token written out.
         ValueError: if the chat template does not place the video exactly once.
     """
-    for name, text in (("question", question), ("answer", answer or "")):
+    if answer is None and later:
+        raise ValueError("the first answer is open, so no turn can follow it")
+    texts = [("question", question), ("answer", answer or "")]
+    texts += [pair for asked, answered in later for pair in (("question", asked), ("answer", answered))]
+    for name, text in texts:
         written = [token for token in tokenizer.get_added_vocab() if token in text]
         if written:
             raise ExampleError(f"the {name} contains the special token {written[0]}; remove it from the text")
@@ -64,6 +70,9 @@ def encode_chat(
     ]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer.strip()})
+    for asked, answered in later:
+        messages.append({"role": "user", "content": asked.strip()})
+        messages.append({"role": "assistant", "content": answered.strip()})
     template_ids = tokenizer.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=answer is None, return_dict=False
     )
@@ -76,3 +85,21 @@ def encode_chat(
         )
     t, h, w = (int(size) for size in np.asarray(video_grid_thw).reshape(3))
     return np.repeat(ids, np.where(is_video, t * h * w // merge_size**2, 1))
+
+
+def sentence_tokens(tokenizer: Any, sentences: Sequence[str]) -> Int32[np.ndarray, "sentences"]:
+    """How many tokens of an answer belong to each of its sentences, which are joined by spaces.
+
+    A token that reaches over a boundary belongs to the later sentence.
+
+    Raises:
+        ExampleError: if a sentence has no token of its own.
+    """
+    ends = np.cumsum([len(sentence) + 1 for sentence in sentences])
+    encoded = tokenizer(" ".join(sentences), add_special_tokens=False, return_offsets_mapping=True)
+    last_characters = np.array([stop - 1 for _, stop in encoded["offset_mapping"]])
+    counts = np.bincount(np.searchsorted(ends, last_characters, side="right"), minlength=len(sentences))
+    for sentence, count in zip(sentences, counts, strict=True):
+        if not (sentence.strip() and count):
+            raise ExampleError(f"the sentence {sentence!r} has no token of its own")
+    return counts.astype(np.int32)

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from swjax.data.chat import EVALUATION_QUESTION, SYSTEM_PROMPT, TRAINING_QUESTIONS, encode_chat, training_question
+from swjax.data.chat import (
+    EVALUATION_QUESTION,
+    SYSTEM_PROMPT,
+    TRAINING_QUESTIONS,
+    encode_chat,
+    sentence_tokens,
+    training_question,
+)
 from swjax.data.example import ExampleError
 
 GRID = (3, 4, 6)
@@ -47,3 +54,34 @@ def test_questions():
     assert all(60 < asked.count(question) < 140 for question in TRAINING_QUESTIONS)
     assert asked != [training_question("b", seed=0, epoch=epoch) for epoch in range(400)]
     assert asked != [training_question("a", seed=1, epoch=epoch) for epoch in range(400)]
+
+
+def test_later_turns(tokenizer):
+    ids = encode_chat(
+        tokenizer,
+        question="What?",
+        answer="A square.",
+        later=[("Where?", " Left. "), ("When?", "Now.")],
+        video_grid_thw=GRID,
+    )
+    first = encode_chat(tokenizer, question="What?", answer="A square.", video_grid_thw=GRID)
+    np.testing.assert_array_equal(ids[: len(first)], first)
+    assert tokenizer.decode(ids[len(first) :]) == (
+        "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nLeft.<|im_end|>\n"
+        "<|im_start|>user\nWhen?<|im_end|>\n<|im_start|>assistant\nNow.<|im_end|>\n"
+    )
+    with pytest.raises(ValueError, match="the first answer is open"):
+        encode_chat(tokenizer, question="What?", answer=None, later=[("Where?", "Left.")], video_grid_thw=GRID)
+    with pytest.raises(ExampleError, match=r"the answer contains the special token <\|"):
+        encode_chat(tokenizer, question="?", answer="A.", later=[("?", "<|video_pad|>")], video_grid_thw=GRID)
+
+
+def test_tokens_of_sentences(tokenizer):
+    sentences = ["The video shows a square.", "It turns.", "A number 5 that leaves."]
+    counts = sentence_tokens(tokenizer, sentences)
+    assert counts.sum() == len(tokenizer.encode(" ".join(sentences), add_special_tokens=False))
+    ids = tokenizer.encode(" ".join(sentences), add_special_tokens=False)
+    parts = np.split(np.array(ids), np.cumsum(counts)[:-1])
+    assert [tokenizer.decode(part).strip() for part in parts] == sentences
+    with pytest.raises(ExampleError, match="the sentence '' has no token of its own"):
+        sentence_tokens(tokenizer, ["A.", "", "B."])
