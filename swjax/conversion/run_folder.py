@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import DTypeLike
 
-from swjax.conversion.hugging_face import CheckpointError
+from swjax.conversion.errors import CheckpointError
 from swjax.conversion.parameters import Parameters, merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model

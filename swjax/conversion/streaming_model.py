@@ -14,7 +14,9 @@ from typing import Any
 
 from jaxtyping import DTypeLike
 
-from swjax.conversion.hugging_face import CheckpointError, find_checkpoint, load_hf, save_hf
+from swjax.conversion.errors import CheckpointError
+from swjax.conversion.hub_writer import save_hf
+from swjax.conversion.hugging_face import find_checkpoint, load_hf
 from swjax.conversion.run_folder import MODEL, load_run
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD

@@ -1,0 +1,96 @@
+"""Arrays that stay on disk until a part of them is asked for, and how they get onto devices part by part.
+
+A checkpoint is a mapping from parameter paths to `StoredArray`, whatever its format: opening one costs no memory, and
+whoever reads it decides how much of it is in memory at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+Block = tuple[slice, ...]
+"""One slice an axis, each with a start and a stop."""
+
+# Parameters below this go to their devices in one piece.
+_SMALL_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array on disk.
+
+    Attributes:
+        shape, dtype: of the whole.
+        read: reads a block: one slice an axis, with start and stop. The result may be a strided view.
+        rows: how many rows of the leading axis are stored together. Reading fewer costs as much.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[Block], np.ndarray]
+    rows: int
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        """Reads rows of the leading axis, whole in the others."""
+        return self.read((slice(start, stop), *(slice(0, size) for size in self.shape[1:])))
+
+    def row_ranges(self) -> Iterator[tuple[int, int]]:
+        """The ranges of rows that are stored together, in order."""
+        for start in range(0, self.shape[0], self.rows):
+            yield start, min(start + self.rows, self.shape[0])
+
+
+def place(array: StoredArray, sharding: jax.sharding.Sharding | None, dtype: DTypeLike) -> jax.Array:
+    """Reads an array onto devices.
+
+    A process reads only what its own devices hold, and of that only one range of rows at a time where the leading axis
+    is not sharded: host memory does not grow with the array.
+
+    Args:
+        array: what to read.
+        sharding: where each part goes, over the devices of one or several processes; None leaves the array on the
+            default device, free to be moved.
+        dtype: of the result.
+    """
+    bytes_in_all = np.dtype(dtype).itemsize * int(np.prod(array.shape))
+    rows_in_shard = array.shape[0] if sharding is None else sharding.shard_shape(array.shape)[0]
+    if array.rows >= array.shape[0] or rows_in_shard != array.shape[0] or bytes_in_all <= _SMALL_BYTES:
+        return _place_block(array, 0, array.shape[0], sharding, dtype)
+    whole = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(array.shape, np.dtype(dtype))
+    for start, stop in array.row_ranges():
+        piece = _place_block(array, start, stop, sharding, dtype)
+        whole = _write_rows(whole, piece, start)
+        # Or the host would read ahead of the devices and hold everything that waits for them.
+        piece.block_until_ready()
+    return whole
+
+
+def _place_block(
+    array: StoredArray, start: int, stop: int, sharding: jax.sharding.Sharding | None, dtype: DTypeLike
+) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(array.read_rows(start, stop).astype(dtype, copy=False))
+    shape = (stop - start, *array.shape[1:])
+    found: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def read(index: Any) -> np.ndarray:
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+        if bounds not in found:  # devices that hold the same are given the same
+            first = (bounds[0][0] + start, bounds[0][1] + start)
+            block = array.read(tuple(slice(*pair) for pair in (first, *bounds[1:])))
+            found[bounds] = block.astype(dtype, copy=False)
+        return found[bounds]
+
+    return jax.make_array_from_callback(shape, sharding, read, dtype=np.dtype(dtype))
+
+
+def _update(whole: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=0)
+
+
+_write_rows = jax.jit(_update, donate_argnums=0)
