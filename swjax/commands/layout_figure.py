@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg")
-MOST_TOKENS = 1000
-"""Tokens beyond which a cell of the mask would be smaller than a pixel."""
-BREAK = 6
-"""Height, in ids, at which a gap too wide to draw is drawn."""
+MOST_TOKENS = 600
+"""Tokens up to which a mask of a few inches can be read."""
+BREAK = 0.16
+"""Height at which a gap too wide to draw is drawn, as a share of the ids in use."""
 
 SOURCE, TARGET = "#0072b2", "#d55e00"
 SOURCE_SHADES, TARGET_SHADES = ("#7cc3ea", "#004a75"), ("#f7ab63", "#8f3b00")
@@ -56,7 +56,7 @@ def draw_layouts(layouts: Mapping[Variant, StreamLayout], special: SpecialTokens
     figure = _figure(max(map(len, layouts.values())))
     columns = min(columns, len(layouts))
     rows = -(-len(layouts) // columns)
-    figure.set_size_inches(3.5 * columns, 4.9 * rows + 0.6)
+    figure.set_size_inches(max(3.5 * columns, 4.5), 4.9 * rows + 0.6)
     outer = figure.add_gridspec(rows, columns, wspace=0.05, hspace=0.06)
     heights = {variant: _heights(layout.position_ids) for variant, layout in layouts.items()}
     top = max(float(height.max()) for height, _ in heights.values())
@@ -89,7 +89,7 @@ def draw_slots(layouts: Mapping[str, StreamLayout], *, columns: int = 3) -> "Fig
     figure = _figure(max(map(len, layouts.values())))
     columns = min(columns, len(layouts))
     rows = -(-len(layouts) // columns)
-    figure.set_size_inches(3.5 * columns, 3.6 * rows + 0.5)
+    figure.set_size_inches(max(3.5 * columns, 4.5), 3.6 * rows + 0.5)
     for place, (title, layout) in enumerate(layouts.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         _draw_pairs(axes, layout, np.arange(len(layout)), "slot")
@@ -113,7 +113,7 @@ def save_figure(figure: "Figure", files: Sequence[Path]) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with matplotlib.rc_context({"svg.hashsalt": "swjax"}):
-                figure.savefig(file, dpi=140, metadata=metadata)
+                figure.savefig(file, metadata=metadata)
         except OSError as error:
             raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
 
@@ -142,7 +142,8 @@ def _figure(tokens: int) -> "Figure":
             f"the chat has {tokens:,} tokens, and a figure shows at most {MOST_TOKENS:,}; "
             "take fewer frames or a smaller grid"
         )
-    return Figure(layout="constrained")
+    pixels_an_inch = max(140, 2 * tokens // 3)  # two for each cell of a mask three inches wide
+    return Figure(layout="constrained", dpi=pixels_an_inch)
 
 
 def _heights(ids: Int[np.ndarray, "3 L"]) -> tuple[Float[np.ndarray, "3 L"], tuple[int, int] | None]:
@@ -150,10 +151,10 @@ def _heights(ids: Int[np.ndarray, "3 L"]) -> tuple[Float[np.ndarray, "3 L"], tup
     used = np.unique(ids)
     widths = np.diff(used)
     heights = ids.astype(float)
-    if not len(widths) or widths.max() <= len(used) + BREAK:
+    if not len(widths) or widths.max() <= len(used):
         return heights, None
     low, high = int(used[widths.argmax()]), int(used[widths.argmax() + 1])
-    heights[ids >= high] -= high - low - BREAK
+    heights[ids >= high] -= high - low - round(BREAK * len(used) + 1)
     return heights, (low, high)
 
 
@@ -182,13 +183,13 @@ def _draw_ids(
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     else:
         low, high = gap
-        last = int(layout.position_ids.max())
-        marks = {0: 0, low: low, low + BREAK: high, last - high + low + BREAK: last}
+        above, last = height[layout.position_ids[:, order] >= high].min(), layout.position_ids.max()
+        marks = {0.0: 0, low: low, above: high, height.max(): int(last)}
         axes.set_yticks(list(marks), [f"{mark:,}" for mark in marks.values()])
-        axes.axhspan(low + 0.5, low + BREAK - 0.5, facecolor="none", edgecolor="#c8c8c8", hatch="////", linewidth=0)
+        axes.axhspan(low + 0.5, above - 0.5, facecolor="none", edgecolor="#c8c8c8", hatch="////", linewidth=0)
         words = f"ids {low + 1:,} to {high - 1:,} are unused"
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.text(len(order) - 1, low + BREAK / 2, words, fontsize=7.5, ha="right", va="center", bbox=box)
+        axes.text(len(order) - 1, (low + above) / 2, words, fontsize=7.5, ha="right", va="center", bbox=box)
     axes.set_title(f"$\\bf{{{variant.replace('_', chr(92) + '_')}}}$\n{SUBTITLES[variant]}", fontsize=9.5, loc="left")
     axes.set_ylabel("position id", fontsize=9)
     axes.tick_params(labelsize=8, bottom=False, labelbottom=False)
@@ -215,6 +216,7 @@ def _draw_strip(axes: "Axes", layout: StreamLayout, variant: Variant, special: S
 
 def _draw_pairs(axes: "Axes", layout: StreamLayout, order: Int[np.ndarray, "L"], unit: str) -> None:
     from matplotlib.colors import ListedColormap
+    from matplotlib.ticker import MaxNLocator
 
     axes.imshow(
         pairs_seen(layout, order),
@@ -224,6 +226,7 @@ def _draw_pairs(axes: "Axes", layout: StreamLayout, order: Int[np.ndarray, "L"],
         aspect="auto",
         interpolation="nearest",
     )
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel(f"key ({unit})", fontsize=9)
     axes.set_ylabel(f"query ({unit})", fontsize=9)
     axes.tick_params(labelsize=8)
@@ -255,11 +258,11 @@ def _add_legend(figure: "Figure", layouts: Mapping[Any, StreamLayout], columns: 
             Line2D([], [], color="#404040", marker=marker, linestyle="none", markersize=6, label=name)
             for marker, name in names.items()
         ]
-        groups = (("source: darker with each frame", SOURCE), ("target: darker with each frame", TARGET))
+        groups = (("source, darker by frame", SOURCE), ("target, darker by frame", TARGET))
         handles += [Line2D([], [], color=colour, marker="s", linestyle="none", label=name) for name, colour in groups]
     for pair in Pair:
         if pair in found and pair is not Pair.UNSEEN:
             name = pair.name.lower().replace("_", " ")
             handles.append(Patch(facecolor=PAIR_COLOURS[pair], edgecolor="#808080", linewidth=0.5, label=name))
-    ncols = min(len(handles), 2 * columns)
+    ncols = (2, 3, 5)[min(columns, 3) - 1]
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8.5)

@@ -296,7 +296,7 @@ def test_a_figure_without_matplotlib_names_the_extra(capsys, monkeypatch, tmp_pa
         ("--fps 0", "--fps must be above 0"),
         ("--lines 1", "--lines must be at least 2"),
         ("--figure a.pdf", "a file that ends in .png or .svg, not to a.pdf"),
-        ("--frames 600 --figure a.png", "has 3,015 tokens, and a figure shows at most 1,000"),
+        ("--frames 600 --figure a.png", "has 3,015 tokens, and a figure shows at most 600"),
         ("--figure /proc/a.png", "/proc/a.png cannot be written"),
         ("--tokens nowhere.json", "nowhere.json cannot be read"),
         ("--manifest nowhere.jsonl", "there is no manifest nowhere.jsonl"),
