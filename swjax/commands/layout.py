@@ -46,6 +46,17 @@ examples:
 """
 LONGEST_IN_FULL = 64
 """Tokens up to which each has a line of its own."""
+MAX_PIXELS = 448 * 448
+MEANT_FOR = {
+    "frames": ("example", "text"),
+    "grid": ("example", "text"),
+    "answer": ("example",),
+    "question": ("text", "manifest"),
+    "key": ("manifest",),
+    "max_pixels": ("manifest",),
+    "tokenizer": ("text", "manifest", "tokens"),
+}
+"""Arguments that only some sources of a chat use."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,18 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     schedule.add_argument("--random", metavar="LOW:HIGH", help="words after each frame drawn from LOW to HIGH")
     parser.add_argument("--seed", type=int, default=0, help="seed of --random (default: 0)")
     chat = parser.add_argument_group("the chat")
-    chat.add_argument("--frames", type=int, default=4, help="frames of the example's video (default: 4)")
-    chat.add_argument(
-        "--grid", default="1x2", metavar="ROWSxCOLUMNS", help="tokens of a frame, rows x columns (default: 1x2)"
-    )
+    chat.add_argument("--frames", type=int, help="frames of the example's video (default: 4)")
+    chat.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens of a frame, rows x columns (default: 1x2)")
     chat.add_argument("--answer", type=int, metavar="N", help="words of the example's answer (default: one to spare)")
     source = chat.add_mutually_exclusive_group()
     source.add_argument("--text", help="an answer, cut into a tokenizer's tokens")
     source.add_argument("--manifest", type=Path, metavar="FILE", help="a data set to take an example from")
     source.add_argument("--tokens", type=Path, metavar="FILE", help="JSON file of a chat")
-    chat.add_argument("--key", help="which example of the manifest, by its video_id (default: the first)")
+    chat.add_argument("--key", help="video_id of the example, with --manifest (default: the first)")
     chat.add_argument("--question", help="what is asked about the video, with --text or --manifest")
-    chat.add_argument("--max-pixels", type=int, default=448 * 448, help="area of a frame (default: 200704)")
+    chat.add_argument("--max-pixels", type=int, help="largest area of a frame, with --manifest (default: 200704)")
     chat.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the chat (default: the small one of swjax)")
 
 
@@ -154,33 +163,41 @@ def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argpa
 def _chat_and_schedule(args: argparse.Namespace) -> "tuple[Chat, np.ndarray]":
     from swjax.commands.layout_chat import example_chat, manifest_chat, read_chat, text_chat
 
+    source = next((name for name in ("text", "manifest", "tokens") if getattr(args, name) is not None), "example")
+    for name, sources in MEANT_FOR.items():
+        if getattr(args, name) is not None and source not in sources:
+            given = "the example" if source == "example" else f"--{source}"
+            raise UsageError(f"--{name.replace('_', '-')} means nothing for {given}; see swjax layout --help")
     if not args.fps > 0:
         raise UsageError(f"--fps must be above 0, got {args.fps}")
     if args.tokens is not None:
         chat = read_chat(args.tokens, args.tokenizer)
     elif args.manifest is not None:
-        pixels = (min(56 * 56, args.max_pixels), args.max_pixels)
+        most = MAX_PIXELS if args.max_pixels is None else args.max_pixels
+        pixels = (min(56 * 56, most), most)
         chat = manifest_chat(args.manifest, args.key, args.question, args.tokenizer, fps=args.fps, pixels=pixels)
     elif args.text is not None:
         chat = text_chat(_grid(args), args.question or "What happens?", args.text, args.tokenizer)
     else:
-        counts = _schedule(args, args.frames)
+        grid = _grid(args)
+        counts = _schedule(args, grid[0])
         words = int(counts.sum()) + 1 if args.answer is None else args.answer
         if words < 0:
             raise UsageError(f"--answer must be at least 0 words, got {words}")
-        return example_chat(_grid(args), words), counts
+        return example_chat(grid, words), counts
     return chat, _schedule(args, chat.num_frames)
 
 
 def _grid(args: argparse.Namespace) -> tuple[int, int, int]:
     """Frames, rows and columns, in tokens."""
+    frames, grid = 4 if args.frames is None else args.frames, args.grid or "1x2"
     try:
-        rows, columns = (int(size) for size in args.grid.lower().split("x"))
+        rows, columns = (int(size) for size in grid.lower().split("x"))
     except ValueError:
-        raise UsageError(f"--grid is {args.grid!r}; give rows and columns such as 2x3") from None
-    if min(args.frames, rows, columns) < 1:
-        raise UsageError(f"--frames {args.frames} and --grid {args.grid} must be at least 1")
-    return args.frames, rows, columns
+        raise UsageError(f"--grid is {grid!r}; give rows and columns such as 2x3") from None
+    if min(frames, rows, columns) < 1:
+        raise UsageError(f"--frames {frames} and --grid {grid} must be at least 1")
+    return frames, rows, columns
 
 
 def _schedule(args: argparse.Namespace, frames: int) -> "np.ndarray":

@@ -130,6 +130,13 @@ def test_options_change_the_chat_and_the_schedule(capsys):
     assert len(re.findall(r" frame 2 {2,}\d", text)) == 4
 
 
+def test_ids_of_time_follow_the_frame_rate(capsys):
+    """Two ids a second, a frame of two video frames: 2 apart at 2 fps, 4 apart at 1, half an id rounded down at 8."""
+    for fps, expected in ((2, [6, 8, 10, 12]), (1, [6, 10, 14, 18]), (8, [6, 6, 7, 7])):
+        text = shown(capsys, "--grid", "1x1", "--fps", fps)
+        assert [int(number) for number in re.findall(r" frame \d {2,}(\d+)", text)] == expected
+
+
 def test_random_schedules_follow_the_seed(capsys):
     arguments = ["--frames", 9, "--random", "0:6"]
     first, same, other = (shown(capsys, *arguments, "--seed", seed) for seed in (1, 1, 2))
@@ -294,6 +301,10 @@ def test_a_figure_without_matplotlib_names_the_extra(capsys, monkeypatch, tmp_pa
         ("--wait-k 0", "wait-k needs k >= 1"),
         ("--gap -1", "gap must be at least 0"),
         ("--fps 0", "--fps must be above 0"),
+        ("--key a", "--key means nothing for the example"),
+        ("--text a --answer 3", "--answer means nothing for --text"),
+        ("--tokens a.json --max-pixels 3", "--max-pixels means nothing for --tokens"),
+        ("--manifest a.jsonl --frames 3", "--frames means nothing for --manifest"),
         ("--lines 1", "--lines must be at least 2"),
         ("--figure a.pdf", "a file that ends in .png or .svg, not to a.pdf"),
         ("--frames 600 --figure a.png", "has 3,015 tokens, and a figure shows at most 600"),
