@@ -94,7 +94,8 @@ def run_step(step: str, args: argparse.Namespace) -> dict[str, float | int | boo
     else:
         model = load_hf(args.folder, shardings=_spread)
         leaves = jax.block_until_ready(split_parameters(model)[1]).values()
-        figures["parameter_bytes"] = sum(leaf.nbytes for leaf in leaves)
+        held = [shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards]
+        figures["parameter_bytes_on_devices"] = sum(held)
     return figures | {"seconds": time.monotonic() - began, "peak_bytes": _peak_bytes() - before}
 
 
@@ -110,13 +111,13 @@ def _same(written: dict[str, StoredArray], found: dict[str, StoredArray]) -> boo
 
 
 def _spread(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
-    """Every parameter over all devices, along its widest axis."""
+    """Every parameter over all devices, along the widest axis that they divide."""
     mesh = jax.make_mesh((jax.device_count(),), ("all",))
     shardings = {}
     for path, leaf in shapes.items():
-        widest = int(np.argmax(leaf.shape))
-        divides = leaf.shape[widest] % jax.device_count() == 0
-        axes = ["all" if axis == widest and divides else None for axis in range(len(leaf.shape))]
+        divided = [axis for axis, size in enumerate(leaf.shape) if size % jax.device_count() == 0]
+        widest = max(divided, key=lambda axis: leaf.shape[axis], default=None)
+        axes = ["all" if axis == widest else None for axis in range(len(leaf.shape))]
         shardings[path] = NamedSharding(mesh, PartitionSpec(*axes))
     return shardings
 

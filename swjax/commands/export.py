@@ -1,6 +1,7 @@
 """`swjax export`: write a checkpoint that transformers loads."""
 
 import argparse
+import re
 from pathlib import Path
 
 from swjax.commands.say import add_checkpoint_arguments, console, refusing
@@ -9,14 +10,19 @@ NAME = "export"
 HELP = "write a trained model as a Hugging Face folder"
 
 DESCRIPTION = """\
-Write a trained model as a Hugging Face folder: model.safetensors with the names that the hub uses, config.json,
+Write a trained model as a Hugging Face folder: safetensors with the names that the hub uses, config.json,
 generation_config.json, preprocessor_config.json and the tokenizer. PyTorch users load it with
 
   transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained("DIR")
 
-and `swjax stream --checkpoint DIR` streams with it.
+and `swjax stream --checkpoint DIR` streams with it. Weights are read and written part by part: memory holds about one
+file of the export (--max-shard-size), never the model. Cut off, it leaves nothing that loads.
 """
-EXAMPLE = "example: swjax export --checkpoint runs/moving_shapes --output exports/moving_shapes"
+EXAMPLE = """\
+examples:
+  swjax export --checkpoint runs/moving_shapes --output exports/moving_shapes
+  swjax export --checkpoint runs/pe_video_7b --output exports/pe_video_7b --dtype bfloat16 --verify
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +32,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of the weights (default: the checkpoint's)"
     )
+    parser.add_argument(
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="largest file, such as 500MB (default: 5GB)"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="then compare the exported model's logits, in float32, with transformers' (needs torch, and memory "
+        "for 4 bytes a parameter)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="largest difference that --verify allows, relative to the largest logit (default: 0.001)",
+    )
 
 
 @refusing
 def run(args: argparse.Namespace) -> int:
-    """Export, and say what was written."""
-    from swjax.conversion.streaming_model import export_streaming_model, load_streaming_model
+    """Export, say what was written, and compare it with transformers if asked to."""
+    from swjax.conversion.streaming_model import export_streaming_model, open_streaming_model
+    from swjax.conversion.verify import compare_logits, require_torch
 
-    source = load_streaming_model(args.checkpoint, step=args.step, dtype=args.dtype)
-    export_streaming_model(source, args.output)
+    if args.verify:
+        require_torch()
+    source = open_streaming_model(args.checkpoint, step=args.step)
+    export_streaming_model(source, args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
     out = console()
     for file in sorted(args.output.iterdir()):
         out.print(f"{file.stat().st_size:>12,} bytes  {file}", soft_wrap=True)
+    if not args.verify:
+        return 0
+    differences = compare_logits(args.output)
+    for name, difference in differences.items():
+        out.print(f"{difference:12.2e}  largest difference to transformers, relative to the largest logit: {name}")
+    if max(differences.values()) > args.tolerance:
+        out.print(f"[bold red]the logits differ by more than {args.tolerance}[/]: do not use {args.output}")
+        return 1
     return 0
+
+
+def _size(word: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is no size; give a number and KB, MB, GB or TB, such as 5GB")
+    return word

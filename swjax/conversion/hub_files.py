@@ -1,14 +1,14 @@
 """The safetensors files of a Hugging Face folder, opened and checked, and blocks of our parameters read out of them.
 
-Only the bytes of a block are read, by `pread`: a file of several gigabytes does not pass through memory for one slice,
-and pages of it do not count as memory of the process.
+Only the pages of a block are read: a file is mapped into memory for one tensor at a time and let go, so that a file of
+several gigabytes neither passes through memory for one slice nor counts as memory of the process.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,12 +20,30 @@ from swjax.models.qwen2_5_vl.weights import HubTensor
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-Files = Mapping[str, Any]
-"""Tensor name -> the opened safetensors file that holds it."""
+Shape = tuple[int, ...]
 
 
-def open_files(folder: Path) -> Files:
-    """Opens the safetensors files of a folder: those that the index names, else the single one.
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of a safetensors file: the file, and the tensor's name, shape and dtype in it."""
+
+    file: Path
+    name: str
+    shape: Shape
+    dtype: np.dtype
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of it, one slice an axis."""
+        with safe_open(self.file, framework="numpy") as opened:
+            return opened.get_slice(self.name)[index]
+
+
+Files = Mapping[str, FileTensor]
+"""Tensors by name."""
+
+
+def find_tensors(folder: Path) -> Files:
+    """Finds the tensors in a folder's safetensors files: those that the index names, else the single one.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -38,18 +56,27 @@ def open_files(folder: Path) -> Files:
             raise CheckpointError(f"{index} is damaged: {error}; fetch the checkpoint again") from error
     else:
         names = [WEIGHTS]
-    files: dict[str, Any] = {}
+    files: dict[str, FileTensor] = {}
     for name in names:
         if not (folder / name).exists():
             raise CheckpointError(f"{folder / name} is missing; fetch the checkpoint again")
         try:
-            opened = safe_open(folder / name, framework="numpy", backend="pread")
-            files.update(dict.fromkeys(opened.keys(), opened))
+            files.update(_tensors_of(folder / name))
         except SafetensorError as error:
             raise CheckpointError(f"{folder / name} is damaged ({error}); fetch it again") from error
     if not files:
         raise CheckpointError(f"{folder}: the safetensors files hold no tensors")
     return files
+
+
+def _tensors_of(file: Path) -> dict[str, FileTensor]:
+    with safe_open(file, framework="numpy") as opened:
+        found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        return {
+            # The dtype is that of an empty slice, so that the file's own names of dtypes need not be known.
+            name: FileTensor(file, name, tuple(tensor.get_shape()), tensor[0:0].dtype)
+            for name, tensor in found.items()
+        }
 
 
 def check_files(folder: Path, expected: Mapping[str, HubTensor], files: Files, *, tied: bool) -> None:
@@ -58,7 +85,7 @@ def check_files(folder: Path, expected: Mapping[str, HubTensor], files: Files, *
     Args:
         folder: for messages.
         expected: from `hub_tensors`.
-        files: from `open_files`.
+        files: from `find_tensors`.
         tied: whether the model's head is its embedding.
 
     Raises:
@@ -72,18 +99,18 @@ def check_files(folder: Path, expected: Mapping[str, HubTensor], files: Files, *
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             raise CheckpointError(f"{folder}: the checkpoint {what} {shown}; is config.json the one of these weights?")
     for name, where in expected.items():
-        shape = tuple(files[name].get_slice(name).get_shape())
-        if shape != where.shape:
-            raise CheckpointError(f"{folder}: {name} has shape {shape}, but config.json makes it {where.shape}")
+        if files[name].shape != where.shape:
+            found = files[name].shape
+            raise CheckpointError(f"{folder}: {name} has shape {found}, but config.json makes it {where.shape}")
 
 
 def stored_parameters(
-    files: Files, tensors: Mapping[str, HubTensor], shapes: Mapping[str, tuple[int, ...]]
+    files: Files, tensors: Mapping[str, HubTensor], shapes: Mapping[str, Shape]
 ) -> dict[str, StoredArray]:
     """Our parameters, path -> array on disk, as the hub's tensors hold them.
 
     Args:
-        files: from `open_files`.
+        files: from `find_tensors`.
         tensors: from `hub_tensors`.
         shapes: shape of each parameter by path.
     """
@@ -93,15 +120,12 @@ def stored_parameters(
     return {path: _stored(files, tensors, names[path], shape) for path, shape in shapes.items()}
 
 
-def _stored(
-    files: Files, tensors: Mapping[str, HubTensor], names: Sequence[str], shape: tuple[int, ...]
-) -> StoredArray:
+def _stored(files: Files, tensors: Mapping[str, HubTensor], names: Sequence[str], shape: Shape) -> StoredArray:
     where = tensors[names[0]]
-    # An empty slice: its dtype is the tensor's, and the file's own name for it need not be known.
-    dtype = files[names[0]].get_slice(names[0])[0:0].dtype
+    dtype = files[names[0]].dtype
 
     def read_one(name: str, block: Block) -> np.ndarray:
-        return _read_block(files[name].get_slice(name), tensors[name], block)
+        return _read_block(files[name], tensors[name], block)
 
     if where.layer is None:
         return StoredArray(shape, dtype, lambda block: read_one(names[0], block), rows=shape[0])
@@ -113,11 +137,11 @@ def _stored(
     return StoredArray(shape, dtype, read, rows=1)
 
 
-def _read_block(tensor: Any, where: HubTensor, block: Block) -> np.ndarray:
+def _read_block(tensor: FileTensor, where: HubTensor, block: Block) -> np.ndarray:
     """A block of one of our parameters (without its axis of layers), as a view of what was read.
 
     Args:
-        tensor: a slice of safetensors.
+        tensor: what to read.
         where: which of our axes its axes hold.
         block: slices along our axes.
     """
@@ -135,5 +159,4 @@ def _read_block(tensor: Any, where: HubTensor, block: Block) -> np.ndarray:
         ranges.append(slice(wanted[first].start * inner, wanted[first].stop * inner))
         found[first] = wanted[first].stop - wanted[first].start
         left[first] = slice(0, found[first])
-    read = tensor[tuple(ranges)] if ranges else tensor[:]
-    return read.reshape(found)[tuple(left)].transpose(where.to_ours)
+    return tensor.read(tuple(ranges)).reshape(found)[tuple(left)].transpose(where.to_ours)

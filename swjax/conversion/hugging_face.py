@@ -12,7 +12,7 @@ from jaxtyping import DTypeLike
 from rich.progress import track
 
 from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_files import check_files, open_files, stored_parameters
+from swjax.conversion.hub_files import check_files, find_tensors, stored_parameters
 from swjax.conversion.parameters import merge_parameters, split_parameters
 from swjax.conversion.progress import STDERR
 from swjax.conversion.stored import StoredArray, place
@@ -71,7 +71,7 @@ def open_hf(path: str | Path) -> tuple[Qwen2_5_VLConfig, dict[str, StoredArray]]
     config = read_config(folder)
     shapes = {name: leaf.shape for name, leaf in split_parameters(abstract_model(config))[1].items()}
     tensors = hub_tensors(config, shapes)
-    files = open_files(folder)
+    files = find_tensors(folder)
     check_files(folder, tensors, files, tied=config.text.tie_word_embeddings)
     return config, stored_parameters(files, tensors, shapes)
 

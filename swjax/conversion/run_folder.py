@@ -13,13 +13,8 @@
 Training writes it; streaming, evaluation and export read it, and need nothing of training for that.
 """
 
-import contextlib
-import gc
 import json
-import re
-import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +25,10 @@ import orbax.checkpoint as ocp
 from jaxtyping import DTypeLike
 
 from swjax.conversion.errors import CheckpointError
+from swjax.conversion.orbax_files import open_arrays
+from swjax.conversion.orbax_files import reading as reading
 from swjax.conversion.parameters import Parameters, merge_parameters, split_parameters
+from swjax.conversion.stored import StoredArray, place
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
 
@@ -39,9 +37,6 @@ MODEL = "model.json"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 PARAMETERS = "parameters"
-
-# The two ways in which TensorStore's messages name a tensor; other paths in them are of files and begin with a slash.
-_TENSOR_IN_ERROR = re.compile(r"""Error reading "(.+?)/[^/"]*" in|'path': '([^/'][^']*)/'""")
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def find_step(run_dir: str | Path, step: int | None = None) -> int:
 
 
 def read_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
-    """Reads a checkpoint's parameters.
+    """Reads a checkpoint's parameters onto devices, one after another.
 
     Args:
         run_dir: the run folder.
@@ -141,52 +136,30 @@ def read_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, jax.Sha
     Raises:
         CheckpointError: a parameter is missing, unexpected, of another shape, or damaged on disk.
     """
+    stored = open_parameters(run_dir, step, shapes)
+    return {path: place(stored[path], leaf.sharding, leaf.dtype) for path, leaf in shapes.items()}
+
+
+def open_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, Any]) -> dict[str, StoredArray]:
+    """Opens a checkpoint's parameters and checks their names and shapes; reads none.
+
+    Args:
+        run_dir: the run folder.
+        step: a step that has a checkpoint.
+        shapes: path -> anything with the shape that the parameter is to have.
+
+    Raises:
+        CheckpointError: a parameter is missing, unexpected, of another shape, or damaged on disk.
+    """
     folder = Path(run_dir).absolute() / CHECKPOINTS / str(step) / PARAMETERS
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: the checkpoint is half-written; delete {folder.parent}")
-    handler = ocp.StandardCheckpointHandler()
-    with reading(folder):
-        stored = handler.metadata(folder).tree
-    _check_shapes(folder, {path: tuple(leaf.shape) for path, leaf in stored.items()}, shapes)
-    with reading(folder):
-        return handler.restore(folder, args=ocp.args.StandardRestore(dict(shapes)))
+    stored = open_arrays(folder)
+    _check_shapes(folder, {path: array.shape for path, array in stored.items()}, shapes)
+    return stored
 
 
-@contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Turns whatever Orbax raises while it reads into a `CheckpointError` that names the folder and the tensor.
-
-    At the first failure Orbax gives up its other reads, and each of them would print a traceback of its own, as an
-    exception that nobody can catch; they are kept quiet, so that the one message stands alone.
-    """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    failure = ""
-    try:
-        yield
-    except Exception as error:  # for damaged files Orbax has no one kind of error
-        failure = _describe_failure(folder, error)
-    finally:
-        if failure:
-            gc.collect()
-            time.sleep(1)  # until the reads that were given up have ended
-        sys.unraisablehook = hook
-    if failure:
-        raise CheckpointError(failure)
-
-
-def _describe_failure(folder: Path, error: Exception) -> str:
-    tensor = _TENSOR_IN_ERROR.search(str(error))
-    where = f"tensor {tensor[1] or tensor[2]}" if tensor else "the checkpoint"
-    reason = str(error.__cause__ or error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)
-    return (
-        f"{folder}: {where} cannot be read; where a file is damaged or missing, delete {folder.parent} and the "
-        f"checkpoint before it is used ({reason})"
-    )
-
-
-def _check_shapes(
-    folder: Path, stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, jax.ShapeDtypeStruct]
-) -> None:
+def _check_shapes(folder: Path, stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, Any]) -> None:
     faults = [f"lacks {path}" for path in expected if path not in stored]
     faults += [f"has unexpected {path}" for path in stored if path not in expected]
     faults += [

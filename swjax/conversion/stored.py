@@ -5,6 +5,7 @@ whoever reads it decides how much of it is in memory at a time.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ Block = tuple[slice, ...]
 
 # Parameters below this go to their devices in one piece.
 _SMALL_BYTES = 32 * 2**20
+
+# Blocks that are read at the same time, one for each chip of a TPU host.
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,9 @@ def place(array: StoredArray, sharding: jax.sharding.Sharding | None, dtype: DTy
     whole = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(array.shape, np.dtype(dtype))
     for start, stop in array.row_ranges():
         piece = _place_block(array, start, stop, sharding, dtype)
-        whole = _write_rows(whole, piece, start)
-        # Or the host would read ahead of the devices and hold everything that waits for them.
-        piece.block_until_ready()
-    return whole
+        # Or the host would read ahead of the devices, and all that waits for them would pile up.
+        whole = _write_rows(whole.block_until_ready(), piece, start)
+    return whole.block_until_ready()
 
 
 def _place_block(
@@ -76,17 +79,20 @@ def _place_block(
     if sharding is None:
         return jnp.asarray(array.read_rows(start, stop).astype(dtype, copy=False))
     shape = (stop - start, *array.shape[1:])
-    found: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def read(index: Any) -> np.ndarray:
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-        if bounds not in found:  # devices that hold the same are given the same
-            first = (bounds[0][0] + start, bounds[0][1] + start)
-            block = array.read(tuple(slice(*pair) for pair in (first, *bounds[1:])))
-            found[bounds] = block.astype(dtype, copy=False)
-        return found[bounds]
+    def bounds(index: Any) -> tuple[tuple[int, int], ...]:
+        return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
-    return jax.make_array_from_callback(shape, sharding, read, dtype=np.dtype(dtype))
+    def read(wanted: tuple[tuple[int, int], ...]) -> np.ndarray:
+        rows, *others = (slice(*pair) for pair in wanted)
+        block = array.read((slice(rows.start + start, rows.stop + start), *others))
+        return block.astype(dtype, copy=False)
+
+    # Devices that hold the same are given the same; those that do not are read for at the same time.
+    wanted = list(dict.fromkeys(bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()))
+    with ThreadPoolExecutor(_READERS) as pool:
+        blocks = dict(zip(wanted, pool.map(read, wanted), strict=True))
+    return jax.make_array_from_callback(shape, sharding, lambda index: blocks[bounds(index)], dtype=np.dtype(dtype))
 
 
 def _update(whole: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 It is read from a run folder or from a Hugging Face folder, and written as a Hugging Face folder that
 `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads. There, a block `streaming` in config.json
 records what the model was trained with; transformers keeps it and does not use it.
+Writing reads the weights as it goes: the model is never in memory as a whole.
 """
 
 import json
@@ -12,13 +13,25 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import jax
 from jaxtyping import DTypeLike
 
 from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_writer import save_hf
-from swjax.conversion.hugging_face import find_checkpoint, load_hf
-from swjax.conversion.run_folder import MODEL, load_run
-from swjax.models.qwen2_5_vl import Qwen2_5_VL
+from swjax.conversion.hub_writer import UNFINISHED, save_hf, write_json
+from swjax.conversion.hugging_face import find_checkpoint, load_hf, open_hf
+from swjax.conversion.parameters import split_parameters
+from swjax.conversion.run_folder import (
+    MODEL,
+    TOKENIZER,
+    find_step,
+    load_run,
+    open_parameters,
+    read_model_config,
+    read_run_config,
+)
+from swjax.conversion.stored import StoredArray
+from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 
 TOKENIZER_FILES = (
@@ -54,6 +67,16 @@ class StreamingRecord:
 
 
 @dataclass(frozen=True)
+class StoredModel:
+    """A model on disk with its tokenizer's folder and what it was trained to do; `parameters` are by path."""
+
+    config: Qwen2_5_VLConfig
+    parameters: Mapping[str, StoredArray]
+    tokenizer: Path
+    record: StreamingRecord
+
+
+@dataclass(frozen=True)
 class StreamingModel:
     """A model with its tokenizer's folder and what it was trained to do."""
 
@@ -77,37 +100,101 @@ def load_streaming_model(
     """
     if (Path(path) / MODEL).exists():
         run = load_run(path, step) if dtype is None else load_run(path, step, dtype=dtype)
-        keys = {**run.config, **run.config["data"]}
-        record = StreamingRecord(**{field.name: keys[field.name] for field in fields(StreamingRecord)})
-        return StreamingModel(run.model, run.tokenizer, record)
-    if step is not None:
-        raise CheckpointError(f"{path} is no run folder, so it has no checkpoint of step {step}")
-    folder = find_checkpoint(path)
-    model = load_hf(folder, dtype=dtype)
-    return StreamingModel(model, folder, _read_record(folder))
+        return StreamingModel(run.model, run.tokenizer, _run_record(run.config))
+    folder = _hub_folder(path, step)
+    return StreamingModel(load_hf(folder, dtype=dtype), folder, read_record(folder))
 
 
-def export_streaming_model(source: StreamingModel, output: str | Path) -> None:
-    """Write a Hugging Face folder: weights, config, generation config, tokenizer and preprocessor.
+def open_streaming_model(path: str | Path, *, step: int | None = None) -> StoredModel:
+    """Open what `load_streaming_model` loads: names and shapes of all weights are checked, and none is read.
 
     Raises:
-        CheckpointError: if the folder is there and holds something else than an earlier export.
+        CheckpointError: if it cannot be used.
+    """
+    if (Path(path) / MODEL).exists():
+        config = read_model_config(path)
+        shapes = split_parameters(abstract_model(config))[1]
+        parameters = open_parameters(path, find_step(path, step), shapes)
+        return StoredModel(config, parameters, Path(path) / TOKENIZER, _run_record(read_run_config(path)))
+    folder = _hub_folder(path, step)
+    config, parameters = open_hf(folder)
+    return StoredModel(config, parameters, folder, read_record(folder))
+
+
+def export_streaming_model(
+    source: StoredModel, output: str | Path, *, dtype: DTypeLike | None = None, max_shard_size: int | str = "5GB"
+) -> None:
+    """Write a Hugging Face folder: weights, config, generation config, tokenizer and preprocessor.
+
+    All processes must call it, with a folder that they share.
+
+    Args:
+        source: from `open_streaming_model`.
+        output: the folder.
+        dtype: of the weights; None keeps the checkpoint's.
+        max_shard_size: a larger model is split over several files, each held in memory while it is written.
+
+    Raises:
+        CheckpointError: if the folder is there and holds something else than an earlier export, or if weights turn out
+            to be damaged when they are read.
     """
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
+    if folder.exists() and not (folder.is_dir() and _is_export(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported checkpoint; choose another --output")
-    save_hf(source.model, folder)
-    config_file = folder / "config.json"
-    config = json.loads(config_file.read_text()) | {"streaming": asdict(source.record)}
-    _write_json(config_file, config)
-    _write_json(folder / "generation_config.json", _generation_config(source.model))
-    _write_json(folder / "preprocessor_config.json", _preprocessor_config(source))
+    is_new = not folder.exists()
+    try:
+        _write_export(source, folder, dtype, max_shard_size)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_export(source: StoredModel, folder: Path, dtype: DTypeLike | None, max_shard_size: int | str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        # First, because the weights make a checkpoint of the folder.
+        write_json(folder / "generation_config.json", _generation_config(source.config))
+        write_json(folder / "preprocessor_config.json", _preprocessor_config(source))
+        copy_tokenizer(source.tokenizer, folder)
+    record = {"streaming": asdict(source.record)}
+    save_hf(
+        source.parameters, folder, config=source.config, dtype=dtype, max_shard_size=max_shard_size, more_config=record
+    )
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files of a tokenizer that are there."""
     for name in TOKENIZER_FILES:
-        if (source.tokenizer / name).exists() and source.tokenizer.resolve() != folder.resolve():
-            shutil.copyfile(source.tokenizer / name, folder / name)
+        if (source / name).exists() and source.resolve() != folder.resolve():
+            shutil.copyfile(source / name, folder / name)
 
 
-def _read_record(folder: Path) -> StreamingRecord:
+def _is_export(folder: Path) -> bool:
+    """Whether it is an exported folder, or one that was cut off, or empty."""
+    others = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json")
+    known = (*others, "model*.safetensors", "model.safetensors.index.json", f"*{UNFINISHED}")
+    ours = {file for pattern in known for file in folder.glob(pattern)}
+    return (folder / "config.json").exists() or set(folder.iterdir()) <= ours
+
+
+def _hub_folder(path: str | Path, step: int | None) -> Path:
+    if step is not None:
+        raise CheckpointError(f"{path} is no run folder, so it has no checkpoint of step {step}")
+    return find_checkpoint(path)
+
+
+def _run_record(config: Mapping[str, Any]) -> StreamingRecord:
+    keys = {**config, **config["data"]}
+    return StreamingRecord(**{field.name: keys[field.name] for field in fields(StreamingRecord)})
+
+
+def read_record(folder: Path) -> StreamingRecord:
+    """What a Hugging Face folder's model was trained to do, by the block `streaming` of its config.json.
+
+    Raises:
+        CheckpointError: the block has keys that nobody knows.
+    """
     found = json.loads((folder / "config.json").read_text()).get("streaming", {})
     known = {field.name for field in fields(StreamingRecord)}
     unknown = sorted(set(found) - known)
@@ -116,8 +203,7 @@ def _read_record(folder: Path) -> StreamingRecord:
     return StreamingRecord(**found)
 
 
-def _generation_config(model: Qwen2_5_VL) -> Mapping[str, Any]:
-    config = model.config
+def _generation_config(config: Qwen2_5_VLConfig) -> Mapping[str, Any]:
     return {
         "bos_token_id": config.bos_token_id,
         "do_sample": False,
@@ -126,8 +212,8 @@ def _generation_config(model: Qwen2_5_VL) -> Mapping[str, Any]:
     }
 
 
-def _preprocessor_config(source: StreamingModel) -> Mapping[str, Any]:
-    vision = source.model.config.vision
+def _preprocessor_config(source: StoredModel) -> Mapping[str, Any]:
+    vision = source.config.vision
     return {
         "image_mean": [float(str(value)) for value in PIXEL_MEAN],
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -139,7 +225,3 @@ def _preprocessor_config(source: StreamingModel) -> Mapping[str, Any]:
         "processor_class": "Qwen2_5_VLProcessor",
         "temporal_patch_size": vision.temporal_patch_size,
     }
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,88 @@
+"""The arrays of an Orbax checkpoint, opened and read block by block.
+
+Orbax restores a tree as a whole; what it wrote is Zarr in an OCDBT database, of which TensorStore reads any block.
+"""
+
+import contextlib
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from swjax.conversion.errors import CheckpointError
+from swjax.conversion.stored import Block, StoredArray
+
+# Orbax's own record of the tree: a folder without it was not written to its end, or lost a part.
+_RECORD = "_METADATA"
+
+# The two ways in which TensorStore's messages name a tensor; other paths in them are of files and begin with a slash.
+_TENSOR_IN_ERROR = re.compile(r"""Error reading "(.+?)/[^/"]*" in|'path': '([^/'][^']*)/'""")
+
+
+def open_arrays(folder: Path) -> dict[str, StoredArray]:
+    """Opens the arrays that Orbax saved from a flat dict: key -> array.
+
+    Args:
+        folder: what Orbax wrote for one item of a checkpoint.
+
+    Raises:
+        CheckpointError: the folder is damaged. Reading from the arrays raises it too.
+    """
+    with reading(folder):
+        (folder / _RECORD).stat()
+        base = {"driver": "ocdbt", "base": f"file://{folder.absolute()}/"}
+        keys = [key.decode() for key in ts.KvStore.open(base).result().list().result()]
+        names = sorted({key.rpartition("/")[0] for key in keys})
+        opened = {
+            name: ts.open(
+                # A lost chunk is an error, and not zeros.
+                {"driver": "zarr", "kvstore": base | {"path": f"{name}/"}, "fill_missing_data_reads": False},
+                open=True,
+                read=True,
+            )
+            for name in names
+        }
+        return {name: _stored(folder, future.result()) for name, future in opened.items()}
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turns whatever Orbax or TensorStore raises while it reads into an error that names the folder and the tensor.
+
+    At the first failure Orbax gives up its other reads and closes their event loop; each would print a traceback when
+    it ends, as an exception that nobody can catch. From then on these, and no others, are kept quiet.
+    """
+    try:
+        yield
+    except Exception as error:  # for damaged files there is no one kind of error
+        sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
+        raise CheckpointError(_describe_failure(folder, error)) from None
+
+
+def _stored(folder: Path, array: Any) -> StoredArray:
+    def read(block: Block) -> np.ndarray:
+        with reading(folder):
+            return array[block].read().result()
+
+    rows = array.chunk_layout.read_chunk.shape[0] if array.shape else 1
+    return StoredArray(tuple(array.shape), array.dtype.numpy_dtype, read, rows=rows)
+
+
+def _pass_on(hook: Callable[[Any], Any], failure: Any) -> None:
+    if not (isinstance(failure.exc_value, RuntimeError) and str(failure.exc_value) == "Event loop is closed"):
+        hook(failure)
+
+
+def _describe_failure(folder: Path, error: Exception) -> str:
+    tensor = _TENSOR_IN_ERROR.search(str(error))
+    where = f"tensor {tensor[1] or tensor[2]}" if tensor else "the checkpoint"
+    reason = str(error.__cause__ or error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)
+    return (
+        f"{folder}: {where} cannot be read; where a file is damaged or missing, delete {folder.parent} and the "
+        f"checkpoint before it is used ({reason})"
+    )
