@@ -1,0 +1,115 @@
+"""Released checkpoints brought to where training reads them: fetched or copied, and checked before a pod is asked for.
+
+Training reads Hugging Face folders as they are, each process what its devices hold, so nothing is converted: a second
+format would take the disk twice and be read no faster.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from swjax.conversion.errors import CheckpointError
+from swjax.conversion.hub_files import INDEX
+from swjax.conversion.hub_writer import UNFINISHED
+from swjax.conversion.hugging_face import HUB_PATTERNS, download, open_hf
+from swjax.conversion.progress import STDERR
+from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+
+# Either of these holds the whole vocabulary.
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_OTHERS = ("tokenizer_config.json", "preprocessor_config.json")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a folder was found to hold.
+
+    Attributes:
+        folder: the folder.
+        config: the model's configuration.
+        parameters: how many numbers.
+        dtypes: names of the dtypes of the weights.
+        lacking: files of tokenizer or processor that are not there.
+    """
+
+    folder: Path
+    config: Qwen2_5_VLConfig
+    parameters: int
+    dtypes: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+
+def import_checkpoint(source: str | Path, out: Path | None) -> Checked:
+    """Fetch a checkpoint from the Hub, or copy one, and check that every tensor is there with the right shape.
+
+    Cut off, the same call goes on with what is there; until the end, the folder does not load.
+
+    Args:
+        source: a Hub id such as "Qwen/Qwen2.5-VL-7B-Instruct", or a folder.
+        out: the folder to make; None checks a folder where it lies.
+
+    Raises:
+        CheckpointError: the source is not there or damaged, or `out` holds something else.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if out is None:
+            raise CheckpointError(f"{source} is no folder here; to fetch it from the Hub, say where to with --out")
+        _refuse_other(out)
+        return check_checkpoint(download(str(source), out))
+    checked = check_checkpoint(folder)
+    if out is None or (out.exists() and out.samefile(folder)):
+        return checked
+    _refuse_other(out)
+    _copy(folder, out)
+    return check_checkpoint(out)
+
+
+def check_checkpoint(folder: Path) -> Checked:
+    """Check that every tensor of a Hugging Face folder is there with the right shape, and look for its tokenizer.
+
+    Raises:
+        CheckpointError: a file or a tensor is missing or damaged, or the weights are no floating-point numbers.
+    """
+    config, stored = open_hf(folder)
+    dtypes = tuple(sorted({array.dtype.name for array in stored.values()}))
+    unknown = [name for name in dtypes if name not in ("bfloat16", "float16", "float32")]
+    if unknown:
+        raise CheckpointError(f"{folder} holds weights in {', '.join(unknown)}; take the checkpoint in bfloat16")
+    lacking = [name for name in _OTHERS if not (folder / name).exists()]
+    if not any(all((folder / name).exists() for name in names) for names in _VOCABULARIES):
+        lacking.append("tokenizer.json")
+    parameters = sum(int(np.prod(array.shape)) for array in stored.values())
+    return Checked(folder, config, parameters, dtypes, tuple(lacking))
+
+
+def _refuse_other(out: Path) -> None:
+    if not out.exists():
+        return
+    # `.cache` is where the Hub keeps account of a download.
+    known = (*HUB_PATTERNS, f"*{UNFINISHED}", ".cache", "*.md", "LICENSE*", ".git*")
+    others = [file.name for file in out.iterdir() if not _matches(file.name, known)] if out.is_dir() else [out.name]
+    if others:
+        raise CheckpointError(f"{out} is there and holds {others[0]}, which is of no checkpoint; choose another --out")
+
+
+def _copy(folder: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    files = [file for file in folder.iterdir() if file.is_file() and _matches(file.name, HUB_PATTERNS)]
+    # Last what makes a checkpoint of a folder.
+    files.sort(key=lambda file: (file.name in (INDEX, "config.json"), file.name))
+    (out / "config.json").unlink(missing_ok=True)
+    for file in track(files, "copying", transient=True, console=STDERR):
+        unfinished = out / (file.name + UNFINISHED)
+        shutil.copyfile(file, unfinished)
+        os.replace(unfinished, out / file.name)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
