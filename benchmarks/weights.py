@@ -9,6 +9,7 @@ Each figure comes from a process of its own, so that its peak of memory is its o
     export   save_hf of parameters that come into being when they are read, as from a disk
     import   open_hf, and every parameter compared with what was written, bit for bit, some rows at a time
     load     load_hf onto --devices CPU devices; in memory there is the model itself and what comes on top
+    verify   logits beside those of transformers, both in float32 (needs torch; only when asked for)
 
 Peaks are resident memory as the operating system saw it, less what the process had before it began.
 """
@@ -34,10 +35,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from swjax.conversion import load_hf, open_hf, save_hf
 from swjax.conversion.parameters import split_parameters
 from swjax.conversion.stored import StoredArray
+from swjax.conversion.verify import compare_logits
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import abstract_model
 
-STEPS = ("export", "import", "load")
+STEPS = ("export", "import", "load", "verify")
+BY_DEFAULT = STEPS[:3]
 GIB = 2**30
 
 
@@ -91,6 +94,8 @@ def run_step(step: str, args: argparse.Namespace) -> dict[str, float | int | boo
         figures |= {"bytes_on_disk": sum(sizes), "files": len(sizes), "largest_file_bytes": max(sizes)}
     elif step == "import":
         figures["bit_identical"] = _same(parameters, open_hf(args.folder)[1])
+    elif step == "verify":
+        figures["largest_relative_difference"] = max(compare_logits(args.folder).values())
     else:
         model = load_hf(args.folder, shardings=_spread)
         leaves = jax.block_until_ready(split_parameters(model)[1]).values()
@@ -103,7 +108,7 @@ def _same(written: dict[str, StoredArray], found: dict[str, StoredArray]) -> boo
     if written.keys() != found.keys():
         return False
     for path, array in written.items():
-        for start, stop in array.row_ranges():
+        for start, stop in found[path].row_ranges():
             theirs = found[path].read_rows(start, stop)
             if not np.array_equal(array.read_rows(start, stop).view(np.uint16), theirs.view(np.uint16)):
                 return False
@@ -133,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, help="decoder layers and vision blocks (default: the preset's)")
     parser.add_argument("--max-shard-size", default="5GB")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices to load onto")
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=BY_DEFAULT)
     parser.add_argument("--folder", type=Path, help="where to write, and to leave it (default: written and removed)")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

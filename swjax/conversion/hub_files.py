@@ -5,6 +5,7 @@ several gigabytes neither passes through memory for one slice nor counts as memo
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 Shape = tuple[int, ...]
+
+# What is not stacked, as the embedding, is best read in pieces of this size.
+_PIECE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def _stored(files: Files, tensors: Mapping[str, HubTensor], names: Sequence[str]
         return _read_block(files[name], tensors[name], block)
 
     if where.layer is None:
-        return StoredArray(shape, dtype, lambda block: read_one(names[0], block), rows=shape[0])
+        rows = max(1, _PIECE_BYTES * shape[0] // (dtype.itemsize * math.prod(shape)))
+        return StoredArray(shape, dtype, lambda block: read_one(names[0], block), rows=min(rows, shape[0]))
 
     def read(block: Block) -> np.ndarray:
         layers = [read_one(name, block[1:]) for name in names[block[0]]]

@@ -31,7 +31,7 @@ class StoredArray:
     Attributes:
         shape, dtype: of the whole.
         read: reads a block: one slice an axis, with start and stop. The result may be a strided view.
-        rows: how many rows of the leading axis are stored together. Reading fewer costs as much.
+        rows: how many rows of the leading axis are best read together.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class StoredArray:
         return self.read((slice(start, stop), *(slice(0, size) for size in self.shape[1:])))
 
     def row_ranges(self) -> Iterator[tuple[int, int]]:
-        """The ranges of rows that are stored together, in order."""
+        """The ranges of rows that are best read together, in order."""
         for start in range(0, self.shape[0], self.rows):
             yield start, min(start + self.rows, self.shape[0])
 
