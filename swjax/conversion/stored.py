@@ -4,6 +4,7 @@ A checkpoint is a mapping from parameter paths to `StoredArray`, whatever its fo
 whoever reads it decides how much of it is in memory at a time.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ Block = tuple[slice, ...]
 
 # Parameters below this go to their devices in one piece.
 _SMALL_BYTES = 32 * 2**20
+
+# Rows below this are not worth a reading of their own.
+_TINY_BYTES = 4 * 2**20
 
 # Blocks that are read at the same time, one for each chip of a TPU host.
 _READERS = 8
@@ -44,9 +48,11 @@ class StoredArray:
         return self.read((slice(start, stop), *(slice(0, size) for size in self.shape[1:])))
 
     def row_ranges(self) -> Iterator[tuple[int, int]]:
-        """The ranges of rows that are best read together, in order."""
-        for start in range(0, self.shape[0], self.rows):
-            yield start, min(start + self.rows, self.shape[0])
+        """Ranges of rows that are best read together, in order; none of them tiny."""
+        row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        step = self.rows * max(1, _TINY_BYTES // max(1, self.rows * row_bytes))
+        for start in range(0, self.shape[0], step):
+            yield start, min(start + step, self.shape[0])
 
 
 def place(array: StoredArray, sharding: jax.sharding.Sharding | None, dtype: DTypeLike) -> jax.Array:
@@ -61,7 +67,7 @@ def place(array: StoredArray, sharding: jax.sharding.Sharding | None, dtype: DTy
             default device, free to be moved.
         dtype: of the result.
     """
-    bytes_in_all = np.dtype(dtype).itemsize * int(np.prod(array.shape))
+    bytes_in_all = np.dtype(dtype).itemsize * math.prod(array.shape)
     rows_in_shard = array.shape[0] if sharding is None else sharding.shard_shape(array.shape)[0]
     if array.rows >= array.shape[0] or rows_in_shard != array.shape[0] or bytes_in_all <= _SMALL_BYTES:
         return _place_block(array, 0, array.shape[0], sharding, dtype)

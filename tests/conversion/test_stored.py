@@ -42,6 +42,7 @@ def test_any_block_of_any_parameter_is_read(data):
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_arrays_are_placed_as_asked(monkeypatch, spec, rows):
     monkeypatch.setattr(stored, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(stored, "_TINY_BYTES", 0)
     mesh = jax.make_mesh((4, 2), ("x", "y"))
     whole = np.random.default_rng(0).standard_normal((8, 16, 12), np.float32)
     reads = []
@@ -58,8 +59,17 @@ def test_arrays_are_placed_as_asked(monkeypatch, spec, rows):
     assert sum(whole[block].size for block in reads) == whole.size
 
 
+def test_many_tiny_rows_are_read_together():
+    array = StoredArray((100_000, 256), np.dtype(np.float32), lambda block: np.empty(0), rows=1)
+    ranges = list(array.row_ranges())
+    assert len(ranges) < 30
+    assert [start for start, _ in ranges[1:]] == [stop for _, stop in ranges[:-1]]
+    assert (ranges[0][0], ranges[-1][1]) == (0, 100_000)
+
+
 def test_without_shardings_a_model_can_be_moved_to_any_device(monkeypatch):
     monkeypatch.setattr(stored, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(stored, "_TINY_BYTES", 0)
     for leaf in split_parameters(load_hf(GOLDEN))[1].values():
         assert not leaf.committed
         assert len(leaf.sharding.device_set) == 1
@@ -67,6 +77,7 @@ def test_without_shardings_a_model_can_be_moved_to_any_device(monkeypatch):
 
 def test_shardings_by_a_rule_and_by_path(monkeypatch):
     monkeypatch.setattr(stored, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(stored, "_TINY_BYTES", 0)
     mesh = jax.make_mesh((8,), ("x",))
 
     def rule(shapes):

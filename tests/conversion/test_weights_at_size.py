@@ -20,6 +20,7 @@ def measure(*words: str) -> dict[str, dict]:
     return {figures["step"]: figures for figures in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 def test_memory_holds_one_file_and_never_the_model():
     figures = measure("--preset", "3b", "--layers", "4", "--max-shard-size", "300MB", "--devices", "4")
     written = figures["export"]
