@@ -60,7 +60,8 @@ def reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # for damaged files there is no one kind of error
-        sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
+        if getattr(sys.unraisablehook, "func", None) is not _pass_on:
+            sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
         raise CheckpointError(_describe_failure(folder, error)) from None
 
 
