@@ -5,6 +5,7 @@ Orbax restores a tree as a whole; what it wrote is Zarr in an OCDBT database, of
 
 import contextlib
 import functools
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -55,13 +56,14 @@ def reading(folder: Path) -> Iterator[None]:
     """Turns whatever Orbax or TensorStore raises while it reads into an error that names the folder and the tensor.
 
     At the first failure Orbax gives up its other reads and closes their event loop; each would print a traceback when
-    it ends, as an exception that nobody can catch. From then on these, and no others, are kept quiet.
+    it ends or is collected, which nobody can catch. From then on these, and no others, are kept quiet.
     """
     try:
         yield
     except Exception as error:  # for damaged files there is no one kind of error
         if getattr(sys.unraisablehook, "func", None) is not _pass_on:
             sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
+            logging.getLogger("asyncio").addFilter(_is_no_stray_read)
         raise CheckpointError(_describe_failure(folder, error)) from None
 
 
@@ -77,6 +79,11 @@ def _stored(folder: Path, array: Any) -> StoredArray:
 def _pass_on(hook: Callable[[Any], Any], failure: Any) -> None:
     if not (isinstance(failure.exc_value, RuntimeError) and str(failure.exc_value) == "Event loop is closed"):
         hook(failure)
+
+
+def _is_no_stray_read(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return "tensorstore_spec" not in str(error)
 
 
 def _describe_failure(folder: Path, error: Exception) -> str:
