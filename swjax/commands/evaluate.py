@@ -106,16 +106,17 @@ def _mean_loss(task: _Task) -> float:
     from swjax.training.loss import count_labels, summed_loss
 
     record = task.source.record
-    lengths = _row_lengths(task)
+    max_tokens, max_patches = _row_lengths(task)
     config = PipelineConfig(
         batch_size=min(16, len(task.examples)),
+        max_tokens=max_tokens,
+        max_patches=max_patches,
         variant=record.variant,
         wait_k=record.wait_k,
         gap=record.gap,
         fps=record.fps,
         min_pixels=record.min_pixels,
         max_pixels=record.max_pixels,
-        **lengths,
     )
     batches = build_pipeline(task.examples, config, task.tokenizer, train=False, rejected=RejectedLog(max_share=1.0))
     structure, parameters = split_parameters(task.source.model)
@@ -131,7 +132,7 @@ def _mean_loss(task: _Task) -> float:
     return float(loss / labels)
 
 
-def _row_lengths(task: _Task) -> dict[str, int]:
+def _row_lengths(task: _Task) -> tuple[int, int]:
     """Tokens and patches that hold the longest example, by the durations that the manifest gives."""
     from swjax.data.chat import EVALUATION_QUESTION, encode_chat
     from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
@@ -145,7 +146,7 @@ def _row_lengths(task: _Task) -> dict[str, int]:
         len(encode_chat(task.tokenizer, question=question, answer=answer, video_grid_thw=(1, 2, 2)))
         for question, answer in texts
     )
-    return {"max_tokens": text_tokens + patches // MERGE_SIZE**2, "max_patches": patches}
+    return text_tokens + patches // MERGE_SIZE**2, patches
 
 
 def _stream_all(
