@@ -26,7 +26,6 @@ from jaxtyping import DTypeLike
 
 from swjax.conversion.errors import CheckpointError
 from swjax.conversion.orbax_files import open_arrays
-from swjax.conversion.orbax_files import reading as reading
 from swjax.conversion.parameters import Parameters, merge_parameters, split_parameters
 from swjax.conversion.stored import StoredArray, place
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig

@@ -5,7 +5,8 @@ from pathlib import Path
 import grain
 import orbax.checkpoint as ocp
 
-from swjax.conversion.run_folder import CHECKPOINTS, PARAMETERS, read_parameters, reading
+from swjax.conversion.orbax_files import reading
+from swjax.conversion.run_folder import CHECKPOINTS, PARAMETERS, read_parameters
 from swjax.training.step import TrainState
 
 OPTIMIZER = "optimizer"

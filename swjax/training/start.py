@@ -78,9 +78,9 @@ def make_state(
         # It runs once: on a CPU, compiling it well takes seconds and saves milliseconds.
         cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(start, out_shardings=shardings, compiler_options=cheap)()
-    parameters = split_parameters(load_hf(config.init_from, dtype=jnp.float32))[1]
+    places = {**shardings.trainable, **shardings.frozen}
+    parameters = split_parameters(load_hf(config.init_from, dtype=jnp.float32, shardings=places))[1]
     trainable, frozen = split_frozen(parameters, config.frozen)
-    trainable, frozen = jax.device_put((trainable, frozen), (shardings.trainable, shardings.frozen))
     warm = functools.partial(initial_state, optimizer=optimizer)
     return jax.jit(warm, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)
 
