@@ -1,0 +1,155 @@
+"""Span attention on TPU: Pallas kernels that fetch and compute only the blocks of keys that spans reach.
+
+The query heads that share a key head are packed with the queries into rows (row t * N/K + g is query t, head g of the
+group), so keys and values are read once a group, a decode step of one query is a matrix of N/K rows, and a kernel knows
+nothing of groups. A block of rows goes through the union of its spans; which blocks of keys that is, is computed from
+the spans inside jit and prefetched as scalars, and the longest such walk bounds the grid. So one compiled program
+serves every batch, and windows and packed short rows cost what they see. Tiles of keys that all rows of a block see
+whole skip the masking. For gradients of keys and values, a block of keys goes through a list of the blocks of rows that
+touch it: they need not be neighbours, as an answer stored before its video sees far to the right.
+
+Scores are kept transposed, keys by rows. What belongs to a row (its edges, maximum, sum) then lies along lanes, maxima
+and sums over keys are element by element, and both products for keys and values need no transpose of scores.
+
+Why not splash attention (`jax.experimental.pallas.ops.tpu.splash_attention`), whose mask function could test a span:
+it is given one int32 a query, so two edges limit a row to 2 ** 16 keys; its table of blocks would have to be built by
+hand from data (`MaskInfo`, a private path); with a table from data its grid does not shrink, so every row would walk
+through all keys; and it reads keys once a query head.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from swjax.attention.kernel import EMPTY_LSE, Kernel
+from swjax.attention.tpu_backward import backward
+from swjax.attention.tpu_blocks import (
+    FIRST_MAXIMUM,
+    LOG2E,
+    Plan,
+    TPUBlocks,
+    cost_estimate,
+    dot,
+    fetched,
+    for_each_tile,
+    from_rows,
+    key_spec,
+    make_plan,
+    num_fetched,
+    read_reach,
+    read_tile,
+    row_spans,
+    row_specs,
+    tile_scores,
+    to_rows,
+)
+from swjax.streaming import KeySpans
+
+
+def _forward_body(
+    reach_ref: Any,
+    start_ref: Any,
+    stop_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    out_ref: Any,
+    lse_ref: Any,
+    largest_ref: Any,
+    total_ref: Any,
+    sums_ref: Any,
+    *,
+    plan: Plan,
+) -> None:
+    batch, _, block, step = (pl.program_id(axis) for axis in range(4))
+    reach = read_reach(reach_ref, batch, block, plan)
+    first_key = (fetched(reach, plan)[0] + step) * plan.keys
+
+    @pl.when(step == 0)
+    def _begin() -> None:
+        largest_ref[...] = jnp.full_like(largest_ref, FIRST_MAXIMUM)
+        total_ref[...] = jnp.zeros_like(total_ref)
+        sums_ref[...] = jnp.zeros_like(sums_ref)
+
+    def attend_tile(offset: Any, masked: bool) -> None:
+        k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
+        scores = tile_scores(k, q_ref[...], start_ref, stop_ref, first_key + offset, plan, masked)
+        largest = jnp.maximum(largest_ref[...], scores.max(axis=0, keepdims=True))
+        shrink = jnp.exp2(largest_ref[...] - largest)
+        weights = jnp.exp2(scores - largest)
+        largest_ref[...] = largest
+        total_ref[...] = total_ref[...] * shrink + weights.sum(axis=0, keepdims=True)
+        sums_ref[...] = sums_ref[...] * shrink + dot(v, weights.astype(v.dtype), (0, 0), plan)
+
+    for_each_tile(reach, first_key, plan, attend_tile)
+
+    @pl.when(step == pl.num_programs(3) - 1)
+    def _end() -> None:
+        is_empty = total_ref[...] == 0
+        total = jnp.where(is_empty, 1.0, total_ref[...])
+        out_ref[...] = (sums_ref[...] / total).T.astype(out_ref.dtype)
+        lse_ref[...] = jnp.where(is_empty, EMPTY_LSE, (largest_ref[...] + jnp.log2(total)) / LOG2E)
+
+
+def _forward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    spans: KeySpans,
+    *,
+    blocks: TPUBlocks,
+    interpret: bool,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    plan = make_plan(q, k, blocks, blocks.keys)
+    rows = row_spans(spans, plan)
+    q_rows = to_rows(q, plan)
+    edge, matrix, number = row_specs(plan)
+    keys = key_spec(plan)
+    out, lse = pl.pallas_call(
+        functools.partial(_forward_body, plan=plan),
+        out_shape=(
+            jax.ShapeDtypeStruct(q_rows.shape, q.dtype),
+            jax.ShapeDtypeStruct((*q_rows.shape[:2], 1, q_rows.shape[2]), jnp.float32),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(plan.batch, plan.key_heads, plan.num_row_blocks, num_fetched(rows.reach, plan)),
+            in_specs=[edge, edge, matrix, keys, keys],
+            out_specs=[matrix, number],
+            scratch_shapes=[
+                pltpu.VMEM((1, plan.rows), jnp.float32),
+                pltpu.VMEM((1, plan.rows), jnp.float32),
+                pltpu.VMEM((plan.head_dim, plan.rows), jnp.float32),
+            ],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+        ),
+        cost_estimate=cost_estimate(plan, products=2, row_arrays=2),
+        interpret=interpret,
+        name="span_attention_forward",
+    )(rows.reach, rows.start, rows.stop, q_rows, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+    length = q.shape[1]
+    return from_rows(out, plan, length), from_rows(lse.swapaxes(2, 3), plan, length)[..., 0].swapaxes(1, 2)
+
+
+@functools.cache
+def make_tpu_kernel(blocks: TPUBlocks, *, interpret: bool = False) -> Kernel:
+    """The kernels with blocks of a given size.
+
+    Args:
+        blocks: sizes of blocks.
+        interpret: run them as plain JAX on any platform, slowly, for tests.
+    """
+    forward_pass, backward_pass = (
+        jax.jit(functools.partial(one, blocks=blocks, interpret=interpret)) for one in (_forward, backward)
+    )
+    return Kernel(forward_pass, backward_pass, platforms=() if interpret else ("tpu",))
+
+
+tpu_kernel = make_tpu_kernel(TPUBlocks())

@@ -1,0 +1,242 @@
+"""The backward pass of span attention on TPU: one kernel for queries, one for keys and values.
+
+Both compute scores again from the log of the softmax's denominator. Gradients of keys and values are sums over the rows
+of a group, so heads that share a key are summed in the kernel.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int32
+
+from swjax.attention.tpu_blocks import (
+    LOG2E,
+    Plan,
+    TPUBlocks,
+    cost_estimate,
+    dot,
+    fetched,
+    for_each_tile,
+    from_rows,
+    key_spec,
+    make_plan,
+    num_fetched,
+    quotient,
+    read_reach,
+    read_tile,
+    row_spans,
+    row_specs,
+    tile_scores,
+    to_rows,
+)
+from swjax.streaming import KeySpans
+
+LIST_BYTES = 256 * 1024
+"""Scalar memory for the lists of blocks of rows, of the 1 MiB that a core has."""
+
+
+def backward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    spans: KeySpans,
+    out: Float[Array, "B T N H"],
+    lse: Float[Array, "B N T"],
+    dout: Float[Array, "B T N H"],
+    *,
+    blocks: TPUBlocks,
+    interpret: bool,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    """The backward pass, as `swjax.attention.kernel.Kernel` describes it."""
+    plan = make_plan(q, k, blocks, blocks.keys)
+    rows = row_spans(spans, plan)
+    # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
+    along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1)
+    operands = (
+        rows.start,
+        rows.stop,
+        to_rows(q, plan),
+        to_rows(dout.astype(q.dtype), plan),
+        to_rows(lse.swapaxes(1, 2)[..., None] * LOG2E, plan).swapaxes(2, 3),
+        to_rows(along[..., None], plan).swapaxes(2, 3),
+        k.transpose(0, 2, 1, 3),
+        v.transpose(0, 2, 1, 3),
+    )
+    dq = _query_gradient(rows.reach, operands, plan, interpret)
+    dk, dv = _key_gradients(rows.reach, operands, make_plan(q, k, blocks, blocks.backward_keys), interpret)
+    return from_rows(dq, plan, q.shape[1]), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
+
+
+def _query_gradient(
+    reach: Int32[Array, "4*B*blocks"], operands: tuple[Array, ...], plan: Plan, interpret: bool
+) -> Float[Array, "B K R H"]:
+    q_rows = operands[2]
+    edge, matrix, number = row_specs(plan)
+    keys = key_spec(plan)
+    return pl.pallas_call(
+        functools.partial(_query_gradient_body, plan=plan),
+        out_shape=jax.ShapeDtypeStruct(q_rows.shape, q_rows.dtype),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(plan.batch, plan.key_heads, plan.num_row_blocks, num_fetched(reach, plan)),
+            in_specs=[edge, edge, matrix, matrix, number, number, keys, keys],
+            out_specs=matrix,
+            scratch_shapes=[pltpu.VMEM((plan.head_dim, plan.rows), jnp.float32)],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+        ),
+        cost_estimate=cost_estimate(plan, products=3, row_arrays=3),
+        interpret=interpret,
+        name="span_attention_query_gradient",
+    )(reach, *operands)
+
+
+def _query_gradient_body(
+    reach_ref: Any,
+    start_ref: Any,
+    stop_ref: Any,
+    q_ref: Any,
+    dout_ref: Any,
+    lse_ref: Any,
+    along_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    dq_ref: Any,
+    sums_ref: Any,
+    *,
+    plan: Plan,
+) -> None:
+    batch, _, block, step = (pl.program_id(axis) for axis in range(4))
+    reach = read_reach(reach_ref, batch, block, plan)
+    first_key = (fetched(reach, plan)[0] + step) * plan.keys
+
+    @pl.when(step == 0)
+    def _begin() -> None:
+        sums_ref[...] = jnp.zeros_like(sums_ref)
+
+    def add_tile(offset: Any, masked: bool) -> None:
+        k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
+        scores = tile_scores(k, q_ref[...], start_ref, stop_ref, first_key + offset, plan, masked)
+        weights = jnp.exp2(scores - lse_ref[...])
+        dscores = weights * (dot(v, dout_ref[...], (1, 1), plan) - along_ref[...])
+        sums_ref[...] += dot(k, dscores.astype(k.dtype), (0, 0), plan)
+
+    for_each_tile(reach, first_key, plan, add_tile)
+
+    @pl.when(step == pl.num_programs(3) - 1)
+    def _end() -> None:
+        dq_ref[...] = (sums_ref[...] * plan.head_dim**-0.5).T.astype(dq_ref.dtype)
+
+
+def _key_gradients(
+    reach: Int32[Array, "4*B*blocks"], operands: tuple[Array, ...], plan: Plan, interpret: bool
+) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    k, v = operands[-2:]
+    entries = plan.batch * plan.num_key_blocks * plan.num_row_blocks
+    # Where lists for all blocks of keys are too long, neighbours share one, and pass over what does not touch them.
+    shared = min(pl.cdiv(4 * entries, LIST_BYTES), plan.num_key_blocks)
+    counts, touching = _touching_blocks(reach, plan, shared)
+    lists = pl.cdiv(plan.num_key_blocks, shared)
+
+    def block_of_rows(b: Any, i: Any, j: Any, counts_ref: Any, touching_ref: Any) -> Any:
+        return _listed(b * lists + quotient(i, shared), j, counts_ref, touching_ref, plan)
+
+    edge = pl.BlockSpec((None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, 0, block_of_rows(b, i, j, *refs)))
+    matrix = pl.BlockSpec(
+        (None, None, plan.rows, plan.head_dim), lambda b, h, i, j, _, *refs: (b, h, block_of_rows(b, i, j, *refs), 0)
+    )
+    number = pl.BlockSpec(
+        (None, None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, h, 0, block_of_rows(b, i, j, *refs))
+    )
+    keys = pl.BlockSpec((None, None, plan.keys, plan.head_dim), lambda b, h, i, j, *refs: (b, h, i, 0))
+    dk, dv = pl.pallas_call(
+        functools.partial(_key_gradients_body, plan=plan, shared=shared),
+        out_shape=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(plan.batch, plan.key_heads, plan.num_key_blocks, jnp.maximum(counts.max(), 1)),
+            in_specs=[edge, edge, matrix, matrix, number, number, keys, keys],
+            out_specs=[keys, keys],
+            scratch_shapes=[pltpu.VMEM((plan.keys, plan.head_dim), jnp.float32)] * 2,
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+        ),
+        cost_estimate=cost_estimate(plan, products=4, row_arrays=2 * plan.num_key_blocks),
+        interpret=interpret,
+        name="span_attention_key_gradients",
+    )(reach, counts, touching, *operands)
+    return dk, dv
+
+
+def _key_gradients_body(
+    reach_ref: Any,
+    counts_ref: Any,
+    touching_ref: Any,
+    start_ref: Any,
+    stop_ref: Any,
+    q_ref: Any,
+    dout_ref: Any,
+    lse_ref: Any,
+    along_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    dk_ref: Any,
+    dv_ref: Any,
+    dk_sums_ref: Any,
+    dv_sums_ref: Any,
+    *,
+    plan: Plan,
+    shared: int,
+) -> None:
+    batch, _, block, step = (pl.program_id(axis) for axis in range(4))
+    first_key = block * plan.keys
+    here = batch * pl.cdiv(plan.num_key_blocks, shared) + quotient(block, shared)
+
+    @pl.when(step == 0)
+    def _begin() -> None:
+        dk_sums_ref[...] = jnp.zeros_like(dk_sums_ref)
+        dv_sums_ref[...] = jnp.zeros_like(dv_sums_ref)
+
+    def add_tile(offset: Any, masked: bool) -> None:
+        tile = pl.ds(offset, plan.tile)
+        k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
+        q, dout = q_ref[...], dout_ref[...]
+        scores = tile_scores(k, q, start_ref, stop_ref, first_key + offset, plan, masked)
+        weights = jnp.exp2(scores - lse_ref[...])
+        dv_sums_ref[tile, :] += dot(weights.astype(dout.dtype), dout, (1, 0), plan)
+        dscores = weights * (dot(v, dout, (1, 1), plan) - along_ref[...])
+        dk_sums_ref[tile, :] += dot(dscores.astype(q.dtype), q, (1, 0), plan)
+
+    @pl.when(step < counts_ref[here])
+    def _add() -> None:
+        rows = _listed(here, step, counts_ref, touching_ref, plan)
+        for_each_tile(read_reach(reach_ref, batch, rows, plan), first_key, plan, add_tile)
+
+    @pl.when(step == pl.num_programs(3) - 1)
+    def _end() -> None:
+        dk_ref[...] = (dk_sums_ref[...] * plan.head_dim**-0.5).astype(dk_ref.dtype)
+        dv_ref[...] = dv_sums_ref[...].astype(dv_ref.dtype)
+
+
+def _listed(which: Any, step: Any, counts_ref: Any, touching_ref: Any, plan: Plan) -> Any:
+    """The block of rows at a step of a list; after its end the last one again, which fetches nothing."""
+    last = jnp.maximum(counts_ref[which] - 1, 0)
+    return touching_ref[which * plan.num_row_blocks + jnp.minimum(step, last)]
+
+
+def _touching_blocks(
+    reach: Int32[Array, "4*B*blocks"], plan: Plan, shared: int
+) -> tuple[Int32[Array, "B*lists"], Int32[Array, "B*lists*blocks"]]:
+    """For each of the lists, how many blocks of rows reach its keys, and which: these first, in order."""
+    width = plan.keys * shared
+    begin = jnp.arange(pl.cdiv(plan.num_keys, width), dtype=jnp.int32)[:, None] * width
+    low, high = jnp.moveaxis(reach.reshape(plan.batch, 1, plan.num_row_blocks, 4)[..., :2], -1, 0)
+    touches = (low < begin + width) & (high > begin)
+    touching = jnp.argsort(~touches, axis=-1, stable=True).astype(jnp.int32)
+    return touches.sum(axis=-1, dtype=jnp.int32).reshape(-1), touching.reshape(-1)

@@ -1,0 +1,251 @@
+"""Blocks of rows and tiles of keys: what the passes of the TPU kernels have in common (`swjax.attention.tpu`)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int32
+
+from swjax.streaming import KeySpans
+
+LOG2E = math.log2(math.e)
+_LANES = 128
+_UNSEEN = -1e30  # far below any real score and FIRST_MAXIMUM
+FIRST_MAXIMUM = -1e29
+"""A maximum to begin with, below any real score, so that the weight of a masked score is zero from the start."""
+
+
+@dataclass(frozen=True)
+class TPUBlocks:
+    """Sizes of blocks, in rows (queries x heads of a group) and keys; all multiples of 128.
+
+    With the defaults a row block does 1,024 multiply-adds for every byte of keys and values in bfloat16, above what any
+    TPU from v5e on needs to be bound by compute, and the kernels stay inside 16 MiB of VMEM, the smallest limit.
+
+    Attributes:
+        rows: largest block of rows.
+        queries: largest number of queries in a block: with few heads to a group, windows keep short unions.
+        keys: keys fetched at once by a block of rows.
+        tile: keys computed at once; divides the others.
+        backward_keys: keys of a block that gathers its gradients.
+    """
+
+    rows: int = 1024
+    queries: int = 512
+    keys: int = 2048
+    tile: int = 512
+    backward_keys: int = 1024
+
+
+class Plan(NamedTuple):
+    """Static sizes of one call."""
+
+    batch: int
+    key_heads: int
+    group: int
+    rows: int
+    num_row_blocks: int
+    num_keys: int
+    keys: int
+    tile: int
+    head_dim: int
+    itemsize: int
+    precision: Any
+
+    @property
+    def num_key_blocks(self) -> int:
+        """Blocks that hold all keys; the last may reach past their end."""
+        return pl.cdiv(self.num_keys, self.keys)
+
+    @property
+    def score_scale(self) -> float:
+        """From a product of query and key to a power of two, which is what the hardware raises."""
+        return self.head_dim**-0.5 * LOG2E
+
+
+def make_plan(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], blocks: TPUBlocks, keys: int) -> Plan:
+    """Sizes for one call: blocks no larger than it needs, of `keys` keys at most."""
+    batch, length, heads, head_dim = q.shape
+    num_keys, key_heads = k.shape[1:3]
+    group = heads // key_heads
+    rows = _round_up(min(blocks.rows, blocks.queries * group, length * group), _LANES)
+    tile = min(blocks.tile, _round_up(num_keys, _LANES))
+    return Plan(
+        batch=batch,
+        key_heads=key_heads,
+        group=group,
+        rows=rows,
+        num_row_blocks=pl.cdiv(length * group, rows),
+        num_keys=num_keys,
+        keys=min(keys, _round_up(num_keys, tile)),
+        tile=tile,
+        head_dim=head_dim,
+        itemsize=q.dtype.itemsize,
+        # The matrix unit multiplies in bfloat16; more passes make float32 of it.
+        precision=jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
+    )
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return pl.cdiv(size, multiple) * multiple
+
+
+def to_rows(x: Float[Array, "B T N X"], plan: Plan) -> Float[Array, "B K R X"]:
+    """Queries with the heads of a group packed, and empty rows up to whole blocks."""
+    batch, length, _, width = x.shape
+    x = x.reshape(batch, length, plan.key_heads, plan.group, width).transpose(0, 2, 1, 3, 4)
+    x = x.reshape(batch, plan.key_heads, length * plan.group, width)
+    missing = plan.num_row_blocks * plan.rows - length * plan.group
+    return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+
+def from_rows(x: Float[Array, "B K R X"], plan: Plan, length: int) -> Float[Array, "B T N X"]:
+    """The inverse of `to_rows`."""
+    x = x[:, :, : length * plan.group].reshape(plan.batch, plan.key_heads, length, plan.group, x.shape[-1])
+    return x.transpose(0, 2, 1, 3, 4).reshape(plan.batch, length, plan.key_heads * plan.group, x.shape[-1])
+
+
+class Reach(NamedTuple):
+    """Keys that a block of rows has to do with.
+
+    Attributes:
+        low, high: the union of its spans, [low, high).
+        common_low, common_high: what all of its rows see.
+    """
+
+    low: Any
+    high: Any
+    common_low: Any
+    common_high: Any
+
+
+class RowSpans(NamedTuple):
+    """Spans by row.
+
+    Attributes:
+        start, stop: edges of each row's span.
+        reach: the four numbers of each block's `Reach`, block after block, batch row after batch row.
+    """
+
+    start: Int32[Array, "B 1 R"]
+    stop: Int32[Array, "B 1 R"]
+    reach: Int32[Array, "4*B*blocks"]
+
+
+def row_spans(spans: KeySpans, plan: Plan) -> RowSpans:
+    """Spans of rows and blocks of rows, computed from data; those of empty rows are empty."""
+    edges = (jnp.clip(edge.astype(jnp.int32), 0, plan.num_keys) for edge in spans)
+    one_head = plan._replace(key_heads=1)
+    start, stop = (to_rows(jnp.repeat(edge[..., None, None], plan.group, axis=2), one_head) for edge in edges)
+    start, stop = (edge.reshape(plan.batch, plan.num_row_blocks, plan.rows) for edge in (start, stop))
+    is_empty = start >= stop
+    high = jnp.where(is_empty, 0, stop).max(axis=-1)
+    low = jnp.minimum(jnp.where(is_empty, plan.num_keys, start).min(axis=-1), high)
+    reach = jnp.stack(Reach(low, high, start.max(axis=-1), stop.min(axis=-1)), axis=-1)
+    return RowSpans(start.reshape(plan.batch, 1, -1), stop.reshape(plan.batch, 1, -1), reach.reshape(-1))
+
+
+def read_reach(reach_ref: Any, batch: Any, block: Any, plan: Plan) -> Reach:
+    """The reach of one block of rows, inside a kernel or the index map of one."""
+    at = 4 * (batch * plan.num_row_blocks + block)
+    return Reach(*(reach_ref[at + i] for i in range(4)))
+
+
+def num_fetched(reach: Int32[Array, "4*B*blocks"], plan: Plan) -> Int32[Array, ""]:
+    """Blocks of keys that the widest block of rows goes through; at least one, which writes the results."""
+    first, last = fetched(Reach(*reach.reshape(-1, 4).T), plan)
+    return (last - first).max() + 1
+
+
+def fetched(reach: Reach, plan: Plan) -> tuple[Any, Any]:
+    """First and last block of keys that a block of rows goes through; the same one twice if it sees nothing."""
+    return quotient(reach.low, plan.keys), quotient(jnp.maximum(reach.high - 1, reach.low), plan.keys)
+
+
+def quotient(size: Any, divisor: int) -> Any:
+    """Of numbers that are not negative: `//` asks the machine for its signs, one that may not be the compiler's."""
+    return jax.lax.div(size, jnp.int32(divisor))
+
+
+def for_each_tile(reach: Reach, first_key: Any, plan: Plan, body: Callable[[Any, bool], None]) -> None:
+    """Calls body(offset, masked) for the tiles of a block of keys that a block of rows reaches."""
+    tiles = plan.keys // plan.tile
+    begin = quotient(jnp.maximum(reach.low - first_key, 0), plan.tile)
+    end = jnp.minimum(quotient(jnp.maximum(reach.high - first_key, 0) + plan.tile - 1, plan.tile), tiles)
+
+    def step(t: Any, carry: None) -> None:
+        offset = pl.multiple_of(t * plan.tile, plan.tile)
+        key = first_key + offset
+        is_whole = (key >= reach.common_low) & (key + plan.tile <= reach.common_high)
+        pl.when(is_whole)(lambda: body(offset, False))
+        pl.when(jnp.logical_not(is_whole))(lambda: body(offset, True))
+        return carry
+
+    jax.lax.fori_loop(begin, end, step, None)
+
+
+def read_tile(ref: Any, offset: Any, first_key: Any, plan: Plan, masked: bool) -> Array:
+    """Keys or values of a tile, with zeros past the end of the array, where memory holds anything."""
+    x = ref[pl.ds(offset, plan.tile), :]
+    if not masked or plan.num_keys % plan.keys == 0:
+        return x
+    index = first_key + offset + jax.lax.broadcasted_iota(jnp.int32, (plan.tile, 1), 0)
+    return jnp.where(index < plan.num_keys, x, jnp.zeros_like(x))
+
+
+def dot(a: Array, b: Array, axes: tuple[int, int], plan: Plan) -> Array:
+    """The product of two matrices over an axis of each, in float32."""
+    dims = (((axes[0],), (axes[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=plan.precision, preferred_element_type=jnp.float32)
+
+
+def tile_scores(
+    k: Array, q: Array, start_ref: Any, stop_ref: Any, first: Any, plan: Plan, masked: bool
+) -> Float[Array, "tile rows"]:
+    """Logits to base two."""
+    scores = dot(k, q, (1, 1), plan) * plan.score_scale
+    if not masked:
+        return scores
+    index = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    return jnp.where((index >= start_ref[...]) & (index < stop_ref[...]), scores, _UNSEEN)
+
+
+def cost_estimate(plan: Plan, *, products: int, row_arrays: int) -> pl.CostEstimate:
+    """What a pass costs if every query sees half of the keys, for the compiler's schedule; what it sees is data.
+
+    Args:
+        plan: sizes.
+        products: of matrices with one side a key and one side a row.
+        row_arrays: arrays of rows x features that are read or written once.
+    """
+    rows = plan.batch * plan.key_heads * plan.num_row_blocks * plan.rows
+    pairs = rows * plan.num_keys // 2
+    read_keys = 2 * (pairs // plan.rows) * plan.head_dim
+    return pl.CostEstimate(
+        flops=2 * products * pairs * plan.head_dim,
+        transcendentals=pairs,
+        bytes_accessed=(row_arrays * rows * plan.head_dim + read_keys) * plan.itemsize,
+    )
+
+
+def row_specs(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
+    """Blocks, on a grid of (batch, key head, block of rows, block of keys), of edges, matrices and numbers a row."""
+    return (
+        pl.BlockSpec((None, 1, plan.rows), lambda b, h, i, j, reach: (b, 0, i)),
+        pl.BlockSpec((None, None, plan.rows, plan.head_dim), lambda b, h, i, j, reach: (b, h, i, 0)),
+        pl.BlockSpec((None, None, 1, plan.rows), lambda b, h, i, j, reach: (b, h, 0, i)),
+    )
+
+
+def key_spec(plan: Plan) -> pl.BlockSpec:
+    """Blocks of keys or values that a block of rows reaches, on the same grid."""
+
+    def index(b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
+        first, last = fetched(read_reach(reach_ref, b, i, plan), plan)
+        return b, h, jnp.minimum(first + j, last), 0  # staying at the last one fetches nothing
+
+    return pl.BlockSpec((None, None, plan.keys, plan.head_dim), index)
