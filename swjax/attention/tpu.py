@@ -1,12 +1,12 @@
 """Span attention on TPU: Pallas kernels that fetch and compute only the blocks of keys that spans reach.
 
-The query heads that share a key head are packed with the queries into rows (row t * N/K + g is query t, head g of the
-group), so keys and values are read once a group, a decode step of one query is a matrix of N/K rows, and a kernel knows
-nothing of groups. A block of rows goes through the union of its spans; which blocks of keys that is, is computed from
-the spans inside jit and prefetched as scalars, and the longest such walk bounds the grid. So one compiled program
-serves every batch, and windows and packed short rows cost what they see. Tiles of keys that all rows of a block see
-whole skip the masking. For gradients of keys and values, a block of keys goes through a list of the blocks of rows that
-touch it: they need not be neighbours, as an answer stored before its video sees far to the right.
+The query heads that share a key head are packed with the queries into rows (in a block, one head of the group after
+another), so keys and values are read once a group, and a kernel knows nothing of groups. A block of rows goes through
+the union of its spans; which blocks of keys that is, is computed from the spans inside jit and prefetched as scalars,
+and the longest such walk bounds the grid. So one compiled program serves every batch, and windows and packed short rows
+cost what they see. Tiles of keys that all rows of a block see whole skip the masking. For gradients of keys and values,
+a block of keys goes through a list of the blocks of rows that touch it: they need not be neighbours, as an answer
+stored before its video sees far to the right.
 
 Scores are kept transposed, keys by rows. What belongs to a row (its edges, maximum, sum) then lies along lanes, maxima
 and sums over keys are element by element, and both products for keys and values need no transpose of scores.
@@ -49,6 +49,9 @@ from swjax.attention.tpu_blocks import (
     to_rows,
 )
 from swjax.streaming import KeySpans
+
+DECODE_ROWS = 512
+"""Queries x heads up to which keys are not taken apart by head."""
 
 
 def _forward_body(
@@ -105,7 +108,11 @@ def _forward(
     blocks: TPUBlocks,
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    plan = make_plan(q, k, blocks, blocks.keys)
+    key_heads = k.shape[2]
+    if _is_decoding(q, k):
+        k, v = (x.reshape(x.shape[0], -1, 1, x.shape[-1]) for x in (k, v))
+        spans = KeySpans(spans.start * key_heads, spans.stop * key_heads)
+    plan = make_plan(q, k, blocks, blocks.keys)._replace(interleaved=key_heads // k.shape[2])
     rows = row_spans(spans, plan)
     q_rows = to_rows(q, plan)
     edge, matrix, number = row_specs(plan)
@@ -134,8 +141,18 @@ def _forward(
         interpret=interpret,
         name="span_attention_forward",
     )(rows.reach, rows.start, rows.stop, q_rows, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
-    length = q.shape[1]
-    return from_rows(out, plan, length), from_rows(lse.swapaxes(2, 3), plan, length)[..., 0].swapaxes(1, 2)
+    return from_rows(out, plan), from_rows(lse.swapaxes(2, 3), plan)[..., 0].swapaxes(1, 2)
+
+
+def _is_decoding(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"]) -> bool:
+    """Whether queries are so few that all heads go through the keys together, which are then read as they lie.
+
+    Keys taken apart by head are a copy of the whole cache, however little of it is seen; and of 128 lanes a register
+    has, few queries fill more with all heads than with one group, so scores of other heads cost next to nothing.
+    """
+    _, length, heads, _ = q.shape
+    key_heads = k.shape[2]
+    return length * heads <= DECODE_ROWS and 1 < key_heads == 1 << (key_heads.bit_length() - 1)
 
 
 @functools.cache

@@ -68,7 +68,7 @@ def backward(
     )
     dq = _query_gradient(rows.reach, operands, plan, interpret)
     dk, dv = _key_gradients(rows.reach, operands, make_plan(q, k, blocks, blocks.backward_keys), interpret)
-    return from_rows(dq, plan, q.shape[1]), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
+    return from_rows(dq, plan), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
 
 
 def _query_gradient(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32
 from swjax.streaming import KeySpans
 
 LOG2E = math.log2(math.e)
-_LANES = 128
+_LANES, _SUBLANES = 128, 16
 _UNSEEN = -1e30  # far below any real score and FIRST_MAXIMUM
 FIRST_MAXIMUM = -1e29
 """A maximum to begin with, below any real score, so that the weight of a masked score is zero from the start."""
@@ -27,7 +27,7 @@ class TPUBlocks:
     TPU from v5e on needs to be bound by compute, and the kernels stay inside 16 MiB of VMEM, the smallest limit.
 
     Attributes:
-        rows: largest block of rows.
+        rows: largest block of rows, a multiple of 128.
         queries: largest number of queries in a block: with few heads to a group, windows keep short unions.
         keys: keys fetched at once by a block of rows.
         tile: keys computed at once; divides the others.
@@ -42,11 +42,21 @@ class TPUBlocks:
 
 
 class Plan(NamedTuple):
-    """Static sizes of one call."""
+    """Static sizes of one call.
+
+    Attributes:
+        group: query heads to a key head.
+        queries, rows: queries of a block and its rows: queries x group, filled up to whole registers.
+        keys, tile: keys fetched and computed at once.
+        precision: of products.
+        interleaved: how many key heads take turns along the axis of keys; each row sees its own.
+    """
 
     batch: int
+    length: int
     key_heads: int
     group: int
+    queries: int
     rows: int
     num_row_blocks: int
     num_keys: int
@@ -55,6 +65,7 @@ class Plan(NamedTuple):
     head_dim: int
     itemsize: int
     precision: Any
+    interleaved: int = 1
 
     @property
     def num_key_blocks(self) -> int:
@@ -72,14 +83,16 @@ def make_plan(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], blocks: TP
     batch, length, heads, head_dim = q.shape
     num_keys, key_heads = k.shape[1:3]
     group = heads // key_heads
-    rows = _round_up(min(blocks.rows, blocks.queries * group, length * group), _LANES)
+    queries = min(_queries_of_block(group, blocks), length if length < _LANES else _round_up(length, _LANES))
     tile = min(blocks.tile, _round_up(num_keys, _LANES))
     return Plan(
         batch=batch,
+        length=length,
         key_heads=key_heads,
         group=group,
-        rows=rows,
-        num_row_blocks=pl.cdiv(length * group, rows),
+        queries=queries,
+        rows=_round_up(queries * group, _LANES),
+        num_row_blocks=pl.cdiv(length, queries),
         num_keys=num_keys,
         keys=min(keys, _round_up(num_keys, tile)),
         tile=tile,
@@ -94,19 +107,28 @@ def _round_up(size: int, multiple: int) -> int:
     return pl.cdiv(size, multiple) * multiple
 
 
+def _queries_of_block(group: int, blocks: TPUBlocks) -> int:
+    """Whole registers of queries, so that packing the heads of a group moves no queries within one."""
+    queries = min(blocks.rows // group, blocks.queries)
+    return max(queries // _LANES * _LANES, min(queries, _LANES) // _SUBLANES * _SUBLANES, _SUBLANES)
+
+
 def to_rows(x: Float[Array, "B T N X"], plan: Plan) -> Float[Array, "B K R X"]:
-    """Queries with the heads of a group packed, and empty rows up to whole blocks."""
-    batch, length, _, width = x.shape
-    x = x.reshape(batch, length, plan.key_heads, plan.group, width).transpose(0, 2, 1, 3, 4)
-    x = x.reshape(batch, plan.key_heads, length * plan.group, width)
-    missing = plan.num_row_blocks * plan.rows - length * plan.group
-    return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
+    """Queries as rows: in each block one head of a group after another, and zeros up to whole blocks."""
+    blocks, queries, width = plan.num_row_blocks, plan.queries, x.shape[-1]
+    x = jnp.pad(x, ((0, 0), (0, blocks * queries - plan.length), (0, 0), (0, 0)))
+    x = x.reshape(plan.batch, blocks, queries, plan.key_heads, plan.group, width).transpose(0, 3, 1, 4, 2, 5)
+    x = x.reshape(plan.batch, plan.key_heads, blocks, plan.group * queries, width)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, plan.rows - plan.group * queries), (0, 0)))
+    return x.reshape(plan.batch, plan.key_heads, blocks * plan.rows, width)
 
 
-def from_rows(x: Float[Array, "B K R X"], plan: Plan, length: int) -> Float[Array, "B T N X"]:
+def from_rows(x: Float[Array, "B K R X"], plan: Plan) -> Float[Array, "B T N X"]:
     """The inverse of `to_rows`."""
-    x = x[:, :, : length * plan.group].reshape(plan.batch, plan.key_heads, length, plan.group, x.shape[-1])
-    return x.transpose(0, 2, 1, 3, 4).reshape(plan.batch, length, plan.key_heads * plan.group, x.shape[-1])
+    blocks, queries, width = plan.num_row_blocks, plan.queries, x.shape[-1]
+    x = x.reshape(plan.batch, plan.key_heads, blocks, plan.rows, width)[:, :, :, : plan.group * queries]
+    x = x.reshape(plan.batch, plan.key_heads, blocks, plan.group, queries, width).transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(plan.batch, blocks * queries, plan.key_heads * plan.group, width)[:, : plan.length]
 
 
 class Reach(NamedTuple):
@@ -137,16 +159,22 @@ class RowSpans(NamedTuple):
 
 
 def row_spans(spans: KeySpans, plan: Plan) -> RowSpans:
-    """Spans of rows and blocks of rows, computed from data; those of empty rows are empty."""
+    """Spans of rows and blocks of rows, computed from data. Those of queries up to whole blocks are empty."""
+    missing = plan.num_row_blocks * plan.queries - plan.length
     edges = (jnp.clip(edge.astype(jnp.int32), 0, plan.num_keys) for edge in spans)
-    one_head = plan._replace(key_heads=1)
-    start, stop = (to_rows(jnp.repeat(edge[..., None, None], plan.group, axis=2), one_head) for edge in edges)
-    start, stop = (edge.reshape(plan.batch, plan.num_row_blocks, plan.rows) for edge in (start, stop))
+    padded = (jnp.pad(edge, ((0, 0), (0, missing))) for edge in edges)
+    start, stop = (edge.reshape(plan.batch, plan.num_row_blocks, plan.queries) for edge in padded)
     is_empty = start >= stop
     high = jnp.where(is_empty, 0, stop).max(axis=-1)
     low = jnp.minimum(jnp.where(is_empty, plan.num_keys, start).min(axis=-1), high)
     reach = jnp.stack(Reach(low, high, start.max(axis=-1), stop.min(axis=-1)), axis=-1)
-    return RowSpans(start.reshape(plan.batch, 1, -1), stop.reshape(plan.batch, 1, -1), reach.reshape(-1))
+    return RowSpans(_edge_of_rows(start, plan), _edge_of_rows(stop, plan), reach.reshape(-1))
+
+
+def _edge_of_rows(edge: Int32[Array, "B blocks queries"], plan: Plan) -> Int32[Array, "B 1 R"]:
+    edge = jnp.tile(edge, (1, 1, plan.group))
+    edge = jnp.pad(edge, ((0, 0), (0, 0), (0, plan.rows - edge.shape[-1])))
+    return edge.reshape(plan.batch, 1, -1)
 
 
 def read_reach(reach_ref: Any, batch: Any, block: Any, plan: Plan) -> Reach:
@@ -180,6 +208,8 @@ def for_each_tile(reach: Reach, first_key: Any, plan: Plan, body: Callable[[Any,
     def step(t: Any, carry: None) -> None:
         offset = pl.multiple_of(t * plan.tile, plan.tile)
         key = first_key + offset
+        if plan.interleaved > 1:
+            return body(offset, True)
         is_whole = (key >= reach.common_low) & (key + plan.tile <= reach.common_high)
         pl.when(is_whole)(lambda: body(offset, False))
         pl.when(jnp.logical_not(is_whole))(lambda: body(offset, True))
@@ -211,7 +241,13 @@ def tile_scores(
     if not masked:
         return scores
     index = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-    return jnp.where((index >= start_ref[...]) & (index < stop_ref[...]), scores, _UNSEEN)
+    seen = (index >= start_ref[...]) & (index < stop_ref[...])
+    if plan.interleaved > 1:
+        row = jax.lax.broadcasted_iota(jnp.int32, (1, plan.rows), 1)
+        width = plan.queries * plan.group // plan.interleaved
+        head = sum((row >= width * h).astype(jnp.int32) for h in range(1, plan.interleaved))
+        seen &= index & (plan.interleaved - 1) == head  # a power of two
+    return jnp.where(seen, scores, _UNSEEN)
 
 
 def cost_estimate(plan: Plan, *, products: int, row_arrays: int) -> pl.CostEstimate:

@@ -90,8 +90,9 @@ SIZES = [
     (2, 61, 700, 7, 1, 128),  # a group of 7, blocks that end inside of a query
     (1, 300, 650, 2, 2, 80),
     (2, 150, 512, 4, 2, 64),
-    (2, 1, 600, 14, 2, 128),  # decode
-    (3, 8, 70, 7, 1, 16),
+    (2, 1, 600, 14, 2, 128),  # decode: all heads together
+    (2, 8, 300, 28, 4, 32),
+    (3, 8, 70, 9, 3, 16),
 ]
 SPANS = [
     random_spans,
