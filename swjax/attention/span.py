@@ -9,13 +9,14 @@ import jax
 from jaxtyping import Array, Float
 
 from swjax.attention.chunked import chunked_kernel
+from swjax.attention.gpu import gpu_kernel
 from swjax.attention.kernel import Kernel, attend, by_platform, refusing_elsewhere
 from swjax.attention.reference import reference_span_attention
 from swjax.attention.sharded import AttentionSharding, check_divides, sharded_kernel
 from swjax.attention.tpu import tpu_kernel
 from swjax.streaming import KeySpans
 
-KERNELS: Mapping[str, Kernel] = MappingProxyType({"chunked": chunked_kernel, "tpu": tpu_kernel})
+KERNELS: Mapping[str, Kernel] = MappingProxyType({"chunked": chunked_kernel, "tpu": tpu_kernel, "gpu": gpu_kernel})
 """Implementations with a backward pass of their own, by name. One that names platforms is what `auto` takes there."""
 
 IMPLEMENTATIONS = ("auto", "reference", *KERNELS)

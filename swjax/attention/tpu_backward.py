@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.reach import touching_blocks
 from swjax.attention.tpu_blocks import (
     LOG2E,
     Plan,
@@ -140,8 +141,9 @@ def _key_gradients(
     entries = plan.batch * plan.num_key_blocks * plan.num_row_blocks
     # Where lists for all blocks of keys are too long, neighbours share one, and pass over what does not touch them.
     shared = min(pl.cdiv(4 * entries, LIST_BYTES), plan.num_key_blocks)
-    counts, touching = _touching_blocks(reach, plan, shared)
     lists = pl.cdiv(plan.num_key_blocks, shared)
+    low, high = reach.reshape(plan.batch, -1, 4)[..., :2].transpose(2, 0, 1)
+    counts, touching = touching_blocks(low, high, width=plan.keys * shared, num_keys=plan.num_keys)
 
     def block_of_rows(b: Any, i: Any, j: Any, counts_ref: Any, touching_ref: Any) -> Any:
         return _listed(b * lists + quotient(i, shared), j, counts_ref, touching_ref, plan)
@@ -170,7 +172,7 @@ def _key_gradients(
         cost_estimate=cost_estimate(plan, products=4, row_arrays=2 * plan.num_key_blocks),
         interpret=interpret,
         name="span_attention_key_gradients",
-    )(reach, counts, touching, *operands)
+    )(reach, counts.reshape(-1), touching.reshape(-1), *operands)
     return dk, dv
 
 
@@ -228,15 +230,3 @@ def _listed(which: Any, step: Any, counts_ref: Any, touching_ref: Any, plan: Pla
     """The block of rows at a step of a list; after its end the last one again, which fetches nothing."""
     last = jnp.maximum(counts_ref[which] - 1, 0)
     return touching_ref[which * plan.num_row_blocks + jnp.minimum(step, last)]
-
-
-def _touching_blocks(
-    reach: Int32[Array, "4*B*blocks"], plan: Plan, shared: int
-) -> tuple[Int32[Array, "B*lists"], Int32[Array, "B*lists*blocks"]]:
-    """For each of the lists, how many blocks of rows reach its keys, and which: these first, in order."""
-    width = plan.keys * shared
-    begin = jnp.arange(pl.cdiv(plan.num_keys, width), dtype=jnp.int32)[:, None] * width
-    low, high = jnp.moveaxis(reach.reshape(plan.batch, 1, plan.num_row_blocks, 4)[..., :2], -1, 0)
-    touches = (low < begin + width) & (high > begin)
-    touching = jnp.argsort(~touches, axis=-1, stable=True).astype(jnp.int32)
-    return touches.sum(axis=-1, dtype=jnp.int32).reshape(-1), touching.reshape(-1)

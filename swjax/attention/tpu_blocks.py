@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.reach import union
 from swjax.streaming import KeySpans
 
 LOG2E = math.log2(math.e)
@@ -164,10 +165,7 @@ def row_spans(spans: KeySpans, plan: Plan) -> RowSpans:
     edges = (jnp.clip(edge.astype(jnp.int32), 0, plan.num_keys) for edge in spans)
     padded = (jnp.pad(edge, ((0, 0), (0, missing))) for edge in edges)
     start, stop = (edge.reshape(plan.batch, plan.num_row_blocks, plan.queries) for edge in padded)
-    is_empty = start >= stop
-    high = jnp.where(is_empty, 0, stop).max(axis=-1)
-    low = jnp.minimum(jnp.where(is_empty, plan.num_keys, start).min(axis=-1), high)
-    reach = jnp.stack(Reach(low, high, start.max(axis=-1), stop.min(axis=-1)), axis=-1)
+    reach = jnp.stack(Reach(*union(start, stop, plan.num_keys), start.max(axis=-1), stop.min(axis=-1)), axis=-1)
     return RowSpans(_edge_of_rows(start, plan), _edge_of_rows(stop, plan), reach.reshape(-1))
 
 

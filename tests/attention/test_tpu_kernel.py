@@ -6,83 +6,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from span_examples import (
+    SPANS,
+    answer_before_video_spans,
+    arrays,
+    assert_close,
+    mostly_empty_spans,
+    packed_spans,
+    random_spans,
+    spans_of,
+    values_and_gradients,
+    whole_spans,
+    window_spans,
+)
 
 from swjax.attention import AttentionSharding, span_attention
 from swjax.attention.kernel import attend
 from swjax.attention.reference import reference_span_attention
 from swjax.attention.sharded import sharded_kernel
 from swjax.attention.tpu import TPUBlocks, make_tpu_kernel
-from swjax.attention.tpu_backward import _touching_blocks
-from swjax.attention.tpu_blocks import make_plan, row_spans
-from swjax.streaming import KeySpans
 
 SMALL = make_tpu_kernel(TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True)
 
 
-def spans_of(start, stop):
-    return KeySpans(np.asarray(start, np.int32), np.asarray(stop, np.int32))
-
-
-def random_spans(rng, batch, queries, keys):
-    start = rng.integers(0, keys, (batch, queries))
-    return spans_of(start, np.minimum(start + rng.integers(0, keys, (batch, queries)), keys))
-
-
-def mostly_empty_spans(rng, batch, queries, keys):
-    start, stop = random_spans(rng, batch, queries, keys)
-    stop = np.where(rng.random((batch, queries)) < 0.8, start, stop)
-    stop[0], start[0, ::2] = 0, keys - 1  # a whole row that sees nothing, some of it with stop < start
-    return spans_of(start, stop)
-
-
-def packed_spans(rng, batch, queries, keys):
-    """Causal examples one after another."""
-    ends = np.sort(rng.integers(1, keys, (batch, 3)), axis=1)
-    slots = np.arange(queries) * keys // queries
-    start = np.stack([np.where(slots >= row[0], row[np.searchsorted(row, slots, "right") - 1], 0) for row in ends])
-    return spans_of(start, np.broadcast_to(slots + 1, start.shape))
-
-
-def window_spans(rng, batch, queries, keys):
-    window = int(rng.integers(5, 200))
-    start = np.arange(queries) * keys // queries // window * window
-    start = np.broadcast_to(start, (batch, queries))
-    return spans_of(start, np.minimum(start + window, keys))
-
-
-def answer_before_video_spans(rng, batch, queries, keys):
-    """The first tenth of the queries is an answer in reverse order, which sees far to the right."""
-    slots = np.broadcast_to(np.arange(queries) * keys // queries, (batch, queries))
-    origin = keys // 10
-    is_answer = slots < origin
-    stop = np.where(is_answer, keys - slots * 5, slots + 1)
-    return spans_of(np.where(is_answer, slots, origin), stop)
-
-
-def whole_spans(rng, batch, queries, keys):
-    return spans_of(np.zeros((batch, queries)), np.full((batch, queries), keys))
-
-
-def arrays(rng, batch, queries, keys, heads, key_heads, head_dim, dtype=np.float32):
-    shapes = (queries, heads), (keys, key_heads), (keys, key_heads), (queries, heads)
-    return [jnp.asarray(rng.normal(size=(batch, length, n, head_dim)), dtype) for length, n in shapes]
-
-
-@functools.partial(jax.jit, static_argnames="attention")
-def values_and_gradients(q, k, v, spans, dout, *, attention):
-    out, pull_back = jax.vjp(lambda *qkv: attention(*qkv, spans), q, k, v)
-    return out, *pull_back(dout)
-
-
 small = functools.partial(attend, SMALL)
-
-
-def assert_close(found, expected, tolerance):
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype
-        one, other = (np.asarray(x, np.float32) for x in (one, other))
-        assert np.isfinite(one).all()
-        np.testing.assert_allclose(one, other, atol=tolerance * max(1.0, np.abs(other).max()))
 
 
 SIZES = [
@@ -93,14 +40,6 @@ SIZES = [
     (2, 1, 600, 14, 2, 128),  # decode: all heads together
     (2, 8, 300, 28, 4, 32),
     (3, 8, 70, 9, 3, 16),
-]
-SPANS = [
-    random_spans,
-    mostly_empty_spans,
-    packed_spans,
-    window_spans,
-    answer_before_video_spans,
-    whole_spans,
 ]
 
 
@@ -192,28 +131,6 @@ def test_short_memory_for_lists(monkeypatch):
         found = values_and_gradients(q, k, v, spans, dout, attention=functools.partial(attend, kernel))
         expected = values_and_gradients(q, k, v, spans, dout, attention=reference_span_attention)
         assert_close(found, expected, 1e-5)
-
-
-@pytest.mark.parametrize("shared", [1, 2, 3])
-def test_lists_of_touching_blocks(shared):
-    rng = np.random.default_rng(7)
-    q, k, _, _ = arrays(rng, 2, 700, 1000, 2, 1, 8)
-    blocks = TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=128)
-    plan = make_plan(q, k, blocks, blocks.backward_keys)
-    spans = answer_before_video_spans(rng, 2, 700, 1000)
-    counts, touching = _touching_blocks(row_spans(spans, plan).reach, plan, shared)
-    lists = -(-plan.num_key_blocks // shared)
-    touching = np.asarray(touching).reshape(2 * lists, plan.num_row_blocks)
-    start, stop = (np.repeat(edge, 2, axis=1) for edge in spans)
-    for which in range(2 * lists):
-        row, keys = which // lists, which % lists * shared * 128
-        expected = [
-            block
-            for block in range(plan.num_row_blocks)
-            if start[row, block * 128 : block * 128 + 128].min() < keys + shared * 128
-            and stop[row, block * 128 : block * 128 + 128].max() > keys
-        ]
-        assert list(touching[which, : counts[which]]) == expected
 
 
 def test_inside_scan_checkpoint_and_shard_map():

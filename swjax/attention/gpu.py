@@ -1,0 +1,168 @@
+"""Span attention on NVIDIA GPUs: Pallas kernels, by way of Triton, that compute only the keys that spans reach.
+
+One program goes through the union of the spans of a block of queries of one head, starting where it starts; blocks of
+keys that all queries see whole are not masked. For gradients of keys and values, one program goes through a list of
+the blocks of queries that touch its keys, for each head of the group. Queries too few to fill a block are packed with
+the heads of their group, and the keys are divided over several programs, whose results are merged.
+
+It has been compared with the dense attention in interpret mode and lowered for CUDA. It has not yet run on a GPU:
+nothing is known of its speed, and the sizes of blocks are those that such kernels commonly take.
+
+Why not Tokamax, whose attention takes one range of keys a query: its Triton kernel uses the range in the forward pass
+only, it asks for exact versions of other packages and an older CUDA, and its modules are private. Why not cuDNN: it has
+no mask of this kind, and is slow with one that is an array.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from swjax.attention.gpu_backward import backward
+from swjax.attention.gpu_blocks import (
+    FIRST_MAXIMUM,
+    LOG2E,
+    GPUBlocks,
+    Operands,
+    Plan,
+    block_scores,
+    dot,
+    for_each_block,
+    key_spec,
+    prepare,
+    query_specs,
+    quotient,
+)
+from swjax.attention.kernel import EMPTY_LSE, Kernel
+from swjax.streaming import KeySpans
+
+PACKED_ROWS = 64
+"""Queries x heads of a group up to which they are packed."""
+
+_NO_KEYS = -1e30  # log-sum-exp of a part of the keys that holds none
+
+
+def _forward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    spans: KeySpans,
+    *,
+    blocks: GPUBlocks,
+    interpret: bool,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    batch, length, heads, width = q.shape
+    key_heads = k.shape[2]
+    group = heads // key_heads
+    if length * group > PACKED_ROWS:
+        plan, operands = prepare(q, k, v, spans, queries=blocks.queries, keys=blocks.keys)
+        out, lse = _attend(plan, operands, blocks, interpret)
+        return out[0, :, :length, :, :width], lse[0, :, :, :length]
+    rows = q.reshape(batch, length, key_heads, group, width).transpose(0, 1, 3, 2, 4)
+    rows = rows.reshape(batch, length * group, key_heads, width)
+    spans = KeySpans(*(jnp.repeat(edge, group, axis=1) for edge in spans))
+    plan, operands = prepare(rows, k, v, spans, queries=blocks.queries, keys=blocks.keys)
+    splits = min(pl.cdiv(blocks.programs, batch * key_heads), pl.cdiv(plan.num_keys, 4 * plan.keys))
+    out, lse = _merge(*_attend(plan._replace(splits=splits), operands, blocks, interpret))
+    out = out[:, : length * group, :, :width].reshape(batch, length, group, key_heads, width)
+    lse = lse[:, :, : length * group].reshape(batch, key_heads, length, group)
+    return (
+        out.transpose(0, 1, 3, 2, 4).reshape(q.shape).astype(q.dtype),
+        lse.transpose(0, 1, 3, 2).reshape(batch, heads, length),
+    )
+
+
+def _attend(
+    plan: Plan, operands: Operands, blocks: GPUBlocks, interpret: bool
+) -> tuple[Float[Array, "splits B T N H"], Float[Array, "splits B N T"]]:
+    """Attention to each part of the keys; in float32 if there are several."""
+    q = operands.q
+    edge, matrix, _ = query_specs(plan)
+    keys = key_spec(plan)
+    splits = plan.splits
+    out_shapes = (
+        jax.ShapeDtypeStruct((splits, *q.shape), q.dtype if splits == 1 else jnp.float32),
+        jax.ShapeDtypeStruct((splits, plan.batch, plan.heads, plan.length), jnp.float32),
+    )
+    out_specs = (
+        pl.BlockSpec(
+            (None, None, plan.queries, None, plan.width),
+            lambda i, n, b: (jax.lax.rem(i, jnp.int32(splits)), b, quotient(i, splits), n, 0),
+        ),
+        pl.BlockSpec(
+            (None, None, None, plan.queries),
+            lambda i, n, b: (jax.lax.rem(i, jnp.int32(splits)), b, n, quotient(i, splits)),
+        ),
+    )
+    return pl.pallas_call(
+        functools.partial(_forward_body, plan=plan),
+        out_shape=out_shapes,
+        grid=(plan.num_query_blocks * splits, plan.heads, plan.batch),
+        in_specs=[edge, edge, matrix, keys, keys],
+        out_specs=out_specs,
+        compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=2),
+        interpret=interpret,
+        name="span_attention_forward",
+    )(*operands)
+
+
+def _forward_body(
+    start_ref: Any, stop_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, lse_ref: Any, *, plan: Plan
+) -> None:
+    q, start, stop = q_ref[...], start_ref[...], stop_ref[...]
+
+    def attend_block(place: Any, seen: Array | None, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        largest, total, sums = carry
+        k, v = (ref[pl.ds(place, plan.keys), :] for ref in (k_ref, v_ref))
+        scores = block_scores(q, k, seen, plan)
+        new_largest = jnp.maximum(largest, scores.max(axis=1))
+        weights = jnp.exp2(scores - new_largest[:, None])
+        shrink = jnp.exp2(largest - new_largest)
+        sums = sums * shrink[:, None] + dot(weights.astype(v.dtype), v, (1, 0), plan)
+        return new_largest, total * shrink + weights.sum(axis=1), sums
+
+    nothing = (
+        jnp.full((plan.queries,), FIRST_MAXIMUM, jnp.float32),
+        jnp.zeros((plan.queries,), jnp.float32),
+        jnp.zeros((plan.queries, plan.width), jnp.float32),
+    )
+    split = jax.lax.rem(pl.program_id(0), jnp.int32(plan.splits))
+    largest, total, sums = for_each_block(start, stop, plan, split, attend_block, nothing)
+    is_empty = total == 0
+    total = jnp.where(is_empty, 1.0, total)
+    out_ref[...] = (sums / total[:, None]).astype(out_ref.dtype)
+    empty_lse = EMPTY_LSE if plan.splits == 1 else _NO_KEYS
+    lse_ref[...] = jnp.where(is_empty, empty_lse, (largest + jnp.log2(total)) / LOG2E)
+
+
+def _merge(
+    outs: Float[Array, "splits B T N H"], lses: Float[Array, "splits B N T"]
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    """Attention to all keys from that to each part of them."""
+    if len(outs) == 1:
+        return outs[0], lses[0]
+    lse = jax.nn.logsumexp(lses, axis=0)
+    weights = jnp.where(lses > _NO_KEYS, jnp.exp(lses - lse), 0.0)
+    out = jnp.einsum("pbtnh,pbnt->btnh", outs, weights, precision=jax.lax.Precision.HIGHEST)
+    return out, jnp.where((lses > _NO_KEYS).any(axis=0), lse, EMPTY_LSE)
+
+
+@functools.cache
+def make_gpu_kernel(blocks: GPUBlocks, *, interpret: bool = False) -> Kernel:
+    """The kernels with blocks of a given size.
+
+    Args:
+        blocks: sizes of blocks.
+        interpret: run them as plain JAX on any platform, slowly, for tests.
+    """
+    forward_pass, backward_pass = (
+        jax.jit(functools.partial(one, blocks=blocks, interpret=interpret)) for one in (_forward, backward)
+    )
+    return Kernel(forward_pass, backward_pass, platforms=() if interpret else ("cuda",))
+
+
+gpu_kernel = make_gpu_kernel(GPUBlocks())
