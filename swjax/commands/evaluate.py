@@ -173,7 +173,7 @@ def _stream_all(
             second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
             max_tail=max_tail,
         ),
-        read=lambda example: (change or iter)(read(example.video_path)),
+        read=lambda example: (change or iter)(read(example.video)),
     )
     shown = list(track(outcomes, doing, total=len(task.examples), transient=True))
     predictions = [outcome for outcome in shown if isinstance(outcome, Prediction)]

@@ -104,7 +104,7 @@ def manifest_chat(
         raise UsageError(f"{manifest} has no usable example {key!r}; the first of its {len(examples)} keys are {known}")
     example = examples[key] if key is not None else next(iter(examples.values()))
     least, most = pixels
-    _, grid = video_to_patches(decode_video(example.video_path, fps=fps), min_pixels=least, max_pixels=most)
+    _, grid = video_to_patches(decode_video(example.video, fps=fps), min_pixels=least, max_pixels=most)
     asked = question or example.question or EVALUATION_QUESTION
     return _encoded(tokenizer_path, asked, example.caption, grid)
 

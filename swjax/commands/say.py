@@ -43,9 +43,11 @@ def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 def _known_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user. Imported only when something has gone wrong."""
     from swjax.conversion import CheckpointError
+    from swjax.data.builders.builder import SourceError
     from swjax.data.example import ExampleError
     from swjax.data.manifest import ManifestError
     from swjax.data.moving_shapes.prepare import PrepareError
+    from swjax.data.records import RecordsError
     from swjax.data.tokenizer import TokenizerError
     from swjax.evaluation import EvaluationError
 
@@ -57,6 +59,8 @@ def _known_errors() -> tuple[type[Exception], ...]:
         TokenizerError,
         EvaluationError,
         PrepareError,
+        SourceError,
+        RecordsError,
     )
     return errors
 

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from swjax.data.example import Video
 
 Patches = tuple[UInt8[np.ndarray, "patches pixels"], tuple[int, int, int]]
 
@@ -20,20 +21,20 @@ class PatchCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._kept: dict[Path, Patches] = {}
+        self._kept: dict[Video, Patches] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["PatchCache"], tuple[int]]:
         return PatchCache, (self.max_bytes,)
 
-    def get(self, path: Path, load: Callable[[Path], Patches]) -> Patches:
+    def get(self, video: Video, load: Callable[[Video], Patches]) -> Patches:
         """The patches and grid of a video, from memory or loaded; what `load` raises is passed on."""
-        kept = self._kept.get(path)
+        kept = self._kept.get(video)
         if kept is not None:
             return kept
-        loaded = load(path)
+        loaded = load(video)
         with self._lock:
-            if path not in self._kept and self.num_bytes + loaded[0].nbytes <= self.max_bytes:
-                self._kept[path] = loaded
+            if video not in self._kept and self.num_bytes + loaded[0].nbytes <= self.max_bytes:
+                self._kept[video] = loaded
                 self.num_bytes += loaded[0].nbytes
         return loaded

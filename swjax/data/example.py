@@ -1,6 +1,6 @@
 """What an example is, and the error of one that cannot be used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -9,22 +9,97 @@ class ExampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class VideoExample:
-    """One line of a manifest: a video and what is said about it.
+class ArchiveMember:
+    """A file in an archive.
 
     Attributes:
-        key: names the example in messages; unique in its manifest.
-        video_path: the video file.
-        duration_s: length in seconds that the manifest claims. The decoder trusts the file, not this.
+        name: its name there.
+        size: in bytes.
+        offset: where its bytes begin, if they lie in the archive as they are (tar); None to look its name up (zip).
+    """
+
+    name: str
+    size: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video file, or a part of one.
+
+    Attributes:
+        path: where it lies, or the archive that it is packed in.
+        start_s: where the part begins, in seconds after the first video frame.
+        end_s: where it ends; None for the end of the file.
+        member: where in the archive, if it is packed.
+    """
+
+    path: Path
+    start_s: float = 0.0
+    end_s: float | None = None
+    member: ArchiveMember | None = None
+
+    def __str__(self) -> str:
+        name = str(self.path) if self.member is None else f"{self.path}:{self.member.name}"
+        if not self.start_s and self.end_s is None:
+            return name
+        return f"{name} [{self.start_s:g} s to {'the end' if self.end_s is None else f'{self.end_s:g} s'}]"
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """Frames that were sampled, resized and encoded before (`swjax.data.clips`).
+
+    Attributes:
+        name: in messages.
+        frames: one JPEG file a frame.
+        fps: frames a second.
+    """
+
+    name: str
+    frames: tuple[bytes, ...] = field(repr=False)
+    fps: float
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Video = Path | VideoFile | EncodedClip
+"""Where frames come from: a whole file, a part of one, or a record."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A part of an answer that may not be spoken before its time, in seconds after the beginning of the video."""
+
+    text: str
+    time_s: float
+
+
+@dataclass(frozen=True)
+class VideoExample:
+    """A video and what is said about it.
+
+    Attributes:
+        key: names the example in messages; unique in its data set.
+        video: where its frames come from.
+        duration_s: length in seconds that the data set claims. The decoder trusts the file, not this.
         caption: the answer to learn.
         question: what to ask about the video; None leaves it to the pipeline.
+        sentences: the caption cut into sentences with times, if these are known; joined by spaces they are the caption.
+        later: questions and answers of the turns that follow.
+        others: further questions about the same video and their answers. Training draws one of all each epoch,
+            evaluation asks the first.
     """
 
     key: str
-    video_path: Path
+    video: Video
     duration_s: float
     caption: str
     question: str | None = None
+    sentences: tuple[Sentence, ...] = ()
+    later: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,27 @@
 
     {"video_path": "videos/0001.mp4", "video_duration_in_s": 8.0, "human_caption": "The video shows ..."}
 
-`video_id` and `question` may stand beside them. Other fields are left alone.
+Beside them may stand
+
+    video_id              names the example; by default its line does
+    question              what to ask; by default a generic question
+    start_s, end_s        the part of the file that is meant, in seconds after its first frame
+    sentences             [{"text": "A dog runs in.", "start_s": 2.5}, ...]: the caption, and when it may be said;
+                          instead of human_caption
+    turns                 [{"question": "What is it?", "answer": "A dog."}, ...]: a chat; instead of question and
+                          human_caption
+
+Other fields are left alone.
 """
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swjax.data.example import Rejected, VideoExample
+from swjax.data.example import Rejected, Sentence, VideoExample, VideoFile
 
 
 class ManifestError(ValueError):
@@ -30,22 +41,25 @@ class _LineError(ValueError):
     """What is wrong with one line."""
 
 
-def read_manifest(path: str | Path, *, strict: bool = False) -> Manifest:
+def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: bool = False) -> Manifest:
     """Read a manifest and look whether its videos are there.
 
     Args:
         path: the JSON lines file. Relative video paths start from its folder.
+        root: the folder that all videos must lie in, so that a manifest from elsewhere cannot read any file; None for
+            the manifest's own. Links inside it are followed.
         strict: raise at the first bad line instead of setting it aside.
 
     Returns:
         The good lines as examples. A bad line (not JSON, a field missing or of the wrong type, a video that is not
-        there, a `video_id` seen before) becomes a `Rejected` whose `where` is like "manifest.jsonl:17". Empty lines
-        are skipped.
+        there or outside of the root, a `video_id` seen before) becomes a `Rejected` whose `where` is like
+        "manifest.jsonl:17". Empty lines are skipped.
 
     Raises:
         ManifestError: if the file is missing or not UTF-8, has no good line, or, when strict, has a bad one.
     """
     path = Path(path)
+    root = path.parent if root is None else Path(root)
     examples: dict[str, VideoExample] = {}
     rejected = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
@@ -53,7 +67,7 @@ def read_manifest(path: str | Path, *, strict: bool = False) -> Manifest:
             continue
         where = f"{path.name}:{number}"
         try:
-            example = _parse_line(line, path.parent, default_key=where)
+            example = _parse_line(line, path.parent, root, default_key=where)
             if example.key in examples:
                 raise _LineError(f"video_id {example.key!r} was used by an earlier line; every line needs its own")
         except _LineError as error:
@@ -83,24 +97,83 @@ def _read_text(path: Path) -> str:
         raise ManifestError(f"the manifest {path} cannot be read as UTF-8 text: {error}") from error
 
 
-def _parse_line(line: str, folder: Path, *, default_key: str) -> VideoExample:
+def _parse_line(line: str, folder: Path, root: Path, *, default_key: str) -> VideoExample:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise _LineError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise _LineError("not JSON that can be read: nested too deeply") from error
     if not isinstance(record, dict):
         raise _LineError(f"expected a JSON object, found {_json_type(record)}")
-    video_path = folder / _text(record, "video_path")
+    video, duration_s = _video(record, folder / _text(record, "video_path"))
+    sentences = _sentences(record)
+    (question, caption), *later = _turns(record, sentences)
     example = VideoExample(
         key=_key(record, default_key),
-        video_path=video_path,
-        duration_s=_duration(record),
-        caption=_text(record, "human_caption"),
-        question=None if record.get("question") is None else _text(record, "question"),
+        video=video,
+        duration_s=duration_s,
+        caption=caption,
+        question=question,
+        sentences=sentences,
+        later=tuple((asked or "", answered) for asked, answered in later),
     )
-    if not video_path.is_file():
-        raise _LineError(f"there is no video file {video_path}")
+    path = video.path if isinstance(video, VideoFile) else video
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        raise _LineError(f"the video {path} lies outside of the data root {root}; move it there, or name another root")
+    if not path.is_file():
+        raise _LineError(f"there is no video file {path}")
     return example
+
+
+def _video(record: dict[str, Any], path: Path) -> tuple[Path | VideoFile, float]:
+    """What is to be watched, and how long it is."""
+    if record.get("start_s") is None and record.get("end_s") is None:
+        return path, _seconds(record, "video_duration_in_s")
+    start_s = 0.0 if record.get("start_s") is None else _seconds(record, "start_s", or_zero=True)
+    if record.get("end_s") is None:
+        end_s, last = None, _seconds(record, "video_duration_in_s")
+    else:
+        last = end_s = _seconds(record, "end_s")
+    if start_s >= last:
+        raise _LineError(f"the clip would begin at {start_s:g} s and end at {last:g} s")
+    return VideoFile(path, start_s, end_s), last - start_s
+
+
+def _turns(record: dict[str, Any], sentences: tuple[Sentence, ...]) -> list[tuple[str | None, str]]:
+    """Questions and answers."""
+    if record.get("turns") is None:
+        question = None if record.get("question") is None else _text(record, "question")
+        if sentences:
+            return [(question, " ".join(sentence.text for sentence in sentences))]
+        return [(question, _text(record, "human_caption"))]
+    for other in ("question", "human_caption", "sentences"):
+        if record.get(other) is not None:
+            raise _LineError(f"the fields 'turns' and {other!r} exclude each other")
+    turns = _objects(record, "turns")
+    return [(_text(turn, "question"), _text(turn, "answer")) for turn in turns]
+
+
+def _sentences(record: dict[str, Any]) -> tuple[Sentence, ...]:
+    if record.get("sentences") is None:
+        return ()
+    if record.get("human_caption") is not None:
+        raise _LineError("the fields 'sentences' and 'human_caption' exclude each other")
+    sentences = tuple(
+        Sentence(_text(entry, "text"), _seconds(entry, "start_s", or_zero=True))
+        for entry in _objects(record, "sentences")
+    )
+    times = [sentence.time_s for sentence in sentences]
+    if times != sorted(times):
+        raise _LineError(f"the sentences' start_s run backwards: {times}")
+    return sentences
+
+
+def _objects(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    value = record[name]
+    if not (isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)):
+        raise _LineError(f"the field {name!r} must be a list of objects, with one at least, found {_json_type(value)}")
+    return value
 
 
 def _field(record: dict[str, Any], name: str) -> Any:
@@ -118,13 +191,12 @@ def _text(record: dict[str, Any], name: str) -> str:
     return value.strip()
 
 
-def _duration(record: dict[str, Any]) -> float:
-    name = "video_duration_in_s"
+def _seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> float:
     value = _field(record, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _LineError(f"the field {name!r} must be a number of seconds, found {_json_type(value)}")
-    if not math.isfinite(value) or value <= 0:
-        raise _LineError(f"the field {name!r} must be above 0 seconds, found {value}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
+        raise _LineError(f"the field {name!r} must be {'at least' if or_zero else 'above'} 0 seconds, found {value}")
     return float(value)
 
 

@@ -54,9 +54,7 @@ def video_to_patches(
     height, width = resized_size(
         *frames.shape[1:3], min_pixels=min_pixels, max_pixels=max_pixels, factor=patch_size * merge_size
     )
-    resized = np.stack(
-        [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
-    )
+    resized = resize(frames, height, width)
     grid = len(frames) // temporal_patch_size, height // patch_size, width // patch_size
     blocks = resized.reshape(
         grid[0],
@@ -71,6 +69,17 @@ def video_to_patches(
     )
     patches = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return np.ascontiguousarray(patches.reshape(grid[0] * grid[1] * grid[2], -1)), grid
+
+
+def resize(
+    frames: UInt8[np.ndarray, "frames height width 3"], height: int, width: int
+) -> UInt8[np.ndarray, "frames resized_height resized_width 3"]:
+    """Frames at another size, by the filter of Qwen2-VL's processor (bicubic)."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return np.stack(
+        [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
+    )
 
 
 def resized_size(height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:

@@ -8,9 +8,9 @@ batches here, after the workers, so the batches are the same for any number of w
 import enum
 import functools
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -20,13 +20,13 @@ from jaxtyping import Int32
 
 from swjax.data.batching import Batch, Row, bucket_rows, empty_row, make_row, pack_rows, pad_rows
 from swjax.data.cache import PatchCache, Patches
-from swjax.data.chat import EVALUATION_QUESTION, encode_chat, training_question
-from swjax.data.example import ExampleError, VideoExample
+from swjax.data.chat import EVALUATION_QUESTION, encode_chat, sentence_tokens, training_question
+from swjax.data.example import ExampleError, Video, VideoExample
 from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.stream import CountedStream
 from swjax.data.video import DEFAULT_FPS, decode_video
-from swjax.streaming import SpecialTokens, Variant, build_layout
+from swjax.streaming import SpecialTokens, Variant, aligned_schedule, build_layout
 
 
 class Batching(enum.StrEnum):
@@ -221,17 +221,17 @@ def build_pipeline(
     return rows.batch(config.batch_size, drop_remainder=True, batch_fn=stack)
 
 
-def load_patches(path: Path, config: PipelineConfig) -> Patches:
-    """Decode a video and cut it up, as the config says.
+def load_patches(video: Video, config: PipelineConfig) -> Patches:
+    """Decode a video, or a clip of a record, and cut it up, as the config says.
 
     Raises:
         ExampleError: if the video cannot be used or has more patches than a row.
     """
-    frames = decode_video(path, fps=config.fps, max_frames=config.max_patches // MERGE_SIZE**2 * TEMPORAL_PATCH_SIZE)
+    frames = decode_video(video, fps=config.fps, max_frames=config.max_patches // MERGE_SIZE**2 * TEMPORAL_PATCH_SIZE)
     patches, grid = video_to_patches(frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
     if len(patches) > config.max_patches:
         raise ExampleError(
-            f"{path} has {len(patches)} patches (grid {grid}), and a row has room for {config.max_patches}; raise "
+            f"{video} has {len(patches)} patches (grid {grid}), and a row has room for {config.max_patches}; raise "
             "max_patches, lower max_pixels or cut the video"
         )
     return patches, grid
@@ -244,6 +244,7 @@ def encode_example(
     special_tokens: SpecialTokens,
     *,
     question: str,
+    answer: str | None = None,
     cache: PatchCache | None = None,
 ) -> Row:
     """Encode one example as a row without padding.
@@ -254,6 +255,7 @@ def encode_example(
         tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
         special_tokens: their ids.
         question: what the user asks.
+        answer: what is to be answered; by default the example's caption.
         cache: patches loaded before.
 
     Returns:
@@ -263,15 +265,11 @@ def encode_example(
         ExampleError: if the video cannot be used, the caption is too short for its frames, or the example is too
             large for a row.
     """
+    answer = example.caption if answer is None else answer
     load = functools.partial(load_patches, config=config)
-    patches, grid = load(example.video_path) if cache is None else cache.get(example.video_path, load)
-    ids = encode_chat(tokenizer, question=question, answer=example.caption, video_grid_thw=grid)
-    spoken, needed = _answer_length(ids, special_tokens), config.wait_k * grid[0]
-    if spoken < needed:
-        raise ExampleError(
-            f"the caption has {spoken} tokens, too short for its {grid[0]} frames at {config.wait_k} tokens a frame "
-            f"({needed}); cut the video or lower wait_k"
-        )
+    patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
+    ids = encode_chat(tokenizer, question=question, answer=answer, later=example.later, video_grid_thw=grid)
+    schedule = _schedule(example, ids, grid, config, tokenizer, special_tokens)
     if len(ids) > config.max_tokens:
         raise ExampleError(
             f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
@@ -281,7 +279,7 @@ def encode_example(
         ids,
         np.array([grid]),
         variant=config.variant,
-        schedule=config.wait_k,
+        schedule=schedule,
         gap=config.gap,
         second_per_grid_t=TEMPORAL_PATCH_SIZE / config.fps,
         special_tokens=special_tokens,
@@ -374,24 +372,57 @@ class _RowEncoder:
                 self.config,
                 self.tokenizer,
                 self.special_tokens,
-                question=self._question(example, numbered.epoch),
+                **self._asked(example, numbered.epoch),
                 cache=self.cache,
             )
         except ExampleError as error:
             return {"key": key, "reason": str(error), **empty_row()}
         return {"key": key, "reason": "", **row}
 
-    def _question(self, example: VideoExample, epoch: int) -> str:
-        if example.question is not None:
-            return example.question
-        if self.train:
-            return training_question(example.key, seed=self.config.seed, epoch=epoch)
-        return EVALUATION_QUESTION
+    def _asked(self, example: VideoExample, epoch: int) -> dict[str, str]:
+        """What is asked in an epoch, and what the answer is."""
+        chosen = random.Random(f"{self.config.seed}/{epoch}/{example.key}/other") if self.train else None
+        question, answer = example.question, example.caption
+        if chosen is not None and example.others:
+            question, answer = chosen.choice([(question, answer), *example.others])
+        if question is None and self.train:
+            question = training_question(example.key, seed=self.config.seed, epoch=epoch)
+        return {"question": EVALUATION_QUESTION if question is None else question, "answer": answer}
+
+
+def _schedule(
+    example: VideoExample,
+    ids: Int32[np.ndarray, "L"],
+    grid: tuple[int, int, int],
+    config: PipelineConfig,
+    tokenizer: Any,
+    special_tokens: SpecialTokens,
+) -> int | list[int]:
+    """Answer tokens a frame: wait-k, or as the times of the sentences allow."""
+    spoken, needed = _answer_length(ids, special_tokens), config.wait_k * grid[0]
+    if not example.sentences:
+        if spoken < needed:
+            raise ExampleError(
+                f"the caption has {spoken} tokens, too short for its {grid[0]} frames at {config.wait_k} tokens a "
+                f"frame ({needed}); cut the video or lower wait_k"
+            )
+        return config.wait_k
+    # A frame has arrived when the later of its pictures is on screen.
+    arrival_s = (np.arange(1, grid[0] + 1) * TEMPORAL_PATCH_SIZE - 1) / config.fps
+    starts = [sentence.time_s for sentence in example.sentences]
+    end_s = grid[0] * TEMPORAL_PATCH_SIZE / config.fps
+    if starts[-1] > end_s:
+        raise ExampleError(f"a sentence starts at {starts[-1]:g} s, but the video ends at {end_s:g} s")
+    lengths = sentence_tokens(tokenizer, [sentence.text for sentence in example.sentences])
+    starts = np.minimum(starts, arrival_s[-1]).tolist()
+    return aligned_schedule(lengths.tolist(), starts, arrival_s, wait_k=config.wait_k).tolist()
 
 
 def _answer_length(ids: Int32[np.ndarray, "L"], special: SpecialTokens) -> int:
     """Tokens of the caption: what stands between the assistant's prefix and its `<|im_end|>`."""
-    first = np.flatnonzero(ids == special.im_start)[-1] + len(special.prefix)
+    after_video = np.flatnonzero(ids == special.video_pad)[-1]
+    starts = np.flatnonzero(ids == special.im_start)
+    first = starts[starts > after_video][0] + len(special.prefix)
     return int(np.flatnonzero(ids[first:] == special.im_end)[0])
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from swjax.data.example import Video
 from swjax.data.patches import TEMPORAL_PATCH_SIZE, video_to_patches
 from swjax.data.video import VideoError, iter_frames
 
@@ -26,7 +26,7 @@ class Frame:
     video_s: float
 
 
-def read_frames(path: str | Path, *, fps: float, min_pixels: int, max_pixels: int) -> Iterator[Frame]:
+def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: int) -> Iterator[Frame]:
     """Decode a video lazily, frame by frame; a last frame that is not whole is dropped.
 
     Raises:
@@ -34,7 +34,7 @@ def read_frames(path: str | Path, *, fps: float, min_pixels: int, max_pixels: in
     """
     pictures: list[np.ndarray] = []
     count = 0
-    for video_s, picture in iter_frames(path, fps):
+    for video_s, picture in iter_frames(video, fps):
         pictures.append(picture)
         if len(pictures) == TEMPORAL_PATCH_SIZE:
             patches, (_, rows, columns) = video_to_patches(
@@ -45,6 +45,6 @@ def read_frames(path: str | Path, *, fps: float, min_pixels: int, max_pixels: in
             count += 1
     if count == 0:
         raise VideoError(
-            f"{path} is shorter than one frame step: it has {len(pictures)} picture(s) at {fps:g} fps and "
+            f"{video} is shorter than one frame step: it has {len(pictures)} picture(s) at {fps:g} fps and "
             f"{TEMPORAL_PATCH_SIZE} make a frame ({TEMPORAL_PATCH_SIZE / fps:g} s)"
         )

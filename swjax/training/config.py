@@ -44,8 +44,14 @@ KEYS = (
     Key("frozen", ("visual/(?!merger)",), "regular expressions; parameters whose path one matches do not train"),
     Key("dtype", "bfloat16", f"dtype of the computations, {' or '.join(DTYPES)}; parameters are kept in float32"),
     Key("attention", "auto", f"implementation of attention: {', '.join(IMPLEMENTATIONS)}", free=True),
-    Key("data.train", "", "manifest of the training examples (JSON lines)"),
-    Key("data.validation", "", "manifest of the validation examples; '' for no validation", free=True),
+    Key(
+        "data.train",
+        "",
+        "training data: a manifest, or prepared records and their split (FOLDER:train); several by commas",
+    ),
+    Key("data.weights", (), "how often each of data.train is drawn from; () = alike"),
+    Key("data.root", "", "folder that the videos of manifests must lie in; '' = each manifest's own", free=True),
+    Key("data.validation", "", "validation data, as data.train; '' for no validation", free=True),
     Key("data.fps", 2.0, "video frames taken a second"),
     Key("data.min_pixels", 56 * 56, "smallest area of a resized video frame"),
     Key("data.max_pixels", 448 * 448, "largest area of a resized video frame"),
@@ -145,7 +151,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
     if not values["data.train"]:
-        raise ConfigError("config.data.train is empty; give the manifest of the training examples")
+        raise ConfigError("config.data.train is empty; give a manifest or prepared records")
     if not values["init_from"] and not values["model.preset"]:
         raise ConfigError("config.init_from and config.model.preset are both empty; give one, or both if they agree")
 

@@ -11,9 +11,9 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from swjax.data.manifest import read_manifest
-from swjax.data.pipeline import PipelineConfig, build_pipeline
+from swjax.data.pipeline import Mixture, PipelineConfig, build_pipeline
 from swjax.data.rejected import RejectedLog, check_rejected
+from swjax.data.sources import open_sources
 from swjax.training.config import ConfigError
 
 REJECTED = "rejected"
@@ -35,11 +35,11 @@ class Inputs:
 
 
 def open_inputs(config: ConfigDict, tokenizer: Any) -> Inputs:
-    """Opens the manifests of a configuration.
+    """Opens the data sets of a configuration.
 
     Raises:
         ConfigError: a value is not one that the pipeline takes.
-        ManifestError, TooManyRejectedError: the data cannot be used.
+        ManifestError, RecordsError, TooManyRejectedError: the data cannot be used.
     """
     folder = Path(config.run_dir) / REJECTED
     logs = {
@@ -69,13 +69,16 @@ def report_rejected(inputs: Inputs, console: Console) -> None:
 
 
 def _stream(
-    config: ConfigDict, manifest_path: str, tokenizer: Any, log: RejectedLog, *, rows: int, train: bool
+    config: ConfigDict, names: str, tokenizer: Any, log: RejectedLog, *, rows: int, train: bool
 ) -> grain.IterDataset:
-    manifest = read_manifest(manifest_path)
-    for line in manifest.rejected:
+    sources = open_sources(names, root=config.data.root or None)
+    lines = [line for source in sources for line in source.rejected]
+    for line in lines:
         log.note(line.where, line.reason)
-    check_rejected(log, num_examples=len(manifest.examples) + len(manifest.rejected))
+    check_rejected(log, num_examples=sum(len(source.examples) for source in sources) + len(lines))
+    weights = tuple(config.data.weights) if train and config.data.weights else (1.0,) * len(sources)
     try:
+        mixture = Mixture(tuple(source.examples for source in sources), weights)
         pipeline_config = PipelineConfig(
             batch_size=rows // jax.process_count(),
             max_tokens=config.data.max_tokens,
@@ -98,7 +101,7 @@ def _stream(
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error
     return build_pipeline(
-        manifest.examples,
+        mixture,
         pipeline_config,
         tokenizer,
         train=train,

@@ -19,7 +19,7 @@ def test_good_lines(manifest_file, tmp_path):
     assert manifest.rejected == ()
     first, second = manifest.examples
     assert first.key == "manifest.jsonl:1"
-    assert first.video_path == second.video_path == tmp_path / "videos" / "a.mp4"
+    assert first.video == second.video == tmp_path / "videos" / "a.mp4"
     assert first.caption == "The video shows a square."
     assert first.duration_s == 1.0
     assert first.question is None
@@ -45,6 +45,23 @@ def test_good_lines(manifest_file, tmp_path):
         (GOOD | {"video_duration_in_s": float("nan")}, "must be above 0 seconds, found nan"),
         (GOOD | {"video_path": "videos/none.mp4"}, "there is no video file "),
         (GOOD | {"video_id": "first"}, "video_id 'first' was used by an earlier line"),
+        (GOOD | {"video_path": "../a.mp4"}, "lies outside of the data root"),
+        (GOOD | {"video_path": "/etc/hostname"}, "lies outside of the data root"),
+        (GOOD | {"start_s": 3, "end_s": 2}, "the clip would begin at 3 s and end at 2 s"),
+        (GOOD | {"start_s": -1}, "the field 'start_s' must be at least 0 seconds, found -1"),
+        (GOOD | {"end_s": "x"}, "the field 'end_s' must be a number of seconds, found text"),
+        (
+            GOOD | {"turns": [{"question": "?", "answer": "!"}]},
+            "the fields 'turns' and 'human_caption' exclude each other",
+        ),
+        (without("human_caption") | {"turns": []}, "the field 'turns' must be a list of objects, with one at least"),
+        (without("human_caption") | {"turns": [{"question": "?"}]}, "the field 'answer' is missing"),
+        (GOOD | {"sentences": [{"text": "a", "start_s": 0}]}, "'sentences' and 'human_caption' exclude each other"),
+        (
+            without("human_caption") | {"sentences": [{"text": "a", "start_s": 2}, {"text": "b", "start_s": 1}]},
+            "start_s run backwards: [2.0, 1.0]",
+        ),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_bad_lines_are_set_aside(manifest_file, line, reason):
@@ -58,6 +75,13 @@ def test_bad_lines_are_set_aside(manifest_file, line, reason):
         read_manifest(path, strict=True)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert reason in str(caught.value)
+
+
+def test_another_root(manifest_file, tmp_path):
+    path = manifest_file(GOOD)
+    assert len(read_manifest(path, root=tmp_path / "videos").examples) == 1
+    with pytest.raises(ManifestError, match="outside of the data root .*elsewhere"):
+        read_manifest(path, root=tmp_path / "elsewhere")
 
 
 def test_unusable_manifests(manifest_file, tmp_path):

@@ -62,19 +62,19 @@ def assert_same(batches, others):
 @pytest.fixture
 def bad_examples(tmp_path, examples):
     damaged = tmp_path / "damaged.mp4"
-    damaged.write_bytes(examples[0].video_path.read_bytes()[:2000])
+    damaged.write_bytes(examples[0].video.read_bytes()[:2000])
     long = write_video(tmp_path / "long.mp4", num_frames=24 * 20, rate=24, height=56, width=56)
     wide = write_video(tmp_path / "wide.mp4", num_frames=48, rate=24, height=84, width=168)
     replace = dataclasses.replace
     good = examples[0]
     return {
-        "damaged": replace(good, key="damaged", video_path=damaged),
-        "missing": replace(good, key="missing", video_path=tmp_path / "gone.mp4"),
+        "damaged": replace(good, key="damaged", video=damaged),
+        "missing": replace(good, key="missing", video=tmp_path / "gone.mp4"),
         "brief": replace(good, key="brief", caption="The video"),
         "special": replace(good, key="special", caption="The video shows <|im_end|> and a square that turns."),
         "wordy": replace(good, key="wordy", caption="The video shows a square. " * 60),
-        "long": replace(good, key="long", video_path=long),
-        "wide": replace(good, key="wide", video_path=wide),
+        "long": replace(good, key="long", video=long),
+        "wide": replace(good, key="wide", video=wide),
     }
 
 
@@ -97,7 +97,7 @@ def test_a_row_is_the_layout_of_its_example(examples, tokenizer, variant):
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == NAMES
     for row, example in enumerate(examples[:2]):
         patches, grid = video_to_patches(
-            decode_video(example.video_path, fps=3.0), min_pixels=config.min_pixels, max_pixels=config.max_pixels
+            decode_video(example.video, fps=3.0), min_pixels=config.min_pixels, max_pixels=config.max_pixels
         )
         ids = encode_chat(tokenizer, question=EVALUATION_QUESTION, answer=example.caption, video_grid_thw=grid)
         layout = build_layout(
@@ -313,7 +313,7 @@ def test_arguments_are_checked(examples, tokenizer):
 
 def test_rates_are_not_mixed_up(tmp_path, examples, tokenizer):
     path = write_video(tmp_path / "ntsc.mp4", num_frames=61, rate=Fraction(30000, 1001), height=56, width=56)
-    example = dataclasses.replace(examples[0], video_path=path)
+    example = dataclasses.replace(examples[0], video=path)
     row = encode_example(example, CONFIG, tokenizer, SpecialTokens.from_tokenizer(tokenizer), question="?")
     np.testing.assert_array_equal(row["video_grid_thw"], [[2, 4, 4]])
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from video_files import number_of, numbered_frame, write_video
 
+from swjax.data import video
+from swjax.data.example import VideoFile
 from swjax.data.video import VideoError, decode_video, iter_frames
 
 
@@ -170,4 +172,44 @@ def test_raw_stream_without_timestamps(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(VideoError, match=r"v\.h264 has frames without timestamps"):
+        decode_video(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(
+    ("start", "end", "numbers"),
+    [
+        (0.0, 2.0, [0, 12, 24, 36]),
+        (3.0, 5.0, [72, 84, 96, 108]),
+        (3.25, 4.75, [78, 90, 102]),
+        (8.0, None, [192, 204, 216, 228]),
+    ],
+)
+def test_part_of_a_file(tmp_path, suffix, start, end, numbers):
+    path = write_video(tmp_path / f"v{suffix}", num_frames=240)
+    found = list(iter_frames(VideoFile(path, start, end), 2.0))
+    assert [number_of(frame) for _, frame in found] == numbers
+    assert [time for time, _ in found] == [0.5 * i for i in range(len(numbers))]
+
+
+def test_a_part_begins_with_what_is_on_screen(tmp_path):
+    path = write_video(tmp_path / "v.mp4", times=[0, 1, 5, 6, 7])
+    assert [number_of(frame) for _, frame in iter_frames(VideoFile(path, 3.0, 6.5), 1.0)] == [1, 1, 2, 3]
+
+
+def test_a_part_that_is_not_there(tmp_path):
+    path = write_video(tmp_path / "v.mp4", num_frames=96)
+    with pytest.raises(VideoError, match="is to end at 9 s, but the file ends at 4.00 s|breaks off"):
+        decode_video(VideoFile(path, 2.0, 9.0))
+    with pytest.raises(VideoError, match=r"v\.mp4 \[3 s to 2 s\] ends before it begins"):
+        decode_video(VideoFile(path, 3.0, 2.0))
+    with pytest.raises(VideoError, match="no frame that late|too short|breaks off"):
+        decode_video(VideoFile(path, 30.0, 32.0))
+
+
+def test_a_part_of_a_long_file_is_not_read_from_its_beginning(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "v.mp4", num_frames=24 * 60)
+    monkeypatch.setattr(video, "MAX_DECODED_FRAMES", 400)
+    assert len(decode_video(VideoFile(path, 40.0, 44.0))) == 8
+    with pytest.raises(VideoError, match="has more than 400 video frames; cut it into parts"):
         decode_video(path)

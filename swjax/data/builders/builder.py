@@ -1,0 +1,228 @@
+"""What all builders have in common: a tensorflow_datasets builder that works in several processes or over Beam.
+
+A release is divided into parts (a shard, a list of questions); reading a part gives examples with their videos
+located, and `make_record` does the work. What cannot be used goes into rejected.jsonl, what the recipe does not want
+is counted, by limit, in report.json; both lie beside the version folder of the data set.
+"""
+
+import collections
+import dataclasses
+import json
+import multiprocessing
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from swjax.data.builders.recipe import LeftOut, Recipe, Record, make_record
+from swjax.data.example import Rejected, VideoExample
+from swjax.data.records import FEATURES
+
+REJECTED = "rejected.jsonl"
+REPORT = "report.json"
+
+_PIECES = "outcomes"  # of a Beam run, before they are put together
+
+
+class SourceError(ValueError):
+    """A release cannot be read, or no data set can be made of it."""
+
+
+@dataclasses.dataclass
+class RecipeConfig(tfds.core.BuilderConfig):
+    """A recipe as tensorflow_datasets wants it; its name is a folder's.
+
+    Attributes:
+        recipe: how records are made.
+        source: folder or manifest of the release.
+        workers: processes that make records; 0 makes them in this one. Not used with Beam.
+        max_rejected: share of bad examples beyond which nothing is made.
+        beam: make records in a Beam pipeline.
+    """
+
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    source: Path = Path()
+    workers: int = 0
+    max_rejected: float = 0.05
+    beam: bool = False
+
+
+class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A builder over a local copy of a release."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Frames as JPEG, several questions to a record."}
+    HUB_ID = ""
+    HUB_PATTERNS: tuple[str, ...] = ()
+
+    builder_config: RecipeConfig
+
+    @abstractmethod
+    def find_parts(self, source: Path) -> dict[str, list[str]]:
+        """Split -> its parts, each a path."""
+
+    @abstractmethod
+    def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
+        """The examples of a part, their videos located but not read."""
+
+    @property
+    def report_folder(self) -> Path:
+        """Where rejected.jsonl and report.json go."""
+        return Path(self.data_dir).parent
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=FEATURES, metadata=tfds.core.MetadataDict(self.builder_config.recipe.to_json())
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        splits = self.find_parts(self.builder_config.source)
+        return {split: self._generate_examples(split, parts) for split, parts in splits.items()}
+
+    def _generate_examples(self, split: str, parts: Sequence[str]) -> Any:
+        return (self._over_beam if self.builder_config.beam else self._in_processes)(split, parts)
+
+    def _in_processes(self, split: str, parts: Sequence[str]) -> Iterator[tuple[str, Record]]:
+        outcomes = Outcomes()
+        found = (item for part in parts for item in self.read_part(part))
+        for outcome in _work(found, self.builder_config.recipe, self.builder_config.workers):
+            outcomes.note(outcome)
+            if isinstance(outcome, dict):
+                yield outcome["key"], outcome
+        outcomes.write(self.report_folder, split)
+        outcomes.check(split, self.builder_config.max_rejected, self.report_folder / REJECTED)
+
+    def _over_beam(self, split: str, parts: Sequence[str]) -> Any:
+        import apache_beam as beam
+
+        recipe, read_part = self.builder_config.recipe, self.read_part
+        pieces = self.report_folder / _PIECES / split
+
+        def find(part: str) -> Iterator[VideoExample | Rejected]:
+            yield from read_part(part)
+
+        def make(item: VideoExample | Rejected) -> Iterator[Any]:
+            outcome = item if isinstance(item, Rejected) else make_record(item, recipe)
+            yield beam.pvalue.TaggedOutput("lines", outcome_line(outcome))
+            if isinstance(outcome, dict):
+                yield outcome["key"], outcome
+
+        def build(pipeline: Any) -> Any:
+            made = (
+                pipeline
+                | f"parts of {split}" >> beam.Create(list(parts))
+                | f"examples of {split}" >> beam.FlatMap(find)
+                | f"spread {split}" >> beam.Reshuffle()
+                | f"records of {split}" >> beam.FlatMap(make).with_outputs("lines", main="records")
+            )
+            _ = made.lines | f"outcomes of {split}" >> beam.io.WriteToText(str(pieces))
+            return made.records
+
+        return beam.ptransform_fn(build)()
+
+
+class Outcomes:
+    """What came of the examples of a split."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.rejected: list[Rejected] = []
+        self.left_out: collections.Counter[str] = collections.Counter()
+
+    def note(self, outcome: Record | Rejected | LeftOut) -> None:
+        """Count one."""
+        if isinstance(outcome, Rejected):
+            self.rejected.append(outcome)
+        elif isinstance(outcome, LeftOut):
+            self.left_out[outcome.limit] += 1
+        else:
+            self.made += 1
+
+    def write(self, folder: Path, split: str) -> None:
+        """Put the split's outcomes into the two files of the data set, in the place of what stood there before."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rejected = [line for line in _lines(folder / REJECTED) if json.loads(line).get("split") != split]
+        rejected += [json.dumps({"split": split, "where": r.where, "reason": r.reason}) for r in self.rejected]
+        _replace(folder / REJECTED, "".join(line + "\n" for line in rejected))
+        report = json.loads("\n".join(_lines(folder / REPORT)) or "{}")
+        report[split] = {"records": self.made, "rejected": len(self.rejected), "left_out": dict(self.left_out)}
+        _replace(folder / REPORT, json.dumps(report, indent=2) + "\n")
+
+    def check(self, split: str, max_share: float, listed: Path) -> None:
+        """Refuse a split with too many bad examples, or without a good one.
+
+        Raises:
+            SourceError: says how many, the first reasons, and where all are listed.
+        """
+        total = self.made + len(self.rejected) + self.left_out.total()
+        first = "".join(f"\n  {bad.where}: {bad.reason}" for bad in self.rejected[:5])
+        if len(self.rejected) > max_share * total:
+            raise SourceError(
+                f"{len(self.rejected)} of {total} examples of {split} cannot be used, more than the share of "
+                f"{max_share:.0%} that is allowed; mend them, or allow more with --max-rejected (all are listed in "
+                f"{listed}):{first}"
+            )
+        if not self.made:
+            limits = ", ".join(f"{count} {limit}" for limit, count in self.left_out.most_common(3)) or "none was found"
+            raise SourceError(f"no example of {split} is left to make records of: {limits}")
+
+
+def outcome_line(outcome: Record | Rejected | LeftOut) -> str:
+    """An outcome in one line of JSON, without frames."""
+    if isinstance(outcome, Rejected):
+        return json.dumps({"rejected": [outcome.where, outcome.reason]})
+    if isinstance(outcome, LeftOut):
+        return json.dumps({"left_out": [outcome.where, outcome.limit]})
+    return json.dumps({"made": outcome["key"]})
+
+
+def gather_outcomes(builder: ReleaseBuilder) -> Mapping[str, Outcomes]:
+    """Put together what the workers of a Beam run have noted, and take away their pieces."""
+    folder = builder.report_folder / _PIECES
+    gathered: dict[str, Outcomes] = {}
+    for path in sorted(folder.glob("*-of-*")):
+        outcomes = gathered.setdefault(path.name.rsplit("-", 3)[0], Outcomes())
+        for line in _lines(path):
+            ((kind, what),) = json.loads(line).items()
+            outcomes.note(Rejected(*what) if kind == "rejected" else LeftOut(*what) if kind == "left_out" else {})
+        path.unlink()
+    if folder.is_dir():
+        folder.rmdir()
+    return gathered
+
+
+def _work(
+    found: Iterator[VideoExample | Rejected], recipe: Recipe, workers: int
+) -> Iterator[Record | Rejected | LeftOut]:
+    """Records in the order of their examples, made by several processes, of which none is far ahead."""
+    if not workers:
+        for item in found:
+            yield item if isinstance(item, Rejected) else make_record(item, recipe)
+        return
+    # Spawned, not forked: tensorflow_datasets and JAX may have started threads, which a fork would copy in mid-air.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting: collections.deque[Rejected | Future] = collections.deque()
+        for item in found:
+            waiting.append(item if isinstance(item, Rejected) else pool.submit(make_record, item, recipe))
+            if len(waiting) > 4 * workers:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+
+def _result(outcome: Rejected | Future) -> Record | Rejected | LeftOut:
+    return outcome if isinstance(outcome, Rejected) else outcome.result()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,37 @@
+"""Records of your own videos, by manifest, and of Moving Shapes, which has manifests as well."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from swjax.data.builders.builder import ReleaseBuilder, SourceError
+from swjax.data.example import Rejected, VideoExample
+from swjax.data.manifest import ManifestError, read_manifest
+
+SPLITS = ("train", "validation", "test")
+
+
+class Manifest(ReleaseBuilder):
+    """A manifest (split `train`), or a folder with train/manifest.jsonl and, if wanted, validation and test."""
+
+    def find_parts(self, source: Path) -> dict[str, list[str]]:
+        """The manifest of each split."""
+        if source.is_file():
+            return {"train": [str(source)]}
+        manifests = {split: source / split / "manifest.jsonl" for split in SPLITS}
+        found = {split: [str(path)] for split, path in manifests.items() if path.is_file()}
+        if not found:
+            raise SourceError(f"{source} is no manifest, and has none in {', '.join(SPLITS)}")
+        return found
+
+    def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
+        """The lines of a manifest."""
+        try:
+            manifest = read_manifest(part)
+        except ManifestError as error:
+            raise SourceError(str(error)) from error
+        yield from manifest.rejected
+        yield from manifest.examples
+
+
+class MovingShapes(Manifest):
+    """Moving Shapes, out of the folder that `swjax prepare moving_shapes` has made."""

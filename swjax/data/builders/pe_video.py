@@ -1,0 +1,36 @@
+"""PE-Video (facebook/PE-Video): WebDataset shards in the folders train/ and test/, an MP4 and a JSON file a sample."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from swjax.data.archives import TarSample, read_tar_samples
+from swjax.data.builders.builder import ReleaseBuilder, SourceError
+from swjax.data.example import Rejected, VideoExample, VideoFile
+
+
+class PeVideo(ReleaseBuilder):
+    """PE-Video with its human captions. The folder extended/ has none and is not read."""
+
+    HUB_ID = "facebook/PE-Video"
+    HUB_PATTERNS = ("train/*.tar", "test/*.tar")
+
+    def find_parts(self, source: Path) -> dict[str, list[str]]:
+        """The shards of each split."""
+        splits = {split: sorted(map(str, (source / split).glob("*.tar"))) for split in ("train", "test")}
+        if not any(splits.values()):
+            raise SourceError(f"{source} has no shards train/*.tar or test/*.tar; give the folder of the release")
+        return {split: shards for split, shards in splits.items() if shards}
+
+    def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
+        """The samples of a shard."""
+        for sample in read_tar_samples(Path(part)):
+            yield sample if isinstance(sample, Rejected) else _example(Path(part), sample)
+
+
+def _example(path: Path, sample: TarSample) -> VideoExample | Rejected:
+    key = f"{path.stem}/{sample.key}"
+    caption = sample.fields.get("human_caption")
+    if not isinstance(caption, str) or not caption.strip():
+        return Rejected(key, f"{path}: {sample.key}.json has no human_caption")
+    # The length that the JSON claims is not trusted; the recipe looks at what is decoded.
+    return VideoExample(key, VideoFile(path, member=sample.video), duration_s=0.0, caption=caption.strip())

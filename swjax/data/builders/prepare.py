@@ -1,0 +1,151 @@
+"""Makes records of a release: runs its builder here or over Beam, and reports what came of it."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from swjax.data.builders.builder import (
+    REJECTED,
+    REPORT,
+    RecipeConfig,
+    ReleaseBuilder,
+    SourceError,
+    gather_outcomes,
+)
+from swjax.data.builders.funqa import Funqa
+from swjax.data.builders.manifests import Manifest, MovingShapes
+from swjax.data.builders.pe_video import PeVideo
+from swjax.data.builders.recipe import Recipe
+
+BUILDERS: Mapping[str, type[ReleaseBuilder]] = MappingProxyType(
+    {"pe_video": PeVideo, "funqa": Funqa, "moving_shapes": MovingShapes, "manifest": Manifest}
+)
+
+PAPER_LIMITS: Mapping[str, float] = MappingProxyType(
+    {"min_seconds": 5.0, "max_seconds": 30.0, "min_rate": 3.0, "max_rate": 6.0}
+)
+"""Which examples the paper takes: 5 to 30 s long, with 3 to 6 answer tokens a second."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set of records on disk.
+
+    Attributes:
+        folder: what `open_records` takes.
+        rejected: the file that lists the bad examples.
+        report: split -> how many records, rejected examples, and how many were left out by which limit.
+    """
+
+    folder: Path
+    rejected: Path
+    report: Mapping[str, Any]
+
+
+def download_release(name: str, source: Path) -> None:
+    """Fetch a release from the Hugging Face Hub into a folder; what is there already is not fetched again.
+
+    Raises:
+        SourceError: if it has no home there, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    builder = BUILDERS[name]
+    if not builder.HUB_ID:
+        raise SourceError(f"{name} is not on the Hub; give its folder with --source")
+    try:
+        snapshot_download(
+            builder.HUB_ID, repo_type="dataset", local_dir=source, allow_patterns=list(builder.HUB_PATTERNS)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SourceError(f"{builder.HUB_ID} cannot be fetched: {error}") from error
+
+
+def prepare_records(
+    name: str,
+    source: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    workers: int = 0,
+    max_rejected: float = 0.05,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+) -> Prepared:
+    """Make the records of a release, unless they are there already.
+
+    Args:
+        name: one of `BUILDERS`.
+        source: folder or manifest of the release.
+        output: folder of data sets; this one goes to output/NAME/RATE_PIXELS/VERSION.
+        recipe: how records are made.
+        workers: processes that make them; 0 makes them in this one.
+        max_rejected: share of bad examples of a split beyond which nothing is made.
+        beam_runner: a runner of Apache Beam to make them with, such as DirectRunner or DataflowRunner.
+        beam_options: options of the pipeline, as Beam's command line takes them.
+
+    Raises:
+        SourceError: if the release cannot be read, too much of it is bad, nothing is left, or the folder holds a data
+            set of another recipe.
+    """
+    if not source.exists():
+        raise SourceError(f"there is no {source}; give the release's folder with --source")
+    config = RecipeConfig(
+        name=f"{recipe.fps:g}fps_{recipe.max_pixels}px",
+        recipe=recipe,
+        source=source,
+        workers=workers,
+        max_rejected=max_rejected,
+        beam=beam_runner is not None,
+    )
+    builder = BUILDERS[name](data_dir=str(output), config=config, file_format="array_record")
+    folder = Path(builder.data_dir)
+    if (folder / "dataset_info.json").exists():
+        _check_same_recipe(folder, builder, recipe)
+    elif beam_runner is None:
+        builder.download_and_prepare()
+    else:
+        _prepare_over_beam(builder, beam_runner, beam_options)
+    report = json.loads((builder.report_folder / REPORT).read_text(encoding="utf-8"))
+    return Prepared(folder, builder.report_folder / REJECTED, report)
+
+
+def _prepare_over_beam(builder: ReleaseBuilder, runner: str, options: Sequence[str]) -> None:
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise SourceError("--beam-runner needs the extra `beam`: pip install 'swjax[beam]'") from error
+    gather_outcomes(builder)  # what an interrupted run has left
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(beam_runner=runner, beam_options=PipelineOptions(list(options)))
+    )
+    gathered = gather_outcomes(builder)
+    for split, outcomes in gathered.items():
+        outcomes.write(builder.report_folder, split)
+    try:
+        for split, outcomes in gathered.items():
+            outcomes.check(split, builder.builder_config.max_rejected, builder.report_folder / REJECTED)
+    except SourceError:
+        shutil.rmtree(builder.data_dir)  # only now is it known that it was not to be made
+        raise
+
+
+def _check_same_recipe(folder: Path, builder: ReleaseBuilder, recipe: Recipe) -> None:
+    found = dict(builder.info.metadata or {})
+    differing = [
+        f"{key} was {found.get(key)!r}, is {value!r}"
+        for key, value in recipe.to_json().items()
+        if found.get(key) != value
+    ]
+    if differing:
+        raise SourceError(
+            f"{folder} holds a data set of another recipe ({'; '.join(differing)}); choose another "
+            "--output, or delete that one"
+        )

@@ -1,0 +1,164 @@
+"""Records: prepared examples in ArrayRecord files, as `swjax prepare` writes them with tensorflow_datasets.
+
+A record holds the clip at the training frame rate and resolution, so that training never opens an hour-long file to
+read five seconds, and its questions and answers. Any record can be read alone, which is what shuffling needs.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from swjax.data.example import EncodedClip, ExampleError, Sentence, VideoExample
+
+_TEXTS = tfds.features.Sequence(tfds.features.Text())
+
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "key": tfds.features.Text(),
+        "source": tfds.features.Text(),
+        "frames": _TEXTS,
+        "fps": np.float64,
+        "questions": _TEXTS,
+        "answers": _TEXTS,
+        "sentences": _TEXTS,
+        "sentence_times": tfds.features.Sequence(np.float64),
+        "later_questions": _TEXTS,
+        "later_answers": _TEXTS,
+    }
+)
+"""What a record holds: its key and where it came from; frames as JPEG files and how many there are a second; questions
+(empty for a generic one) and answers about the video, of which training draws one each epoch; the parts of the first
+answer and when each may be said, if known; the turns that follow."""
+
+
+class RecordsError(ValueError):
+    """A data set of records cannot be opened."""
+
+
+@dataclass(frozen=True)
+class Records(Sequence[VideoExample]):
+    """The examples of a split, read when they are asked for. Can be sent to worker processes.
+
+    Attributes:
+        folder: of the data set, with dataset_info.json.
+        split: its name.
+        source: tensorflow_datasets' reader.
+    """
+
+    folder: Path
+    split: str
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @overload
+    def __getitem__(self, number: int) -> VideoExample: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Sequence[VideoExample]": ...
+
+    def __getitem__(self, number: Any) -> Any:
+        """An example.
+
+        Raises:
+            ExampleError: if the record is damaged.
+        """
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.folder}:{self.split} has {len(self)} records, not one of number {number}")
+        try:
+            record = self.source[number % len(self)]
+            return _example(record)
+        except Exception as error:  # array_record and protobuf raise many kinds, none of their own
+            raise ExampleError(
+                f"record {number} of {self.folder}:{self.split} is damaged ({error}); prepare the data set again"
+            ) from error
+
+
+def open_records(folder: str | Path, split: str) -> Records:
+    """Open a split of a prepared data set.
+
+    Args:
+        folder: the data set's folder, or one that holds a single data set somewhere below it.
+        split: train, validation or test.
+
+    Raises:
+        RecordsError: if there is no data set or several, the split is missing, or a file of it is missing or cut short.
+    """
+    folder = _find(Path(folder))
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # of many kinds
+        raise RecordsError(f"{folder} does not hold a data set that can be read: {error}") from error
+    if split not in builder.info.splits:
+        raise RecordsError(f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    info = builder.info.splits[split]
+    if set(builder.info.features or ()) != set(FEATURES):
+        raise RecordsError(f"{folder} holds other fields than swjax's records; make it with `swjax prepare`")
+    for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+        _check_file(Path(path), length)
+    return Records(folder, split, builder.as_data_source(split))
+
+
+def _find(folder: Path) -> Path:
+    found = sorted(path.parent for path in folder.glob("**/dataset_info.json") if "incomplete" not in str(path))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise RecordsError(f"there is no data set in {folder}; make one with `swjax prepare`")
+    listed = "\n  ".join(map(str, found))
+    raise RecordsError(f"{folder} holds several data sets; name one of them:\n  {listed}")
+
+
+def _check_file(path: Path, length: int) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not path.is_file():
+        raise RecordsError(f"{path} is missing; prepare the data set again, or fetch the file")
+    with _damage(path), contextlib.closing(ArrayRecordReader(str(path))) as reader:
+        found = reader.num_records()
+    if found != length:
+        raise RecordsError(f"{path} holds {found} of its {length} records; prepare the data set again, or fetch it")
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # array_record raises ValueError, RuntimeError and others
+        raise RecordsError(
+            f"{path} is damaged or cut short; prepare the data set again, or fetch it: {error}"
+        ) from error
+
+
+def _example(record: dict[str, Any]) -> VideoExample:
+    questions, answers = ([_text(text) for text in record[name]] for name in ("questions", "answers"))
+    (question, caption), *others = zip(questions, answers, strict=True)
+    key, frames = _text(record["key"]), tuple(bytes(frame) for frame in record["frames"])
+    fps = float(record["fps"])
+    return VideoExample(
+        key=key,
+        video=EncodedClip(f"{key} ({_text(record['source'])})", frames, fps),
+        duration_s=len(frames) / fps,
+        caption=caption,
+        question=question or None,
+        sentences=tuple(
+            Sentence(_text(text), float(time))
+            for text, time in zip(record["sentences"], record["sentence_times"], strict=True)
+        ),
+        later=tuple(
+            (_text(asked), _text(answered))
+            for asked, answered in zip(record["later_questions"], record["later_answers"], strict=True)
+        ),
+        others=tuple(others),
+    )
+
+
+def _text(value: Any) -> str:
+    return bytes(value).decode("utf-8")

@@ -1,0 +1,235 @@
+"""Records of manifests: what goes in comes out, and nothing bad comes in."""
+
+import io
+import json
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from damaged_files import DAMAGED, SOUND
+from video_files import number_of, write_video
+
+from swjax.data.builders import prepare as preparing
+from swjax.data.builders.builder import SourceError
+from swjax.data.builders.prepare import prepare_records
+from swjax.data.builders.recipe import LeftOut, Recipe, make_record
+from swjax.data.example import VideoExample
+from swjax.data.records import RecordsError, open_records
+from swjax.data.video import decode_video
+
+ANY = Recipe(min_pixels=28 * 28)
+CAPTION = "The video shows a square that turns."
+
+
+def line(name, **fields):
+    return {
+        "video_id": name,
+        "video_path": f"{name}.mp4",
+        "video_duration_in_s": 4.0,
+        "human_caption": CAPTION,
+    } | fields
+
+
+def write_manifest(folder, lines):
+    path = folder / "manifest.jsonl"
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", [{"workers": 0}, {"workers": 2}, {"beam_runner": "DirectRunner"}], ids=["here", "processes", "beam"]
+)
+def test_damage_is_set_aside_with_its_reason(tmp_path, how):
+    for name, write in (DAMAGED | SOUND).items():
+        write(tmp_path / f"{name}.mp4")
+    bad_lines = ["{not json", line("gone"), line("elsewhere", video_path="/etc/hostname"), line("plain")]
+    bad_lines += [line("mute", video_path="plain.mp4", human_caption=" ")]
+    manifest = write_manifest(tmp_path, [*(line(name) for name in SOUND | DAMAGED), *bad_lines])
+    made = prepare_records("manifest", manifest, tmp_path / "out", ANY, max_rejected=0.9, **how)
+    records = open_records(tmp_path / "out", "train")
+    assert {example.key for example in records} == set(SOUND)
+    assert made.report["train"] == {"records": len(SOUND), "rejected": len(DAMAGED) + 5, "left_out": {}}
+    reasons = {entry["where"]: entry["reason"] for entry in map(json.loads, made.rejected.read_text().splitlines())}
+    assert len(reasons) == len(DAMAGED) + 5
+    for name in set(DAMAGED) - {"folder"}:
+        assert f"{name}.mp4" in reasons[name]
+    assert "lies outside of the data root" in reasons[f"manifest.jsonl:{len(SOUND | DAMAGED) + 3}"]
+
+
+@pytest.mark.parametrize("how", [{"workers": 0}, {"beam_runner": "DirectRunner"}], ids=["here", "beam"])
+def test_too_much_damage_makes_nothing(tmp_path, how):
+    write_video(tmp_path / "good.mp4", num_frames=96)
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    manifest = write_manifest(tmp_path, [line("good"), line("bad")])
+    with pytest.raises(SourceError, match=r"1 of 2 examples of train cannot be used.*--max-rejected(.|\n)*bad\.mp4"):
+        prepare_records("manifest", manifest, tmp_path / "out", ANY, max_rejected=0.4, **how)
+    with pytest.raises(RecordsError, match="there is no data set"):
+        open_records(tmp_path / "out", "train")
+    assert len(list((tmp_path / "out").rglob("rejected.jsonl"))) == 1
+
+
+def test_records_hold_what_the_manifest_says(tmp_path):
+    write_video(tmp_path / "long.mp4", num_frames=240)
+    lines = [
+        line("part", video_path="long.mp4", start_s=3.0, end_s=7.0, question="What?"),
+        line(
+            "timed",
+            video_path="long.mp4",
+            human_caption=None,
+            sentences=[{"text": "A.", "start_s": 0}, {"text": "B.", "start_s": 2.5}],
+        ),
+        line(
+            "chat",
+            video_path="long.mp4",
+            human_caption=None,
+            turns=[{"question": "Q1", "answer": "A1"}, {"question": "Q2", "answer": "A2"}],
+        ),
+    ]
+    prepare_records("manifest", write_manifest(tmp_path, lines), tmp_path / "out", ANY)
+    examples = {example.key: example for example in open_records(tmp_path / "out", "train")}
+    part = examples["part"]
+    assert (part.question, part.duration_s, part.video.fps) == ("What?", 4.0, 2.0)
+    assert [number_of(frame) for frame in decode_video(part.video)] == [72, 84, 96, 108, 120, 132, 144, 156]
+    assert [number_of(frame) for frame in decode_video(part.video, fps=1.0)] == [72, 96, 120, 144]
+    timed = examples["timed"]
+    assert timed.caption == "A. B."
+    assert [(sentence.text, sentence.time_s) for sentence in timed.sentences] == [("A.", 0.0), ("B.", 2.5)]
+    assert (examples["chat"].question, examples["chat"].caption, examples["chat"].later) == (
+        "Q1",
+        "A1",
+        (("Q2", "A2"),),
+    )
+
+
+def test_the_same_recipe_is_not_made_again_and_another_is_refused(tmp_path):
+    write_video(tmp_path / "a.mp4", num_frames=96)
+    manifest = write_manifest(tmp_path, [line("a")])
+    first = prepare_records("manifest", manifest, tmp_path / "out", ANY)
+    time = (first.folder / "dataset_info.json").stat().st_mtime_ns
+    assert prepare_records("manifest", manifest, tmp_path / "out", ANY) == first
+    assert (first.folder / "dataset_info.json").stat().st_mtime_ns == time
+    with pytest.raises(SourceError, match=r"another recipe .quality was 95, is 80"):
+        prepare_records("manifest", manifest, tmp_path / "out", Recipe(min_pixels=28 * 28, quality=80))
+
+
+def add(archive, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def test_pe_video(tmp_path):
+    """WebDataset shards, one of them cut short, and the paper's limits."""
+    clip = write_video(tmp_path / "clip.mp4", num_frames=144).read_bytes()  # 6 s
+    short = write_video(tmp_path / "short.mp4", num_frames=96).read_bytes()
+    fits = "word " * 23 + "word"  # four tokens a second, as the tokenizer counts
+    samples = {
+        "good": (clip, {"human_caption": fits, "video_id": 5}),
+        "short": (short, {"human_caption": fits}),
+        "terse": (clip, {"human_caption": "word"}),
+        "mute": (clip, {"video_id": 3}),
+    }
+    (tmp_path / "release" / "train").mkdir(parents=True)
+    with tarfile.open(tmp_path / "release" / "train" / "0001.tar", "w") as archive:
+        for key, (video, fields) in samples.items():
+            add(archive, f"{key}.mp4", video)
+            add(archive, f"{key}.json", json.dumps(fields).encode())
+        add(archive, "alone.mp4", clip)
+    cut = tmp_path / "release" / "train" / "0002.tar"
+    with tarfile.open(cut, "w") as archive:
+        for key in ("first", "second"):
+            add(archive, f"{key}.mp4", clip)
+            add(archive, f"{key}.json", json.dumps({"human_caption": fits}).encode())
+    cut.write_bytes(cut.read_bytes()[: 512 * 4 + len(clip) + len(clip) // 2 + 1024])
+    recipe = Recipe(min_pixels=28 * 28, min_seconds=5, max_seconds=30, min_rate=2, max_rate=40)
+    made = prepare_records("pe_video", tmp_path / "release", tmp_path / "out", recipe, max_rejected=0.6)
+    assert {example.key for example in open_records(tmp_path / "out", "train")} == {"0001/good", "0002/first"}
+    assert made.report["train"]["left_out"] == {"shorter than 5 s": 1, "no answer of 2 to 40 tokens a second": 1}
+    reasons = {entry["where"]: entry["reason"] for entry in map(json.loads, made.rejected.read_text().splitlines())}
+    assert "has no human_caption" in reasons["0001/mute"]
+    assert "has no alone.json" in next(reason for where, reason in reasons.items() if where.endswith("0001.tar:alone"))
+    assert "cut short" in reasons[str(cut)]
+    with pytest.raises(SourceError, match=r"has no shards train/\*\.tar"):
+        prepare_records("pe_video", tmp_path, tmp_path / "other", recipe)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["zip", "folder"])
+def test_funqa(tmp_path, packed):
+    release = tmp_path / "release"
+    for folder, name in (("humor", "H_A_1.mp4"), ("magic", "M_A_2.mp4")):
+        write_video(release / "train" / f"train_{folder}" / name, num_frames=144)
+    entries = [
+        {"visual_input": "H_A_1.mp4", "task": "H2", "instruction": "What?", "output": " A man falls.", "ID": 1},
+        {"visual_input": "H_A_1.mp4", "task": "H2", "instruction": "Tell.", "output": "Somebody falls.", "ID": 2},
+        {"visual_input": "H_A_1.mp4", "task": "H3", "instruction": "Why?", "output": "It is odd.", "ID": 3},
+        {"visual_input": "H_A_1.mp4", "task": "H1", "instruction": "When?", "output": "[1, 5]", "ID": 4},
+        {"visual_input": "M_A_2.mp4", "task": "M3", "instruction": "Why?", "output": "A trick.", "ID": 5},
+        {"visual_input": "C_A_3.mp4", "task": "C2", "instruction": "What?", "output": "Gone.", "ID": 6},
+        {"visual_input": "../../etc/H.mp4", "task": "H2", "instruction": "What?", "output": "Outside."},
+        {"visual_input": "H_A_1.mp4", "task": "H2", "instruction": "What?"},
+        "nonsense",
+    ]
+    (release / "FunQA_train.json").write_text(json.dumps(entries))
+    if packed:
+        with zipfile.ZipFile(release / "train.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted((release / "train").rglob("*.mp4")):
+                archive.write(path, path.relative_to(release))
+                path.unlink()
+        for folder in sorted((release / "train").rglob("*"), reverse=True):
+            folder.rmdir()
+        (release / "train").rmdir()
+    made = prepare_records("funqa", release, tmp_path / "out", ANY, max_rejected=0.6)
+    examples = {example.key: example for example in open_records(tmp_path / "out", "train")}
+    assert set(examples) == {"H_A_1/H2", "H_A_1/H3", "M_A_2/M3"}
+    described = examples["H_A_1/H2"]
+    assert (described.question, described.caption) == ("What?", "A man falls.")
+    assert described.others == (("Tell.", "Somebody falls."),)
+    assert made.report["train"]["rejected"] == 4
+
+
+def test_limits(tmp_path):
+    path = write_video(tmp_path / "v.mp4", num_frames=144)
+    example = VideoExample("key", path, 6.0, "The video shows it all.", others=(("Q?", "Another answer."),))
+    assert make_record(example, Recipe(max_seconds=4)) == LeftOut("key", "longer than 4 s")
+    assert make_record(example, Recipe(min_seconds=6, max_seconds=6))["answers"] == [example.caption, "Another answer."]
+    assert make_record(example, Recipe(prefix="The video shows"))["answers"] == [example.caption]
+    assert make_record(example, Recipe(prefix="Nothing")) == LeftOut("key", "no answer begins with 'Nothing'")
+    with pytest.raises(ValueError, match="min_seconds is 5, above max_seconds 2"):
+        Recipe(min_seconds=5, max_seconds=2)
+
+
+def test_download(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **more: asked.update(more, name=name))
+    preparing.download_release("pe_video", tmp_path)
+    assert asked["name"] == "facebook/PE-Video"
+    assert (asked["repo_type"], asked["local_dir"]) == ("dataset", tmp_path)
+    assert asked["allow_patterns"] == ["train/*.tar", "test/*.tar"]
+    with pytest.raises(SourceError, match="manifest is not on the Hub"):
+        preparing.download_release("manifest", tmp_path)
+
+
+def test_damaged_records(tmp_path):
+    """A shard cut short or missing is refused when it is opened; a flipped byte costs its records alone."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        frames = rng.integers(0, 255, (8, 64, 64, 3), np.uint8)
+        write_video(tmp_path / f"{number}.mp4", frames=list(frames), rate=2)
+    manifest = write_manifest(tmp_path, [line(str(number)) for number in range(3)])
+    folder = prepare_records("manifest", manifest, tmp_path / "out", ANY).folder
+    (shard,) = folder.glob("*.array_record*")
+    whole = shard.read_bytes()
+    assert len(open_records(folder, "train")[:2]) == 2
+    with pytest.raises(IndexError, match="has 3 records"):
+        open_records(folder, "train")[3]
+    with pytest.raises(RecordsError, match="has no split 'test'; it has train"):
+        open_records(folder, "test")
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecordsError, match=r"array_record.* is damaged or cut short"):
+        open_records(folder, "train")
+    shard.unlink()
+    with pytest.raises(RecordsError, match="is missing"):
+        open_records(folder, "train")
