@@ -269,7 +269,7 @@ def encode_example(
     load = functools.partial(load_patches, config=config)
     patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
     ids = encode_chat(tokenizer, question=question, answer=answer, later=example.later, video_grid_thw=grid)
-    schedule = _schedule(example, ids, grid, config, tokenizer, special_tokens)
+    schedule = answer_schedule(example, ids, grid, config, tokenizer, special_tokens)
     if len(ids) > config.max_tokens:
         raise ExampleError(
             f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
@@ -390,7 +390,7 @@ class _RowEncoder:
         return {"question": EVALUATION_QUESTION if question is None else question, "answer": answer}
 
 
-def _schedule(
+def answer_schedule(
     example: VideoExample,
     ids: Int32[np.ndarray, "L"],
     grid: tuple[int, int, int],
@@ -398,8 +398,20 @@ def _schedule(
     tokenizer: Any,
     special_tokens: SpecialTokens,
 ) -> int | list[int]:
-    """Answer tokens a frame: wait-k, or as the times of the sentences allow."""
-    spoken, needed = _answer_length(ids, special_tokens), config.wait_k * grid[0]
+    """Answer tokens a frame: wait-k, or as the times of the sentences allow.
+
+    Args:
+        example: its sentences matter.
+        ids: its chat.
+        grid: its video in patches.
+        config: wait-k and frame rate.
+        tokenizer: what the chat was encoded with.
+        special_tokens: their ids.
+
+    Raises:
+        ExampleError: if the answer is too short for its frames, or a sentence begins after the video.
+    """
+    spoken, needed = len(first_answer(ids, special_tokens)), config.wait_k * grid[0]
     if not example.sentences:
         if spoken < needed:
             raise ExampleError(
@@ -418,12 +430,12 @@ def _schedule(
     return aligned_schedule(lengths.tolist(), starts, arrival_s, wait_k=config.wait_k).tolist()
 
 
-def _answer_length(ids: Int32[np.ndarray, "L"], special: SpecialTokens) -> int:
-    """Tokens of the caption: what stands between the assistant's prefix and its `<|im_end|>`."""
+def first_answer(ids: Int32[np.ndarray, "L"], special: SpecialTokens) -> Int32[np.ndarray, "N"]:
+    """Tokens of the answer about the video: between the assistant's prefix and its `<|im_end|>`."""
     after_video = np.flatnonzero(ids == special.video_pad)[-1]
     starts = np.flatnonzero(ids == special.im_start)
-    first = starts[starts > after_video][0] + len(special.prefix)
-    return int(np.flatnonzero(ids[first:] == special.im_end)[0])
+    answer = ids[starts[starts > after_video][0] + len(special.prefix) :]
+    return answer[: np.flatnonzero(answer == special.im_end)[0]]
 
 
 def _note(row: dict[str, Any], *, log: RejectedLog, num_examples: int) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_bad_lines_are_set_aside(manifest_file, line, reason):
 def test_another_root(manifest_file, tmp_path):
     path = manifest_file(GOOD)
     assert len(read_manifest(path, root=tmp_path / "videos").examples) == 1
-    with pytest.raises(ManifestError, match="outside of the data root .*elsewhere"):
+    with pytest.raises(ManifestError, match=r"outside of the data root .*elsewhere"):
         read_manifest(path, root=tmp_path / "elsewhere")
 
 

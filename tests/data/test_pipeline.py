@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from swjax.data.chat import EVALUATION_QUESTION, TRAINING_QUESTIONS, encode_chat
+from swjax.data.chat import EVALUATION_QUESTION, TRAINING_QUESTIONS, encode_chat, sentence_tokens
+from swjax.data.example import ExampleError, Sentence
 from swjax.data.patches import video_to_patches
 from swjax.data.pipeline import Mixture, PipelineConfig, build_pipeline, encode_example
 from swjax.data.rejected import RejectedLog, TooManyRejectedError
@@ -431,3 +432,42 @@ def test_a_mixture_draws_by_weight_and_sees_each_set_whole(examples, tokenizer):
 def test_impossible_mixtures(examples, weights):
     with pytest.raises(ValueError, match="weight"):
         Mixture((examples, examples), weights)
+
+
+def test_one_of_several_questions_is_drawn_each_epoch(examples, tokenizer):
+    """The same one whenever an epoch is read; evaluation asks the first."""
+    others = tuple((f"Question {i}?", f"The video shows a red square, answer {i}.") for i in range(3))
+    (first,) = (dataclasses.replace(examples[0], question="Question?", others=others),)
+    config = with_config(batch_size=1)
+    drawn = [captions(batch, tokenizer)[0] for batch in train_batches([first], tokenizer, 40, config)]
+    assert set(drawn) == {first.caption, *(answer for _, answer in others)}
+    assert drawn == [captions(batch, tokenizer)[0] for batch in train_batches([first], tokenizer, 40, config)]
+    (batch,) = evaluation_batches([first], tokenizer, config)
+    assert captions(batch, tokenizer) == [first.caption]
+    row = batch["token_ids"][0].tolist()
+    asked = tokenizer.encode("Question?", add_special_tokens=False)
+    assert any(row[i : i + len(asked)] == asked for i in range(len(row)))
+
+
+def test_sentences_wait_for_their_time(examples, tokenizer):
+    """No token of a sentence is scheduled before the frame that shows its time has arrived."""
+    sentences = (Sentence("The square turns.", 0.0), Sentence("It leaves.", 2.4))
+    long = dataclasses.replace(examples[1], caption="The square turns. It leaves.", sentences=sentences)
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    row = encode_example(long, with_config(wait_k=100), tokenizer, special, question="Q?")
+    (first, second) = sentence_tokens(tokenizer, [sentence.text for sentence in sentences])
+    # Three frames: the first sentence is spoken after frame 0, the second waits for frame 2, which arrives at 2.5 s.
+    queries = np.flatnonzero(row["labels"] >= 0)[::-1]
+    seen = np.unique(row["span_stop"][queries], return_counts=True)[1]
+    assert seen.tolist() == [first, second + 1]
+    late = dataclasses.replace(long, sentences=(sentences[0], Sentence("It leaves.", 60.0)))
+    with pytest.raises(ExampleError, match=r"a sentence starts at 60 s, but the video ends at 3 s"):
+        encode_example(late, with_config(), tokenizer, special, question="Q?")
+
+
+def test_later_turns(examples, tokenizer):
+    chat = dataclasses.replace(examples[0], question="First?", later=(("Second?", "It is red."),))
+    (batch,) = evaluation_batches([chat], tokenizer, with_config(batch_size=1))
+    (said,) = captions(batch, tokenizer)
+    assert "It is red." in said
+    assert chat.caption in said

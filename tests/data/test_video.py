@@ -199,11 +199,11 @@ def test_a_part_begins_with_what_is_on_screen(tmp_path):
 
 def test_a_part_that_is_not_there(tmp_path):
     path = write_video(tmp_path / "v.mp4", num_frames=96)
-    with pytest.raises(VideoError, match="is to end at 9 s, but the file ends at 4.00 s|breaks off"):
+    with pytest.raises(VideoError, match=r"is to end at 9 s, but the file ends at 4\.00 s"):
         decode_video(VideoFile(path, 2.0, 9.0))
     with pytest.raises(VideoError, match=r"v\.mp4 \[3 s to 2 s\] ends before it begins"):
         decode_video(VideoFile(path, 3.0, 2.0))
-    with pytest.raises(VideoError, match="no frame that late|too short|breaks off"):
+    with pytest.raises(VideoError, match=r"is to end at 32 s, but the file ends at 4\.00 s"):
         decode_video(VideoFile(path, 30.0, 32.0))
 
 

@@ -1,0 +1,155 @@
+"""`swjax data inspect`: look at a data set before training on it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import track
+from rich.table import Table
+
+from swjax.commands.say import UsageError, console, refusing
+
+if TYPE_CHECKING:
+    from swjax.data.pipeline import PipelineConfig
+    from swjax.data.statistics import Statistics
+
+NAME = "data"
+HELP = "look at a data set: counts, lengths, padding, and examples with what may be said when"
+
+DESCRIPTION = """\
+Look at a data set before training on it: encodes examples as training does, and shows
+
+  - how many can be used, and why the others cannot;
+  - seconds, frames, tokens and answer tokens a second: least, median, 95th percentile, most;
+  - how much of a batch is padding, one example a row and packed;
+  - with --output, histograms (histograms.png) and contact sheets of the first examples, with what may be said after
+    each frame below it (needs the extra `plots`), and all figures (statistics.json).
+"""
+EXAMPLE = """\
+examples:
+  swjax data inspect data/moving_shapes/train/manifest.jsonl --output inspected
+  swjax data inspect data/pe_video:train --tokenizer /models/Qwen2.5-VL-3B-Instruct --max-tokens 8192 --limit 500
+"""
+
+COLUMNS = {
+    "seconds": "seconds of video",
+    "frames": "frames of the model",
+    "tokens": "tokens",
+    "visual_tokens": "tokens of frames",
+    "labels": "tokens that are learned",
+    "answer_rate": "learned tokens a second",
+    "patches": "patches",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("action", choices=["inspect"], help="what to do")
+    parser.add_argument("source", help="manifest, or prepared records and their split (FOLDER:train)")
+    parser.add_argument("--output", type=Path, help="folder for statistics.json, the histograms and contact sheets")
+    parser.add_argument("--limit", type=int, default=1000, help="look at the first so many examples (default: 1000)")
+    parser.add_argument("--sheets", type=int, default=4, help="contact sheets to draw (default: 4)")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer (default: the small one of Moving Shapes)")
+    parser.add_argument("--root", type=Path, help="folder that a manifest's videos must lie in (default: its own)")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames taken a second (default: 2)")
+    parser.add_argument("--min-pixels", type=int, default=56 * 56, help="smallest area of a frame (default: 3136)")
+    parser.add_argument("--max-pixels", type=int, default=448 * 448, help="largest area of a frame (default: 200704)")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="tokens of a row (default: 8192)")
+    parser.add_argument("--max-patches", type=int, default=30 * 1024, help="patches of a row (default: 30720)")
+    parser.add_argument("--wait-k", type=int, default=3, help="answer tokens after each frame (default: 3)")
+
+
+@refusing
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and write what was asked for."""
+    from swjax.data.pipeline import PipelineConfig
+    from swjax.data.sources import open_source
+    from swjax.data.statistics import measure
+    from swjax.data.tokenizer import load_tokenizer
+
+    out = console()
+    tokenizer = load_tokenizer(args.tokenizer)
+    try:
+        config = PipelineConfig(
+            batch_size=1,
+            max_tokens=args.max_tokens,
+            max_patches=args.max_patches,
+            max_videos=64,
+            wait_k=args.wait_k,
+            fps=args.fps,
+            min_pixels=args.min_pixels,
+            max_pixels=args.max_pixels,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    source = open_source(args.source, root=args.root)
+    count = min(args.limit, len(source.examples))
+    examples = (_example(source.examples, number) for number in range(count))
+    found = measure(track(examples, "encoding", total=count, console=out, transient=True), config, tokenizer)
+    rejected = (*source.rejected, *found.rejected)
+    out.print(
+        f"{args.source}: {len(source.examples)} examples, the first {count} looked at, {len(found.sizes)} usable",
+        soft_wrap=True,
+    )
+    for bad in rejected[:5]:
+        out.print(f"  set aside: {bad.where}: {bad.reason}", markup=False, soft_wrap=True)
+    if len(rejected) > 5:
+        out.print(f"  ... and {len(rejected) - 5} more")
+    if not found.sizes:
+        raise UsageError(f"no example of {args.source} can be used")
+    _print_table(found, out)
+    packed = "" if found.packed_share is None else f", {found.packed_share:.1%} packed"
+    out.print(f"padding in rows of {args.max_tokens} tokens: {found.padded_share:.1%} with one example a row{packed}")
+    if args.output is not None:
+        _write(args, found, rejected, source.examples, config, tokenizer)
+        out.print(f"written: {args.output}", soft_wrap=True)
+    return 0
+
+
+def _example(examples: Any, number: int) -> Any:
+    """An example, or in the place of a damaged record one that says so when it is encoded."""
+    from swjax.data.example import ExampleError, VideoExample
+
+    try:
+        return examples[number]
+    except ExampleError as error:
+        return VideoExample(f"record {number}", Path(f"({error})"), 0.0, "")
+
+
+def _print_table(found: Statistics, out: Any) -> None:
+    import numpy as np
+
+    table = Table("", "least", "median", "95 %", "most", "sum", box=None)
+    for name, meaning in COLUMNS.items():
+        values = found.column(name)
+        shown = [*np.quantile(values, [0, 0.5, 0.95, 1]), values.sum()]
+        cells = [f"{value:,.1f}".removesuffix(".0") for value in shown]
+        table.add_row(meaning, *(cells[:-1] if name == "answer_rate" else cells))
+    out.print(table)
+
+
+def _write(
+    args: argparse.Namespace, found: Statistics, rejected: Any, examples: Any, config: PipelineConfig, tokenizer: Any
+) -> None:
+    from swjax.commands.data_figures import draw_histograms, draw_sheet
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "source": str(args.source),
+        "examples": len(examples),
+        "usable": len(found.sizes),
+        "padded_share": found.padded_share,
+        "packed_share": found.packed_share,
+        "rejected": [{"where": bad.where, "reason": bad.reason} for bad in rejected],
+        "sizes": [{"key": size.key} | {name: getattr(size, name) for name in COLUMNS} for size in found.sizes],
+    }
+    (args.output / "statistics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    draw_histograms(found, COLUMNS, args.output / "histograms.png")
+    usable = {size.key for size in found.sizes}
+    shown = (example for example in (_example(examples, i) for i in range(len(examples))) if example.key in usable)
+    for number, example in enumerate(itertools.islice(shown, args.sheets)):
+        draw_sheet(example, config, tokenizer, args.output / f"example_{number}.png")

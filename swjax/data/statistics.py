@@ -1,0 +1,140 @@
+"""What a data set is like: lengths, sizes and rates of its examples, and how full rows of it are."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from swjax.data.batching import Row, pack_rows
+from swjax.data.chat import EVALUATION_QUESTION, encode_chat
+from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.patches import TEMPORAL_PATCH_SIZE
+from swjax.data.pipeline import PipelineConfig, answer_schedule, encode_example, first_answer
+from swjax.streaming import SpecialTokens, last_visible_frame, tokens_per_frame_schedule
+
+
+@dataclass(frozen=True)
+class ExampleSizes:
+    """Sizes of one example as the model sees it.
+
+    Attributes:
+        seconds: length of the video that is used.
+        frames: temporal steps of the vision tower.
+        tokens: of the whole row; visual_tokens of them stand for frames, labels are learned.
+        patches: of all frames.
+    """
+
+    key: str
+    seconds: float
+    frames: int
+    tokens: int
+    visual_tokens: int
+    labels: int
+    patches: int
+
+    @property
+    def answer_rate(self) -> float:
+        """Labelled tokens to a second of video."""
+        return self.labels / self.seconds
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sizes of the examples that can be used, and why the others cannot.
+
+    Attributes:
+        padded_share: share of the slots of rows of one example each that are padding.
+        packed_share: the same of packed rows; None if packing was not asked for.
+    """
+
+    sizes: tuple[ExampleSizes, ...]
+    rejected: tuple[Rejected, ...]
+    padded_share: float
+    packed_share: float | None
+
+    def column(self, name: str) -> Float[np.ndarray, "examples"]:
+        """One field of all examples."""
+        return np.array([getattr(size, name) for size in self.sizes], np.float64)
+
+
+def measure(examples: Iterable[VideoExample], config: PipelineConfig, tokenizer: Any) -> Statistics:
+    """Encode examples as training does, and measure the rows.
+
+    Args:
+        examples: what to measure.
+        config: sampling and shapes; with more than one video to a row, packing is measured as well.
+        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+    """
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    rows: list[Row] = []
+    sizes, rejected = [], []
+    for example in examples:
+        try:
+            row = encode_example(example, config, tokenizer, special, question=example.question or EVALUATION_QUESTION)
+        except ExampleError as error:
+            rejected.append(Rejected(example.key, str(error)))
+            continue
+        sizes.append(_sizes(example.key, row, config, special))
+        rows.append({**row, "pixel_values": row["pixel_values"][:, :1]})  # their number counts, not what they show
+    used = sum(size.tokens for size in sizes)
+    return Statistics(
+        tuple(sizes),
+        tuple(rejected),
+        padded_share=1 - used / max(1, len(rows) * config.max_tokens),
+        packed_share=_packed_share(rows, used, config) if config.max_videos > 1 and rows else None,
+    )
+
+
+def _sizes(key: str, row: Row, config: PipelineConfig, special: SpecialTokens) -> ExampleSizes:
+    frames = int(row["video_grid_thw"][0, 0])
+    return ExampleSizes(
+        key=key,
+        seconds=frames * TEMPORAL_PATCH_SIZE / config.fps,
+        frames=frames,
+        tokens=len(row["token_ids"]),
+        visual_tokens=int(np.count_nonzero(row["token_ids"] == special.video_pad)),
+        labels=int(np.count_nonzero(row["labels"] >= 0)),
+        patches=len(row["pixel_values"]),
+    )
+
+
+def _packed_share(rows: Sequence[Row], used: int, config: PipelineConfig) -> float:
+    labels = config.max_tokens if config.max_labels is None else config.max_labels
+    packed = 0
+    for first in range(0, len(rows), config.window):
+        window = list(rows[first : first + config.window])
+        packed += len(
+            pack_rows(
+                window,
+                tokens=config.max_tokens,
+                patches=config.max_patches,
+                videos=config.max_videos,
+                labels=labels,
+            )
+        )
+    return 1 - used / (packed * config.max_tokens)
+
+
+def words_by_frame(
+    example: VideoExample, grid: tuple[int, int, int], config: PipelineConfig, tokenizer: Any
+) -> list[str]:
+    """The answer, cut up into what may be said after each frame and no earlier.
+
+    Args:
+        example: whose answer.
+        grid: its video in patches (t, h, w).
+        config: wait-k and frame rate.
+        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+
+    Raises:
+        ExampleError: if the answer does not fit the video.
+    """
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    question = example.question or EVALUATION_QUESTION
+    ids = encode_chat(tokenizer, question=question, answer=example.caption, video_grid_thw=grid)
+    schedule = answer_schedule(example, ids, grid, config, tokenizer, special)
+    answer = first_answer(ids, special)
+    frame = last_visible_frame(tokens_per_frame_schedule(schedule, grid[0]), np.arange(len(answer)))
+    return [tokenizer.decode(answer[frame == number]) for number in range(grid[0])]

@@ -1,0 +1,62 @@
+"""`swjax data inspect` and `swjax prepare` with a source, as a user calls them."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from swjax.commands.main import main
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    arguments = ["--train", "4", "--validation", "2", "--test", "0", "--workers", "1"]
+    assert main(["prepare", "moving_shapes", "--output", str(folder / "videos"), *arguments]) == 0
+    return folder
+
+
+def test_records_of_moving_shapes(shapes, capsys):
+    source = ["--source", str(shapes / "videos"), "--output", str(shapes / "out"), "--workers", "0"]
+    assert main(["prepare", "moving_shapes", *source, "--max-pixels", "12544"]) == 0
+    said = capsys.readouterr().out
+    assert "--config.data.train=" in said
+    assert "validation" in said
+    assert main(["data", "inspect", f"{shapes / 'out' / 'moving_shapes'}:validation", "--max-tokens", "512"]) == 0
+    said = capsys.readouterr().out
+    assert "2 examples, the first 2 looked at, 2 usable" in said
+
+
+def test_inspect(shapes, tmp_path, capsys):
+    manifest = shapes / "videos" / "train" / "manifest.jsonl"
+    damaged = manifest.with_name("damaged.jsonl")
+    damaged.write_text(manifest.read_text() + "{not json\n")
+    assert main(["data", "inspect", str(damaged), "--output", str(tmp_path / "out"), "--sheets", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "4 usable" in said
+    assert "damaged.jsonl:5: not JSON" in said
+    assert "% packed" in said
+    written = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert len(written["sizes"]) == 4
+    assert 0 < written["packed_share"] < written["padded_share"] < 1
+    for name in ("histograms.png", "example_0.png"):
+        assert min(Image.open(tmp_path / "out" / name).size) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["prepare", "pe_video"], "give the folder of the original pe_video with --source"),
+        (["prepare", "pe_video", "--source", "nowhere"], "there is no nowhere"),
+        (["prepare", "manifest", "--source", ".", "--fps", "0"], "fps must be above 0"),
+        (
+            ["prepare", "manifest", "--source", ".", "--tokenizer", "nowhere", "--min-rate", "3"],
+            "nowhere is not a folder",
+        ),
+        (["data", "inspect", "nowhere.jsonl"], "there is no manifest nowhere.jsonl"),
+        (["data", "inspect", "tests:train"], "there is no data set in tests"),
+    ],
+)
+def test_refusals(arguments, error, capsys):
+    assert main(arguments) == 2
+    assert error in capsys.readouterr().err.replace("\n", " ")
