@@ -13,12 +13,12 @@ class UsageError(ValueError):
 
 def console() -> Console:
     """A console on the standard output that leaves numbers and paths uncoloured."""
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)
 
 
 def refuse(error: object) -> int:
     """Print an error that the user can mend; returns the exit status 2."""
-    out = Console(highlight=False, stderr=True)
+    out = Console(highlight=False, stderr=True, emoji=False)
     out.print("[bold red]error:[/] ", end="")
     out.print(str(error), markup=False, soft_wrap=True)
     return 2
