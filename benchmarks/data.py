@@ -5,8 +5,8 @@
 
 The videos are made here: a texture with the spectrum of natural pictures that the camera moves over, H.264, 30 fps.
 
-  - naive: decode the original with PyAV, every frame of it, take two a second, resize, scale, normalise and cut each pair
-    into patches in float32 numpy with transformers' own image processor, tokenise, lay out.
+  - naive: decode the original with PyAV, every frame of it, take two a second, resize, scale, normalise and cut each
+    pair into patches in float32 numpy with transformers' own image processor, tokenise, lay out.
   - original: the same through swjax's pipeline: only the frames that are taken become RGB, patches stay uint8.
   - records: clips that `swjax prepare` has made of the same videos.
 

@@ -1,8 +1,7 @@
 """Clips as records hold them: the sampled frames, at the size that the model sees, each a JPEG file.
 
-JPEG, because frames half a second apart have little in common: H.264 takes a quarter less room and two to four times
-as long to decode, raw pixels five times the room (`benchmarks/data.py` measures all three). And any frame can be read
-alone.
+JPEG, because it is the quickest to decode of what is small, and any frame can be read alone: H.264 takes half the room
+and 1.4 times as long, raw pixels next to no time and five times the room (benchmarks/data.py, on a moving texture).
 """
 
 import io
