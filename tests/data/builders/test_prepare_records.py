@@ -14,7 +14,7 @@ from swjax.data.builders import prepare as preparing
 from swjax.data.builders.builder import SourceError
 from swjax.data.builders.prepare import prepare_records
 from swjax.data.builders.recipe import LeftOut, Recipe, make_record
-from swjax.data.example import VideoExample
+from swjax.data.example import ExampleError, VideoExample
 from swjax.data.records import RecordsError, open_records
 from swjax.data.video import decode_video
 
@@ -227,6 +227,12 @@ def test_damaged_records(tmp_path):
         open_records(folder, "train")[3]
     with pytest.raises(RecordsError, match="has no split 'test'; it has train"):
         open_records(folder, "test")
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 64]) + whole[middle + 64 :])
+    damaged = open_records(folder, "train")
+    with pytest.raises(ExampleError, match=r"record 1 of .*:train is damaged .*prepare the data set again"):
+        damaged[1]
+    assert [damaged[0].caption, damaged[2].caption] == [CAPTION, CAPTION]
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecordsError, match=r"array_record.* is damaged or cut short"):
         open_records(folder, "train")
