@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.model.preset = "tiny"
     config.frozen = ()  # nothing is pretrained, so everything trains, the vision tower too
     config.dtype = "float32"  # a CPU has no fast bfloat16
+    config.remat = "nothing"  # the model is small
 
     config.data.train = "data/moving_shapes/train/manifest.jsonl"
     config.data.validation = "data/moving_shapes/validation/manifest.jsonl"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import mlir
 from jaxtyping import Array, Float
 
@@ -20,6 +21,9 @@ from swjax.streaming import KeySpans
 
 EMPTY_LSE = 0.0
 """Log-sum-exp of a query that sees nothing. Zero, because exp(masked score - 0) is then zero in every backward pass."""
+
+ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"
+"""Names for policies of `jax.checkpoint`: with both kept, a backward pass does not run attention forward again."""
 
 Forward = Callable[[Array, Array, Array, KeySpans], tuple[Array, Array]]
 Backward = Callable[[Array, Array, Array, KeySpans, Array, Array, Array], tuple[Array, Array, Array]]
@@ -52,6 +56,7 @@ def attend(
 
 def _attend_forward(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans) -> tuple[Array, tuple[Any, ...]]:
     out, lse = kernel.forward(q, k, v, spans)
+    out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
     return out, (q, k, v, spans, out, lse)
 
 

@@ -37,18 +37,18 @@ class AttentionSharding:
         mesh: the devices.
         batch: mesh axes over which rows are divided.
         heads: mesh axis over which query and key heads are divided, if any.
-        context: mesh axis over which each row is divided, if any.
+        context: mesh axis, or axes, over which each row is divided, if any.
         stripe: slots of a stripe, if rows are in `stripe_order`; None if they are in slot order.
     """
 
     mesh: Mesh | AbstractMesh
     batch: tuple[str, ...] = ()
     heads: str | None = None
-    context: str | None = None
+    context: str | tuple[str, ...] | None = None
     stripe: int | None = None
 
     def __post_init__(self) -> None:
-        named = [*self.batch, *(axis for axis in (self.heads, self.context) if axis is not None)]
+        named = [*self.batch, *([] if self.heads is None else [self.heads]), *self.context_axes]
         for axis in named:
             if axis not in self.mesh.axis_names:
                 raise ValueError(f"the mesh has no axis {axis!r}; it has {', '.join(map(str, self.mesh.axis_names))}")
@@ -58,9 +58,19 @@ class AttentionSharding:
             raise ValueError(f"stripe {self.stripe} needs a context axis, and must be at least 1")
 
     @property
+    def context_axes(self) -> tuple[str, ...]:
+        """The mesh axes over which each row is divided."""
+        return (self.context,) if isinstance(self.context, str) else self.context or ()
+
+    @property
     def context_shards(self) -> int:
         """The number of parts that a row is cut into."""
-        return 1 if self.context is None else self.mesh.shape[self.context]
+        return math.prod(self.mesh.shape[axis] for axis in self.context_axes)
+
+    @property
+    def head_shards(self) -> int:
+        """The number of parts that heads are cut into."""
+        return 1 if self.heads is None else self.mesh.shape[self.heads]
 
 
 def stripe_order(length: int, shards: int, stripe: int) -> Int32[np.ndarray, "L"]:
@@ -107,7 +117,7 @@ def sharded_kernel(kernel: Kernel, sharding: AttentionSharding) -> Kernel:
         kernel: what computes attention of one device's queries.
         sharding: how queries, keys and values are divided.
     """
-    batch, heads, context = sharding.batch or None, sharding.heads, sharding.context
+    batch, heads, context = sharding.batch or None, sharding.heads, sharding.context_axes or None
     whole = PartitionSpec(batch, context, heads, None)
     spans_spec = KeySpans(*[PartitionSpec(batch, context)] * 2)
     lse_spec = PartitionSpec(batch, heads, context)
@@ -141,7 +151,7 @@ def check_divides(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], shardi
     """
     mesh = sharding.mesh
     rows = math.prod(mesh.shape[axis] for axis in sharding.batch)
-    heads = 1 if sharding.heads is None else mesh.shape[sharding.heads]
+    heads = sharding.head_shards
     keys_divisor = sharding.context_shards * (sharding.stripe or 1)
     for what, size, divisor in (
         ("rows", q.shape[0], rows),
@@ -154,20 +164,26 @@ def check_divides(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], shardi
             raise ValueError(f"attention over {sharding} needs a multiple of {divisor} {what}, got {size}")
 
 
+def repeat_key_heads(k: Float[Array, "B S K H"], sharding: AttentionSharding) -> Float[Array, "B S k H"]:
+    """Keys or values with each head so often that there is one for every shard of the heads, where there are fewer."""
+    shards, heads = sharding.head_shards, k.shape[2]
+    return jnp.repeat(k, shards // heads, axis=2) if heads < shards and shards % heads == 0 else k
+
+
 def _gather(x: Float[Array, "B s K H"], sharding: AttentionSharding) -> Float[Array, "B S K H"]:
     """Keys or values of whole rows, in slot order."""
-    if sharding.context is None:
+    if sharding.context_shards == 1:
         return x
-    x = jax.lax.all_gather(x, sharding.context, axis=1, tiled=True)
+    x = jax.lax.all_gather(x, sharding.context_axes, axis=1, tiled=True)
     return _permute_stripes(x, sharding, inverse=True)
 
 
 def _scatter(dx: Float[Array, "B S K H"], sharding: AttentionSharding) -> Float[Array, "B s K H"]:
     """This shard's part of the sum over all shards; summed in float32."""
-    if sharding.context is None:
+    if sharding.context_shards == 1:
         return dx
     striped = _permute_stripes(dx, sharding, inverse=False).astype(jnp.float32)
-    summed = jax.lax.psum_scatter(striped, sharding.context, scatter_dimension=1, tiled=True)
+    summed = jax.lax.psum_scatter(striped, sharding.context_axes, scatter_dimension=1, tiled=True)
     return summed.astype(dx.dtype)
 
 

@@ -12,7 +12,7 @@ from swjax.attention.chunked import chunked_kernel
 from swjax.attention.gpu import gpu_kernel
 from swjax.attention.kernel import Kernel, attend, by_platform, refusing_elsewhere
 from swjax.attention.reference import reference_span_attention
-from swjax.attention.sharded import AttentionSharding, check_divides, sharded_kernel
+from swjax.attention.sharded import AttentionSharding, check_divides, repeat_key_heads, sharded_kernel
 from swjax.attention.tpu import tpu_kernel
 from swjax.streaming import KeySpans
 
@@ -71,7 +71,8 @@ def span_attention(
         implementation: one of `IMPLEMENTATIONS`. `auto` is chosen when the program is lowered, by the platform that it
             is compiled for (`implementation_for`).
         sharding: how to divide the work over the devices of a mesh (`swjax.attention.sharded`). Without it the
-            compiler divides what it can: `reference` and `chunked`, by batch and heads, but no Pallas kernel.
+            compiler divides what it can: `reference` and `chunked`, by batch and heads, but no Pallas kernel. Fewer
+            key heads than the heads are divided into are repeated, if their number divides that.
 
     Raises:
         ValueError: if the implementation is unknown, the heads do not divide, the arrays cannot be sharded so, or
@@ -84,6 +85,7 @@ def span_attention(
     if q.shape[-2] % k.shape[-2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key heads evenly")
     if sharding is not None:
+        k, v = repeat_key_heads(k, sharding), repeat_key_heads(v, sharding)
         check_divides(q, k, sharding)
     if implementation == "reference":
         if sharding is not None:

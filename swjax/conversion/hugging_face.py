@@ -30,14 +30,19 @@ Shardings = (
 """Parameter path -> where it goes, or what tells this from path -> shape."""
 
 
-def load_hf(path: str | Path, *, dtype: DTypeLike | None = None, shardings: Shardings | None = None) -> Qwen2_5_VL:
+def load_hf(
+    path: str | Path,
+    *,
+    dtype: DTypeLike | Mapping[str, DTypeLike] | None = None,
+    shardings: Shardings | None = None,
+) -> Qwen2_5_VL:
     """Load a Hugging Face checkpoint of Qwen2.5-VL.
 
     Each process reads what its own devices hold, a tensor at a time: the model is never in host memory as a whole.
 
     Args:
         path: a folder, or a Hub id such as "Qwen/Qwen2.5-VL-7B-Instruct" where the network allows.
-        dtype: dtype of the parameters; None keeps the checkpoint's.
+        dtype: dtype of the parameters, of all or by path; None keeps the checkpoint's.
         shardings: where parameters go: a mapping by path, or a function that makes one of path -> shape, such as
             `functools.partial(parameter_shardings, mesh)`; None puts them all on the first device.
 
@@ -45,11 +50,13 @@ def load_hf(path: str | Path, *, dtype: DTypeLike | None = None, shardings: Shar
         CheckpointError: if a file is missing or damaged, or a tensor is missing, unexpected or mis-shaped.
     """
     config, stored = open_hf(path)
-    dtype = stored_dtype(stored) if dtype is None else dtype
-    structure, shapes = split_parameters(abstract_model(config, param_dtype=dtype))
+    structure, shapes = split_parameters(abstract_model(config))
+    one = stored_dtype(stored) if dtype is None else dtype
+    dtypes = one if isinstance(one, Mapping) else dict.fromkeys(shapes, one)
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, dtypes[name]) for name, leaf in shapes.items()}
     where = _choose_shardings(shardings, shapes)
     parameters = {
-        name: place(stored[name], where[name], dtype)
+        name: place(stored[name], where[name], dtypes[name])
         for name in track(shapes, "loading weights", transient=True, console=STDERR)
     }
     return merge_parameters(structure, parameters)

@@ -7,12 +7,13 @@ Defaults are the paper's where it names a value.
 import difflib
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
+from swjax.models.remat import REMAT
 from swjax.streaming import Variant
 
 DTYPES = ("float32", "bfloat16")
@@ -42,8 +43,9 @@ KEYS = (
     Key("model.overrides", {}, "fields of the model's configuration to change, such as {'text': {'num_layers': 2}}"),
     Key("tokenizer", "", "tokenizer folder; '' takes init_from's, or that of Moving Shapes from scratch"),
     Key("frozen", ("visual/(?!merger)",), "regular expressions; parameters whose path one matches do not train"),
-    Key("dtype", "bfloat16", f"dtype of the computations, {' or '.join(DTYPES)}; parameters are kept in float32"),
+    Key("dtype", "bfloat16", f"dtype of the computations, {' or '.join(DTYPES)}; what trains is kept in float32"),
     Key("attention", "auto", f"implementation of attention: {', '.join(IMPLEMENTATIONS)}", free=True),
+    Key("remat", "full", f"what a layer's backward pass computes again to save memory: {', '.join(REMAT)}", free=True),
     Key(
         "data.train",
         "",
@@ -74,11 +76,20 @@ KEYS = (
     Key("optimizer.clip_norm", 1.0, "largest global norm of the gradient"),
     Key("optimizer.b1", 0.9, "decay of AdamW's first moment"),
     Key("optimizer.b2", 0.999, "decay of AdamW's second moment"),
+    Key("optimizer.moments_dtype", "float32", f"dtype that AdamW's moments are kept in, {' or '.join(DTYPES)}"),
     Key("checkpoint_every", 50, "steps between checkpoints; the last step always has one", free=True),
     Key("keep", 2, "checkpoints kept, the latest", free=True),
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
+    Key("compilation_cache", "", "folder that keeps compiled programs for the next start; '' for none", free=True),
     Key("mesh.data", -1, "devices along the data axis, which repeats parameters; -1 = those left", free=True),
     Key("mesh.fsdp", 1, "devices along the fsdp axis, which shards parameters; -1 = those left", free=True),
+    Key("mesh.context", 1, "devices along the context axis, which cuts rows; -1 = those left", free=True),
+    Key("mesh.tensor", 1, "devices along the tensor axis, which cuts heads and features; -1 = those left", free=True),
+    Key("mesh.slices", -1, "TPU slices, which the data axis runs over; -1 = as many as the devices are of", free=True),
+)
+
+_CHOICES: Mapping[str, Iterable[str]] = types.MappingProxyType(
+    {"dtype": DTYPES, "attention": IMPLEMENTATIONS, "remat": REMAT, "optimizer.moments_dtype": DTYPES}
 )
 
 DEFAULTS: Mapping[str, Any] = types.MappingProxyType({key.path: key.default for key in KEYS})
@@ -136,10 +147,9 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
         Variant(values["variant"])
     except ValueError as error:
         raise ConfigError(f"config.variant: {error}") from None
-    if values["dtype"] not in DTYPES:
-        raise ConfigError(f"config.dtype is {values['dtype']!r}; choose one of: {', '.join(DTYPES)}")
-    if values["attention"] not in IMPLEMENTATIONS:
-        raise ConfigError(f"config.attention is {values['attention']!r}; choose one of: {', '.join(IMPLEMENTATIONS)}")
+    for path, choices in _CHOICES.items():
+        if values[path] not in choices:
+            raise ConfigError(f"config.{path} is {values[path]!r}; choose one of: {', '.join(choices)}")
     at_least_one = ("steps", "batch_size", "accumulation", "wait_k", "checkpoint_every", "keep", "eval_every")
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:

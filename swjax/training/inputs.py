@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import grain
-import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -15,6 +15,7 @@ from swjax.data.pipeline import Mixture, PipelineConfig, build_pipeline
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.sources import open_sources
 from swjax.training.config import ConfigError
+from swjax.training.mesh import row_share
 
 REJECTED = "rejected"
 
@@ -34,8 +35,8 @@ class Inputs:
     rejected: Mapping[str, RejectedLog]
 
 
-def open_inputs(config: ConfigDict, tokenizer: Any) -> Inputs:
-    """Opens the data sets of a configuration.
+def open_inputs(config: ConfigDict, tokenizer: Any, mesh: Mesh) -> Inputs:
+    """Opens the data sets of a configuration, for this process's part of the rows on a mesh.
 
     Raises:
         ConfigError: a value is not one that the pipeline takes.
@@ -47,11 +48,18 @@ def open_inputs(config: ConfigDict, tokenizer: Any) -> Inputs:
         for split in ("train", "validation")
     }
     rows = config.batch_size * config.accumulation
-    batches = iter(_stream(config, config.data.train, tokenizer, logs["train"], rows=rows, train=True))
+    share = row_share(mesh)
+    batches = iter(_stream(config, config.data.train, tokenizer, logs["train"], rows=rows, share=share, train=True))
     validation = None
     if config.data.validation:
         validation = _stream(
-            config, config.data.validation, tokenizer, logs["validation"], rows=config.batch_size, train=False
+            config,
+            config.data.validation,
+            tokenizer,
+            logs["validation"],
+            rows=config.batch_size,
+            share=share,
+            train=False,
         )
     return Inputs(batches, validation, MappingProxyType(logs))
 
@@ -69,7 +77,14 @@ def report_rejected(inputs: Inputs, console: Console) -> None:
 
 
 def _stream(
-    config: ConfigDict, names: str, tokenizer: Any, log: RejectedLog, *, rows: int, train: bool
+    config: ConfigDict,
+    names: str,
+    tokenizer: Any,
+    log: RejectedLog,
+    *,
+    rows: int,
+    share: tuple[int, int],
+    train: bool,
 ) -> grain.IterDataset:
     sources = open_sources(names, root=config.data.root or None)
     lines = [line for source in sources for line in source.rejected]
@@ -80,7 +95,7 @@ def _stream(
     try:
         mixture = Mixture(tuple(source.examples for source in sources), weights)
         pipeline_config = PipelineConfig(
-            batch_size=rows // jax.process_count(),
+            batch_size=rows // share[1],
             max_tokens=config.data.max_tokens,
             max_patches=config.data.max_patches,
             max_labels=config.data.max_labels,
@@ -106,6 +121,6 @@ def _stream(
         tokenizer,
         train=train,
         rejected=log,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share[0],
+        process_count=share[1],
     )

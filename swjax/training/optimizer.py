@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optax
+from jaxtyping import DTypeLike
 
 from swjax.conversion.parameters import Parameters
+from swjax.training.moments import adamw
 
 
 def learning_rate_schedule(learning_rate: float, *, steps: int, warmup_fraction: float) -> optax.Schedule:
@@ -23,12 +25,18 @@ def learning_rate_schedule(learning_rate: float, *, steps: int, warmup_fraction:
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, clip_norm: float, weight_decay: float, b1: float, b2: float
+    schedule: optax.Schedule,
+    *,
+    clip_norm: float,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    moments_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the global gradient norm. Norm scales and biases do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=_decays),
+        adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=_decays, moments_dtype=moments_dtype),
     )
 
 

@@ -1,7 +1,7 @@
 """A run's compiled parts: optimizer, shardings and steps, from configuration to functions. Nothing runs here."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from swjax.attention import SpanAttention, implementation_for
+from swjax.attention import AttentionSharding, SpanAttention, implementation_for
 from swjax.conversion.parameters import split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.qwen2_5_vl.decoder import unconstrained
 from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.training.config import ConfigError
 from swjax.training.loss import Batch
-from swjax.training.mesh import make_mesh
+from swjax.training.mesh import ConstrainOnMesh, batch_sharding, choose_stripe, make_mesh
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer
 from swjax.training.start import scratch_state
 from swjax.training.step import Metrics, StepOptions, TrainState, make_eval_step, make_train_step, state_shardings
@@ -29,6 +30,7 @@ class Program:
 
     Attributes:
         mesh: the devices.
+        stripe: slots of the stripes in which rows are dealt out along the context axis, for `put_batch`.
         optimizer: of the trainable parameters.
         shapes: shape, dtype and sharding of every leaf of the state.
         train_step: (state, batch [A, B, ...]) -> (state, metrics); the state given is donated.
@@ -36,27 +38,27 @@ class Program:
     """
 
     mesh: Mesh
+    stripe: int | None
     optimizer: optax.GradientTransformation
     shapes: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_step: Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
-def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
+def make_program(
+    config: ConfigDict, model_config: Qwen2_5_VLConfig, *, devices: Sequence[jax.Device] | None = None
+) -> Program:
     """Builds the program of a configuration.
+
+    Args:
+        config: the run's.
+        model_config: the model's sizes.
+        devices: what it is to run on, all devices by default; those of a topology may be compiled for and not run on.
 
     Raises:
         ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or `frozen` no parameters.
     """
-    try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if config.batch_size % mesh.size:
-        raise ConfigError(
-            f"config.batch_size is {config.batch_size}; the {mesh.size} devices must divide it, "
-            "as each takes the same number of rows"
-        )
+    mesh, stripe = open_mesh(config, model_config, devices=devices)
     schedule = learning_rate_schedule(
         config.optimizer.learning_rate, steps=config.steps, warmup_fraction=config.optimizer.warmup_fraction
     )
@@ -66,14 +68,20 @@ def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
         weight_decay=config.optimizer.weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
+        moments_dtype=config.optimizer.moments_dtype,
     )
     shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
     shardings = state_shardings(mesh, shapes, optimizer)
-    options = StepOptions(compute_dtype=jnp.dtype(config.dtype), max_labels=config.data.max_labels)
-    attention = SpanAttention(config.attention)
-    structure, _ = split_parameters(abstract_model(model_config, attention=attention, vision_attention=attention))
+    constrain = unconstrained if mesh.size == 1 else ConstrainOnMesh(mesh)
+    options = StepOptions(jnp.dtype(config.dtype), config.data.max_labels, constrain)
+    decoder, vision = make_attention(config, model_config, mesh, stripe)
+    model = abstract_model(
+        model_config, attention=decoder, vision_attention=vision, constrain=constrain, remat=config.remat
+    )
+    structure, _ = split_parameters(model)
     return Program(
         mesh,
+        stripe,
         optimizer,
         jax.tree.map(_with_sharding, shapes, shardings),
         make_train_step(structure, optimizer, schedule, mesh, shardings, options),
@@ -81,18 +89,114 @@ def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
     )
 
 
-def describe_attention(config: ConfigDict, device: jax.Device) -> str:
+def open_mesh(
+    config: ConfigDict, model_config: Qwen2_5_VLConfig, *, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, int | None]:
+    """The mesh of a configuration, and the slots of the stripes in which its context axis deals rows out.
+
+    Raises:
+        ConfigError: the mesh does not fit the devices, or the rows do not fit the mesh.
+    """
+    try:
+        mesh = make_mesh(
+            config.mesh.data,
+            config.mesh.fsdp,
+            config.mesh.context,
+            config.mesh.tensor,
+            slices=config.mesh.slices,
+            devices=devices,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % rows:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}; config.mesh.data x config.mesh.fsdp = {rows} must divide it, "
+            "as each of their devices takes the same number of rows"
+        )
+    shapes = [(config.data.max_tokens, config.data.max_patches), *map(tuple, config.data.buckets)]
+    shards = mesh.shape["context"] * mesh.shape["tensor"]
+    patches = model_config.vision.spatial_merge_size**2 * shards
+    for _, size in shapes:
+        if shards > 1 and size % patches:
+            raise ConfigError(
+                f"rows of {size} patches cannot be divided over config.mesh.context={mesh.shape['context']} x "
+                f"config.mesh.tensor={mesh.shape['tensor']}; make config.data.max_patches and those of config.data."
+                f"buckets multiples of {patches}"
+            )
+    try:
+        stripe = choose_stripe(mesh, [tokens for tokens, _ in shapes])
+    except ValueError as error:
+        raise ConfigError(f"config.data.max_tokens or config.data.buckets: {error}") from error
+    # Dense attention is left to the compiler, which takes keys in the order of their slots.
+    return mesh, None if config.attention == "reference" else stripe
+
+
+def make_attention(
+    config: ConfigDict, model_config: Qwen2_5_VLConfig, mesh: Mesh, stripe: int | None
+) -> tuple[SpanAttention, SpanAttention]:
+    """What the decoder and the vision tower attend with, divided over a mesh.
+
+    The decoder's is divided by heads over the tensor axis where that can be, the vision tower's by patches.
+    """
+    if mesh.size == 1 or config.attention == "reference":
+        return SpanAttention(config.attention), SpanAttention(config.attention)
+    rows, context, tensor = ("data", "fsdp"), mesh.shape["context"], mesh.shape["tensor"]
+    text = model_config.text
+    by_heads = text.num_heads % tensor == 0 and 0 in (text.num_kv_heads % tensor, tensor % text.num_kv_heads)
+    decoder = AttentionSharding(
+        mesh,
+        batch=rows,
+        heads="tensor" if by_heads else None,
+        context="context" if context > 1 else None,
+        stripe=stripe,
+    )
+    vision = AttentionSharding(mesh, batch=rows, context=("context", "tensor") if context * tensor > 1 else None)
+    return SpanAttention(config.attention, decoder), SpanAttention(config.attention, vision)
+
+
+def batch_shapes(
+    config: ConfigDict, model_config: Qwen2_5_VLConfig, program: Program, *, tokens: int, patches: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a training step's batch [A, B, ...], to compile the step without having one.
+
+    Args:
+        config: the run's.
+        model_config: the model's sizes.
+        program: from `make_program`.
+        tokens, patches: of a row: `data.max_tokens` and `data.max_patches`, or those of a bucket.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (tokens,) for name in ("token_ids", "span_start", "span_stop", "labels")
+    }
+    shapes |= {"position_ids": (3, tokens), "video_grid_thw": (config.data.max_videos, 3)}
+    shapes |= {"pixel_values": (patches, model_config.vision.patch_dim)}
+    shapes |= {} if program.stripe is None else {"slots": (tokens,)}
+
+    def shape(name: str, row: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        whole = (config.accumulation, config.batch_size, *row)
+        dtype = jnp.uint8 if name == "pixel_values" else jnp.int32
+        sharding = batch_sharding(program.mesh, name, whole, accumulated=True)
+        return jax.ShapeDtypeStruct(whole, dtype, sharding=sharding)
+
+    return {name: shape(name, row) for name, row in shapes.items()}
+
+
+def describe_attention(config: ConfigDict, mesh: Mesh) -> str:
     """One line that says which implementation of attention a run takes on its devices.
 
     Args:
         config: the run's.
-        device: one of the devices.
+        mesh: the devices.
     """
+    device = mesh.devices.flat[0]
     platform = device.platform
     if platform == "gpu":  # JAX's devices say gpu where its compiler says cuda or rocm
         platform = "rocm" if "rocm" in device.client.platform_version else "cuda"
     decoder, vision = (
-        implementation_for(platform, queries=row, keys=row) if config.attention == "auto" else config.attention
+        implementation_for(platform, queries=row, keys=row, sharded=mesh.size > 1)
+        if config.attention == "auto"
+        else config.attention
         for row in (config.data.max_tokens, config.data.max_patches)
     )
     return f"attention on {platform}: {decoder} in the decoder, {vision} in the vision tower"

@@ -1,10 +1,12 @@
 """A training run as one story: read `train` from top to bottom."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
@@ -14,6 +16,7 @@ from swjax.conversion.run_folder import CONFIG, MODEL, TOKENIZER, list_steps, re
 from swjax.data.tokenizer import load_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from swjax.training.compilations import count_compilations
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import record_start
 from swjax.training.inputs import Inputs, open_inputs, report_rejected
@@ -44,14 +47,16 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     console = console or Console()
     check_config(config)
     run_dir = Path(config.run_dir)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).absolute()))
     start = max(list_steps(run_dir), default=0)
     if start:
         _check_same_run(run_dir, config)
 
     tokenizer = load_tokenizer(run_dir / TOKENIZER) if start else choose_tokenizer(config)
     model_config = read_model_config(run_dir) if start else choose_model(config, tokenizer)
-    inputs = open_inputs(config, tokenizer)
     program = make_program(config, model_config)
+    inputs = open_inputs(config, tokenizer, program.mesh)
 
     if not start:
         _write_run_folder(run_dir, config, model_config, tokenizer)
@@ -66,7 +71,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
             state = make_state(model_config, config, program.optimizer, program.shapes)
         trained, kept = (sum(leaf.size for leaf in part.values()) for part in (state.trainable, state.frozen))
         console.print(f"{trained + kept:,} parameters, {trained:,} of them train; {program.mesh.size} device(s)")
-        console.print(describe_attention(config, program.mesh.devices.flat[0]))
+        console.print(describe_attention(config, program.mesh))
         state = _run_steps(config, program, inputs, state, start, checkpoints, console)
     report_rejected(inputs, console)
     return state
@@ -85,14 +90,19 @@ def _run_steps(
     with (
         open_metrics(Path(config.run_dir), after_step=start) as write,
         progress_bar(console, completed=start, total=config.steps) as show,
+        count_compilations("train_step") as compilations,
     ):
         before: tuple[int, Metrics] | None = None
         for step in range(start + 1, config.steps + 1):
             rows = next(inputs.batches)
-            batch = put_batch(rows, program.mesh, max_labels=config.data.max_labels, accumulation=config.accumulation)
+            batch = _put(rows, program, config, accumulation=config.accumulation)
+            compiled, seconds = compilations.count, compilations.seconds
             state, metrics = program.train_step(state, batch)
+            if compilations.count > compiled:
+                seconds = compilations.seconds - seconds
+                console.print(f"step {step}: compiled for {_describe_rows(batch)} in {seconds:.1f} s")
             _tell(before, write, show)
-            before = step, metrics
+            before = step, metrics | {"compilations": jnp.float32(compilations.count)}
             if inputs.validation is not None and _is_due(step, config.eval_every, config.steps):
                 _tell(before, write, show)
                 before = None
@@ -103,6 +113,18 @@ def _run_steps(
                 save_checkpoint(checkpoints, step, state, inputs.batches)
         _tell(before, write, show)
     return state
+
+
+def _put(
+    rows: Mapping[str, np.ndarray], program: Program, config: ConfigDict, *, accumulation: int | None = None
+) -> dict[str, jax.Array]:
+    max_labels = config.data.max_labels
+    return put_batch(rows, program.mesh, max_labels=max_labels, accumulation=accumulation, stripe=program.stripe)
+
+
+def _describe_rows(batch: Mapping[str, jax.Array]) -> str:
+    accumulation, rows, tokens = batch["token_ids"].shape
+    return f"{accumulation} x {rows} rows of {tokens} tokens and {batch['pixel_values'].shape[2]} patches"
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
@@ -122,10 +144,7 @@ def _tell(taken: tuple[int, Metrics] | None, write: Write, show: Write) -> None:
 def _validation_loss(config: ConfigDict, program: Program, inputs: Inputs, state: TrainState) -> float:
     """Mean loss by token over all validation examples, in nats."""
     assert inputs.validation is not None
-    sums = [
-        program.eval_step(state, put_batch(rows, program.mesh, max_labels=config.data.max_labels))
-        for rows in inputs.validation
-    ]
+    sums = [program.eval_step(state, _put(rows, program, config)) for rows in inputs.validation]
     loss, labels = np.sum(jax.device_get(sums), axis=0)
     return float(loss / labels)
 

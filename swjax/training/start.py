@@ -55,7 +55,8 @@ def scratch_state(
 ) -> TrainState:
     """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`."""
     parameters = split_parameters(Qwen2_5_VL(model_config, rngs=nnx.Rngs(config.seed)))[1]
-    return initial_state(*split_frozen(parameters, config.frozen), optimizer)
+    trainable, frozen = split_frozen(parameters, config.frozen)
+    return initial_state(trainable, optax.tree.cast(frozen, jnp.dtype(config.dtype)), optimizer)
 
 
 def make_state(
@@ -79,7 +80,8 @@ def make_state(
         cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(start, out_shardings=shardings, compiler_options=cheap)()
     places = {**shardings.trainable, **shardings.frozen}
-    parameters = split_parameters(load_hf(config.init_from, dtype=jnp.float32, shardings=places))[1]
+    dtypes = {path: leaf.dtype for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
+    parameters = split_parameters(load_hf(config.init_from, dtype=dtypes, shardings=places))[1]
     trainable, frozen = split_frozen(parameters, config.frozen)
     warm = functools.partial(initial_state, optimizer=optimizer)
     return jax.jit(warm, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)

@@ -12,9 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Shaped
 
+from swjax.attention import stripe_order
 from swjax.conversion.parameters import Parameters, merge_parameters
+from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
 from swjax.training.loss import IGNORED, Batch, count_labels, count_tokens, summed_loss
-from swjax.training.mesh import batch_sharding, parameter_shardings, replicated
+from swjax.training.mesh import BATCH_AXES, batch_sharding, parameter_shardings, replicated, row_share
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -27,7 +29,7 @@ class TrainState:
     Attributes:
         step: optimizer steps taken.
         trainable: path -> float32 master parameter. Only these have gradients and optimizer state.
-        frozen: path -> float32 parameter that stays as it is.
+        frozen: path -> parameter that stays as it is, in the dtype of the computations.
         opt_state: the optimizer's state for `trainable`.
     """
 
@@ -44,10 +46,12 @@ class StepOptions:
     Attributes:
         compute_dtype: dtype that parameters are cast to for the forward and backward pass.
         max_labels: most labelled slots a row may have.
+        constrain: lays the loss's activations out over devices, as the model's do its own.
     """
 
     compute_dtype: jnp.dtype
     max_labels: int
+    constrain: Constrain = unconstrained
 
 
 def initial_state(trainable: Parameters, frozen: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
@@ -77,29 +81,46 @@ def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTran
 
 
 def put_batch(
-    batch: Mapping[str, Shaped[np.ndarray, "rows ..."]], mesh: Mesh, *, max_labels: int, accumulation: int | None = None
+    batch: Mapping[str, Shaped[np.ndarray, "rows ..."]],
+    mesh: Mesh,
+    *,
+    max_labels: int,
+    accumulation: int | None = None,
+    stripe: int | None = None,
 ) -> dict[str, Array]:
     """Moves this process's rows of a batch to the devices.
 
     Args:
-        batch: host arrays, rows first.
+        batch: host arrays, rows first: this process's part (`swjax.training.mesh.row_share`).
         mesh: from `make_mesh`.
         max_labels: most labelled slots a row may have (`config.data.max_labels`).
         accumulation: number of micro-batches A that a training step runs through; None for validation.
+        stripe: slots of the stripes in which rows are dealt out along the context axis; None leaves them in order.
 
     Returns:
-        Global arrays [B, ...], or [A, B, ...] where `accumulation` is given.
+        Global arrays [B, ...], or [A, B, ...] where `accumulation` is given; with `slots` where rows are dealt out.
 
     Raises:
-        ValueError: a row has more labels than `max_labels`; the pipeline sets such examples aside.
+        ValueError: a row has more labels than `max_labels` (the pipeline sets such examples aside), or the mesh does
+            not divide the batch.
     """
     most = int((batch["labels"] != IGNORED).sum(axis=-1).max())
     if most > max_labels:
         raise ValueError(f"an example has {most} labelled tokens, more than config.data.max_labels = {max_labels}")
-    sharding = batch_sharding(mesh, accumulated=accumulation is not None)
+    if stripe is not None:
+        batch = _striped(batch, stripe_order(batch["token_ids"].shape[1], mesh.shape["context"], stripe))
+    parts = row_share(mesh)[1]
     if accumulation is not None:
         batch = {name: rows.reshape(accumulation, -1, *rows.shape[1:]) for name, rows in batch.items()}
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    accumulated = accumulation is not None
+
+    def put(name: str, rows: np.ndarray) -> Array:
+        shape = list(rows.shape)
+        shape[int(accumulated)] *= parts
+        sharding = batch_sharding(mesh, name, tuple(shape), accumulated=accumulated)
+        return jax.make_array_from_process_local_data(sharding, rows, tuple(shape))
+
+    return {name: put(name, rows) for name, rows in batch.items()}
 
 
 def make_train_step(
@@ -150,7 +171,7 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnames="state",
-        in_shardings=(shardings, batch_sharding(mesh, accumulated=True)),
+        in_shardings=(shardings, None),  # a batch lies where `put_batch` has put it
         out_shardings=(shardings, replicated(mesh)),
     )
 
@@ -164,9 +185,13 @@ def make_eval_step(
         loss = _summed_loss(structure, state.trainable, state.frozen, batch, options)
         return loss, count_labels(batch["labels"])
 
-    return jax.jit(
-        eval_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(replicated(mesh), replicated(mesh))
-    )
+    return jax.jit(eval_step, in_shardings=(shardings, None), out_shardings=(replicated(mesh), replicated(mesh)))
+
+
+def _striped(batch: Mapping[str, np.ndarray], order: Int32[np.ndarray, "L"]) -> dict[str, np.ndarray]:
+    """Rows dealt out in stripes, and the slot of each of their tokens."""
+    striped = {name: rows[..., order] if BATCH_AXES[name].endswith("L") else rows for name, rows in batch.items()}
+    return striped | {"slots": np.tile(order, (len(batch["token_ids"]), 1))}
 
 
 def _summed_loss(
@@ -176,4 +201,4 @@ def _summed_loss(
         return leaf.astype(options.compute_dtype)
 
     model = merge_parameters(structure, jax.tree.map(compute, trainable | frozen))
-    return summed_loss(model, batch, max_labels=options.max_labels)
+    return summed_loss(model, batch, max_labels=options.max_labels, constrain=options.constrain)

@@ -51,7 +51,7 @@ class SmallDecoder(nnx.Module):
         self.v_weight_dnh = stacked(WIDTH, HEADS, WIDTH // HEADS)
         self.o_weight_nhd = stacked(HEADS, WIDTH // HEADS, WIDTH)
         self.scale_d = nnx.Param(np.ones((2, WIDTH), np.float32))
-        self.head_dv = nnx.Param(normal(rng, (WIDTH, VOCAB)) * 0.2)
+        self.head_vd = nnx.Param(normal(rng, (VOCAB, WIDTH)) * 0.2)
 
     def __call__(self, x: Array, positions: Array, spans: KeySpans) -> Array:
         x = x + jnp.sin(positions.sum(axis=0)[..., None] * 0.1)
@@ -72,13 +72,22 @@ class SmallModel(nnx.Module):
         self.decoder = SmallDecoder(rng)
 
     def hidden(
-        self, token_ids: Array, position_ids: Array, spans: KeySpans, pixel_values: Array, video_grid_thw: Array
+        self,
+        token_ids: Array,
+        position_ids: Array,
+        spans: KeySpans,
+        pixel_values: Array,
+        video_grid_thw: Array,
+        slots: Array | None = None,
     ) -> Array:
         x = self.decoder.embedding_vd[...][token_ids] + self.visual(pixel_values)[:, None]
         return self.decoder(x, position_ids, spans)
 
+    def head(self) -> Array:
+        return self.decoder.head_vd[...]
+
     def logits(self, hidden: Array) -> Array:
-        return hidden @ self.decoder.head_dv
+        return hidden @ self.head().T
 
 
 @pytest.fixture

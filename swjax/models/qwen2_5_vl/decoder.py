@@ -11,18 +11,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int32
 
 from swjax.attention import span_attention
 from swjax.models.qwen2_5_vl.cache import KeyValueCache
 from swjax.models.qwen2_5_vl.config import TextConfig
 from swjax.models.qwen2_5_vl.rotary import Rotation, multimodal_rotation, rotate
+from swjax.models.remat import PROJECTION, rematerialized
 from swjax.streaming import KeySpans
 
 UNROLLED_LAYERS = 8
 
 Attention = Callable[[Array, Array, Array, KeySpans], Array]
 """What a model attends with: `span_attention`, or a `SpanAttention`. Hashable, as it is part of the structure."""
+
+Constrain = Callable[[Array, str], Array]
+"""Lays an activation out over devices, given a letter for each of its axes; hashable. The model says what its axes are,
+and whoever trains it, where they go: B rows, L slots, P patches or merged patches, D model, N heads, K key-value heads,
+F feed-forward, V vocabulary. Around a look-up along an axis that may be divided, other axes are asked for: R is the
+rows and d the features of tokens looked up in the embedding, E the features where slots or patches are picked out; - is
+never divided.
+"""
+
+
+def unconstrained(x: Array, axes: str) -> Array:
+    """Leaves an activation where it is: for one device, or for the compiler to choose."""
+    return x
 
 
 def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
@@ -32,17 +47,32 @@ def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) ->
     return scale_d * normed.astype(x.dtype)
 
 
-def project(x: Float[Array, "B L *D"], weight: Float[Array, "*weight"], axes: int = 1) -> Float[Array, "B L *F"]:
-    """Contract the last `axes` axes of x with the first ones of a weight, as one product of two matrices.
+def project(
+    x: Float[Array, "B L *D"], weight: Float[Array, "*weight"], axes: str, constrain: Constrain = unconstrained
+) -> Float[Array, "B L *F"]:
+    """Contract the last axes of x with the first ones of a weight.
 
-    A product of two matrices rather than of three axes and more, whose weight gradient XLA transposes slowly on a CPU.
+    On one device as one product of two matrices: the weight gradient of a product of three axes and more takes XLA
+    twice as long on a CPU. Where rows and slots are divided over devices they stay two axes, as one axis of both could
+    not be laid out.
+
+    Args:
+        x: rows, slots or patches, and the axes to contract.
+        weight: the axes to contract, and those of the result.
+        axes: a letter for each axis of the result.
+        constrain: lays the result out.
     """
-    rows, inputs = math.prod(x.shape[:2]), math.prod(weight.shape[:axes])
-    product = x.reshape(rows, inputs) @ weight.reshape(inputs, -1)
-    return product.reshape(*x.shape[:2], *weight.shape[axes:])
+    contracted = weight.ndim - (len(axes) - 2)
+    if constrain is unconstrained:
+        rows, inputs = math.prod(x.shape[:2]), math.prod(weight.shape[:contracted])
+        product = x.reshape(rows, inputs) @ weight.reshape(inputs, -1)
+        product = product.reshape(*x.shape[:2], *weight.shape[contracted:])
+    else:
+        product = constrain(jnp.tensordot(x, weight, axes=contracted), axes)
+    return checkpoint_name(product, PROJECTION)
 
 
-def scan_layers(step: Callable[..., Any], carry: Any, layers: Any, num_layers: int) -> Any:
+def scan_layers(step: Callable[..., Any], carry: Any, layers: Any, num_layers: int, *, remat: str = "nothing") -> Any:
     """Run stacked layers one after another; few layers are unrolled, which is quicker than a loop on a CPU.
 
     Args:
@@ -50,8 +80,10 @@ def scan_layers(step: Callable[..., Any], carry: Any, layers: Any, num_layers: i
         carry: what goes through the layers.
         layers: a pytree whose leaves have a leading axis of layers.
         num_layers: length of that axis.
+        remat: what the backward pass computes again, one of `swjax.models.remat.REMAT`.
     """
-    unroll = num_layers if num_layers <= UNROLLED_LAYERS else 1
+    step = rematerialized(step, remat)
+    unroll = num_layers if num_layers <= UNROLLED_LAYERS and remat == "nothing" else 1
     return jax.lax.scan(lambda carry, layer: (step(carry, layer), None), carry, layers, unroll=unroll)[0]
 
 
@@ -63,7 +95,9 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: DTypeLi
 class DecoderLayer(nnx.Module):
     """One decoder layer: attention and gated MLP, each after a norm and with a residual."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention):
+    def __init__(
+        self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention, constrain: Constrain
+    ):
         d, n, k, h, f = (
             config.hidden_size,
             config.num_heads,
@@ -79,6 +113,7 @@ class DecoderLayer(nnx.Module):
             return nnx.Param(jnp.zeros(shape, param_dtype))
 
         self.attention = attention
+        self.constrain = constrain
         self.eps = config.rms_norm_eps
         self.attention_norm_d = nnx.Param(jnp.ones(d, param_dtype))
         self.q_weight_dnh = weight(d, n, h)
@@ -98,18 +133,19 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Rotated queries and keys, and values."""
         normed = rms_norm(x, self.attention_norm_d[...], self.eps)
-        q = project(normed, self.q_weight_dnh[...]) + self.q_bias_nh[...]
-        k = project(normed, self.k_weight_dkh[...]) + self.k_bias_kh[...]
-        v = project(normed, self.v_weight_dkh[...]) + self.v_bias_kh[...]
+        q = project(normed, self.q_weight_dnh[...], "BLNH", self.constrain) + self.q_bias_nh[...]
+        k = project(normed, self.k_weight_dkh[...], "BLKH", self.constrain) + self.k_bias_kh[...]
+        v = project(normed, self.v_weight_dkh[...], "BLKH", self.constrain) + self.v_bias_kh[...]
         return rotate(q, rotation), rotate(k, rotation), v
 
     def finish(self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """What follows attention: its output projection and the MLP."""
-        x = x + project(attended, self.o_weight_nhd[...], axes=2)
+        x = x + project(attended, self.o_weight_nhd[...], "BLD", self.constrain)
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], self.eps)
-            gate = jax.nn.silu(project(normed, self.gate_weight_df[...]))
-            return x + project(gate * project(normed, self.up_weight_df[...]), self.down_weight_fd[...])
+            gate = jax.nn.silu(project(normed, self.gate_weight_df[...], "BLF", self.constrain))
+            up = project(normed, self.up_weight_df[...], "BLF", self.constrain)
+            return x + project(gate * up, self.down_weight_fd[...], "BLD", self.constrain)
 
     def __call__(self, x: Float[Array, "B L D"], rotation: Rotation, spans: KeySpans) -> Float[Array, "B L D"]:
         """The layer on a whole sequence."""
@@ -123,15 +159,24 @@ class Decoder(nnx.Module):
     """Embedding, stacked layers, final norm and head."""
 
     def __init__(
-        self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention = span_attention
+        self,
+        config: TextConfig,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+        attention: Attention = span_attention,
+        constrain: Constrain = unconstrained,
+        remat: str = "nothing",
     ):
         self.config = config
+        self.constrain = constrain
+        self.remat = remat
         self.embedding_vd = normal(rngs, (config.vocab_size, config.hidden_size), config.initializer_range, param_dtype)
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> DecoderLayer:
-            return DecoderLayer(config, rngs=rngs, param_dtype=param_dtype, attention=attention)
+            return DecoderLayer(config, rngs=rngs, param_dtype=param_dtype, attention=attention, constrain=constrain)
 
         self.layers = stack(rngs)
         self.norm_d = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
@@ -140,13 +185,17 @@ class Decoder(nnx.Module):
 
     def embed(self, token_ids: Int32[Array, "*B L"]) -> Float[Array, "*B L D"]:
         """Look tokens up."""
-        return self.embedding_vd[...][token_ids]
+        found = self.embedding_vd[...][self.constrain(token_ids, "RL")]
+        return self.constrain(self.constrain(found, "RLd"), "BLD")
+
+    def head(self) -> Float[Array, "V D"]:
+        """The weight of the head, whose product with hidden states is `logits`."""
+        return (self.embedding_vd if self.config.tie_word_embeddings else self.head_vd)[...]
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token."""
         with jax.named_scope("head"):
-            head = self.embedding_vd if self.config.tie_word_embeddings else self.head_vd
-            return jnp.einsum("...d,vd->...v", hidden, head[...])
+            return jnp.einsum("...d,vd->...v", hidden, self.head())
 
     def _rotation(self, position_ids: Int32[Array, "3 B L"]) -> Rotation:
         config = self.config
@@ -170,7 +219,9 @@ class Decoder(nnx.Module):
         rotation = self._rotation(position_ids)
 
         with jax.named_scope("decoder"):
-            x = scan_layers(lambda x, layer: layer(x, rotation, spans), x, self.layers, self.config.num_layers)
+            x = scan_layers(
+                lambda x, layer: layer(x, rotation, spans), x, self.layers, self.config.num_layers, remat=self.remat
+            )
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps)
 
     def extend(

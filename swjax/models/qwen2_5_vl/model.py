@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Int32, UInt8
 from swjax.attention import span_attention
 from swjax.models.qwen2_5_vl.cache import KeyValueCache
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.decoder import Attention, Decoder
+from swjax.models.qwen2_5_vl.decoder import Attention, Constrain, Decoder, unconstrained
 from swjax.models.qwen2_5_vl.vision import VisionTower
 from swjax.streaming import KeySpans
 
@@ -25,6 +25,8 @@ class Qwen2_5_VL(nnx.Module):
         attention: what the decoder attends with: `span_attention`, or a `swjax.attention.SpanAttention`, which names an
             implementation or divides the work over a mesh.
         vision_attention: the same for the vision tower, whose rows are patches.
+        constrain: lays activations out over devices (`swjax.models.qwen2_5_vl.decoder.Constrain`).
+        remat: what the backward pass computes again, one of `swjax.models.remat.REMAT`.
     """
 
     def __init__(
@@ -35,10 +37,14 @@ class Qwen2_5_VL(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         attention: Attention = span_attention,
         vision_attention: Attention = span_attention,
+        constrain: Constrain = unconstrained,
+        remat: str = "nothing",
     ):
         self.config = config
-        self.visual = VisionTower(config.vision, rngs=rngs, param_dtype=param_dtype, attention=vision_attention)
-        self.decoder = Decoder(config.text, rngs=rngs, param_dtype=param_dtype, attention=attention)
+        self.constrain = constrain
+        shared = {"rngs": rngs, "param_dtype": param_dtype, "constrain": constrain, "remat": remat}
+        self.visual = VisionTower(config.vision, attention=vision_attention, **shared)
+        self.decoder = Decoder(config.text, attention=attention, **shared)
 
     def __call__(
         self,
@@ -88,6 +94,10 @@ class Qwen2_5_VL(nnx.Module):
         """Scores of the next token."""
         return self.decoder.logits(hidden)
 
+    def head(self) -> Float[Array, "V D"]:
+        """The weight of the head, whose product with hidden states is `logits`."""
+        return self.decoder.head()
+
     def encode_video(
         self, pixel_values: Float[Array, "P C"] | UInt8[Array, "P C"], grid_thw: Int32[Array, "videos 3"]
     ) -> Float[Array, "U D"]:
@@ -115,7 +125,10 @@ class Qwen2_5_VL(nnx.Module):
         index = jnp.maximum(jnp.cumsum(in_slot_order, axis=1) - 1, 0)
         if slots is not None:
             index = jnp.take_along_axis(index, slots, axis=1)
-        features = jnp.take_along_axis(video_features, index[..., None], axis=1)
+        # Divided by features, so that each device picks from what it holds.
+        index = self.constrain(index, "B-")
+        features = jnp.take_along_axis(self.constrain(video_features, "B-E"), index[..., None], axis=1)
+        features = self.constrain(self.constrain(features, "B-E"), "BLD")
         return jnp.where(is_visual[..., None], features.astype(x.dtype), x)
 
     def extend(
@@ -151,6 +164,8 @@ def abstract_model(
     param_dtype: DTypeLike = jnp.float32,
     attention: Attention = span_attention,
     vision_attention: Attention = span_attention,
+    constrain: Constrain = unconstrained,
+    remat: str = "nothing",
 ) -> Qwen2_5_VL:
     """The model with shapes in the place of its parameters; arguments as for `Qwen2_5_VL`."""
     return nnx.eval_shape(
@@ -160,5 +175,7 @@ def abstract_model(
             param_dtype=param_dtype,
             attention=attention,
             vision_attention=vision_attention,
+            constrain=constrain,
+            remat=remat,
         )
     )

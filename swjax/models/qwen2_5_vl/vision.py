@@ -14,7 +14,15 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.attention import span_attention
 from swjax.models.qwen2_5_vl.config import VisionConfig
-from swjax.models.qwen2_5_vl.decoder import Attention, normal, project, rms_norm, scan_layers
+from swjax.models.qwen2_5_vl.decoder import (
+    Attention,
+    Constrain,
+    normal,
+    project,
+    rms_norm,
+    scan_layers,
+    unconstrained,
+)
 from swjax.models.qwen2_5_vl.rotary import Rotation, planar_rotation, rotate
 from swjax.streaming import KeySpans
 
@@ -91,7 +99,15 @@ def _equal_runs(keys: Int32[Array, "U"], repeat: int) -> KeySpans:
 class VisionBlock(nnx.Module):
     """One block: attention and gated MLP, each after a norm and with a residual. Axis x is query, key, value."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention):
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+        attention: Attention,
+        constrain: Constrain,
+    ):
         d, n, h, f = config.hidden_size, config.num_heads, config.head_dim, config.intermediate_size
 
         def weight(*shape: int) -> nnx.Param:
@@ -101,6 +117,7 @@ class VisionBlock(nnx.Module):
             return nnx.Param(jnp.zeros(shape, param_dtype))
 
         self.attention = attention
+        self.constrain = constrain
         self.attention_norm_d = nnx.Param(jnp.ones(d, param_dtype))
         self.qkv_weight_dxnh = weight(d, 3, n, h)
         self.qkv_bias_xnh = zeros(3, n, h)
@@ -118,21 +135,24 @@ class VisionBlock(nnx.Module):
         """The block on rows of patches in window order."""
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm_d[...], NORM_EPS)
-            q, k, v = jnp.moveaxis(project(normed, self.qkv_weight_dxnh[...]) + self.qkv_bias_xnh[...], 2, 0)
+            qkv = project(normed, self.qkv_weight_dxnh[...], "BP-NH", self.constrain) + self.qkv_bias_xnh[...]
+            q, k, v = jnp.moveaxis(qkv, 2, 0)
             attended = self.attention(rotate(q, rotation), rotate(k, rotation), v, spans)
-            x = x + project(attended, self.o_weight_nhd[...], axes=2) + self.o_bias_d[...]
+            x = x + project(attended, self.o_weight_nhd[...], "BPD", self.constrain) + self.o_bias_d[...]
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], NORM_EPS)
-            gate = jax.nn.silu(project(normed, self.gate_weight_df[...]) + self.gate_bias_f[...])
-            up = project(normed, self.up_weight_df[...]) + self.up_bias_f[...]
-            return x + project(gate * up, self.down_weight_fd[...]) + self.down_bias_d[...]
+            gate = project(normed, self.gate_weight_df[...], "BPF", self.constrain) + self.gate_bias_f[...]
+            up = project(normed, self.up_weight_df[...], "BPF", self.constrain) + self.up_bias_f[...]
+            down = project(jax.nn.silu(gate) * up, self.down_weight_fd[...], "BPD", self.constrain)
+            return x + down + self.down_bias_d[...]
 
 
 class PatchMerger(nnx.Module):
     """Two-layer MLP from a square of patches (m) to one token of the decoder (d)."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, constrain: Constrain):
         m = config.hidden_size * config.spatial_merge_size**2
+        self.constrain = constrain
         self.norm_d = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
         self.up_weight_mf = normal(rngs, (m, m), config.initializer_range, param_dtype)
         self.up_bias_f = nnx.Param(jnp.zeros(m, param_dtype))
@@ -143,17 +163,27 @@ class PatchMerger(nnx.Module):
         """Merge each run of 4 patches into one token."""
         normed = rms_norm(x, self.norm_d[...], NORM_EPS)
         merged = normed.reshape(x.shape[0], -1, self.up_weight_mf.shape[0])
-        hidden = jax.nn.gelu(project(merged, self.up_weight_mf[...]) + self.up_bias_f[...], approximate=False)
-        return project(hidden, self.down_weight_fd[...]) + self.down_bias_d[...]
+        up = project(merged, self.up_weight_mf[...], "BPF", self.constrain) + self.up_bias_f[...]
+        hidden = jax.nn.gelu(up, approximate=False)
+        return project(hidden, self.down_weight_fd[...], "BPD", self.constrain) + self.down_bias_d[...]
 
 
 class VisionTower(nnx.Module):
     """Patch embedding, stacked blocks and merger."""
 
     def __init__(
-        self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention = span_attention
+        self,
+        config: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+        attention: Attention = span_attention,
+        constrain: Constrain = unconstrained,
+        remat: str = "nothing",
     ):
         self.config = config
+        self.constrain = constrain
+        self.remat = remat
         self.patch_weight_cd = normal(
             rngs, (config.patch_dim, config.hidden_size), config.initializer_range, param_dtype
         )
@@ -161,10 +191,10 @@ class VisionTower(nnx.Module):
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> VisionBlock:
-            return VisionBlock(config, rngs=rngs, param_dtype=param_dtype, attention=attention)
+            return VisionBlock(config, rngs=rngs, param_dtype=param_dtype, attention=attention, constrain=constrain)
 
         self.blocks = stack(rngs)
-        self.merger = PatchMerger(config, rngs=rngs, param_dtype=param_dtype)
+        self.merger = PatchMerger(config, rngs=rngs, param_dtype=param_dtype, constrain=constrain)
 
     def __call__(
         self,
@@ -187,9 +217,10 @@ class VisionTower(nnx.Module):
         layout = jax.vmap(lambda grid: vision_layout(grid, num_patches, config))(grid_thw)
         dtype = self.patch_weight_cd.dtype
         with jax.named_scope("vision"):
-            x = project(normalize_pixels(pixel_values, config).astype(dtype), self.patch_weight_cd[...])
-            units = x.reshape(num_rows, -1, unit * config.hidden_size)
-            x = jnp.take_along_axis(units, layout.order[..., None], axis=1).reshape(x.shape)
+            pixels = normalize_pixels(pixel_values, config).astype(dtype)
+            x = project(pixels, self.patch_weight_cd[...], "BPD", self.constrain)
+            units = self._reordered(x.reshape(num_rows, -1, unit * config.hidden_size), layout.order)
+            x = self.constrain(units, "BPD").reshape(x.shape)
             rotation = planar_rotation(layout.rows, layout.columns, head_dim=config.head_dim, theta=config.rope_theta)
 
             def block_step(x: Array, flagged: tuple[Bool[Array, ""], VisionBlock]) -> Array:
@@ -200,9 +231,13 @@ class VisionTower(nnx.Module):
                 return block(x, rotation, spans)
 
             full = np.isin(np.arange(config.depth), config.full_attention_blocks)
-            x = scan_layers(block_step, x, (jnp.asarray(full), self.blocks), config.depth)
-            merged = self.merger(x)
-            return jnp.take_along_axis(merged, jnp.argsort(layout.order, axis=1)[..., None], axis=1)
+            x = scan_layers(block_step, x, (jnp.asarray(full), self.blocks), config.depth, remat=self.remat)
+            return self._reordered(self.merger(x), jnp.argsort(layout.order, axis=1))
+
+    def _reordered(self, units: Float[Array, "B U D"], order: Int32[Array, "B U"]) -> Float[Array, "B U D"]:
+        """Merge units in another order; divided by features, so that each device moves only what it holds."""
+        found = jnp.take_along_axis(self.constrain(units, "B-E"), self.constrain(order, "B-")[..., None], axis=1)
+        return self.constrain(found, "B-E")
 
 
 def normalize_pixels(
