@@ -134,6 +134,6 @@ def summed_loss(
     labels = jnp.where(is_labelled, jnp.take_along_axis(batch["labels"], slots, axis=-1), 0)
     with jax.named_scope("loss"):
         # Divided by features while slots are picked out, so that each device picks from what it holds.
-        labelled = jnp.take_along_axis(constrain(hidden, "B-E"), constrain(slots, "B-")[..., None], axis=1)
-        losses = cross_entropy(constrain(labelled, "B-E"), model.head(), labels, constrain=constrain)
+        labelled = jnp.take_along_axis(constrain(hidden, "B-S"), constrain(slots, "B-")[..., None], axis=1)
+        losses = cross_entropy(constrain(labelled, "B-S"), model.head(), labels, constrain=constrain)
         return jnp.sum(losses, where=is_labelled)

@@ -43,6 +43,7 @@ AXIS_RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "F": ("tensor",),
         "V": ("tensor",),
         "R": ("data",),
+        "S": ("context",),
         "E": ("context", "tensor"),
     }
 )

@@ -166,12 +166,10 @@ def batch_shapes(
         program: from `make_program`.
         tokens, patches: of a row: `data.max_tokens` and `data.max_patches`, or those of a bucket.
     """
-    shapes: dict[str, tuple[int, ...]] = {
-        name: (tokens,) for name in ("token_ids", "span_start", "span_stop", "labels")
-    }
+    of_slots = ("token_ids", "span_start", "span_stop", "labels", *([] if program.stripe is None else ["slots"]))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_slots, (tokens,))
     shapes |= {"position_ids": (3, tokens), "video_grid_thw": (config.data.max_videos, 3)}
     shapes |= {"pixel_values": (patches, model_config.vision.patch_dim)}
-    shapes |= {} if program.stripe is None else {"slots": (tokens,)}
 
     def shape(name: str, row: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         whole = (config.accumulation, config.batch_size, *row)

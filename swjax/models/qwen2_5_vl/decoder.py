@@ -30,8 +30,8 @@ Constrain = Callable[[Array, str], Array]
 """Lays an activation out over devices, given a letter for each of its axes; hashable. The model says what its axes are,
 and whoever trains it, where they go: B rows, L slots, P patches or merged patches, D model, N heads, K key-value heads,
 F feed-forward, V vocabulary. Around a look-up along an axis that may be divided, other axes are asked for: R is the
-rows and d the features of tokens looked up in the embedding, E the features where slots or patches are picked out; - is
-never divided.
+rows and d the features of tokens looked up in the embedding, S the features where slots are filled or picked out, E
+those where patches are; - is never divided.
 """
 
 

@@ -127,8 +127,8 @@ class Qwen2_5_VL(nnx.Module):
             index = jnp.take_along_axis(index, slots, axis=1)
         # Divided by features, so that each device picks from what it holds.
         index = self.constrain(index, "B-")
-        features = jnp.take_along_axis(self.constrain(video_features, "B-E"), index[..., None], axis=1)
-        features = self.constrain(self.constrain(features, "B-E"), "BLD")
+        features = jnp.take_along_axis(self.constrain(video_features, "B-S"), index[..., None], axis=1)
+        features = self.constrain(self.constrain(features, "B-S"), "BLD")
         return jnp.where(is_visual[..., None], features.astype(x.dtype), x)
 
     def extend(
