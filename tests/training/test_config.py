@@ -35,6 +35,7 @@ def test_the_base_has_every_key_and_the_paper_s_recipe() -> None:
         "clip_norm": 1.0,
         "b1": 0.9,
         "b2": 0.999,
+        "moments_dtype": "float32",
     }
     assert config.frozen == ("visual/(?!merger)",)
     assert all(f"--config.{path}=" in describe_keys(config) for path in DEFAULTS)

@@ -1,10 +1,19 @@
 import logging
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from swjax.training.mesh import batch_sharding, make_mesh, parameter_shardings
+from swjax.training.mesh import (
+    ConstrainOnMesh,
+    batch_sharding,
+    choose_stripe,
+    make_mesh,
+    parameter_shardings,
+    row_share,
+)
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -12,8 +21,8 @@ def shape(*sizes: int) -> jax.ShapeDtypeStruct:
 
 
 def test_minus_one_takes_the_devices_left() -> None:
-    assert dict(make_mesh(-1, 1).shape) == {"data": 8, "fsdp": 1}
-    assert dict(make_mesh(2, -1).shape) == {"data": 2, "fsdp": 4}
+    assert dict(make_mesh(-1, 1).shape) == {"data": 8, "fsdp": 1, "context": 1, "tensor": 1}
+    assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(3, -1), (2, 2), (16, 1), (-1, 3)])
@@ -27,6 +36,8 @@ def test_sizes_that_mean_nothing_are_refused() -> None:
         make_mesh(-1, -1)
     with pytest.raises(ValueError, match=r"config\.mesh\.data is 0"):
         make_mesh(0, 8)
+    with pytest.raises(ValueError, match=r"config\.mesh\.data is 3; the 2 slices must divide it"):
+        make_mesh(3, 2, slices=2, devices=jax.devices()[:6])
 
 
 def test_parameters_are_sharded_by_the_letters_of_their_names() -> None:
@@ -68,7 +79,68 @@ def test_a_name_that_does_not_spell_its_axes_is_refused() -> None:
         parameter_shardings(make_mesh(), {"decoder/weight_dn": shape(1, 2, 3, 4)})
 
 
-def test_rows_of_a_batch_are_split_over_all_devices() -> None:
-    mesh = make_mesh(2, 4)
-    assert batch_sharding(mesh).shard_shape((16, 5)) == (2, 5)
-    assert batch_sharding(mesh, accumulated=True).shard_shape((3, 16, 5)) == (3, 2, 5)
+def test_parameters_use_every_axis_that_divides_them(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        shardings = parameter_shardings(
+            make_mesh(1, 2, 2, 2), {"q_weight_dnh": shape(16, 4, 8), "k_weight_dkh": shape(6, 3, 8)}
+        )
+    assert shardings["q_weight_dnh"].spec == PartitionSpec(("fsdp", "context"), "tensor", None)
+    assert shardings["k_weight_dkh"].spec == PartitionSpec("fsdp", None, None)  # 3 key heads are left whole
+    assert "d = 6, fsdp = 2 x context = 2" in caplog.text
+    assert "k = 3, tensor = 2" in caplog.text
+
+
+def test_batches_are_split_by_rows_and_along_them() -> None:
+    mesh = make_mesh(1, 2, 2, 2)
+    tokens, pixels = (16, 8), (16, 12, 5)
+    assert batch_sharding(mesh, "token_ids", tokens).shard_shape(tokens) == (8, 4)
+    assert batch_sharding(mesh, "pixel_values", pixels).shard_shape(pixels) == (8, 3, 5)  # patches over all devices
+    accumulated = (3, *tokens)
+    assert batch_sharding(mesh, "token_ids", accumulated, accumulated=True).shard_shape(accumulated) == (3, 8, 4)
+    with pytest.raises(ValueError, match=r"labels of shape \(3, 8\) does not fit the mesh: B = 3, fsdp = 2"):
+        batch_sharding(mesh, "labels", (3, 8))
+
+
+def test_activations_are_laid_out_by_their_letters() -> None:
+    constrain = ConstrainOnMesh(make_mesh(1, 2, 2, 2))
+    assert constrain == ConstrainOnMesh(make_mesh(1, 2, 2, 2))
+    assert hash(constrain) == hash(ConstrainOnMesh(make_mesh(1, 2, 2, 2)))
+
+    def spec(axes: str, *sizes: int) -> PartitionSpec:
+        return jax.jit(lambda x: constrain(x, axes))(jnp.zeros(sizes)).sharding.spec
+
+    assert spec("BLNH", 2, 4, 2, 8) == PartitionSpec("fsdp", "context", "tensor")
+    assert spec("BPNH", 2, 4, 2, 8) == PartitionSpec("fsdp", ("context", "tensor"))
+    assert spec("BLKH", 2, 4, 1, 8) == PartitionSpec("fsdp", "context")
+
+
+def test_one_process_reads_all_rows() -> None:
+    assert row_share(make_mesh(2, 2, 2)) == (0, 1)
+
+
+def test_processes_that_hold_the_same_rows_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        def __init__(self, process_index: int) -> None:
+            self.process_index = process_index
+
+    class FakeMesh:
+        def __init__(self, processes: list[int], **shape: int) -> None:
+            self.shape = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | shape
+            self.devices = np.array([Device(process) for process in processes]).reshape(*self.shape.values())
+
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    assert row_share(FakeMesh([0, 0, 1, 1, 2, 2, 3, 3], fsdp=8)) == (3, 4)
+    assert row_share(FakeMesh([0, 0, 1, 1, 2, 2, 3, 3], fsdp=2, tensor=4)) == (1, 2)
+    assert row_share(FakeMesh([0, 0, 1, 1, 2, 2, 3, 3], tensor=8)) == (0, 1)
+    with pytest.raises(ValueError, match="rows that overlap in part"):
+        row_share(FakeMesh([0, 0, 3, 3, 3, 3], fsdp=2, tensor=3))
+
+
+def test_stripes_deal_every_row_out_whole() -> None:
+    mesh = make_mesh(2, 1, 4)
+    assert choose_stripe(make_mesh(), [100]) is None
+    assert choose_stripe(mesh, [8192]) == 128
+    assert choose_stripe(mesh, [8192, 96]) == 4
+    assert choose_stripe(mesh, [12]) == 1
+    with pytest.raises(ValueError, match=r"rows of 8192, 18 slots cannot be cut into config\.mesh\.context=4"):
+        choose_stripe(mesh, [8192, 18])

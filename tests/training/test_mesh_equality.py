@@ -42,12 +42,12 @@ def make_rows(seed):
     rng = np.random.default_rng(seed)
     token_ids = rng.integers(1, 50, (ROWS, LENGTH)).astype(np.int32)
     num_video = GRID[0] * GRID[1] * GRID[2] // 4
-    token_ids[:, 12 : 12 + num_video] = VIDEO_PAD
+    token_ids[:, 2 : 2 + num_video] = VIDEO_PAD
     stop = np.tile(np.arange(1, LENGTH + 1, dtype=np.int32), (ROWS, 1))
     start = np.zeros_like(stop)
     labels = np.full((ROWS, LENGTH), -100, np.int32)
     for row in range(ROWS):
-        labels[row, : 4 + row] = rng.integers(1, 50, 4 + row)
+        labels[row, 12 : 16 + row] = rng.integers(1, 50, 4 + row)
         padded = LENGTH - row
         token_ids[row, padded:], start[row, padded:] = 0, np.arange(padded, LENGTH)
     return {
@@ -61,17 +61,17 @@ def make_rows(seed):
     }
 
 
-def train(*, devices=8, accumulation=1, remat="nothing", attention="auto", **mesh):
+def train(*, devices=8, remat="nothing", attention="auto", **mesh):
     config = base_config()
     config.dtype, config.frozen, config.remat, config.attention = "float32", (), remat, attention
     config.data.max_tokens, config.data.max_patches, config.data.max_labels = LENGTH, int(np.prod(GRID)), 16
-    config.steps, config.batch_size, config.accumulation = STEPS, ROWS // accumulation, accumulation
+    config.steps, config.batch_size, config.accumulation = STEPS, ROWS, 1
     config.optimizer.learning_rate = 1e-3
     config.mesh.update(mesh)
     program = make_program(config, MODEL, devices=jax.devices()[:devices])
     state = make_state(MODEL, config, program.optimizer, program.shapes)
     batches = [
-        put_batch(make_rows(seed), program.mesh, max_labels=16, accumulation=accumulation, stripe=program.stripe)
+        put_batch(make_rows(seed), program.mesh, max_labels=16, accumulation=1, stripe=program.stripe)
         for seed in range(4)
     ]
     shapes = batch_shapes(config, MODEL, program, tokens=LENGTH, patches=config.data.max_patches)
@@ -94,9 +94,12 @@ def assert_same(found, expected):
     assert expected_losses[-1] < 0.95 * expected_losses[0]
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     for path, array in state.trainable.items():
-        other = np.asarray(expected_state.trainable[path])
-        difference = np.linalg.norm(np.asarray(array) - other) / np.linalg.norm(other)
-        assert difference < 1e-5, f"{path}: {difference}"
+        # A bias of all keys adds about the same to every score, which softmax does not see: what is left of its
+        # gradient is rounding, of which Adam makes steps as large as any.
+        if not path.endswith(("k_bias_kh", "qkv_bias_xnh")):
+            other = np.asarray(expected_state.trainable[path])
+            difference = np.linalg.norm(np.asarray(array) - other) / np.linalg.norm(other)
+            assert difference < 1e-5, f"{path}: {difference}"
 
 
 @pytest.mark.parametrize(
@@ -113,3 +116,8 @@ def assert_same(found, expected):
 def test_every_mesh_trains_as_one_device(on_one_device, mesh, capfd):
     assert_same(train(**{"data": 1} | mesh), on_one_device)
     assert "nvoluntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("remat", ["minimal", "full", "offload"])
+def test_what_is_computed_again_is_the_same(on_one_device, remat):
+    assert_same(train(devices=1, remat=remat), on_one_device)

@@ -2,22 +2,60 @@
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from swjax.attention import SpanAttention
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.training.config import ConfigError, base_config, check_config
-from swjax.training.program import describe_attention
+from swjax.training.mesh import make_mesh
+from swjax.training.program import describe_attention, make_attention, open_mesh
 
 
 def test_the_start_says_which_attention_runs():
     config = base_config()
     config.data.max_tokens, config.data.max_patches = 136, 4096
-    device = jax.devices("cpu")[0]
-    described = describe_attention(config, device)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    described = describe_attention(config, mesh)
     assert described == "attention on cpu: reference in the decoder, chunked in the vision tower"
+    assert "chunked in the decoder" in describe_attention(config, make_mesh())
     config.attention = "chunked"
-    assert "chunked in the decoder" in describe_attention(config, device)
+    assert "chunked in the decoder" in describe_attention(config, mesh)
+
+
+def mesh_config(**mesh: int) -> ConfigDict:
+    config = base_config()
+    config.batch_size = 8
+    config.mesh.update({"data": 1} | mesh)
+    return config
+
+
+def test_rows_that_do_not_fit_the_mesh_are_refused():
+    model = Qwen2_5_VLConfig.preset("7b")
+    config = mesh_config(data=8)
+    config.batch_size = 12
+    with pytest.raises(ConfigError, match=r"config\.batch_size is 12; config\.mesh\.data x config\.mesh\.fsdp = 8"):
+        open_mesh(config, model)
+    config = mesh_config(context=4, fsdp=2)
+    config.data.max_patches = 1000
+    with pytest.raises(ConfigError, match=r"rows of 1000 patches .* multiples of 16"):
+        open_mesh(config, model)
+    config = mesh_config(context=4, fsdp=2)
+    config.data.buckets = ((1026, 1024),)
+    with pytest.raises(ConfigError, match=r"rows of 8192, 1026 slots cannot be cut into config\.mesh\.context=4"):
+        open_mesh(config, model)
+
+
+def test_attention_is_divided_by_heads_where_that_can_be():
+    for heads, key_heads, divided in ((28, 4, True), (16, 2, True), (6, 2, False), (12, 3, False)):
+        sizes = {"num_heads": heads, "num_kv_heads": key_heads, "hidden_size": heads * 128}
+        model = Qwen2_5_VLConfig.preset("7b", text=sizes, vision={"out_hidden_size": heads * 128})
+        config = mesh_config(context=2, tensor=4)
+        mesh, stripe = open_mesh(config, model)
+        decoder, vision = make_attention(config, model, mesh, stripe)
+        assert decoder.sharding.heads == ("tensor" if divided else None)
+        assert (decoder.sharding.context, decoder.sharding.stripe) == ("context", 128)
+        assert vision.sharding.context == ("context", "tensor")
 
 
 def test_unknown_attention():
