@@ -160,7 +160,7 @@ def make_config(moving_shapes: Path) -> Callable[[Path], ConfigDict]:
                 },
             }
         )
-        config.dtype, config.frozen = "float32", ()
+        config.dtype, config.frozen, config.remat = "float32", (), "nothing"
         config.data.train = str(moving_shapes / "train" / "manifest.jsonl")
         config.data.validation = str(moving_shapes / "validation" / "manifest.jsonl")
         config.data.max_pixels = 56 * 56

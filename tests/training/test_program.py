@@ -1,15 +1,17 @@
 """What a run's program is told by its configuration about attention."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from swjax.attention import SpanAttention
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import abstract_model
+from swjax.training.compilations import count_compilations
 from swjax.training.config import ConfigError, base_config, check_config
 from swjax.training.mesh import make_mesh
-from swjax.training.program import describe_attention, make_attention, open_mesh
+from swjax.training.program import describe_attention, make_attention, make_program, open_mesh
 
 
 def test_the_start_says_which_attention_runs():
@@ -70,3 +72,27 @@ def test_models_hold_what_they_are_given():
     model = abstract_model(Qwen2_5_VLConfig.preset("tiny"), attention=decoder, vision_attention=vision)
     assert model.decoder.layers.attention == decoder
     assert model.visual.blocks.attention == vision
+
+
+def test_what_is_frozen_is_kept_in_the_dtype_of_the_computations():
+    config = mesh_config(data=8)
+    config.optimizer.moments_dtype = "bfloat16"
+    shapes = make_program(config, Qwen2_5_VLConfig.preset("tiny")).shapes
+    assert {leaf.dtype for leaf in shapes.frozen.values()} == {jnp.bfloat16}
+    assert {leaf.dtype for leaf in shapes.trainable.values()} == {jnp.float32}
+    moments = shapes.opt_state[1][0]
+    assert {leaf.dtype for leaf in (*moments.mu.values(), *moments.nu.values())} == {jnp.bfloat16}
+
+
+def test_compilations_are_counted_by_function():
+    def doubled(x: jax.Array) -> jax.Array:
+        return x * 2
+
+    step, other = jax.jit(doubled), jax.jit(lambda x: x + 1)
+    with count_compilations("doubled") as compilations:
+        for size in (2, 3, 2, 3):
+            other(step(jnp.zeros(size)))
+    assert compilations.count == 2
+    assert compilations.seconds > 0
+    step(jnp.zeros(4))
+    assert compilations.count == 2

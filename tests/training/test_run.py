@@ -75,6 +75,7 @@ def test_a_run_leaves_what_is_needed_to_use_its_model(finished) -> None:
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert all(line["tokens"] > line["labels"] > 0 and line["grad_norm"] > 0 for line in steps)
     assert steps[-1]["loss"] < steps[0]["loss"]
+    assert {line["compilations"] for line in steps} == {1}  # a run compiles each shape once
     assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
     assert list((run_dir / "tensorboard").glob("events.*"))
     environment = json.loads((run_dir / "environment.jsonl").read_text())
