@@ -78,10 +78,10 @@ def test_what_is_frozen_is_kept_in_the_dtype_of_the_computations():
     config = mesh_config(data=8)
     config.optimizer.moments_dtype = "bfloat16"
     shapes = make_program(config, Qwen2_5_VLConfig.preset("tiny")).shapes
-    assert {leaf.dtype for leaf in shapes.frozen.values()} == {jnp.bfloat16}
-    assert {leaf.dtype for leaf in shapes.trainable.values()} == {jnp.float32}
+    assert {leaf.dtype for leaf in shapes.frozen.values()} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in shapes.trainable.values()} == {jnp.dtype("float32")}
     moments = shapes.opt_state[1][0]
-    assert {leaf.dtype for leaf in (*moments.mu.values(), *moments.nu.values())} == {jnp.bfloat16}
+    assert {leaf.dtype for leaf in (*moments.mu.values(), *moments.nu.values())} == {jnp.dtype("bfloat16")}
 
 
 def test_compilations_are_counted_by_function():
