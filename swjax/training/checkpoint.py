@@ -6,7 +6,7 @@ import grain
 import orbax.checkpoint as ocp
 
 from swjax.conversion.orbax_files import reading
-from swjax.conversion.run_folder import CHECKPOINTS, PARAMETERS, read_parameters
+from swjax.conversion.run_folder import CHECKPOINTS, EMA, PARAMETERS, read_parameters
 from swjax.training.step import TrainState
 
 OPTIMIZER = "optimizer"
@@ -37,10 +37,12 @@ def save_checkpoint(
         state: the state after them.
         iterator: the input, at the batch that follows.
     """
+    averages = {EMA: ocp.args.StandardSave(state.ema)} if state.ema else {}
     checkpoints.save(
         step,
         args=ocp.args.Composite(
             **{
+                **averages,
                 PARAMETERS: ocp.args.StandardSave(state.trainable | state.frozen),
                 OPTIMIZER: ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
                 DATA: grain.checkpoint.CheckpointSave(iterator),
@@ -65,6 +67,7 @@ def restore_checkpoint(
     """
     run_dir = Path(checkpoints.directory).parent
     parameters = read_parameters(run_dir, step, shapes.trainable | shapes.frozen)
+    ema = read_parameters(run_dir, step, shapes.ema, item=EMA) if shapes.ema else {}
     with reading(Path(checkpoints.directory) / str(step) / OPTIMIZER):
         found = checkpoints.restore(
             step,
@@ -80,4 +83,5 @@ def restore_checkpoint(
         trainable={path: parameters[path] for path in shapes.trainable},
         frozen={path: parameters[path] for path in shapes.frozen},
         opt_state=found["state"],
+        ema=ema,
     )

@@ -74,6 +74,12 @@ KEYS = (
     Key("optimizer.clip_norm", 1.0, "largest global norm of the gradient"),
     Key("optimizer.b1", 0.9, "decay of AdamW's first moment"),
     Key("optimizer.b2", 0.999, "decay of AdamW's second moment"),
+    Key("optimizer.no_decay", (), "regular expressions; those that one matches do not decay, as norms and biases"),
+    Key("optimizer.groups", (), "(regular expression, factor of the learning rate), such as (('visual/merger', 0.5),)"),
+    Key("optimizer.ema", 0.0, "decay of a running mean of the parameters that evaluation and export use; 0 = none"),
+    Key("lora.rank", 0, "rank of adapters, which then train alone, whatever frozen says; 0 trains the weights"),
+    Key("lora.alpha", 16.0, "what an adapter adds is scaled by alpha / rank"),
+    Key("lora.targets", ("decoder/layers/",), "regular expressions; weights of linear layers that one matches adapt"),
     Key("checkpoint_every", 50, "steps between checkpoints; the last step always has one", free=True),
     Key("keep", 2, "checkpoints kept, the latest", free=True),
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
@@ -144,12 +150,15 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
-    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "data.fps"):
+    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha", "data.fps"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")
-    for path in ("optimizer.warmup_fraction", "optimizer.b1", "optimizer.b2", "data.max_rejected"):
+    for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
+    if values["lora.rank"] < 0:
+        raise ConfigError(f"config.lora.rank is {values['lora.rank']}; it must be at least 0")
+    _check_groups(values["optimizer.groups"])
     if not values["data.train"]:
         raise ConfigError("config.data.train is empty; give a manifest or prepared records")
     if not values["init_from"] and not values["model.preset"]:
@@ -183,6 +192,16 @@ def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         path = prefix + name
         is_group = isinstance(value, Mapping) and path not in DEFAULTS
         yield from _walk(value, path + ".") if is_group else [(path, value)]
+
+
+def _check_groups(groups: Any) -> None:
+    for group in groups:
+        is_pair = isinstance(group, tuple | list) and len(group) == 2 and isinstance(group[0], str)
+        if not is_pair or not isinstance(group[1], int | float) or not group[1] > 0:
+            raise ConfigError(
+                f"config.optimizer.groups has {group!r}; give pairs of a regular expression and a factor above 0, such "
+                "as (('visual/merger', 0.5),); what is not to train goes into config.frozen"
+            )
 
 
 def _plain(value: Any) -> Any:

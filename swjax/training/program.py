@@ -46,7 +46,7 @@ def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
     """Builds the program of a configuration.
 
     Raises:
-        ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or `frozen` no parameters.
+        ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or a pattern no parameters.
     """
     try:
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -66,10 +66,20 @@ def make_program(config: ConfigDict, model_config: Qwen2_5_VLConfig) -> Program:
         weight_decay=config.optimizer.weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
+        no_decay=config.optimizer.no_decay,
+        groups=config.optimizer.groups,
     )
-    shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
+    try:
+        shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
+    except ValueError as error:  # a pattern that matches no parameter
+        raise ConfigError(str(error)) from error
     shardings = state_shardings(mesh, shapes, optimizer)
-    options = StepOptions(compute_dtype=jnp.dtype(config.dtype), max_labels=config.data.max_labels)
+    options = StepOptions(
+        compute_dtype=jnp.dtype(config.dtype),
+        max_labels=config.data.max_labels,
+        lora_alpha=config.lora.alpha,
+        ema=config.optimizer.ema,
+    )
     attention = SpanAttention(config.attention)
     structure, _ = split_parameters(abstract_model(model_config, attention=attention, vision_attention=attention))
     return Program(

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Shaped
 
+from swjax.conversion.lora import merge_adapters
 from swjax.conversion.parameters import Parameters, merge_parameters
 from swjax.training.loss import IGNORED, Batch, count_labels, count_tokens, summed_loss
 from swjax.training.mesh import batch_sharding, parameter_shardings, replicated
@@ -29,12 +30,14 @@ class TrainState:
         trainable: path -> float32 master parameter. Only these have gradients and optimizer state.
         frozen: path -> float32 parameter that stays as it is.
         opt_state: the optimizer's state for `trainable`.
+        ema: path -> running mean of a trainable parameter; empty where the run keeps none.
     """
 
     step: Int32[Array, ""]
     trainable: Parameters
     frozen: Parameters
     opt_state: optax.OptState
+    ema: Parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +47,23 @@ class StepOptions:
     Attributes:
         compute_dtype: dtype that parameters are cast to for the forward and backward pass.
         max_labels: most labelled slots a row may have.
+        lora_alpha: numerator of the scale of the adapters among the parameters, if there are any.
+        ema: decay of the running mean of the parameters; 0 keeps none.
     """
 
     compute_dtype: jnp.dtype
     max_labels: int
+    lora_alpha: float = 1.0
+    ema: float = 0.0
 
 
-def initial_state(trainable: Parameters, frozen: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
+def initial_state(
+    trainable: Parameters, frozen: Parameters, optimizer: optax.GradientTransformation, *, ema: float = 0.0
+) -> TrainState:
     """The state before the first step. Under `jax.eval_shape` it gives the shapes that `state_shardings` asks for."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
+    # A copy, as the step is given the whole state to write over.
+    mean = jax.tree.map(jnp.copy, trainable) if ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), mean)
 
 
 def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -70,6 +81,7 @@ def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTran
         jax.tree.map(lambda _: whole, state),
         trainable=trainable,
         frozen={path: shardings[path] for path in state.frozen},
+        ema={path: shardings[path] for path in state.ema},
         opt_state=optax.tree.map_params(
             optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: whole
         ),
@@ -137,6 +149,7 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
             trainable = optax.apply_updates(state.trainable, updates)
+            ema = optax.incremental_update(trainable, state.ema, 1 - options.ema) if options.ema else {}
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
@@ -145,7 +158,7 @@ def make_train_step(
             "tokens": count_tokens(batch).astype(jnp.float32),
             "token_share": count_tokens(batch) / batch["token_ids"].size,
         }
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
 
     return jax.jit(
         train_step,
@@ -158,10 +171,13 @@ def make_train_step(
 def make_eval_step(
     structure: nnx.GraphDef, mesh: Mesh, shardings: TrainState, options: StepOptions
 ) -> Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Compiles `step(state, batch [B, ...]) -> (summed loss, labelled tokens)`, for a mean by token over batches."""
+    """Compiles `step(state, batch [B, ...]) -> (summed loss, labelled tokens)`, for a mean by token over batches.
+
+    Where the state has running means of the parameters, these are what is evaluated.
+    """
 
     def eval_step(state: TrainState, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        loss = _summed_loss(structure, state.trainable, state.frozen, batch, options)
+        loss = _summed_loss(structure, state.trainable | state.ema, state.frozen, batch, options)
         return loss, count_labels(batch["labels"])
 
     return jax.jit(
@@ -175,5 +191,6 @@ def _summed_loss(
     def compute(leaf: Any) -> Any:
         return leaf.astype(options.compute_dtype)
 
-    model = merge_parameters(structure, jax.tree.map(compute, trainable | frozen))
+    merged = merge_adapters(trainable | frozen, alpha=options.lora_alpha)
+    model = merge_parameters(structure, jax.tree.map(compute, merged))
     return summed_loss(model, batch, max_labels=options.max_labels)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -35,15 +36,18 @@ def train(
     frozen: tuple[str, ...] = (),
     mesh: tuple[int, int] = (1, 1),
     steps: int = 10,
+    ema: float = 0.0,
 ) -> tuple[TrainState, list[dict[str, float]]]:
     device_mesh = make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
     structure, parameters = split_parameters(model)
     schedule = learning_rate_schedule(1e-2, steps=steps, warmup_fraction=0.0)
     optimizer = make_optimizer(schedule, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.999)
-    start = functools.partial(initial_state, *split_frozen(parameters, frozen), optimizer)
+    start = functools.partial(initial_state, *split_frozen(parameters, frozen), optimizer, ema=ema)
     shardings = state_shardings(device_mesh, jax.eval_shape(start), optimizer)
     state = jax.jit(start, out_shardings=shardings)()
-    step = make_train_step(structure, optimizer, schedule, device_mesh, shardings, OPTIONS)
+    step = make_train_step(
+        structure, optimizer, schedule, device_mesh, shardings, dataclasses.replace(OPTIONS, ema=ema)
+    )
     history = []
     for batch in batches:
         state, metrics = step(state, put_batch(batch, device_mesh, max_labels=12, accumulation=accumulation))
@@ -128,6 +132,30 @@ def test_frozen_parameters_stay_and_have_no_optimizer_state(small_model, make_ba
     np.testing.assert_array_equal(state.frozen["visual/patch_weight_cd"], before["visual/patch_weight_cd"])
     for path, array in state.trainable.items():
         assert not np.array_equal(array, before[path]), path
+
+
+def test_a_running_mean_of_the_parameters_is_kept_and_evaluated(small_model, make_batch) -> None:
+    batches = [make_batch(8, seed=seed) for seed in range(2)]
+    mean = split_parameters(small_model(0))[1]
+    for taken in (1, 2):
+        now = train(small_model(0), batches[:taken])[0].trainable
+        mean = {path: 0.75 * np.asarray(mean[path]) + 0.25 * np.asarray(leaf) for path, leaf in now.items()}
+    state, _ = train(small_model(0), batches, ema=0.75, mesh=(2, 4))
+    for path, leaf in mean.items():
+        np.testing.assert_allclose(state.ema[path], leaf, rtol=1e-4, atol=1e-6, err_msg=path)
+        assert state.ema[path].sharding == state.trainable[path].sharding
+
+    mesh = make_mesh(2, 4)
+    structure, parameters = split_parameters(small_model(0))
+    optimizer = make_optimizer(lambda _: 0.0, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
+    averaged = dataclasses.replace(initial_state(parameters, {}, optimizer, ema=0.5), ema=mean)
+    plain = initial_state(mean, {}, optimizer)
+    rows = put_batch(make_batch(8), mesh, max_labels=12)
+    losses = [
+        make_eval_step(structure, mesh, state_shardings(mesh, found, optimizer), OPTIONS)(found, rows)[0]
+        for found in (averaged, plain)
+    ]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
 
 
 def test_frozen_parameters_cost_no_backward_pass(small_model, make_batch) -> None:
