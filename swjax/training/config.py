@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
 from swjax.streaming import Variant
+from swjax.training.profiling import parse_steps
 
 DTYPES = ("float32", "bfloat16")
 
@@ -82,7 +83,11 @@ KEYS = (
     Key("lora.targets", ("decoder/layers/",), "regular expressions; weights of linear layers that one matches adapt"),
     Key("checkpoint_every", 50, "steps between checkpoints; the last step always has one", free=True),
     Key("keep", 2, "checkpoints kept, the latest", free=True),
+    Key("keep_best", 0, "checkpoints kept beside them, those of the lowest validation loss", free=True),
+    Key("max_bad_steps", 10, "steps that may be skipped as NaN or infinite; one more stops the run", free=True),
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
+    Key("profile.steps", "", "first and last step of a trace for the profiler, such as 10:13; '' for none", free=True),
+    Key("wandb.project", "", "project of Weights & Biases to report to; '' for none", free=True),
     Key("mesh.data", -1, "devices along the data axis, which repeats parameters; -1 = those left", free=True),
     Key("mesh.fsdp", 1, "devices along the fsdp axis, which shards parameters; -1 = those left", free=True),
 )
@@ -123,7 +128,7 @@ def unknown_key(path: str) -> str:
     """What to tell somebody who wrote a key that is not there, such as `optimizer.lr` for `optimizer.learning_rate`."""
     group, _, name = path.rpartition(".")
     known = [key for key in DEFAULTS if group and key.startswith(group + ".")] or list(DEFAULTS)
-    names = {key.rpartition(".")[2]: key for key in known}
+    names = {key.rpartition(".")[2]: key for key in reversed(known)}  # of two with one name, the first in the table
     by_initials = [key for last, key in names.items() if name == "".join(word[0] for word in last.split("_"))]
     nearest = (by_initials or [names[match] for match in difflib.get_close_matches(name, names, n=1, cutoff=0.0)])[0]
     return f"unknown key config.{path}; the nearest known key is config.{nearest}"
@@ -156,8 +161,15 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
-    if values["lora.rank"] < 0:
-        raise ConfigError(f"config.lora.rank is {values['lora.rank']}; it must be at least 0")
+    for path in ("lora.rank", "keep_best", "max_bad_steps"):
+        if values[path] < 0:
+            raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
+    if values["keep_best"] and not values["data.validation"]:
+        raise ConfigError("config.keep_best chooses by validation loss; give config.data.validation, or set it to 0")
+    try:
+        parse_steps(values["profile.steps"])
+    except ValueError as error:
+        raise ConfigError(f"config.profile.steps: {error}") from None
     _check_groups(values["optimizer.groups"])
     if not values["data.train"]:
         raise ConfigError("config.data.train is empty; give a manifest or prepared records")

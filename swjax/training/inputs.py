@@ -42,11 +42,17 @@ def open_inputs(config: ConfigDict, tokenizer: Any) -> Inputs:
         ManifestError, RecordsError, TooManyRejectedError: the data cannot be used.
     """
     folder = Path(config.run_dir) / REJECTED
+    # Every process lists what it was given itself.
+    suffix = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
     logs = {
-        split: RejectedLog(folder / f"{split}.jsonl", max_share=config.data.max_rejected)
+        split: RejectedLog(folder / f"{split}{suffix}.jsonl", max_share=config.data.max_rejected)
         for split in ("train", "validation")
     }
     rows = config.batch_size * config.accumulation
+    if config.batch_size % jax.process_count():
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}; the {jax.process_count()} processes must divide it"
+        )
     batches = iter(_stream(config, config.data.train, tokenizer, logs["train"], rows=rows, train=True))
     validation = None
     if config.data.validation:

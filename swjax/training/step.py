@@ -26,7 +26,8 @@ class TrainState:
     """All that a step changes, and the frozen parameters that it reads.
 
     Attributes:
-        step: optimizer steps taken.
+        step: steps taken, those without effect among them.
+        bad_steps: steps without effect, as their loss or gradient was not finite.
         trainable: path -> float32 master parameter. Only these have gradients and optimizer state.
         frozen: path -> float32 parameter that stays as it is.
         opt_state: the optimizer's state for `trainable`.
@@ -34,6 +35,7 @@ class TrainState:
     """
 
     step: Int32[Array, ""]
+    bad_steps: Int32[Array, ""]
     trainable: Parameters
     frozen: Parameters
     opt_state: optax.OptState
@@ -63,7 +65,9 @@ def initial_state(
     """The state before the first step. Under `jax.eval_shape` it gives the shapes that `state_shardings` asks for."""
     # A copy, as the step is given the whole state to write over.
     mean = jax.tree.map(jnp.copy, trainable) if ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), mean)
+    # An array each, as one that is given away twice would be freed twice.
+    step, bad_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, bad_steps, trainable, frozen, optimizer.init(trainable), mean)
 
 
 def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -125,12 +129,13 @@ def make_train_step(
     """Compiles `step(state, batch) -> (state, metrics)`; the state given is donated.
 
     The batch has a leading axis of micro-batches, [A, B, ...] (`put_batch`). Their gradients are summed one after
-    another in float32 and weighted by token, so that A x B rows give the same step however they are divided.
+    another in float32 and weighted by token, so that A x B rows give the same step however they are divided. A step
+    whose loss or gradient is not finite changes nothing but the two counts of steps.
 
     Returns:
         A function whose metrics are float32 scalars: `loss` (mean over labelled tokens, nats), `grad_norm` (before
-        clipping), `learning_rate`, `labels` (labelled tokens), `tokens` (all tokens but padding) and `token_share`
-        (their share of the batch's slots).
+        clipping), `learning_rate`, `bad_steps` (so far), `labels` (labelled tokens), `tokens` (all tokens but padding)
+        and `token_share` (their share of the batch's slots).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -150,15 +155,25 @@ def make_train_step(
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
             trainable = optax.apply_updates(state.trainable, updates)
             ema = optax.incremental_update(trainable, state.ema, 1 - options.ema) if options.ema else {}
+            grad_norm = optax.tree.norm(gradients)
+            is_good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            trainable, opt_state, ema = jax.tree.map(
+                lambda new, old: jnp.where(is_good, new, old),
+                (trainable, opt_state, ema),
+                (state.trainable, state.opt_state, state.ema),
+            )
+            bad_steps = state.bad_steps + ~is_good
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": grad_norm,
+            # The optimizer counts the steps that had an effect.
+            "learning_rate": jnp.asarray(schedule(state.step - state.bad_steps), jnp.float32),
+            "bad_steps": bad_steps.astype(jnp.float32),
             "labels": labels,
             "tokens": count_tokens(batch).astype(jnp.float32),
             "token_share": count_tokens(batch) / batch["token_ids"].size,
         }
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
+        return TrainState(state.step + 1, bad_steps, trainable, state.frozen, opt_state, ema), metrics
 
     return jax.jit(
         train_step,

@@ -210,3 +210,22 @@ def test_validation_sums_losses_and_labels(small_model, make_batch) -> None:
 def test_a_row_with_too_many_labels_names_the_key(make_batch) -> None:
     with pytest.raises(ValueError, match=r"12 labelled tokens, more than config\.data\.max_labels = 4"):
         put_batch(make_batch(8, length=30) | {"labels": np.ones((8, 12), np.int32)}, make_mesh(), max_labels=4)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(small_model, make_batch) -> None:
+    """The run with a bad batch between two good ones is the run of the two good ones, learning rate included."""
+    good = [make_batch(8, seed=seed) for seed in range(2)]
+    good = [batch | {"pixel_values": batch["pixel_values"].astype(np.float32)} for batch in good]
+    bad = good[0] | {"pixel_values": np.full_like(good[0]["pixel_values"], np.nan)}
+    state, history = train(small_model(0), [good[0], bad, good[1]], ema=0.5)
+    expected, expected_history = train(small_model(0), good, ema=0.5)
+    assert (int(state.step), int(state.bad_steps)) == (3, 1)
+    assert [metrics["bad_steps"] for metrics in history] == [0, 1, 1]
+    assert not np.isfinite(history[1]["loss"])
+    assert history[2] | {"bad_steps": 0.0} == expected_history[1]
+    for left, right in (
+        (state.trainable, expected.trainable),
+        (state.ema, expected.ema),
+        (state.opt_state, expected.opt_state),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, left, right)
