@@ -1,17 +1,20 @@
 """Runs as users start them: `swjax train` in processes of their own."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from swjax.training.config import flatten
+
+LONGEST_S = 300
 
 CONFIG_FILE = """
 import json
@@ -83,19 +86,34 @@ def launch_by_slurm(config: ConfigDict, processes: int, *, devices: int) -> list
 
 def finish(processes: Sequence[subprocess.Popen], *, code: int = 0) -> list[str]:
     """Waits for processes and makes sure how they ended; returns what they said."""
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    with _ended(processes):
+        said = [process.communicate(timeout=LONGEST_S)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [code] * len(processes), (codes, *said)
     return said
 
 
 def wait_for_step(run_dir: str | Path, step: int, processes: Sequence[subprocess.Popen]) -> None:
-    """Waits until a step stands in the metrics; processes that end before are told of."""
-    file = Path(run_dir) / "metrics.jsonl"
+    """Waits until a step stands in the metrics; if one of the processes ends before, so do the others."""
+    file, latest = Path(run_dir) / "metrics.jsonl", time.monotonic() + LONGEST_S
     while not (file.exists() and f'{{"step": {step}, ' in file.read_text()):
-        ended = [process for process in processes if process.poll() is not None]
-        assert not ended, ended[0].communicate()[0]
+        over = [process for process in processes if process.poll() is not None]
+        if over or time.monotonic() > latest:
+            with _ended(processes):
+                raise AssertionError(over[0].communicate()[0] if over else f"no step {step} in {LONGEST_S} s")
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _ended(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
+    """Leaves no process behind, whatever happens."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
 
 
 def metric_lines(run_dir: str | Path) -> list[dict]:

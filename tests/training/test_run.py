@@ -161,6 +161,7 @@ def test_bad_examples_are_set_aside_and_listed(make_config, tmp_path: Path) -> N
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(record) + "\n" for record in records) + "{not json\n")
     config.data.train, config.data.max_rejected, config.steps = str(manifest), 0.5, 3
+    config.data.root = str(tmp_path.parent)
     console = Console(record=True, quiet=False, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
     train(config, console=console)
     listed = [json.loads(line) for line in (tmp_path / "run" / "rejected" / "train.jsonl").read_text().splitlines()]
@@ -248,7 +249,8 @@ def test_some_steps_are_traced_and_reported_to_wandb(make_config, tmp_path: Path
 def test_other_data_than_at_the_last_start_is_told(finished, tmp_path: Path) -> None:
     config, _ = finished
     again = copied(config, tmp_path)
-    digest = json.loads((Path(again.run_dir) / "environment.jsonl").read_text())["data"][again.data.train]
+    first_start = (Path(again.run_dir) / "environment.jsonl").read_text().splitlines()[0]
+    digest = json.loads(first_start)["data"][again.data.train]
     assert digest == hashlib.sha256(Path(again.data.train).read_bytes()).hexdigest()
     manifest = Path(again.data.train)
     content = manifest.read_text()
