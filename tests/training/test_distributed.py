@@ -20,7 +20,7 @@ from swjax.training.preemption import EXIT_PREEMPTED
 from swjax.training.processes import start_processes
 from swjax.training.run import train
 
-STEPS = 40
+STEPS = 16
 
 
 def losses_of(run_dir: str | Path) -> np.ndarray:
@@ -33,6 +33,7 @@ def test_four_processes_train_as_one_and_two_and_one_go_on(make_config, tmp_path
     config = make_config(tmp_path / "alone")
     config.update({"steps": STEPS, "checkpoint_every": 30, "eval_every": 20})
     config.optimizer.learning_rate = 1e-3
+    config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
     config.mesh.data, config.mesh.fsdp, config.data.validation = 2, 4, ""
     train(config, console=Console(quiet=True))
 
