@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from swjax.commands.say import add_checkpoint_arguments, console, refusing
+from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
 
 NAME = "export"
 HELP = "write a trained model as a Hugging Face folder"
@@ -17,11 +17,15 @@ generation_config.json, preprocessor_config.json and the tokenizer. PyTorch user
 
 and `swjax stream --checkpoint DIR` streams with it. Weights are read and written part by part: memory holds about one
 file of the export (--max-shard-size), never the model. Cut off, it leaves nothing that loads.
+
+Of a LoRA run the weights are written with the adapter merged; --adapter writes the adapter alone, in PEFT's form
+(adapter_model.safetensors and adapter_config.json), to be put on the model that the run started from.
 """
 EXAMPLE = """\
 examples:
   swjax export --checkpoint runs/moving_shapes --output exports/moving_shapes
   swjax export --checkpoint runs/pe_video_7b --output exports/pe_video_7b --dtype bfloat16 --verify
+  swjax export --checkpoint runs/lora --output exports/lora --adapter
 """
 
 
@@ -29,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_checkpoint_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write only the adapter of a LoRA run, as PEFT does (default: the weights with the adapter merged)",
+    )
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of the weights (default: the checkpoint's)"
     )
@@ -52,13 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Export, say what was written, and compare it with transformers if asked to."""
+    from swjax.conversion.peft import export_adapter
     from swjax.conversion.streaming_model import export_streaming_model, open_streaming_model
     from swjax.conversion.verify import compare_logits, require_torch
 
+    if args.verify and args.adapter:
+        raise UsageError("--verify compares a whole model; give it without --adapter")
     if args.verify:
         require_torch()
-    source = open_streaming_model(args.checkpoint, step=args.step)
-    export_streaming_model(source, args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
+    if args.adapter:
+        export_adapter(args.checkpoint, args.output, step=args.step, dtype=args.dtype)
+    else:
+        source = open_streaming_model(args.checkpoint, step=args.step)
+        export_streaming_model(source, args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
     out = console()
     for file in sorted(args.output.iterdir()):
         out.print(f"{file.stat().st_size:>12,} bytes  {file}", soft_wrap=True)

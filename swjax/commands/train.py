@@ -13,6 +13,12 @@ Train a streaming video-language model as a configuration file says. The run fol
 configuration, checkpoints, metrics.jsonl and TensorBoard files. Started again with the same command, a run that was
 stopped goes on from its latest checkpoint and ends with the same parameters as if it had never stopped.
 
+On TPU pods, GKE, Slurm and Open MPI, start the same command on every host (or for every task): the processes find each
+other. Elsewhere give each --coordinator, --processes and --process. They share one run folder.
+
+Exit status: 0 the run is at its end; 75 it was asked to stop (SIGTERM) and saved its state: start it again; 1 too many
+steps were not finite; 2 the configuration, a checkpoint or the data cannot be used; 130 interrupted.
+
 Every key of the configuration can be changed on the command line: --config.KEY=VALUE.
 """
 EXAMPLE = """\
@@ -20,6 +26,7 @@ examples:
   swjax train --config configs/moving_shapes.py
   swjax train --config configs/moving_shapes.py --config.variant=gipe --config.run_dir=runs/gipe
   swjax train --config configs/moving_shapes.py --show-config
+  swjax train --config configs/pe_video_7b.py --coordinator host0:8476 --processes 4 --process 0
 """
 
 
@@ -33,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ).replace("%", "%%")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="configuration file, configs/*.py")
     parser.add_argument("--run-dir", metavar="DIR", help="the same as --config.run_dir=DIR")
+    group = parser.add_argument_group("several processes, where no cluster says it")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     parser.add_argument("--show-config", action="store_true", help="print every key with its value, and stop")
 
 
@@ -44,7 +55,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         extra: overrides, `--config.KEY=VALUE`.
 
     Returns:
-        0, or 2 where the configuration, the checkpoint or the data cannot be used, or 130 if stopped by the user.
+        0, or 75 if preempted (`EXIT_PREEMPTED`), 1 if too many steps were not finite, 2 where the configuration, the
+        checkpoint or the data cannot be used, or 130 if stopped by the user.
     """
     from swjax.training.config import ConfigError, describe_keys
     from swjax.training.config_file import load_config
@@ -63,12 +75,22 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from swjax.data.manifest import ManifestError
     from swjax.data.rejected import TooManyRejectedError
     from swjax.data.tokenizer import TokenizerError
+    from swjax.training.loop import TooManyBadStepsError
+    from swjax.training.preemption import EXIT_PREEMPTED, PreemptedError
+    from swjax.training.processes import start_processes
     from swjax.training.run import train
 
     try:
+        start_processes(args.coordinator, args.processes, args.process)
         train(config, console=out)
     except (ConfigError, CheckpointError, ManifestError, TokenizerError, TooManyRejectedError) as error:
         return refuse(error)
+    except TooManyBadStepsError as error:
+        refuse(error)
+        return 1
+    except PreemptedError as error:
+        out.print(str(error))
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         out.print("stopped; the same command goes on from the latest checkpoint")
         return 130

@@ -3,7 +3,8 @@
 Training, checkpoints and sharding speak of parameters by these names, and know nothing of modules.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -31,6 +32,28 @@ def split_parameters(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
 def merge_parameters(structure: nnx.GraphDef, parameters: Mapping[str, Any]) -> nnx.Module:
     """Puts a module together again: the inverse of `split_parameters`."""
     return nnx.merge(structure, nnx.from_flat_state({_keys(path): leaf for path, leaf in parameters.items()}))
+
+
+def match_paths(pattern: str, paths: Iterable[str], *, key: str) -> set[str]:
+    """The paths that a regular expression matches from their start.
+
+    Args:
+        pattern: the expression.
+        paths: of parameters.
+        key: the key of the configuration that it stands in, for messages.
+
+    Raises:
+        ValueError: the expression is not valid or matches no path.
+    """
+    paths = list(paths)
+    try:
+        matched = {path for path in paths if re.match(pattern, path)}
+    except re.error as error:
+        raise ValueError(f"config.{key}: {pattern!r} is not a regular expression: {error}") from error
+    if not matched:
+        groups = ", ".join(sorted({"/".join(path.split("/")[:2]) for path in paths}))
+        raise ValueError(f"config.{key}: {pattern!r} matches no parameter; parameters begin with {groups}")
+    return matched
 
 
 def _keys(path: str) -> tuple[str | int, ...]:

@@ -5,7 +5,8 @@
       model.json         the model's configuration, in the form of Hugging Face's config.json
       tokenizer/         the tokenizer, as transformers saves it
       environment.jsonl  a line for each start: time, versions, git commit, devices, command line
-      checkpoints/STEP/  parameters (path -> array), optimizer, data (the input iterator's place)
+      checkpoints/STEP/  parameters (path -> array), ema (the same, averaged, if the run averages), optimizer, data
+                         (the input iterator's place)
       metrics.jsonl      a line a step
       tensorboard/       the same for TensorBoard
       rejected/          examples that could not be used, and why
@@ -25,6 +26,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import DTypeLike
 
 from swjax.conversion.errors import CheckpointError
+from swjax.conversion.lora import adapter_shapes, choose_targets, merge_stored
 from swjax.conversion.orbax_files import open_arrays
 from swjax.conversion.parameters import Parameters, merge_parameters, split_parameters
 from swjax.conversion.stored import StoredArray, place
@@ -36,6 +38,7 @@ MODEL = "model.json"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 PARAMETERS = "parameters"
+EMA = "ema"
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,17 @@ class Run:
     step: int
 
 
+@dataclass(frozen=True)
+class Lora:
+    """The adapters of a run: their rank, the numerator of their scale, and the patterns of the weights they adapt."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
 def load_run(run_dir: str | Path, step: int | None = None, *, dtype: DTypeLike = jnp.float32) -> Run:
-    """Reads the model of a run's checkpoint onto the default device.
+    """Reads the model of a run's checkpoint onto the default device: averaged, adapters merged (`open_run_model`).
 
     Args:
         run_dir: the run folder.
@@ -70,10 +82,9 @@ def load_run(run_dir: str | Path, step: int | None = None, *, dtype: DTypeLike =
     run_dir = Path(run_dir)
     config = read_run_config(run_dir)
     step = find_step(run_dir, step)
-    structure, shapes = split_parameters(abstract_model(read_model_config(run_dir), param_dtype=dtype))
+    structure, _ = split_parameters(abstract_model(read_model_config(run_dir), param_dtype=dtype))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in shapes.items()}
-    parameters = read_parameters(run_dir, step, shapes)
+    parameters = {path: place(array, device, dtype) for path, array in open_run_model(run_dir, step).items()}
     return Run(merge_parameters(structure, parameters), config, run_dir / TOKENIZER, step)
 
 
@@ -100,6 +111,18 @@ def read_model_config(run_dir: str | Path) -> Qwen2_5_VLConfig:
         raise CheckpointError(f"{Path(run_dir) / MODEL}: {error}") from error
 
 
+def read_lora(config: Mapping[str, Any]) -> Lora | None:
+    """What a run's configuration says of adapters; None where it has none.
+
+    Args:
+        config: from `read_run_config`.
+    """
+    found = config.get("lora", {})
+    if not found.get("rank", 0):
+        return None
+    return Lora(found["rank"], found["alpha"], tuple(found["targets"]))
+
+
 def list_steps(run_dir: str | Path) -> list[int]:
     """The steps of all checkpoints that were written to their end, in order."""
     folder = Path(run_dir) / CHECKPOINTS
@@ -124,47 +147,101 @@ def find_step(run_dir: str | Path, step: int | None = None) -> int:
     return steps[-1] if step is None else step
 
 
-def read_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
+def open_run_model(run_dir: str | Path, step: int) -> dict[str, StoredArray]:
+    """Opens the parameters of the model that a checkpoint stands for.
+
+    They are averages where the run keeps them (config.optimizer.ema), and weights have their adapters merged.
+
+    Args:
+        run_dir: the run folder.
+        step: a step that has a checkpoint.
+
+    Raises:
+        CheckpointError: as for `open_parameters`.
+    """
+    lora = read_lora(read_run_config(run_dir))
+    stored = open_checkpoint(run_dir, step)
+    return stored if lora is None else merge_stored(stored, alpha=lora.alpha)
+
+
+def open_checkpoint(run_dir: str | Path, step: int) -> dict[str, StoredArray]:
+    """Opens a checkpoint's parameters, averages where the run has them, adapters apart from their weights.
+
+    Raises:
+        CheckpointError: as for `open_parameters`.
+    """
+    config = read_run_config(run_dir)
+    shapes: dict[str, Any] = dict(split_parameters(abstract_model(read_model_config(run_dir)))[1])
+    lora = read_lora(config)
+    if lora is not None:
+        try:
+            targets = choose_targets(lora.targets, shapes)
+        except ValueError as error:
+            raise CheckpointError(f"{Path(run_dir) / CONFIG}: {error}") from error
+        added = adapter_shapes({path: leaf.shape for path, leaf in shapes.items()}, targets, lora.rank)
+        shapes |= {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in added.items()}
+    stored = open_parameters(run_dir, step, shapes)
+    if config.get("optimizer", {}).get("ema", 0.0):
+        # Averages are of what trains; the rest is as it was.
+        folder = _item(run_dir, step, EMA)
+        averaged = open_arrays(folder)
+        _check_shapes(folder, averaged, {path: shapes[path] for path in averaged if path in shapes})
+        stored |= averaged
+    return stored
+
+
+def read_parameters(
+    run_dir: str | Path, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], *, item: str = PARAMETERS
+) -> Parameters:
     """Reads a checkpoint's parameters onto devices, one after another.
 
     Args:
         run_dir: the run folder.
         step: a step that has a checkpoint.
         shapes: path -> shape, dtype and sharding that the parameter is to have.
+        item: `PARAMETERS`, or `EMA` for the averages.
 
     Raises:
         CheckpointError: a parameter is missing, unexpected, of another shape, or damaged on disk.
     """
-    stored = open_parameters(run_dir, step, shapes)
+    stored = open_parameters(run_dir, step, shapes, item=item)
     return {path: place(stored[path], leaf.sharding, leaf.dtype) for path, leaf in shapes.items()}
 
 
-def open_parameters(run_dir: str | Path, step: int, shapes: Mapping[str, Any]) -> dict[str, StoredArray]:
+def open_parameters(
+    run_dir: str | Path, step: int, shapes: Mapping[str, Any], *, item: str = PARAMETERS
+) -> dict[str, StoredArray]:
     """Opens a checkpoint's parameters and checks their names and shapes; reads none.
 
     Args:
         run_dir: the run folder.
         step: a step that has a checkpoint.
         shapes: path -> anything with the shape that the parameter is to have.
+        item: `PARAMETERS`, or `EMA` for the averages.
 
     Raises:
         CheckpointError: a parameter is missing, unexpected, of another shape, or damaged on disk.
     """
-    folder = Path(run_dir).absolute() / CHECKPOINTS / str(step) / PARAMETERS
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing: the checkpoint is half-written; delete {folder.parent}")
+    folder = _item(run_dir, step, item)
     stored = open_arrays(folder)
-    _check_shapes(folder, {path: array.shape for path, array in stored.items()}, shapes)
+    _check_shapes(folder, stored, shapes)
     return stored
 
 
-def _check_shapes(folder: Path, stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, Any]) -> None:
+def _item(run_dir: str | Path, step: int, item: str) -> Path:
+    folder = Path(run_dir).absolute() / CHECKPOINTS / str(step) / item
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: the checkpoint is half-written; delete {folder.parent}")
+    return folder
+
+
+def _check_shapes(folder: Path, stored: Mapping[str, StoredArray], expected: Mapping[str, Any]) -> None:
     faults = [f"lacks {path}" for path in expected if path not in stored]
     faults += [f"has unexpected {path}" for path in stored if path not in expected]
     faults += [
-        f"has {path} with shape {stored[path]}, expected {tuple(leaf.shape)}"
+        f"has {path} with shape {stored[path].shape}, expected {tuple(leaf.shape)}"
         for path, leaf in expected.items()
-        if path in stored and stored[path] != tuple(leaf.shape)
+        if path in stored and stored[path].shape != tuple(leaf.shape)
     ]
     if faults:
         more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""

@@ -19,19 +19,17 @@ from jaxtyping import DTypeLike
 from swjax.conversion.errors import CheckpointError
 from swjax.conversion.hub_writer import UNFINISHED, save_hf, write_json
 from swjax.conversion.hugging_face import find_checkpoint, load_hf, open_hf
-from swjax.conversion.parameters import split_parameters
 from swjax.conversion.run_folder import (
     MODEL,
     TOKENIZER,
     find_step,
     load_run,
-    open_parameters,
+    open_run_model,
     read_model_config,
     read_run_config,
 )
 from swjax.conversion.stored import StoredArray
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 
 TOKENIZER_FILES = (
@@ -112,10 +110,9 @@ def open_streaming_model(path: str | Path, *, step: int | None = None) -> Stored
         CheckpointError: if it cannot be used.
     """
     if (Path(path) / MODEL).exists():
-        config = read_model_config(path)
-        shapes = split_parameters(abstract_model(config))[1]
-        parameters = open_parameters(path, find_step(path, step), shapes)
-        return StoredModel(config, parameters, Path(path) / TOKENIZER, _run_record(read_run_config(path)))
+        parameters = open_run_model(path, find_step(path, step))
+        record = _run_record(read_run_config(path))
+        return StoredModel(read_model_config(path), parameters, Path(path) / TOKENIZER, record)
     folder = _hub_folder(path, step)
     config, parameters = open_hf(folder)
     return StoredModel(config, parameters, folder, read_record(folder))

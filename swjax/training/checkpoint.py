@@ -1,33 +1,58 @@
-"""Checkpoints of a run: parameters, optimizer and the input iterator's place, saved while training goes on."""
+"""Checkpoints of a run: parameters, optimizer and the input iterator's place, saved while training goes on.
 
+They are read onto any mesh, and by any number of processes that share the run folder.
+"""
+
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import grain
+import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from swjax.conversion.errors import CheckpointError
 from swjax.conversion.orbax_files import reading
-from swjax.conversion.run_folder import CHECKPOINTS, PARAMETERS, read_parameters
+from swjax.conversion.run_folder import CHECKPOINTS, EMA, PARAMETERS, read_parameters
+from swjax.data.place import divide_place
 from swjax.training.step import TrainState
 
 OPTIMIZER = "optimizer"
 DATA = "data"
+BEST_BY = "validation_loss"
 
 
-def open_checkpoints(run_dir: str | Path, *, keep: int) -> ocp.CheckpointManager:
+def open_checkpoints(run_dir: str | Path, *, keep: int, keep_best: int = 0) -> ocp.CheckpointManager:
     """Opens a run folder's checkpoints for writing, and clears away what was half-written when the run was killed.
 
     Args:
         run_dir: the run folder.
         keep: how many checkpoints, the latest, are kept.
+        keep_best: how many are kept beside them, those with the lowest validation loss.
     """
+    best = BestN(
+        n=keep_best,
+        get_metric_fn=lambda metrics: metrics[BEST_BY],
+        reverse=True,
+        keep_checkpoints_without_metrics=False,
+    )
     return ocp.CheckpointManager(
         Path(run_dir).absolute() / CHECKPOINTS,
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if keep_best else [])]),
+            cleanup_tmp_directories=True,
+        ),
     )
 
 
 def save_checkpoint(
-    checkpoints: ocp.CheckpointManager, step: int, state: TrainState, iterator: grain.DatasetIterator
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    iterator: grain.DatasetIterator,
+    *,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Starts to save a checkpoint; returns once the state is copied, and writes it behind the next steps.
 
@@ -36,13 +61,18 @@ def save_checkpoint(
         step: steps taken.
         state: the state after them.
         iterator: the input, at the batch that follows.
+        metrics: those of validation after this step, by which the best checkpoints are chosen.
     """
+    averages = {EMA: ocp.args.StandardSave(state.ema)} if state.ema else {}
+    counts = {"step": state.step, "bad_steps": state.bad_steps}
     checkpoints.save(
         step,
+        metrics=None if metrics is None else dict(metrics),
         args=ocp.args.Composite(
             **{
+                **averages,
                 PARAMETERS: ocp.args.StandardSave(state.trainable | state.frozen),
-                OPTIMIZER: ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+                OPTIMIZER: ocp.args.StandardSave({**counts, "state": state.opt_state}),
                 DATA: grain.checkpoint.CheckpointSave(iterator),
             }
         ),
@@ -58,26 +88,44 @@ def restore_checkpoint(
         checkpoints: from `open_checkpoints`.
         step: which checkpoint.
         shapes: shape, dtype and sharding of every leaf of the state.
-        iterator: the input; it is set to the place where it stood.
+        iterator: the input; it is set to the place where it stood, or to this process's part of what is left if the
+            checkpoint is of another number of processes.
 
     Raises:
         CheckpointError: the checkpoint is half-written, damaged or of another model or optimizer.
     """
     run_dir = Path(checkpoints.directory).parent
     parameters = read_parameters(run_dir, step, shapes.trainable | shapes.frozen)
+    ema = read_parameters(run_dir, step, shapes.ema, item=EMA) if shapes.ema else {}
     with reading(Path(checkpoints.directory) / str(step) / OPTIMIZER):
-        found = checkpoints.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    OPTIMIZER: ocp.args.StandardRestore({"step": shapes.step, "state": shapes.opt_state}),
-                    DATA: grain.checkpoint.CheckpointRestore(iterator),
-                }
-            ),
-        )[OPTIMIZER]
+        item = {"step": shapes.step, "bad_steps": shapes.bad_steps, "state": shapes.opt_state}
+        found = checkpoints.restore(step, args=ocp.args.Composite(**{OPTIMIZER: ocp.args.StandardRestore(item)}))[
+            OPTIMIZER
+        ]
+    _restore_place(Path(checkpoints.directory) / str(step) / DATA, iterator)
     return TrainState(
         step=found["step"],
+        bad_steps=found["bad_steps"],
         trainable={path: parameters[path] for path in shapes.trainable},
         frozen={path: parameters[path] for path in shapes.frozen},
         opt_state=found["state"],
+        ema=ema,
     )
+
+
+def _restore_place(folder: Path, iterator: grain.DatasetIterator) -> None:
+    """Sets the input to where it stood; each process of the run wrote a file, as `grain.checkpoint` names them."""
+    files = sorted(folder.glob("process_*-of-*.json"), key=lambda file: int(file.stem.split("_")[1].split("-")[0]))
+    wrote = {int(file.stem.rpartition("-")[2]) for file in files}
+    if wrote != {len(files)}:
+        raise CheckpointError(
+            f"{folder} holds the input's place of {len(files)} processes, of {max(wrote, default=0)} that wrote it: "
+            f"give all processes one run folder that they share; delete {folder.parent} to go on from an earlier one"
+        )
+    states = [json.loads(file.read_text()) for file in files]
+    here, processes = jax.process_index(), jax.process_count()
+    if len(states) == processes:
+        iterator.set_state(states[here])
+    else:
+        iterator.set_state(divide_place(states, iterator.get_state(), process_index=here, process_count=processes))
+    iterator.start_prefetch()

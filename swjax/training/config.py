@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from swjax.attention import IMPLEMENTATIONS
 from swjax.models.remat import REMAT
 from swjax.streaming import Variant
+from swjax.training.profiling import parse_steps
 
 DTYPES = ("float32", "bfloat16")
 
@@ -77,10 +78,20 @@ KEYS = (
     Key("optimizer.b1", 0.9, "decay of AdamW's first moment"),
     Key("optimizer.b2", 0.999, "decay of AdamW's second moment"),
     Key("optimizer.moments_dtype", "float32", f"dtype that AdamW's moments are kept in, {' or '.join(DTYPES)}"),
+    Key("optimizer.no_decay", (), "regular expressions; those that one matches do not decay, as norms and biases"),
+    Key("optimizer.groups", (), "(regular expression, factor of the learning rate), such as (('visual/merger', 0.5),)"),
+    Key("optimizer.ema", 0.0, "decay of a running mean of the parameters that evaluation and export use; 0 = none"),
+    Key("lora.rank", 0, "rank of adapters, which then train alone, whatever frozen says; 0 trains the weights"),
+    Key("lora.alpha", 16.0, "what an adapter adds is scaled by alpha / rank"),
+    Key("lora.targets", ("decoder/layers/",), "regular expressions; weights of linear layers that one matches adapt"),
     Key("checkpoint_every", 50, "steps between checkpoints; the last step always has one", free=True),
     Key("keep", 2, "checkpoints kept, the latest", free=True),
+    Key("keep_best", 0, "checkpoints kept beside them, those of the lowest validation loss", free=True),
+    Key("max_bad_steps", 10, "steps that may be skipped as NaN or infinite; one more stops the run", free=True),
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
     Key("compilation_cache", "", "folder that keeps compiled programs for the next start; '' for none", free=True),
+    Key("profile.steps", "", "first and last step of a trace for the profiler, such as 10:13; '' for none", free=True),
+    Key("wandb.project", "", "project of Weights & Biases to report to; '' for none", free=True),
     Key("mesh.data", -1, "devices along the data axis, which repeats parameters; -1 = those left", free=True),
     Key("mesh.fsdp", 1, "devices along the fsdp axis, which shards parameters; -1 = those left", free=True),
     Key("mesh.context", 1, "devices along the context axis, which cuts rows; -1 = those left", free=True),
@@ -128,7 +139,7 @@ def unknown_key(path: str) -> str:
     """What to tell somebody who wrote a key that is not there, such as `optimizer.lr` for `optimizer.learning_rate`."""
     group, _, name = path.rpartition(".")
     known = [key for key in DEFAULTS if group and key.startswith(group + ".")] or list(DEFAULTS)
-    names = {key.rpartition(".")[2]: key for key in known}
+    names = {key.rpartition(".")[2]: key for key in reversed(known)}  # of two with one name, the first in the table
     by_initials = [key for last, key in names.items() if name == "".join(word[0] for word in last.split("_"))]
     nearest = (by_initials or [names[match] for match in difflib.get_close_matches(name, names, n=1, cutoff=0.0)])[0]
     return f"unknown key config.{path}; the nearest known key is config.{nearest}"
@@ -154,12 +165,22 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
-    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "data.fps"):
+    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha", "data.fps"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")
-    for path in ("optimizer.warmup_fraction", "optimizer.b1", "optimizer.b2", "data.max_rejected"):
+    for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
+    for path in ("lora.rank", "keep_best", "max_bad_steps"):
+        if values[path] < 0:
+            raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
+    if values["keep_best"] and not values["data.validation"]:
+        raise ConfigError("config.keep_best chooses by validation loss; give config.data.validation, or set it to 0")
+    try:
+        parse_steps(values["profile.steps"])
+    except ValueError as error:
+        raise ConfigError(f"config.profile.steps: {error}") from None
+    _check_groups(values["optimizer.groups"])
     if not values["data.train"]:
         raise ConfigError("config.data.train is empty; give a manifest or prepared records")
     if not values["init_from"] and not values["model.preset"]:
@@ -193,6 +214,16 @@ def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         path = prefix + name
         is_group = isinstance(value, Mapping) and path not in DEFAULTS
         yield from _walk(value, path + ".") if is_group else [(path, value)]
+
+
+def _check_groups(groups: Any) -> None:
+    for group in groups:
+        is_pair = isinstance(group, tuple | list) and len(group) == 2 and isinstance(group[0], str)
+        if not is_pair or not isinstance(group[1], int | float) or not group[1] > 0:
+            raise ConfigError(
+                f"config.optimizer.groups has {group!r}; give pairs of a regular expression and a factor above 0, such "
+                "as (('visual/merger', 0.5),); what is not to train goes into config.frozen"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,13 @@
 """What a run was made with: versions, source, devices and command line, for whoever wants to repeat it."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,46 @@ ENVIRONMENT = "environment.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "av", "numpy")
 
 
-def record_start(run_dir: Path, *, step: int) -> None:
+def record_start(run_dir: Path, *, step: int, data: Mapping[str, str] | None = None) -> None:
     """Appends a line on this start of the run to the run folder's environment.jsonl.
 
     Args:
         run_dir: the run folder.
         step: steps that were already taken.
+        data: name -> fingerprint of what the run reads.
     """
     with (run_dir / ENVIRONMENT).open("a") as file:
-        file.write(json.dumps(describe_environment() | {"step": step}) + "\n")
+        file.write(json.dumps(describe_environment() | {"step": step, "data": dict(data or {})}) + "\n")
+
+
+def fingerprint_data(names: str) -> dict[str, str]:
+    """Tells data sets apart: name -> SHA-256 of a manifest, or of a record folder's description and its files' sizes.
+
+    Args:
+        names: data sets as `swjax.data.sources` opens them, separated by commas; none of "".
+    """
+    found = {}
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        folder = Path(name if Path(name).exists() else name.rpartition(":")[0])
+        digest = hashlib.sha256()
+        if folder.is_file():
+            with folder.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256")
+        else:
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+                if file.name == "dataset_info.json":
+                    digest.update(file.read_bytes())
+        found[name] = digest.hexdigest()
+    return found
+
+
+def changed_data(run_dir: Path, data: Mapping[str, str]) -> list[str]:
+    """The data sets, by name, that are not what they were when the run was last started."""
+    file = run_dir / ENVIRONMENT
+    lines = file.read_text().splitlines() if file.exists() else []
+    last = json.loads(lines[-1]).get("data", {}) if lines else {}
+    return [name for name, digest in data.items() if last.get(name, digest) != digest]
 
 
 def describe_environment() -> dict[str, Any]:

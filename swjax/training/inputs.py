@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import grain
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -43,8 +44,10 @@ def open_inputs(config: ConfigDict, tokenizer: Any, mesh: Mesh) -> Inputs:
         ManifestError, RecordsError, TooManyRejectedError: the data cannot be used.
     """
     folder = Path(config.run_dir) / REJECTED
+    # Every process lists what it was given itself.
+    suffix = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
     logs = {
-        split: RejectedLog(folder / f"{split}.jsonl", max_share=config.data.max_rejected)
+        split: RejectedLog(folder / f"{split}{suffix}.jsonl", max_share=config.data.max_rejected)
         for split in ("train", "validation")
     }
     rows = config.batch_size * config.accumulation

@@ -1,26 +1,44 @@
 """What a run tells while it trains: metrics.jsonl, TensorBoard and a progress bar."""
 
 import contextlib
+import importlib
 import json
+import math
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from swjax.training.config import ConfigError
+
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+WANDB_ID = "wandb_id.txt"
 
 Write = Callable[[int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def open_metrics(run_dir: Path, *, after_step: int) -> Iterator[Write]:
-    """Opens the run folder's metrics for steps that follow `after_step`.
+def open_metrics(
+    run_dir: Path, *, after_step: int, wandb_project: str = "", config: Mapping[str, Any] | None = None
+) -> Iterator[Write]:
+    """Opens the run folder's metrics for steps that follow `after_step`; one process of a run does.
 
     What a killed run wrote of later steps is dropped, as those steps are taken again.
+
+    Args:
+        run_dir: the run folder.
+        after_step: steps taken.
+        wandb_project: project of Weights & Biases to report to, too; "" for none.
+        config: the run's configuration, for that report.
+
+    Raises:
+        ConfigError: Weights & Biases is not installed.
 
     Yields:
         A function that writes the metrics of a step.
@@ -33,12 +51,16 @@ def open_metrics(run_dir: Path, *, after_step: int) -> Iterator[Write]:
     with (
         file.open("a", buffering=1) as lines,
         SummaryWriter(str(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,
+        _open_wandb(run_dir, wandb_project, config or {}) as report,
     ):
 
         def write(step: int, metrics: Mapping[str, float]) -> None:
-            lines.write(json.dumps({"step": step, **metrics}) + "\n")
+            # JSON has no NaN.
+            finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            lines.write(json.dumps({"step": step, **finite}) + "\n")
             for name, value in metrics.items():
                 board.add_scalar(name, value, step)
+            report(step, metrics)
 
         yield write
 
@@ -73,6 +95,30 @@ def progress_bar(console: Console, *, completed: int, total: int) -> Iterator[Wr
             bar.update(task, completed=step, loss=f"{metrics['loss']:.4f}", rate=f"{rate:,.0f}")
 
         yield show
+
+
+@contextlib.contextmanager
+def _open_wandb(run_dir: Path, project: str, config: Mapping[str, Any]) -> Iterator[Write]:
+    """Reports to Weights & Biases, under one id for all starts of the run; without a project, nowhere."""
+    if not project:
+        yield lambda step, metrics: None
+        return
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise ConfigError(
+            "config.wandb.project is set and wandb is not installed; pip install wandb, or set it to ''"
+        ) from None
+    file = run_dir / WANDB_ID
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12])
+    run = wandb.init(
+        project=project, name=run_dir.name, id=file.read_text(), resume="allow", config=dict(config), dir=str(run_dir)
+    )
+    try:
+        yield lambda step, metrics: run.log(dict(metrics), step=step)
+    finally:
+        run.finish()
 
 
 def _whole_lines(file: Path) -> list[str]:

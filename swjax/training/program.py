@@ -56,7 +56,7 @@ def make_program(
         devices: what it is to run on, all devices by default; those of a topology may be compiled for and not run on.
 
     Raises:
-        ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or `frozen` no parameters.
+        ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or a pattern no parameters.
     """
     mesh, stripe = open_mesh(config, model_config, devices=devices)
     schedule = learning_rate_schedule(
@@ -69,11 +69,22 @@ def make_program(
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
         moments_dtype=config.optimizer.moments_dtype,
+        no_decay=config.optimizer.no_decay,
+        groups=config.optimizer.groups,
     )
-    shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
+    try:
+        shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
+    except ValueError as error:  # a pattern that matches no parameter
+        raise ConfigError(str(error)) from error
     shardings = state_shardings(mesh, shapes, optimizer)
     constrain = unconstrained if mesh.size == 1 else ConstrainOnMesh(mesh)
-    options = StepOptions(jnp.dtype(config.dtype), config.data.max_labels, constrain)
+    options = StepOptions(
+        compute_dtype=jnp.dtype(config.dtype),
+        max_labels=config.data.max_labels,
+        constrain=constrain,
+        lora_alpha=config.lora.alpha,
+        ema=config.optimizer.ema,
+    )
     decoder, vision = make_attention(config, model_config, mesh, stripe)
     model = abstract_model(
         model_config, attention=decoder, vision_attention=vision, constrain=constrain, remat=config.remat

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from swjax.conversion import load_hf
 from swjax.conversion.hugging_face import find_checkpoint, read_config
-from swjax.conversion.parameters import split_parameters
+from swjax.conversion.lora import choose_targets, new_adapters
+from swjax.conversion.parameters import Parameters, split_parameters
 from swjax.data.tokenizer import load_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import SpecialTokens
@@ -55,8 +56,27 @@ def scratch_state(
 ) -> TrainState:
     """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`."""
     parameters = split_parameters(Qwen2_5_VL(model_config, rngs=nnx.Rngs(config.seed)))[1]
-    trainable, frozen = split_frozen(parameters, config.frozen)
-    return initial_state(trainable, optax.tree.cast(frozen, jnp.dtype(config.dtype)), optimizer)
+    if config.lora.rank:
+        trainable, frozen = make_adapters(parameters, config), parameters
+    else:
+        trainable, frozen = split_frozen(parameters, config.frozen)
+    frozen = optax.tree.cast(frozen, jnp.dtype(config.dtype))
+    return initial_state(trainable, frozen, optimizer, ema=config.optimizer.ema)
+
+
+def make_adapters(parameters: Mapping[str, Any], config: ConfigDict) -> Parameters:
+    """The adapters that a configuration asks for, before the first step. Pure.
+
+    Args:
+        parameters: of the model: path -> anything with a shape.
+        config: the run's, with a `lora.rank` above 0.
+
+    Raises:
+        ValueError: `config.lora.targets` are not ones that can be adapted.
+    """
+    targets = choose_targets(config.lora.targets, parameters)
+    shapes = {path: tuple(leaf.shape) for path, leaf in parameters.items()}
+    return new_adapters(shapes, targets, rank=config.lora.rank, key=jax.random.key(config.seed))
 
 
 def make_state(
@@ -82,8 +102,12 @@ def make_state(
     places = {**shardings.trainable, **shardings.frozen}
     dtypes = {path: leaf.dtype for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
     parameters = split_parameters(load_hf(config.init_from, dtype=dtypes, shardings=places))[1]
-    trainable, frozen = split_frozen(parameters, config.frozen)
-    warm = functools.partial(initial_state, optimizer=optimizer)
+    if config.lora.rank:
+        make = functools.partial(make_adapters, shapes.frozen, config)
+        trainable, frozen = jax.jit(make, out_shardings=shardings.trainable)(), parameters
+    else:
+        trainable, frozen = split_frozen(parameters, config.frozen)
+    warm = functools.partial(initial_state, optimizer=optimizer, ema=config.optimizer.ema)
     return jax.jit(warm, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Shaped
 
 from swjax.attention import stripe_order
+from swjax.conversion.lora import merge_adapters
 from swjax.conversion.parameters import Parameters, merge_parameters
 from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
 from swjax.training.loss import IGNORED, Batch, count_labels, count_tokens, summed_loss
@@ -27,16 +28,20 @@ class TrainState:
     """All that a step changes, and the frozen parameters that it reads.
 
     Attributes:
-        step: optimizer steps taken.
+        step: steps taken, those without effect among them.
+        bad_steps: steps without effect, as their loss or gradient was not finite.
         trainable: path -> float32 master parameter. Only these have gradients and optimizer state.
         frozen: path -> parameter that stays as it is, in the dtype of the computations.
         opt_state: the optimizer's state for `trainable`.
+        ema: path -> running mean of a trainable parameter; empty where the run keeps none.
     """
 
     step: Int32[Array, ""]
+    bad_steps: Int32[Array, ""]
     trainable: Parameters
     frozen: Parameters
     opt_state: optax.OptState
+    ema: Parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +52,26 @@ class StepOptions:
         compute_dtype: dtype that parameters are cast to for the forward and backward pass.
         max_labels: most labelled slots a row may have.
         constrain: lays the loss's activations out over devices, as the model's do its own.
+        lora_alpha: numerator of the scale of the adapters among the parameters, if there are any.
+        ema: decay of the running mean of the parameters; 0 keeps none.
     """
 
     compute_dtype: jnp.dtype
     max_labels: int
     constrain: Constrain = unconstrained
+    lora_alpha: float = 1.0
+    ema: float = 0.0
 
 
-def initial_state(trainable: Parameters, frozen: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
+def initial_state(
+    trainable: Parameters, frozen: Parameters, optimizer: optax.GradientTransformation, *, ema: float = 0.0
+) -> TrainState:
     """The state before the first step. Under `jax.eval_shape` it gives the shapes that `state_shardings` asks for."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
+    # A copy, as the step is given the whole state to write over.
+    mean = jax.tree.map(jnp.copy, trainable) if ema else {}
+    # An array each, as one that is given away twice would be freed twice.
+    step, bad_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, bad_steps, trainable, frozen, optimizer.init(trainable), mean)
 
 
 def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -74,6 +89,7 @@ def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTran
         jax.tree.map(lambda _: whole, state),
         trainable=trainable,
         frozen={path: shardings[path] for path in state.frozen},
+        ema={path: shardings[path] for path in state.ema},
         opt_state=optax.tree.map_params(
             optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: whole
         ),
@@ -134,12 +150,13 @@ def make_train_step(
     """Compiles `step(state, batch) -> (state, metrics)`; the state given is donated.
 
     The batch has a leading axis of micro-batches, [A, B, ...] (`put_batch`). Their gradients are summed one after
-    another in float32 and weighted by token, so that A x B rows give the same step however they are divided.
+    another in float32 and weighted by token, so that A x B rows give the same step however they are divided. A step
+    whose loss or gradient is not finite changes nothing but the two counts of steps.
 
     Returns:
         A function whose metrics are float32 scalars: `loss` (mean over labelled tokens, nats), `grad_norm` (before
-        clipping), `learning_rate`, `labels` (labelled tokens), `tokens` (all tokens but padding) and `token_share`
-        (their share of the batch's slots).
+        clipping), `learning_rate`, `bad_steps` (so far), `labels` (labelled tokens), `tokens` (all tokens but padding)
+        and `token_share` (their share of the batch's slots).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -158,15 +175,26 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
             trainable = optax.apply_updates(state.trainable, updates)
+            ema = optax.incremental_update(trainable, state.ema, 1 - options.ema) if options.ema else {}
+            grad_norm = optax.tree.norm(gradients)
+            is_good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            trainable, opt_state, ema = jax.tree.map(
+                lambda new, old: jnp.where(is_good, new, old),
+                (trainable, opt_state, ema),
+                (state.trainable, state.opt_state, state.ema),
+            )
+            bad_steps = state.bad_steps + ~is_good
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": grad_norm,
+            # The optimizer counts the steps that had an effect.
+            "learning_rate": jnp.asarray(schedule(state.step - state.bad_steps), jnp.float32),
+            "bad_steps": bad_steps.astype(jnp.float32),
             "labels": labels,
             "tokens": count_tokens(batch).astype(jnp.float32),
             "token_share": count_tokens(batch) / batch["token_ids"].size,
         }
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+        return TrainState(state.step + 1, bad_steps, trainable, state.frozen, opt_state, ema), metrics
 
     return jax.jit(
         train_step,
@@ -179,10 +207,13 @@ def make_train_step(
 def make_eval_step(
     structure: nnx.GraphDef, mesh: Mesh, shardings: TrainState, options: StepOptions
 ) -> Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Compiles `step(state, batch [B, ...]) -> (summed loss, labelled tokens)`, for a mean by token over batches."""
+    """Compiles `step(state, batch [B, ...]) -> (summed loss, labelled tokens)`, for a mean by token over batches.
+
+    Where the state has running means of the parameters, these are what is evaluated.
+    """
 
     def eval_step(state: TrainState, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        loss = _summed_loss(structure, state.trainable, state.frozen, batch, options)
+        loss = _summed_loss(structure, state.trainable | state.ema, state.frozen, batch, options)
         return loss, count_labels(batch["labels"])
 
     return jax.jit(eval_step, in_shardings=(shardings, None), out_shardings=(replicated(mesh), replicated(mesh)))
@@ -200,5 +231,6 @@ def _summed_loss(
     def compute(leaf: Any) -> Any:
         return leaf.astype(options.compute_dtype)
 
-    model = merge_parameters(structure, jax.tree.map(compute, trainable | frozen))
+    merged = merge_adapters(trainable | frozen, alpha=options.lora_alpha)
+    model = merge_parameters(structure, jax.tree.map(compute, merged))
     return summed_loss(model, batch, max_labels=options.max_labels, constrain=options.constrain)

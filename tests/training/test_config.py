@@ -36,6 +36,9 @@ def test_the_base_has_every_key_and_the_paper_s_recipe() -> None:
         "b1": 0.9,
         "b2": 0.999,
         "moments_dtype": "float32",
+        "no_decay": (),
+        "groups": (),
+        "ema": 0.0,
     }
     assert config.frozen == ("visual/(?!merger)",)
     assert all(f"--config.{path}=" in describe_keys(config) for path in DEFAULTS)
@@ -46,6 +49,18 @@ def test_every_configuration_file_can_be_run() -> None:
         load_config(path)
 
 
+def test_the_paper_s_recipe_is_a_file() -> None:
+    config = load_config(MOVING_SHAPES.parent / "pe_video_7b.py")
+    rows = config.batch_size * config.accumulation
+    assert (config.batch_size, config.accumulation, config.steps) == (4, 16, 313)
+    assert 20_000 <= config.steps * rows < 20_000 + rows
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_fraction) == (2e-5, 0.03)
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.0, 1.0)
+    assert (config.dtype, config.frozen, config.lora.rank) == ("bfloat16", ("visual/(?!merger)",), 0)
+    assert (config.data.fps, config.wait_k) == (2.0, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -54,6 +69,12 @@ def test_every_configuration_file_can_be_run() -> None:
         ({"steps": 0}, r"config\.steps is 0; it must be at least 1"),
         ({"optimizer.learning_rate": 0.0}, r"config\.optimizer\.learning_rate is 0\.0; it must be above 0"),
         ({"optimizer.b2": 1.0}, r"config\.optimizer\.b2 is 1\.0"),
+        ({"optimizer.ema": 1.0}, r"config\.optimizer\.ema is 1\.0"),
+        ({"optimizer.groups": (("visual", 0.0),)}, r"config\.optimizer\.groups has \('visual', 0\.0\); give pairs"),
+        ({"keep_best": 2}, r"config\.keep_best chooses by validation loss; give config\.data\.validation"),
+        ({"profile.steps": "13:10"}, r"config\.profile\.steps: '13:10' is no range of steps"),
+        ({"max_bad_steps": -1}, r"config\.max_bad_steps is -1; it must be at least 0"),
+        ({"lora.rank": -1}, r"config\.lora\.rank is -1; it must be at least 0"),
         ({"data.train": ""}, r"config\.data\.train is empty"),
         ({"model.preset": ""}, r"config\.init_from and config\.model\.preset are both empty"),
     ],
@@ -110,12 +131,14 @@ def test_overrides_are_typed() -> None:
             "1",
             "--config.frozen=('visual/',)",
             "--config.model.overrides={'text': {'num_layers': 2}}",
+            "--config.optimizer.groups=(('visual/.*norm', 0.5), ('decoder', 2.0))",
         ],
     )
     assert config.steps == 50
     assert config.optimizer.learning_rate == 1.0
     assert isinstance(config.optimizer.learning_rate, float)
     assert config.frozen == ("visual/",)
+    assert config.optimizer.groups == (("visual/.*norm", 0.5), ("decoder", 2.0))
     assert config.model.overrides.to_dict() == {"text": {"num_layers": 2}}
 
 

@@ -61,3 +61,32 @@ def test_the_gradient_is_clipped_by_its_global_norm() -> None:
         expected, plain_state = plain.update(clipped, plain_state, parameters)
     for path in parameters:
         np.testing.assert_allclose(updates[path], expected[path], rtol=1e-6)
+
+
+def one_update(**changes: object) -> dict[str, np.ndarray]:
+    """The first update of three parameters of one under a gradient of one, at a learning rate of one."""
+    settings: dict = {"clip_norm": 9.0, "weight_decay": 0.5, "b1": 0.9, "b2": 0.999} | changes
+    optimizer = make_optimizer(lambda _: 1.0, **settings)
+    parameters = {path: jnp.ones((2, 2)) for path in ("visual/merger/up_mf", "decoder/q_dn", "decoder/head_vd")}
+    updates, _ = optimizer.update(parameters, optimizer.init(parameters), parameters)
+    return {path: np.asarray(leaf)[0, 0] for path, leaf in updates.items()}
+
+
+def test_groups_multiply_the_learning_rate_and_the_first_that_matches_counts() -> None:
+    updates = one_update(groups=(("visual/merger", 0.5), ("decoder/head", 3.0), ("decoder", 2.0)))
+    plain = one_update()
+    factors = {path: updates[path] / plain[path] for path in updates}
+    assert factors == pytest.approx({"visual/merger/up_mf": 0.5, "decoder/q_dn": 2.0, "decoder/head_vd": 3.0})
+
+
+def test_what_a_pattern_spares_does_not_decay() -> None:
+    updates = one_update(no_decay=("decoder/head", "visual"))
+    assert updates == pytest.approx({"visual/merger/up_mf": -1, "decoder/q_dn": -1.5, "decoder/head_vd": -1}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [({"groups": (("head", 2.0),)}, "groups"), ({"no_decay": ("norm",)}, "no_decay")]
+)
+def test_patterns_of_the_optimizer_that_match_nothing_are_refused(change: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"config\.optimizer\.{key}: .* matches no parameter"):
+        one_update(**change)

@@ -1,41 +1,27 @@
+import hashlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import restarts
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from swjax.conversion import CheckpointError, save_hf
 from swjax.conversion.parameters import split_parameters
-from swjax.conversion.run_folder import load_run
+from swjax.conversion.run_folder import find_step, load_run
 from swjax.data.rejected import TooManyRejectedError
-from swjax.training.config import ConfigError, flatten
+from swjax.training.config import ConfigError
+from swjax.training.loop import TooManyBadStepsError
 from swjax.training.run import train
 
 SILENT = Console(quiet=True)
-
-SCRIPT = """
-import json, sys
-from swjax.training.config import base_config
-from swjax.training.run import train
-config = base_config()
-for path, value in json.loads(sys.argv[1]).items():
-    *groups, name = path.split(".")
-    node = config
-    for group in groups:
-        node = node[group]
-    node[name] = value
-train(config)
-"""
 
 
 def metric_lines(run_dir: Path) -> list[dict]:
@@ -56,6 +42,7 @@ def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) 
 def finished(make_config, tmp_path_factory) -> tuple[ConfigDict, dict[str, np.ndarray]]:
     """A run of six steps on eight devices, to its end."""
     config = make_config(tmp_path_factory.mktemp("finished") / "run")
+    config.keep_best = 1
     train(config, console=SILENT)
     return config, parameters_of(Path(config.run_dir))
 
@@ -76,7 +63,7 @@ def test_a_run_leaves_what_is_needed_to_use_its_model(finished) -> None:
     assert all(line["tokens"] > line["labels"] > 0 and line["grad_norm"] > 0 for line in steps)
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert {line["compilations"] for line in steps} == {1}  # a run compiles each shape once
-    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 3, 4, 6], "and at checkpoints"
     assert list((run_dir / "tensorboard").glob("events.*"))
     environment = json.loads((run_dir / "environment.jsonl").read_text())
     assert environment["packages"]["jax"] == jax.__version__
@@ -174,6 +161,7 @@ def test_bad_examples_are_set_aside_and_listed(make_config, tmp_path: Path) -> N
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(record) + "\n" for record in records) + "{not json\n")
     config.data.train, config.data.max_rejected, config.steps = str(manifest), 0.5, 3
+    config.data.root = str(tmp_path.parent)
     console = Console(record=True, quiet=False, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
     train(config, console=console)
     listed = [json.loads(line) for line in (tmp_path / "run" / "rejected" / "train.jsonl").read_text().splitlines()]
@@ -200,46 +188,40 @@ def test_what_cannot_be_run_is_named(make_config, tmp_path: Path, change: dict, 
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_ends_with_the_same_bits(make_config, tmp_path: Path) -> None:
-    """SIGKILL three times after the first checkpoint, each time at a random moment."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "",  # one device
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-    def start(name: str) -> subprocess.Popen:
-        config = make_config(tmp_path / name)
-        config.update({"steps": 60, "checkpoint_every": 5, "eval_every": 25})
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(flatten(config))], env=environment)
-
-    undisturbed = start("undisturbed")
-    assert undisturbed.wait(timeout=300) == 0
-
-    seed = random.randrange(1000)
-    rng = random.Random(seed)
-    for earliest in (6, 20, 40):
-        kill_after = earliest + rng.randrange(10)
-        killed = start("killed")
-        while killed.poll() is None and not _has_reached(tmp_path / "killed", kill_after):
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
-        killed.send_signal(signal.SIGKILL)
-        assert killed.wait(timeout=60) == -signal.SIGKILL, "it ended before it could be killed"
-    assert start("killed").wait(timeout=300) == 0
-
-    print(f"seed {seed}")
-    starts = [json.loads(line)["step"] for line in (tmp_path / "killed" / "environment.jsonl").read_text().splitlines()]
-    assert len(starts) == 4
-    assert 0 < starts[1] < starts[2] < starts[3] < 60
-    assert metric_lines(tmp_path / "killed") == metric_lines(tmp_path / "undisturbed")
-    assert_same_bits(parameters_of(tmp_path / "killed"), parameters_of(tmp_path / "undisturbed"))
+def test_stopped_at_any_moment_a_run_ends_with_the_same_bits(make_config, tmp_path: Path) -> None:
+    """Killed, asked to stop, killed again. For twenty times, run tests/training/restarts.py."""
+    config = make_config(tmp_path / "undisturbed")
+    restarts.check(config, tmp_path, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL], seed=random.randrange(1000))
 
 
-def _has_reached(run_dir: Path, step: int) -> bool:
-    file = run_dir / "metrics.jsonl"
-    return file.exists() and f'{{"step": {step}, ' in file.read_text()
+def test_steps_that_are_not_finite_stop_the_run_and_leave_a_checkpoint(make_config, tmp_path: Path) -> None:
+    """The second step makes the parameters so large that no later one is finite."""
+    config = make_config(tmp_path / "run")
+    config.update({"steps": 20, "checkpoint_every": 20, "max_bad_steps": 2})
+    config.optimizer.learning_rate, config.data.validation = 1e30, ""
+    with pytest.raises(TooManyBadStepsError, match=r"more than config\.max_bad_steps = 2 steps .* by step \d"):
+        train(config, console=SILENT)
+    lines = metric_lines(tmp_path / "run")
+    assert lines[-1]["bad_steps"] == 3
+    assert lines[-1]["loss"] is None
+    assert find_step(tmp_path / "run") == lines[-1]["step"] + 1
+
+
+def test_other_data_than_at_the_last_start_is_told(finished, tmp_path: Path) -> None:
+    config, _ = finished
+    again = copied(config, tmp_path)
+    first_start = (Path(again.run_dir) / "environment.jsonl").read_text().splitlines()[0]
+    digest = json.loads(first_start)["data"][again.data.train]
+    assert digest == hashlib.sha256(Path(again.data.train).read_bytes()).hexdigest()
+    manifest = Path(again.data.train)
+    content = manifest.read_text()
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        manifest.write_text(content + "\n")
+        train(again, console=console)
+    finally:
+        manifest.write_text(content)
+    assert f"{manifest} is not what it was at the last start" in console.export_text()
 
 
 @pytest.mark.slow

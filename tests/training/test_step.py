@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -35,15 +36,18 @@ def train(
     frozen: tuple[str, ...] = (),
     mesh: tuple[int, int] = (1, 1),
     steps: int = 10,
+    ema: float = 0.0,
 ) -> tuple[TrainState, list[dict[str, float]]]:
     device_mesh = make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
     structure, parameters = split_parameters(model)
     schedule = learning_rate_schedule(1e-2, steps=steps, warmup_fraction=0.0)
     optimizer = make_optimizer(schedule, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.999)
-    start = functools.partial(initial_state, *split_frozen(parameters, frozen), optimizer)
+    start = functools.partial(initial_state, *split_frozen(parameters, frozen), optimizer, ema=ema)
     shardings = state_shardings(device_mesh, jax.eval_shape(start), optimizer)
     state = jax.jit(start, out_shardings=shardings)()
-    step = make_train_step(structure, optimizer, schedule, device_mesh, shardings, OPTIONS)
+    step = make_train_step(
+        structure, optimizer, schedule, device_mesh, shardings, dataclasses.replace(OPTIONS, ema=ema)
+    )
     history = []
     for batch in batches:
         state, metrics = step(state, put_batch(batch, device_mesh, max_labels=12, accumulation=accumulation))
@@ -130,6 +134,30 @@ def test_frozen_parameters_stay_and_have_no_optimizer_state(small_model, make_ba
         assert not np.array_equal(array, before[path]), path
 
 
+def test_a_running_mean_of_the_parameters_is_kept_and_evaluated(small_model, make_batch) -> None:
+    batches = [make_batch(8, seed=seed) for seed in range(2)]
+    mean = split_parameters(small_model(0))[1]
+    for taken in (1, 2):
+        now = train(small_model(0), batches[:taken])[0].trainable
+        mean = {path: 0.75 * np.asarray(mean[path]) + 0.25 * np.asarray(leaf) for path, leaf in now.items()}
+    state, _ = train(small_model(0), batches, ema=0.75, mesh=(2, 4))
+    for path, leaf in mean.items():
+        np.testing.assert_allclose(state.ema[path], leaf, rtol=1e-4, atol=1e-6, err_msg=path)
+        assert state.ema[path].sharding == state.trainable[path].sharding
+
+    mesh = make_mesh(2, 4)
+    structure, parameters = split_parameters(small_model(0))
+    optimizer = make_optimizer(lambda _: 0.0, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
+    averaged = dataclasses.replace(initial_state(parameters, {}, optimizer, ema=0.5), ema=mean)
+    plain = initial_state(mean, {}, optimizer)
+    rows = put_batch(make_batch(8), mesh, max_labels=12)
+    losses = [
+        make_eval_step(structure, mesh, state_shardings(mesh, found, optimizer), OPTIONS)(found, rows)[0]
+        for found in (averaged, plain)
+    ]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
+
+
 def test_frozen_parameters_cost_no_backward_pass(small_model, make_batch) -> None:
     """Neither the product that gives the frozen projection's gradient nor the one that leads back to it is there."""
     mesh = make_mesh()
@@ -182,3 +210,22 @@ def test_validation_sums_losses_and_labels(small_model, make_batch) -> None:
 def test_a_row_with_too_many_labels_names_the_key(make_batch) -> None:
     with pytest.raises(ValueError, match=r"12 labelled tokens, more than config\.data\.max_labels = 4"):
         put_batch(make_batch(8, length=30) | {"labels": np.ones((8, 12), np.int32)}, make_mesh(), max_labels=4)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(small_model, make_batch) -> None:
+    """The run with a bad batch between two good ones is the run of the two good ones, learning rate included."""
+    good = [make_batch(8, seed=seed) for seed in range(2)]
+    good = [batch | {"pixel_values": batch["pixel_values"].astype(np.float32)} for batch in good]
+    bad = good[0] | {"pixel_values": np.full_like(good[0]["pixel_values"], np.nan)}
+    state, history = train(small_model(0), [good[0], bad, good[1]], ema=0.5)
+    expected, expected_history = train(small_model(0), good, ema=0.5)
+    assert (int(state.step), int(state.bad_steps)) == (3, 1)
+    assert [metrics["bad_steps"] for metrics in history] == [0, 1, 1]
+    assert not np.isfinite(history[1]["loss"])
+    assert history[2] | {"bad_steps": 0.0} == expected_history[1]
+    for left, right in (
+        (state.trainable, expected.trainable),
+        (state.ema, expected.ema),
+        (state.opt_state, expected.opt_state),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, left, right)

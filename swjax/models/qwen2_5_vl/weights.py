@@ -68,6 +68,31 @@ class HubTensor:
     to_ours: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer's matrix, beside which an adapter can stand.
+
+    Attributes:
+        module: the layer's name on the hub, with `*` for the number of the layer.
+        inputs: letters of our axes that are contracted.
+        outputs: letters of our axes that remain.
+    """
+
+    module: str
+    inputs: str
+    outputs: str
+
+
+def projections() -> dict[str, Projection]:
+    """All linear layers with a matrix of their own, path of our parameter -> layer."""
+    found = {}
+    for name, path, hub_axes in (*_DECODER, *_HEAD, *_VISION):
+        outputs, _, inputs = hub_axes.partition("|")
+        if inputs and "c" not in inputs and not path.startswith("decoder/embedding"):  # c: a convolution on the hub
+            found[path] = Projection(name.removesuffix(".weight"), inputs, outputs)
+    return found
+
+
 def hub_tensors(config: Qwen2_5_VLConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, HubTensor]:
     """Every tensor of a hub checkpoint by name.
 

@@ -1,0 +1,139 @@
+"""Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685): which parameters they are, and what they add.
+
+An adapter of the weight W is two parameters beside it: A takes W's inputs to `rank` numbers, B these to its outputs,
+and the model computes with W + alpha / rank * A B. They are stacked over layers like W, and named like it with the
+letter r for the rank, so that whatever reads the letters, as sharding does, treats them as any other: beside
+`decoder/layers/o_weight_nhd` stand `decoder/layers/o_lora_a_nhr` and `decoder/layers/o_lora_b_rd`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from swjax.conversion.parameters import Parameters, match_paths
+from swjax.conversion.stored import Block, StoredArray
+from swjax.models.qwen2_5_vl.weights import projections
+
+Shape = tuple[int, ...]
+
+
+def choose_targets(targets: Sequence[str], paths: Iterable[str]) -> list[str]:
+    """The weights that are adapted.
+
+    Args:
+        targets: regular expressions, matched from the start of a path (`config.lora.targets`).
+        paths: those of the model's parameters.
+
+    Raises:
+        ValueError: an expression is not valid or matches no weight of a linear layer, or there is none.
+    """
+    linear = [path for path in paths if path in projections()]
+    chosen = {path for target in targets for path in match_paths(target, linear, key="lora.targets")}
+    if not chosen:
+        raise ValueError("config.lora.targets is empty; name the weights to adapt, or set config.lora.rank to 0")
+    return [path for path in linear if path in chosen]
+
+
+def adapter_paths(path: str) -> tuple[str, str]:
+    """The paths of A and B for a weight's path."""
+    where = projections()[path]
+    stem = path.rsplit("_", 1)[0].removesuffix("_weight")
+    return f"{stem}_lora_a_{where.inputs}r", f"{stem}_lora_b_r{where.outputs}"
+
+
+def adapter_shapes(shapes: Mapping[str, Shape], targets: Sequence[str], rank: int) -> dict[str, Shape]:
+    """Path -> shape of the adapters of some weights.
+
+    Args:
+        shapes: path -> shape of the model's parameters.
+        targets: paths of weights, from `choose_targets`.
+        rank: of every adapter.
+    """
+    found: dict[str, Shape] = {}
+    for path in targets:
+        where, letters = projections()[path], path.rsplit("_", 1)[1]
+        layers = shapes[path][: len(shapes[path]) - len(letters)]
+        sizes = dict(zip(letters, shapes[path][len(layers) :], strict=True)) | {"r": rank}
+        a, b = adapter_paths(path)
+        found[a] = (*layers, *(sizes[letter] for letter in f"{where.inputs}r"))
+        found[b] = (*layers, *(sizes[letter] for letter in f"r{where.outputs}"))
+    return found
+
+
+def new_adapters(
+    shapes: Mapping[str, Shape], targets: Sequence[str], *, rank: int, key: PRNGKeyArray
+) -> dict[str, Array]:
+    """Adapters that change nothing yet, in float32: A uniform within 1 / sqrt(inputs) as PEFT draws it, B zero."""
+    adapters: dict[str, Array] = {}
+    for number, (path, shape) in enumerate(adapter_shapes(shapes, targets, rank).items()):
+        if "_lora_b_" in path:
+            adapters[path] = jnp.zeros(shape, jnp.float32)
+            continue
+        stacked = len(shape) - len(path.rsplit("_", 1)[1])
+        bound = 1 / math.sqrt(math.prod(shape[stacked:-1]))
+        adapters[path] = jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -bound, bound)
+    return adapters
+
+
+def merge_adapters(parameters: Mapping[str, Any], *, alpha: float) -> Parameters:
+    """The parameters of the plain model: every weight with what its adapter adds, and no adapters.
+
+    It runs inside of the step, so that no model knows of adapters. The price is that of full fine-tuning but for the
+    optimizer: a step makes every adapted weight anew (2 x rank operations and one write a number, little beside the
+    products that use it), and its backward pass makes the gradient of the whole weight before it contracts it with A
+    and B. What LoRA saves is the moments and the accumulated gradients, three float32 numbers for each number that
+    does not train, and most of the optimizer's traffic.
+
+    Args:
+        parameters: of the model and of its adapters, if it has any, by path.
+        alpha: numerator of the scale of what is added (`config.lora.alpha`).
+    """
+    merged = {path: leaf for path, leaf in parameters.items() if not _is_adapter(path)}
+    for path in [path for path in merged if path in projections()]:
+        a, b = adapter_paths(path)
+        if a in parameters:
+            weight, down, up = merged[path], parameters[a], parameters[b]
+            # Every process, and the export, must come to the same weights: no bfloat16 passes on a TPU.
+            product = jnp.einsum(_product_axes(path, weight.ndim), down, up, precision=jax.lax.Precision.HIGHEST)
+            merged[path] = weight + (alpha / down.shape[-1]) * product
+    return merged
+
+
+def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str, StoredArray]:
+    """`merge_adapters` for parameters on disk: a weight is merged block by block when it is read."""
+    merged = {path: array for path, array in stored.items() if not _is_adapter(path)}
+    for path in [path for path in merged if path in projections()]:
+        a, b = adapter_paths(path)
+        if a in stored:
+            merged[path] = _merged(path, stored[path], stored[a], stored[b], alpha)
+    return merged
+
+
+def _merged(path: str, weight: StoredArray, a: StoredArray, b: StoredArray, alpha: float) -> StoredArray:
+    where, letters = projections()[path], path.rsplit("_", 1)[1]
+    stacked = len(weight.shape) - len(letters)
+    axes, rank = _product_axes(path, len(weight.shape)), a.shape[-1]
+
+    def read(block: Block) -> np.ndarray:
+        layers, parts = block[:stacked], dict(zip(letters, block[stacked:], strict=True)) | {"r": slice(0, rank)}
+        down = a.read((*layers, *(parts[letter] for letter in f"{where.inputs}r")))
+        up = b.read((*layers, *(parts[letter] for letter in f"r{where.outputs}")))
+        return weight.read(block) + np.float32(alpha / rank) * np.einsum(axes, down, up, optimize=True)
+
+    return StoredArray(weight.shape, weight.dtype, read, weight.rows)
+
+
+def _product_axes(path: str, ndim: int) -> str:
+    """What `einsum` is told to make A B with the axes of the weight; l is the axis of stacked layers."""
+    where, letters = projections()[path], path.rsplit("_", 1)[1]
+    layers = "l" * (ndim - len(letters))
+    return f"{layers}{where.inputs}r,{layers}r{where.outputs}->{layers}{letters}"
+
+
+def _is_adapter(path: str) -> bool:
+    return "_lora_a_" in path or "_lora_b_" in path

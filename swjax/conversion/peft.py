@@ -1,0 +1,119 @@
+"""LoRA adapters written as PEFT writes them, for `peft.PeftModel.from_pretrained` and for servers that read its files.
+
+A folder holds adapter_model.safetensors, whose names are those of transformers' modules (from transformers 4.52 on,
+where the decoder is `model.language_model`), and adapter_config.json.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import DTypeLike
+from safetensors.numpy import save_file
+
+from swjax.conversion.errors import CheckpointError
+from swjax.conversion.hub_writer import UNFINISHED, write_json
+from swjax.conversion.lora import adapter_paths
+from swjax.conversion.run_folder import find_step, open_checkpoint, read_lora, read_run_config
+from swjax.conversion.stored import StoredArray
+from swjax.models.qwen2_5_vl.weights import projections
+
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def export_adapter(
+    run_dir: str | Path, output: str | Path, *, step: int | None = None, dtype: DTypeLike | None = None
+) -> None:
+    """Write the adapter of a LoRA run.
+
+    Cut off, it leaves a new folder not at all, and one that was there without adapter_config.json.
+
+    Args:
+        run_dir: the run folder.
+        output: the folder, made if it is not there.
+        step: which checkpoint; None takes the latest.
+        dtype: of the weights; None keeps float32.
+
+    Raises:
+        CheckpointError: it is no run folder or no LoRA run, or the output is there and holds something else.
+    """
+    config = read_run_config(run_dir)
+    lora = read_lora(config)
+    if lora is None:
+        raise CheckpointError(
+            f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter; export it without --adapter"
+        )
+    folder = Path(output)
+    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= _files()):
+        raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
+    tensors = peft_tensors(open_checkpoint(run_dir, find_step(run_dir, step)))
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
+        arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
+        save_file(arrays, folder / (ADAPTER + UNFINISHED), metadata={"format": "pt"})
+        os.replace(folder / (ADAPTER + UNFINISHED), folder / ADAPTER)
+        write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, lora.rank, lora.alpha, config.get("init_from")))
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def peft_tensors(stored: Mapping[str, StoredArray]) -> dict[str, np.ndarray]:
+    """A checkpoint's adapters by PEFT's names: `lora_A` [rank, inputs] and `lora_B` [outputs, rank]."""
+    tensors: dict[str, np.ndarray] = {}
+    for path, projection in projections().items():
+        if path not in stored or adapter_paths(path)[0] not in stored:
+            continue
+        a, b = (stored[name].read_rows(0, stored[name].shape[0]) for name in adapter_paths(path))
+        is_stacked = "*" in projection.module
+        for layer in range(a.shape[0]) if is_stacked else (None,):
+            down, up = (a, b) if layer is None else (a[layer], b[layer])
+            name = f"base_model.model.{_module_name(projection.module, layer)}"
+            rank = down.shape[-1]
+            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(down.reshape(-1, rank).T)
+            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(up.reshape(rank, -1).T)
+    return tensors
+
+
+def _module_name(hub_name: str, layer: int | None) -> str:
+    """Where a linear layer stands in transformers' model, of which the hub's names are older."""
+    if hub_name.startswith("model."):
+        hub_name = "model.language_model." + hub_name.removeprefix("model.")
+    elif hub_name.startswith("visual."):
+        hub_name = "model." + hub_name
+    return hub_name if layer is None else hub_name.replace("*", str(layer))
+
+
+def _adapter_config(tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None) -> dict[str, Any]:
+    """The keys of peft.LoraConfig that matter; the others have its defaults."""
+    modules = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors}
+    # An expression, and not names such as `gate_proj`, which the vision tower's layers have too.
+    patterns = {re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(module)) for module in modules}
+    return {
+        "base_model_name_or_path": base or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": "|".join(sorted(patterns)),
+        "task_type": "CAUSAL_LM",
+        "use_rslora": False,
+    }
+
+
+def _files() -> set[str]:
+    names = {ADAPTER, ADAPTER_CONFIG}
+    return names | {name + UNFINISHED for name in names}

@@ -1,0 +1,44 @@
+"""The place of a run's input, carried over to another number of processes."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_ROW = "next_row"
+
+
+def divide_place(
+    states: Sequence[Mapping[str, Any]], fresh: Mapping[str, Any], *, process_index: int, process_count: int
+) -> dict[str, Any]:
+    """Where a process goes on with examples that other processes have begun.
+
+    Process p of P reads the examples p, p + P, p + 2 P and so on of one order. If all have read n, the first n x P of
+    the order are done, and any number of processes can go on behind them. A process that has set examples aside has
+    read more than the others: then those that are not done by all come again, a few. So does, with packing, the window
+    that was being packed.
+
+    Args:
+        states: of the pipeline's iterator in each process that was (`swjax.data.pipeline`), in order.
+        fresh: state of this process's iterator before its first batch.
+        process_index: which of the new processes this is.
+        process_count: how many these are.
+
+    Returns:
+        A state for this process's iterator.
+    """
+    done = min(int(_find(state)[_ROW]) for state in states) * len(states)
+    place: dict[str, Any] = copy.deepcopy(dict(fresh))
+    _find(place)[_ROW] = (done - process_index + process_count - 1) // process_count
+    return place
+
+
+def _find(state: Any) -> Any:
+    """The part of a nested state that counts rows."""
+    if _ROW in state:
+        return state
+    for part in state.values():
+        if isinstance(part, Mapping):
+            found = _find(part)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,152 @@
+"""The steps of a run: train, tell, validate, save, until the last step or until the run is asked to stop."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from swjax.training.checkpoint import BEST_BY, save_checkpoint
+from swjax.training.compilations import count_compilations
+from swjax.training.inputs import Inputs
+from swjax.training.metrics import Write, open_metrics, progress_bar
+from swjax.training.preemption import PreemptedError
+from swjax.training.processes import is_first
+from swjax.training.profiling import trace_steps
+from swjax.training.program import Program
+from swjax.training.step import Metrics, TrainState, put_batch
+
+
+class TooManyBadStepsError(RuntimeError):
+    """More steps were not finite than the run allows."""
+
+
+def run_steps(
+    config: ConfigDict,
+    program: Program,
+    inputs: Inputs,
+    state: TrainState,
+    start: int,
+    checkpoints: ocp.CheckpointManager,
+    is_preempted: Callable[[int], bool],
+    console: Console,
+) -> TrainState:
+    """The loop. The host never waits for the step that it has just given to the devices, only for the one before.
+
+    Args:
+        config: the run's.
+        program: its compiled parts.
+        inputs: what it reads.
+        state: after `start` steps; it is given away.
+        start: steps taken.
+        checkpoints: where the state is saved.
+        is_preempted: step -> whether to stop after it.
+        console: where to print.
+
+    Raises:
+        PreemptedError, TooManyBadStepsError: as for `swjax.training.run.train`.
+    """
+    with (
+        _tellers(config, start, console) as (write, show),
+        trace_steps(Path(config.run_dir), config.profile.steps) as (before_step, after_step),
+        count_compilations("train_step") as compilations,
+    ):
+        untold: tuple[int, Metrics] | None = None
+        for step in range(start + 1, config.steps + 1):
+            before_step(step)
+            rows = next(inputs.batches)
+            batch = _put(rows, program, config, accumulation=config.accumulation)
+            compiled, seconds = compilations.count, compilations.seconds
+            state, metrics = program.train_step(state, batch)
+            after_step(step, metrics)
+            if compilations.count > compiled:
+                seconds = compilations.seconds - seconds
+                console.print(f"step {step}: compiled for {_describe_rows(batch)} in {seconds:.1f} s")
+            told = _tell(untold, write, show)
+            untold = step, metrics | {"compilations": jnp.float32(compilations.count)}
+
+            is_last = step == config.steps
+            saves, validates = (step % every == 0 or is_last for every in (config.checkpoint_every, config.eval_every))
+            validation = None
+            # The best checkpoints are chosen among those that were validated.
+            if inputs.validation is not None and (validates or (saves and config.keep_best)):
+                told, untold = _tell(untold, write, show), None
+                validation = {BEST_BY: _validation_loss(config, program, inputs, state)}
+                write(step, validation)
+                console.print(f"step {step}: validation loss {validation[BEST_BY]:.4f}")
+            stops = is_preempted(step) and not is_last
+            if is_last and untold is not None:
+                told, untold = _tell(untold, write, show), None
+            is_bad = told is not None and told["bad_steps"] > config.max_bad_steps
+            if saves or stops or is_bad:
+                save_checkpoint(checkpoints, step, state, inputs.batches, metrics=validation)
+            if is_bad:
+                raise TooManyBadStepsError(_describe_bad(config, step))
+            if stops:
+                _tell(untold, write, show)
+                checkpoints.wait_until_finished()
+                raise PreemptedError(f"asked to stop: step {step} is saved, the same command goes on from it")
+    return state
+
+
+def _put(
+    rows: Mapping[str, np.ndarray], program: Program, config: ConfigDict, *, accumulation: int | None = None
+) -> dict[str, jax.Array]:
+    max_labels = config.data.max_labels
+    return put_batch(rows, program.mesh, max_labels=max_labels, accumulation=accumulation, stripe=program.stripe)
+
+
+def _describe_rows(batch: Mapping[str, jax.Array]) -> str:
+    accumulation, rows, tokens = batch["token_ids"].shape
+    return f"{accumulation} x {rows} rows of {tokens} tokens and {batch['pixel_values'].shape[2]} patches"
+
+
+def _describe_bad(config: ConfigDict, step: int) -> str:
+    return (
+        f"more than config.max_bad_steps = {config.max_bad_steps} steps had a loss or gradient that was not finite, by "
+        f"step {step}. None of them changed the model, and the checkpoint of this step is kept. Look at the steps "
+        "before the first in metrics.jsonl: if the gradient grew, start again with a lower learning rate; to go on "
+        "from here, raise config.max_bad_steps"
+    )
+
+
+@contextlib.contextmanager
+def _tellers(config: ConfigDict, start: int, console: Console) -> Iterator[tuple[Write, Write]]:
+    """What takes the metrics of a step: one that writes them down and one that shows them, in the first process."""
+    if not is_first():
+        yield (lambda step, metrics: None), (lambda step, metrics: None)
+        return
+    with (
+        open_metrics(
+            Path(config.run_dir),
+            after_step=start,
+            wandb_project=config.wandb.project,
+            config=config.to_dict(),
+        ) as write,
+        progress_bar(console, completed=start, total=config.steps) as show,
+    ):
+        yield write, show
+
+
+def _tell(taken: tuple[int, Metrics] | None, write: Write, show: Write) -> Mapping[str, float] | None:
+    """Fetches the metrics of a step, which waits until it is done, and passes them on."""
+    if taken is None:
+        return None
+    step, metrics = taken
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    write(step, values)
+    show(step, values)
+    return values
+
+
+def _validation_loss(config: ConfigDict, program: Program, inputs: Inputs, state: TrainState) -> float:
+    """Mean loss by token over all validation examples, in nats."""
+    assert inputs.validation is not None
+    sums = [program.eval_step(state, _put(rows, program, config)) for rows in inputs.validation]
+    loss, labels = np.sum(jax.device_get(sums), axis=0)
+    return float(loss / labels)

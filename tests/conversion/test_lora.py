@@ -1,0 +1,113 @@
+"""Adapters beside the tiny golden model: what they add, in memory and on disk, and what they can represent."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from swjax.conversion import load_hf
+from swjax.conversion.lora import adapter_paths, adapter_shapes, choose_targets, merge_adapters, merge_stored
+from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.conversion.stored import StoredArray
+from swjax.models.qwen2_5_vl.weights import projections
+from swjax.streaming import KeySpans
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
+
+
+@pytest.fixture(scope="module")
+def model():
+    structure, parameters = split_parameters(load_hf(GOLDEN))
+    return structure, {path: np.asarray(leaf) for path, leaf in parameters.items()}
+
+
+def shapes_of(parameters):
+    return {path: leaf.shape for path, leaf in parameters.items()}
+
+
+def matrix_of(path, weight):
+    """A weight as [layers, inputs, outputs], by the letters of its name."""
+    where, letters = projections()[path], path.rsplit("_", 1)[1]
+    stacked = weight.ndim - len(letters)
+    order = [stacked + letters.index(letter) for letter in where.inputs + where.outputs]
+    rows = np.prod([weight.shape[axis] for axis in order[: len(where.inputs)]])
+    return weight.transpose([*range(stacked), *order]).reshape(-1, rows, weight[(0,) * stacked].size // rows)
+
+
+def test_adapters_are_named_and_shaped_by_the_axes_of_their_weights(model):
+    parameters = model[1]
+    shapes = adapter_shapes(shapes_of(parameters), list(projections()), rank=5)
+    assert shapes["decoder/layers/q_lora_a_dr"] == (3, 64, 5)
+    assert shapes["decoder/layers/q_lora_b_rnh"] == (3, 5, 4, 16)
+    assert shapes["decoder/layers/o_lora_a_nhr"] == (3, 4, 16, 5)
+    assert shapes["decoder/layers/o_lora_b_rd"] == (3, 5, 64)
+    assert shapes["visual/blocks/qkv_lora_b_rxnh"] == (4, 5, 3, 2, 16)
+    assert shapes["visual/merger/down_lora_a_fr"] == (128, 5)
+    assert shapes["decoder/head_lora_b_rv"] == (5, 512)
+    assert not any("embedding" in path or "patch" in path for path in shapes)
+
+
+def test_every_linear_layer_of_the_model_can_be_adapted(model):
+    """Those of the table are the parameters of two axes and more, without the embedding and the convolution."""
+    weights = {path for path in model[1] if "_weight_" in path or path.startswith("decoder/head")}
+    assert set(projections()) == weights - {"visual/patch_weight_cd"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("decoder/norm_d",), "'decoder/norm_d' matches no parameter; parameters begin with decoder/head_vd"),
+        (("layers/q",), "matches no parameter"),
+        (("decoder/(",), "is not a regular expression"),
+        ((), r"config\.lora\.targets is empty"),
+    ],
+)
+def test_targets_that_cannot_be_adapted_are_refused(model, targets, message):
+    with pytest.raises(ValueError, match=message):
+        choose_targets(targets, model[1])
+
+
+def test_an_adapter_of_full_rank_makes_any_change_of_a_weight(model):
+    """Every projection moves by a random change; A and B are its singular vectors. Logits are those of the change."""
+    structure, parameters = model
+    rng, alpha = np.random.default_rng(0), 3.0
+    changed, adapted = dict(parameters), dict(parameters)
+    for path in choose_targets(("decoder/", "visual/"), parameters):
+        change = rng.standard_normal(parameters[path].shape, np.float32) * 0.02
+        changed[path] = parameters[path] + change
+        u, s, v = np.linalg.svd(matrix_of(path, change).astype(np.float64), full_matrices=False)
+        factors = u, s[..., None] * v * (s.shape[-1] / alpha)
+        shapes = adapter_shapes(shapes_of(parameters), [path], rank=s.shape[-1])
+        for name, factor in zip(adapter_paths(path), factors, strict=True):
+            adapted[name] = factor.astype(np.float32).reshape(shapes[name])
+    merged = merge_adapters(adapted, alpha=alpha)
+    assert merged.keys() == parameters.keys()
+    for path, weight in changed.items():
+        np.testing.assert_allclose(merged[path], weight, atol=1e-6, err_msg=path)
+
+    ids = np.arange(1, 20, dtype=np.int32)[None]
+    span = np.arange(19, dtype=np.int32)[None]
+    arguments = ids, np.tile(span, (3, 1, 1)), KeySpans(np.zeros_like(span), span + 1)
+    logits = [np.asarray(merge_parameters(structure, found)(*arguments)) for found in (merged, changed, parameters)]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    assert np.abs(logits[1] - logits[2]).max() > 0.01
+
+
+def test_weights_on_disk_are_merged_block_by_block(model):
+    rng, parameters = np.random.default_rng(0), model[1]
+    targets = choose_targets(("decoder/layers", "visual/merger"), parameters)
+    shapes = adapter_shapes(shapes_of(parameters), targets, rank=4)
+    everything = parameters | {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+
+    def stored(array):
+        return StoredArray(array.shape, array.dtype, lambda block: array[block], rows=1)
+
+    merged = merge_stored({path: stored(np.asarray(array)) for path, array in everything.items()}, alpha=8.0)
+    expected = jax.jit(merge_adapters, static_argnames="alpha")(everything, alpha=8.0)
+    assert merged.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_allclose(merged[path].read_rows(0, array.shape[0]), array, atol=1e-5, err_msg=path)
+    block = (slice(1, 3), slice(5, 30), slice(2, 4), slice(8, 11))
+    weight = "decoder/layers/q_weight_dnh"
+    np.testing.assert_allclose(merged[weight].read(block), expected[weight][block], atol=1e-5)

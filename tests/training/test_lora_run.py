@@ -1,0 +1,147 @@
+"""A LoRA run with averages, from its first step to what PyTorch users load."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from swjax.commands.main import main
+from swjax.conversion import CheckpointError, load_hf, verify
+from swjax.conversion.lora import merge_adapters
+from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.conversion.peft import export_adapter
+from swjax.conversion.run_folder import load_run
+from swjax.models.qwen2_5_vl.weights import projections
+from swjax.streaming import KeySpans
+from swjax.training.run import train
+from swjax.training.start import scratch_state
+
+SILENT = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def trained(make_config, tmp_path_factory):
+    """Four steps of adapters of rank 3, averaged over about two steps."""
+    config = make_config(tmp_path_factory.mktemp("lora") / "run")
+    config.update({"steps": 4, "eval_every": 4})
+    config.lora.rank, config.lora.alpha = 3, 6.0
+    config.lora.targets = ("decoder/layers/(q|k|v|o|gate|up|down)_weight", "visual/merger/(up|down)_weight")
+    config.optimizer.ema = 0.5
+    return config, train(config, console=SILENT)
+
+
+def logits_of(model) -> np.ndarray:
+    ids = np.arange(1, 20, dtype=np.int32)[None]
+    span = np.arange(19, dtype=np.int32)[None]
+    return np.asarray(model(ids, np.tile(span, (3, 1, 1)), KeySpans(np.zeros_like(span), span + 1)))
+
+
+def test_adapters_alone_train(trained) -> None:
+    config, state = trained
+    assert len(state.trainable) == 2 * 9
+    assert all("_lora_" in path for path in state.trainable)
+    assert all(np.abs(leaf).max() > 0 for path, leaf in state.trainable.items() if "_lora_b_" in path)
+    model_config = load_run(config.run_dir).model.config
+    before = jax.jit(lambda: scratch_state(model_config, config, optax.identity()))().frozen
+    assert before.keys() == state.frozen.keys()
+    for path, leaf in state.frozen.items():
+        np.testing.assert_array_equal(leaf, before[path], err_msg=path)
+
+
+def test_what_is_read_back_and_exported_is_the_averaged_model_with_its_adapters_merged(trained, tmp_path: Path) -> None:
+    config, state = trained
+    loaded = load_run(config.run_dir)
+    structure, _ = split_parameters(loaded.model)
+    alpha = config.lora.alpha
+    adapted = merge_parameters(structure, jax.device_get(merge_adapters(state.ema | state.frozen, alpha=alpha)))
+    last = merge_parameters(structure, jax.device_get(merge_adapters(state.trainable | state.frozen, alpha=alpha)))
+    expected = logits_of(adapted)
+    assert np.abs(logits_of(last) - expected).max() > 1e-4
+    np.testing.assert_allclose(logits_of(loaded.model), expected, atol=1e-5)
+    assert main(["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "merged")]) == 0
+    np.testing.assert_allclose(logits_of(load_hf(tmp_path / "merged")), expected, atol=1e-5)
+
+
+def test_a_lora_run_goes_on_with_the_same_bits(trained, tmp_path: Path) -> None:
+    config, state = trained
+    again = config.copy_and_resolve_references()
+    again.run_dir = str(tmp_path / "run")
+    shutil.copytree(config.run_dir, again.run_dir)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    found = train(again, console=SILENT)
+    for left, right in ((found.trainable, state.trainable), (found.ema, state.ema)):
+        for path, leaf in left.items():
+            np.testing.assert_array_equal(leaf, right[path], err_msg=path)
+
+
+def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trained, tmp_path: Path) -> None:
+    """PEFT's arithmetic by hand, W + alpha / r * B A, on the modules that its names and its expression choose."""
+    torch = pytest.importorskip("torch")
+    import json
+    import re
+
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    config, state = trained
+    structure, _ = split_parameters(load_run(config.run_dir).model)
+    from swjax.conversion import save_hf
+
+    save_hf(merge_parameters(structure, jax.device_get(state.frozen)), tmp_path / "base")
+    assert main(["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "lora"), "--adapter"]) == 0
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    settings = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "base", dtype=torch.float32, attn_implementation="eager"
+    )
+    chosen = {name for name, _ in theirs.named_modules() if re.fullmatch(settings["target_modules"], name)}
+    expected = {f"base_model.model.{name}.lora_{side}.weight" for name in chosen for side in "AB"}
+    assert set(tensors) == expected
+    assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in tensors
+    assert settings["r"] == 3
+    for name in chosen:
+        linear = theirs.get_submodule(name)
+        assert isinstance(linear, torch.nn.Linear)
+        down, up = (torch.from_numpy(tensors[f"base_model.model.{name}.lora_{side}.weight"]) for side in "AB")
+        linear.weight.data += settings["lora_alpha"] / settings["r"] * up @ down
+    theirs.save_pretrained(tmp_path / "theirs")
+
+    probes = verify.make_probes(load_run(config.run_dir).model.config, np.random.default_rng(0))
+    assert main(["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "ours")]) == 0
+    pairs = zip(
+        verify._our_logits(tmp_path / "ours", probes), verify._their_logits(tmp_path / "theirs", probes), strict=True
+    )
+    for ours, other in pairs:
+        np.testing.assert_allclose(ours, other, atol=1e-4)
+
+
+def test_every_linear_layer_is_named_as_transformers_names_it() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    from swjax.conversion.peft import _module_name
+
+    golden = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
+    with torch.device("meta"):
+        theirs = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(golden))
+    linear = {name for name, module in theirs.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = {"decoder": 3, "visual": 4}
+    ours = {
+        _module_name(where.module, layer)
+        for path, where in projections().items()
+        for layer in (range(layers[path.split("/")[0]]) if "*" in where.module else (None,))
+    }
+    assert ours == linear
+
+
+def test_a_run_without_adapters_has_none_to_export(make_config, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    with pytest.raises(CheckpointError, match=r"trained all weights \(config\.lora\.rank was 0\)"):
+        export_adapter(tmp_path / "run", tmp_path / "adapter")
