@@ -91,7 +91,7 @@ def on_one_device():
 
 def assert_same(found, expected):
     (state, losses), (expected_state, expected_losses) = found, expected
-    assert expected_losses[-1] < 0.95 * expected_losses[0]
+    assert expected_losses[-4:].mean() < 0.95 * expected_losses[:4].mean()  # over the same four batches
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     for path, array in state.trainable.items():
         # A bias of all keys adds about the same to every score, which softmax does not see: what is left of its
