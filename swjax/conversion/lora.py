@@ -123,7 +123,8 @@ def _merged(path: str, weight: StoredArray, a: StoredArray, b: StoredArray, alph
         layers, parts = block[:stacked], dict(zip(letters, block[stacked:], strict=True)) | {"r": slice(0, rank)}
         down = a.read((*layers, *(parts[letter] for letter in f"{where.inputs}r")))
         up = b.read((*layers, *(parts[letter] for letter in f"r{where.outputs}")))
-        return weight.read(block) + np.float32(alpha / rank) * np.einsum(axes, down, up, optimize=True)
+        merged = weight.read(block) + np.float32(alpha / rank) * np.einsum(axes, down, up, optimize=True)
+        return merged.astype(weight.dtype, copy=False)  # frozen weights have the dtype that the run computes in
 
     return StoredArray(weight.shape, weight.dtype, read, weight.rows)
 

@@ -8,27 +8,27 @@ _ROW = "next_row"
 
 
 def divide_place(
-    states: Sequence[Mapping[str, Any]], fresh: Mapping[str, Any], *, process_index: int, process_count: int
+    states: Sequence[Mapping[str, Any]], fresh: Mapping[str, Any], *, parts: int, part: tuple[int, int]
 ) -> dict[str, Any]:
     """Where a process goes on with examples that other processes have begun.
 
-    Process p of P reads the examples p, p + P, p + 2 P and so on of one order. If all have read n, the first n x P of
-    the order are done, and any number of processes can go on behind them. A process that has set examples aside has
+    The reader of part p of P reads the examples p, p + P, p + 2 P and so on of one order. If all have read n, the first
+    n x P of the order are done, and any number of readers can go on behind them. One that has set examples aside has
     read more than the others: then those that are not done by all come again, a few. So does, with packing, the window
     that was being packed.
 
     Args:
-        states: of the pipeline's iterator in each process that was (`swjax.data.pipeline`), in order.
+        states: of the pipeline's iterator in each process that was (`swjax.data.pipeline`).
         fresh: state of this process's iterator before its first batch.
-        process_index: which of the new processes this is.
-        process_count: how many these are.
+        parts: how many parts there were.
+        part: which part this process is to read, and of how many.
 
     Returns:
         A state for this process's iterator.
     """
-    done = min(int(_find(state)[_ROW]) for state in states) * len(states)
+    done = min(int(_find(state)[_ROW]) for state in states) * parts
     place: dict[str, Any] = copy.deepcopy(dict(fresh))
-    _find(place)[_ROW] = (done - process_index + process_count - 1) // process_count
+    _find(place)[_ROW] = (done - part[0] + part[1] - 1) // part[1]
     return place
 
 

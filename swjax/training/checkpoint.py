@@ -20,6 +20,7 @@ from swjax.training.step import TrainState
 
 OPTIMIZER = "optimizer"
 DATA = "data"
+PARTS = "parts"
 BEST_BY = "validation_loss"
 
 
@@ -52,6 +53,7 @@ def save_checkpoint(
     state: TrainState,
     iterator: grain.DatasetIterator,
     *,
+    parts: int = 1,
     metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Starts to save a checkpoint; returns once the state is copied, and writes it behind the next steps.
@@ -61,6 +63,7 @@ def save_checkpoint(
         step: steps taken.
         state: the state after them.
         iterator: the input, at the batch that follows.
+        parts: in how many parts the rows of a batch are read by the processes.
         metrics: those of validation after this step, by which the best checkpoints are chosen.
     """
     averages = {EMA: ocp.args.StandardSave(state.ema)} if state.ema else {}
@@ -73,6 +76,7 @@ def save_checkpoint(
                 **averages,
                 PARAMETERS: ocp.args.StandardSave(state.trainable | state.frozen),
                 OPTIMIZER: ocp.args.StandardSave({**counts, "state": state.opt_state}),
+                PARTS: ocp.args.JsonSave({"count": parts}),
                 DATA: grain.checkpoint.CheckpointSave(iterator),
             }
         ),
@@ -80,7 +84,12 @@ def save_checkpoint(
 
 
 def restore_checkpoint(
-    checkpoints: ocp.CheckpointManager, step: int, shapes: TrainState, iterator: grain.DatasetIterator
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    shapes: TrainState,
+    iterator: grain.DatasetIterator,
+    *,
+    part: tuple[int, int] = (0, 1),
 ) -> TrainState:
     """Reads a checkpoint back.
 
@@ -88,8 +97,9 @@ def restore_checkpoint(
         checkpoints: from `open_checkpoints`.
         step: which checkpoint.
         shapes: shape, dtype and sharding of every leaf of the state.
-        iterator: the input; it is set to the place where it stood, or to this process's part of what is left if the
-            checkpoint is of another number of processes.
+        iterator: the input; it is set to the place where it stood, or to its part of what is left if the checkpoint is
+            of another number of processes or parts.
+        part: which part of every batch's rows this process reads, and of how many (`swjax.training.mesh.row_share`).
 
     Raises:
         CheckpointError: the checkpoint is half-written, damaged or of another model or optimizer.
@@ -99,10 +109,12 @@ def restore_checkpoint(
     ema = read_parameters(run_dir, step, shapes.ema, item=EMA) if shapes.ema else {}
     with reading(Path(checkpoints.directory) / str(step) / OPTIMIZER):
         item = {"step": shapes.step, "bad_steps": shapes.bad_steps, "state": shapes.opt_state}
-        found = checkpoints.restore(step, args=ocp.args.Composite(**{OPTIMIZER: ocp.args.StandardRestore(item)}))[
-            OPTIMIZER
-        ]
-    _restore_place(Path(checkpoints.directory) / str(step) / DATA, iterator)
+        restored = checkpoints.restore(
+            step,
+            args=ocp.args.Composite(**{OPTIMIZER: ocp.args.StandardRestore(item), PARTS: ocp.args.JsonRestore()}),
+        )
+    found = restored[OPTIMIZER]
+    _restore_place(Path(checkpoints.directory) / str(step) / DATA, restored[PARTS]["count"], iterator, part)
     return TrainState(
         step=found["step"],
         bad_steps=found["bad_steps"],
@@ -113,7 +125,7 @@ def restore_checkpoint(
     )
 
 
-def _restore_place(folder: Path, iterator: grain.DatasetIterator) -> None:
+def _restore_place(folder: Path, parts: int, iterator: grain.DatasetIterator, part: tuple[int, int]) -> None:
     """Sets the input to where it stood; each process of the run wrote a file, as `grain.checkpoint` names them."""
     files = sorted(folder.glob("process_*-of-*.json"), key=lambda file: int(file.stem.split("_")[1].split("-")[0]))
     wrote = {int(file.stem.rpartition("-")[2]) for file in files}
@@ -123,9 +135,8 @@ def _restore_place(folder: Path, iterator: grain.DatasetIterator) -> None:
             f"give all processes one run folder that they share; delete {folder.parent} to go on from an earlier one"
         )
     states = [json.loads(file.read_text()) for file in files]
-    here, processes = jax.process_index(), jax.process_count()
-    if len(states) == processes:
-        iterator.set_state(states[here])
+    if (len(states), parts) == (jax.process_count(), part[1]):
+        iterator.set_state(states[jax.process_index()])
     else:
-        iterator.set_state(divide_place(states, iterator.get_state(), process_index=here, process_count=processes))
+        iterator.set_state(divide_place(states, iterator.get_state(), parts=parts, part=part))
     iterator.start_prefetch()

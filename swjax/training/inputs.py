@@ -26,11 +26,13 @@ class Inputs:
     """The examples of a run.
 
     Attributes:
+        part: which part of every batch's rows this process reads, and of how many.
         batches: training batches without end; its place can be saved and restored.
         validation: one pass over the validation examples each time that it is iterated; None without any.
         rejected: examples that could not be used, by split.
     """
 
+    part: tuple[int, int]
     batches: grain.DatasetIterator
     validation: grain.IterDataset | None
     rejected: Mapping[str, RejectedLog]
@@ -64,7 +66,7 @@ def open_inputs(config: ConfigDict, tokenizer: Any, mesh: Mesh) -> Inputs:
             share=share,
             train=False,
         )
-    return Inputs(batches, validation, MappingProxyType(logs))
+    return Inputs(share, batches, validation, MappingProxyType(logs))
 
 
 def report_rejected(inputs: Inputs, console: Console) -> None:

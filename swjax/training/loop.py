@@ -63,10 +63,10 @@ def run_steps(
             batch = _put(rows, program, config, accumulation=config.accumulation)
             compiled, seconds = compilations.count, compilations.seconds
             state, metrics = program.train_step(state, batch)
-            after_step(step, metrics)
             if compilations.count > compiled:
                 seconds = compilations.seconds - seconds
                 console.print(f"step {step}: compiled for {_describe_rows(batch)} in {seconds:.1f} s")
+            after_step(step, metrics)
             told = _tell(untold, write, show)
             untold = step, metrics | {"compilations": jnp.float32(compilations.count)}
 
@@ -84,7 +84,7 @@ def run_steps(
                 told, untold = _tell(untold, write, show), None
             is_bad = told is not None and told["bad_steps"] > config.max_bad_steps
             if saves or stops or is_bad:
-                save_checkpoint(checkpoints, step, state, inputs.batches, metrics=validation)
+                save_checkpoint(checkpoints, step, state, inputs.batches, parts=inputs.part[1], metrics=validation)
             if is_bad:
                 raise TooManyBadStepsError(_describe_bad(config, step))
             if stops:

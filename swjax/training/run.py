@@ -74,7 +74,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         # Where it starts: 1. the run's latest checkpoint, else 2. a Hugging Face checkpoint, else 3. scratch.
         if start:
             console.print(f"{run_dir}: going on from step {start} of {config.steps}")
-            state = restore_checkpoint(checkpoints, start, program.shapes, inputs.batches)
+            state = restore_checkpoint(checkpoints, start, program.shapes, inputs.batches, part=inputs.part)
         else:
             console.print(f"{run_dir}: starting from {config.init_from or 'scratch'}")
             state = make_state(model_config, config, program.optimizer, program.shapes)

@@ -73,7 +73,7 @@ def test_the_place_of_the_input_is_divided_anew(before: int, after: int) -> None
     left = []
     for process in range(after):
         fresh = {"parent": {"next_row": 0}, "next_index_in_buffer": 0}
-        place = divide_place(states, fresh, process_index=process, process_count=after)
+        place = divide_place(states, fresh, parts=before, part=(process, after))
         assert place["next_index_in_buffer"] == 0
         left += list(range(30))[process::after][place["parent"]["next_row"] :]
     assert sorted(left) == list(range(12, 30))
@@ -81,7 +81,7 @@ def test_the_place_of_the_input_is_divided_anew(before: int, after: int) -> None
 
 def test_a_process_that_has_read_more_makes_the_others_examples_come_again() -> None:
     states: list[Mapping] = [{"next_row": 5}, {"next_row": 7}]
-    assert divide_place(states, {"next_row": 0}, process_index=0, process_count=1) == {"next_row": 10}
+    assert divide_place(states, {"next_row": 0}, parts=2, part=(0, 1)) == {"next_row": 10}
 
 
 @pytest.fixture
