@@ -1,4 +1,4 @@
-"""The compiled functions behind a stream: encode a frame, write tokens into the cache, predict the next one."""
+"""The compiled functions behind a stream: encode a frame, write tokens into the cache, choose the next one."""
 
 import functools
 from typing import Any
@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.inference.sampler import SamplingRows, mark_said, sample
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
 
@@ -38,13 +39,19 @@ class Engine:
         spans: KeySpans,
         slots: Int32[np.ndarray, "L"],
         features: Float[Array, "1 U D"] | None = None,
-    ) -> tuple[Int32[Array, ""], KeyValueCache]:
-        """Write tokens into the cache; returns the likeliest token after the last of them, and the cache.
+    ) -> tuple[Float[Array, "1 V"], KeyValueCache]:
+        """Write tokens into the cache; returns the scores of what follows the last of them, and the cache.
 
         The cache that is handed in is used up.
         """
         rows = (token_ids[None], position_ids[:, None], KeySpans(spans.start[None], spans.stop[None]), slots[None])
         return _write(self._structure, self._parameters, cache, *rows, features)
+
+    def choose(
+        self, logits: Float[Array, "1 V"], said: Bool[Array, "1 V"], rows: SamplingRows
+    ) -> tuple[Int32[Array, ""], Bool[Array, "1 V"]]:
+        """Choose the next token; returns it, and `said` with it."""
+        return _choose(logits, said, rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -65,4 +72,10 @@ def _write(
 ) -> tuple[Array, KeyValueCache]:
     model = merge_parameters(structure, parameters)
     hidden, cache = model.extend(token_ids, position_ids, spans, cache=cache, slots=slots, video_features=features)
-    return jnp.argmax(model.logits(hidden[0, -1])).astype(jnp.int32), cache
+    return model.logits(hidden[:, -1]), cache
+
+
+@jax.jit
+def _choose(logits: Array, said: Array, rows: SamplingRows) -> tuple[Array, Array]:
+    tokens = sample(logits, said, rows)
+    return tokens[0], mark_said(said, tokens, jnp.ones(1, bool))

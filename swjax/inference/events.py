@@ -40,15 +40,16 @@ class TokenSpoken:
 
 @dataclass(frozen=True)
 class StreamEnded:
-    """The answer has ended: at its end token, or at the limit on tokens after the last frame.
+    """The answer has ended.
 
     Attributes:
-        reason: which of the two.
+        reason: at its end token, at the limit on tokens after the last frame, or as the engine's cache cannot hold
+            more of it.
         text: the whole answer.
         wall_s: seconds since the session began.
     """
 
-    reason: Literal["end_token", "token_limit"]
+    reason: Literal["end_token", "token_limit", "capacity", "closed"]
     text: str
     wall_s: float
 

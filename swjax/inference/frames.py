@@ -1,13 +1,13 @@
 """Frames of a video as a session takes them: one temporal patch of Qwen2.5-VL, in the order of arrival."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 
 from swjax.data.example import Video
-from swjax.data.patches import TEMPORAL_PATCH_SIZE, video_to_patches
+from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
 from swjax.data.video import VideoError, iter_frames
 
 
@@ -48,3 +48,29 @@ def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: 
             f"{video} is shorter than one frame step: it has {len(pictures)} picture(s) at {fps:g} fps and "
             f"{TEMPORAL_PATCH_SIZE} make a frame ({TEMPORAL_PATCH_SIZE / fps:g} s)"
         )
+
+
+def mark_last(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
+    """Each frame and whether it is the last; a frame is handed on as soon as the next one, or the end, is known."""
+    waiting: Sequence[Frame] = ()
+    for frame in frames:
+        for earlier in waiting:
+            yield earlier, False
+        waiting = (frame,)
+    for frame in waiting:
+        yield frame, True
+
+
+def merge_frames(earliest: Frame, newest: Frame) -> Frame:
+    """One frame for the time of several: the first picture of the earliest and the last picture of the newest.
+
+    Raises:
+        ValueError: if their sizes differ.
+    """
+    if earliest.grid_hw != newest.grid_hw:
+        raise ValueError(f"frames of {earliest.grid_hw} and {newest.grid_hw} patches cannot be merged")
+    # A patch is (channel, picture, row, column); the processor writes it out in this order.
+    shape = (len(newest.patches), -1, TEMPORAL_PATCH_SIZE, PATCH_SIZE**2)
+    merged = newest.patches.reshape(shape).copy()
+    merged[:, :, 0] = earliest.patches.reshape(shape)[:, :, 0]
+    return Frame(merged.reshape(newest.patches.shape), newest.grid_hw, newest.video_s)

@@ -1,0 +1,387 @@
+"""The batched engine: many streams, each with its own clock, advanced together, each pass once over the weights.
+
+Decoding a word is bound by reading the weights, perceiving a frame by arithmetic. So a pass computes the next word of
+every stream and, beside it, a part of the frame that has arrived meanwhile: as large a part as makes the frame ready
+when its turn comes. With two devices, one perceives and the other speaks, and what has been perceived is moved over
+while words are spoken.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from tokenizers.decoders import DecodeStream
+
+from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.frames import Frame
+from swjax.inference.lane import NO_FEATURE, Lane, Piece, RowTokens
+from swjax.inference.prompt import encode_prompt
+from swjax.inference.sampler import GREEDY, SamplingRows
+from swjax.inference.scheduler import Part, Scheduler, Share, Tally
+from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind
+from swjax.inference.track import Track, join
+from swjax.models.qwen2_5_vl import Qwen2_5_VL
+from swjax.streaming import SpecialTokens
+
+CHUNK_SIZES = (16, 64, 256)
+"""Tokens of frames in a pass beside the word; each size is compiled once."""
+
+
+@dataclass(eq=False)
+class Stream:
+    """One stream of an engine; made by `BatchEngine.open`.
+
+    Attributes:
+        settings: how it is spoken about.
+        answer: ids of the answer tokens spoken so far, without the end token.
+        ended: why it has ended, None while it goes on.
+        tally: what it has cost.
+    """
+
+    settings: StreamSettings
+    answer: list[int]
+    ended: Literal["end_token", "token_limit", "capacity", "closed"] | None
+    tally: Tally
+    _scheduler: Scheduler = field(repr=False)
+    _tokenizer: Any = field(repr=False)
+    _stops: frozenset[int] = field(repr=False)
+    _opened_s: float = field(repr=False)
+    _row: int = field(repr=False)
+    _origin: int = field(repr=False)
+    _places: list[int] = field(repr=False)
+    _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    _texts: list[str] = field(repr=False, default_factory=list)
+    _held: list[tuple[int, Piece]] = field(repr=False, default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The answer so far, up to the last whole character."""
+        return "".join(self._texts)
+
+    @property
+    def backlog(self) -> int:
+        """Frames that have arrived and wait."""
+        return self._scheduler.backlog
+
+
+class BatchEngine:
+    """A model that watches and speaks in up to `rows` streams at once.
+
+        engine = BatchEngine(model, rows=8, frame_units=64)
+        stream = engine.open(tokenizer, question="What happens?")
+        engine.see(stream, frame)
+        while engine.has_work:
+            for stream, event in engine.step(): ...
+
+    `swjax.inference.feed.run_streams` does this for whole videos.
+
+    Args:
+        model: the model.
+        rows: streams at a time.
+        frame_units: largest number of merged patches of a frame.
+        slots: slots of a row's cache at first; half of them for words, half for sources.
+        max_slots: slots up to which rows are doubled when one of them is full; a stream that needs more is ended.
+        chunk_sizes: tokens that a pass may hold beside one word, ascending; each is compiled once.
+        placement: shardings of the perceiver and of the speaker, if they are to be on different devices, each with a
+            copy of the weights: frames are perceived on the first, and words spoken on the second.
+        clock: seconds; events carry its time.
+
+    Attributes:
+        passes: passes over the weights that the speaker has run.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2_5_VL,
+        *,
+        rows: int,
+        frame_units: int,
+        slots: int = 512,
+        max_slots: int = 65_536,
+        chunk_sizes: Sequence[int] = CHUNK_SIZES,
+        placement: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if rows < 1 or frame_units < 1 or not chunk_sizes or sorted(set(chunk_sizes)) != list(chunk_sizes):
+            raise ValueError(
+                f"an engine needs rows and frame_units of at least 1 and ascending chunk_sizes, got rows {rows}, "
+                f"frame_units {frame_units} and chunk_sizes {tuple(chunk_sizes)}"
+            )
+        if chunk_sizes[0] < 2 or not 2 <= slots <= max_slots:
+            raise ValueError(
+                f"chunks must be of at least 2 tokens and slots from 2 to max_slots, got chunk_sizes "
+                f"{tuple(chunk_sizes)}, slots {slots} and max_slots {max_slots}"
+            )
+        self._config, self._clock = model.config, clock
+        self._max_slots = max_slots
+        self._sizes = (1, *(1 + size for size in chunk_sizes))
+        shared = {
+            "rows": rows,
+            "right": slots - slots // 2,
+            "frame_units": frame_units,
+            "inbox_frames": max(2, -(-chunk_sizes[-1] // frame_units) + 1),
+        }
+        self._speaker = self._perceiver = Lane(
+            model, left=slots // 2, sharding=placement[1] if placement else None, **shared
+        )
+        if placement:
+            self._perceiver = Lane(model, left=0, sharding=placement[0], **shared)
+        self._streams: list[Stream | None] = [None] * rows
+
+    @property
+    def passes(self) -> int:
+        """Passes over the weights that the speaker has run."""
+        return self._speaker.passes
+
+    @property
+    def free(self) -> int:
+        """Streams that can be opened."""
+        return self._streams.count(None)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return any(stream._scheduler.has_work for stream in self._open())
+
+    def open(
+        self,
+        tokenizer: Any,
+        *,
+        question: str,
+        settings: StreamSettings = USUAL_SETTINGS,
+        mode: Mode | None = None,
+        when_behind: WhenBehind | None = None,
+    ) -> Stream:
+        """Begin a stream in a free row.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            question: what is asked about the video.
+            settings: how it is spoken about.
+            mode: what happens at a time; by default the quickest that the variant allows.
+            when_behind: for frames that come by a clock: what becomes of those that cannot be taken in in time.
+
+        Raises:
+            ValueError: if no row is free, or the variant does not allow the mode.
+        """
+        if not self.free:
+            raise ValueError(f"all {len(self._streams)} rows are taken; wait until a stream ends, or give more rows")
+        mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
+        if self._apart and mode is not Mode.PARALLEL:
+            raise ValueError(f"an engine whose perceiver and speaker are apart runs in mode parallel, not {mode}")
+        special = SpecialTokens.from_tokenizer(tokenizer)
+        row = self._streams.index(None)
+        vision = self._config.vision
+        scheduler = Scheduler(
+            Track(settings, special, tokens_per_second=vision.tokens_per_second),
+            encode_prompt(tokenizer, special, question),
+            settings=settings,
+            mode=mode,
+            merge_size=vision.spatial_merge_size,
+            when_behind=when_behind,
+            apart=self._apart,
+        )
+        stream = Stream(
+            settings=settings,
+            answer=[],
+            ended=None,
+            tally=scheduler.tally,
+            _scheduler=scheduler,
+            _tokenizer=tokenizer,
+            _stops=frozenset({special.im_end, *settings.stop_tokens}),
+            _opened_s=self._clock(),
+            _row=row,
+            _origin=self._speaker.left if settings.design.grouped else 0,
+            _places=list(range(self._perceiver.inbox_frames)),
+        )
+        self._streams[row] = stream
+        self._speaker.forget(row)
+        return stream
+
+    def see(self, stream: Stream, frame: Frame, *, last: bool = False) -> None:
+        """Hand a frame over; `step` takes it in when its turn comes.
+
+        Args:
+            stream: the stream.
+            frame: its next frame.
+            last: whether it ends the video.
+        """
+        units = len(frame.patches) // self._config.vision.spatial_merge_size**2
+        if units > self._perceiver.frame_units:
+            raise ValueError(
+                f"the frame has {units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
+                "smaller (max_pixels) or build the engine with larger frame_units"
+            )
+        stream._scheduler.arrive(frame, self._clock(), last=last)
+
+    def finish(self, stream: Stream) -> None:
+        """Say that no frame follows."""
+        stream._scheduler.finish()
+
+    def close(self, stream: Stream) -> None:
+        """Give a stream up, and its row to the next one."""
+        if stream.ended is None:
+            self._end(stream, "closed")
+
+    def step(self) -> list[tuple[Stream, StreamEvent]]:
+        """Advance all streams by one pass; returns what has happened in them, and nothing if there was no work."""
+        working = [stream for stream in self._open() if stream._scheduler.has_work]
+        if not working:
+            return []
+        self._encode_ahead()
+        needed = max(stream._scheduler.need() for stream in working)
+        room = self._size_for(needed)
+        shares = {stream: stream._scheduler.plan(room) for stream in working}
+        events: list[tuple[Stream, StreamEvent]] = []
+        for stream in [stream for stream, share in shares.items() if not self._make_room(stream, share)]:
+            events.append((stream, self._end(stream, "capacity")))
+            del shares[stream]
+        chosen = self._advance(shares)
+        self._encode_ahead()  # for the next passes, while this one runs
+        tokens = np.asarray(chosen) if chosen is not None else None
+        now = self._clock()
+        for stream, share in shares.items():
+            events += [(stream, event) for event in self._tell(stream, share, tokens, now)]
+        return events
+
+    @property
+    def _apart(self) -> bool:
+        return self._perceiver is not self._speaker
+
+    def _open(self) -> list[Stream]:
+        return [stream for stream in self._streams if stream is not None]
+
+    def _size_for(self, tokens: int) -> int:
+        return next((size for size in self._sizes if size >= tokens), self._sizes[-1])
+
+    def _encode_ahead(self) -> None:
+        """Start the vision tower on the frames that are needed next, as far as there is room for their features."""
+        for stream in self._open():
+            for arrival in stream._scheduler.to_encode():
+                if not stream._places:
+                    break
+                arrival.place = stream._places.pop()
+                self._perceiver.encode(stream._row, arrival.place, arrival.frame.patches, arrival.frame.grid_hw)
+                stream.tally.frames_encoded += 1
+
+    def _advance(self, shares: dict[Stream, Share]) -> Any:
+        """Run the pass, or one on each lane; returns the chosen tokens of all rows, None if nobody speaks."""
+        words = {stream: share for stream, share in shares.items() if share.speaks}
+        speaking = {stream._row: share for stream, share in words.items()}
+        choices = self._choices()
+        sources: dict[int, RowTokens] = {}
+        targets: dict[int, RowTokens] = {}
+        for stream, share in shares.items():
+            stream.tally.tokens_computed += len(share)
+            if not self._apart:
+                parts = {True: share.parts, False: []}
+            else:
+                parts = {side: [part for part in share.parts if part.group.is_target is side] for side in (True, False)}
+            if parts[True]:
+                targets[stream._row] = self._row_tokens(parts[True], stream._origin)
+            if parts[False]:
+                sources[stream._row] = self._row_tokens(parts[False], 0)
+            for part in share.parts:
+                if part.group.arrival is not None and part.completes:
+                    place = part.group.arrival.place
+                    assert place is not None
+                    stream._places.append(place)
+        if sources:
+            self._perceiver.advance(sources, self._longest(sources), {}, choices)
+        if self._apart:
+            self._hand_over(shares)
+        if not targets:
+            return None
+        chosen = self._speaker.advance(targets, self._longest(targets), speaking, choices)
+        return chosen if speaking else None
+
+    def _hand_over(self, shares: dict[Stream, Share]) -> None:
+        """Start to move what has been perceived; what words may see now is stored on the speaker's side."""
+        for stream, share in shares.items():
+            for part in share.parts:
+                if part.completes and not part.group.is_target:
+                    first = int(part.group.tokens.slots[0])
+                    piece = self._perceiver.take(stream._row, first, _padded(len(part.group.tokens.slots)))
+                    stream._held.append((first, self._speaker.fetch(piece)))
+            if share.shows:
+                for first, piece in stream._held:
+                    self._speaker.put(stream._row, stream._origin + first, piece)
+                stream._held.clear()
+
+    def _row_tokens(self, parts: Sequence[Part], origin: int) -> RowTokens:
+        features = [np.full(part.stop - part.first, NO_FEATURE, np.int32) for part in parts]
+        for part, places in zip(parts, features, strict=True):
+            if part.group.arrival is not None:
+                assert part.group.arrival.place is not None
+                first = part.group.arrival.place * self._perceiver.frame_units
+                places[:] = np.arange(first + part.first, first + part.stop)
+        tokens = join([part.group.tokens.part(part.first, part.stop) for part in parts])
+        return RowTokens(tokens, np.concatenate(features), origin)
+
+    def _longest(self, rows: dict[int, RowTokens]) -> int:
+        return self._size_for(max(len(row.features) for row in rows.values()))
+
+    def _choices(self) -> SamplingRows:
+        return SamplingRows.of(
+            [GREEDY if stream is None else stream.settings.sampling for stream in self._streams],
+            [0 if stream is None else len(stream.answer) for stream in self._streams],
+        )
+
+    def _make_room(self, stream: Stream, share: Share) -> bool:
+        """Double rows that would run over; false if that is beyond the limit."""
+        if not share.parts:
+            return True
+        slots = [part.group.tokens.slots for part in share.parts]
+        lowest = min(int(piece.min()) for piece in slots)
+        highest = max(int(piece[0]) + _padded(len(piece)) if self._apart else int(piece.max()) + 1 for piece in slots)
+        left = _more(stream._origin, -lowest)
+        right = _more(self._speaker.slots - stream._origin, highest)
+        if self._speaker.slots + left + right > self._max_slots:
+            return False
+        if left or right:
+            self._speaker.grow(left, right)
+            for other in self._open():
+                other._origin += left
+        if self._apart and (right := _more(self._perceiver.slots, highest)):
+            self._perceiver.grow(0, right)
+        return True
+
+    def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
+        wall_s = now - stream._opened_s
+        events: list[StreamEvent] = []
+        for arrival in share.revealed:
+            stream.tally.largest_lag_s = max(stream.tally.largest_lag_s, now - arrival.arrived_s)
+            events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s))
+        if not share.speaks:
+            return events
+        assert tokens is not None
+        token = int(tokens[stream._row])
+        if token in stream._stops:
+            return [*events, self._end(stream, "end_token")]
+        stream._scheduler.spoke(token)
+        stream.answer.append(token)
+        text = stream._decoder.step(stream._tokenizer.backend_tokenizer, token) or ""
+        stream._texts.append(text)
+        events.append(TokenSpoken(len(stream.answer) - 1, token, text, stream._scheduler.after_frame, wall_s))
+        if stream._scheduler.said_all:
+            events.append(self._end(stream, "token_limit"))
+        return events
+
+    def _end(self, stream: Stream, reason: Literal["end_token", "token_limit", "capacity", "closed"]) -> StreamEnded:
+        stream.ended = reason
+        stream._held.clear()
+        self._streams[stream._row] = None
+        return StreamEnded(reason, stream.text, self._clock() - stream._opened_s)
+
+
+def _padded(count: int) -> int:
+    """Sizes in which keys and values are moved: powers of two, so that few are compiled."""
+    return max(4, 1 << (count - 1).bit_length())
+
+
+def _more(have: int, needed: int) -> int:
+    """Slots to add so that there are as many as needed: none, or at least as many as there are."""
+    return max(have, needed - have) if needed > have else 0

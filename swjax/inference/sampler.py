@@ -1,0 +1,116 @@
+"""The next token from its scores: greedy, or drawn with a temperature, top-k and top-p; with a repetition penalty.
+
+Every row of a batch has its own choices and its own random numbers, which depend on its seed and on how many tokens it
+has spoken, and not on the rows beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_k: draw from the k likeliest; 0 from all.
+        top_p: draw from the likeliest that together have this probability.
+        repetition_penalty: scores of tokens that the answer already has are divided by it where positive, and
+            multiplied where negative (Keskar et al., 2019, arXiv 1909.05858). The paper evaluates with 1.15.
+        seed: of the random numbers.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not self.repetition_penalty > 0:
+            raise ValueError(
+                f"sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"the seed must be from 0 to 2**32 - 1, got {self.seed}")
+
+
+GREEDY = Sampling()
+"""The likeliest token."""
+
+
+class SamplingRows(NamedTuple):
+    """The choices of each row of a batch, and how many answer tokens it has spoken; arrays of numpy or jax."""
+
+    temperature: Float[Any, "B"]
+    top_k: Int32[Any, "B"]
+    top_p: Float[Any, "B"]
+    repetition_penalty: Float[Any, "B"]
+    seed: UInt32[Any, "B"]
+    spoken: Int32[Any, "B"]
+
+    @classmethod
+    def of(cls, choices: Sequence[Sampling], spoken: Sequence[int]) -> "SamplingRows":
+        """Arrays of numpy from the choices of each row."""
+        return cls(
+            np.array([one.temperature for one in choices], np.float32),
+            np.array([one.top_k for one in choices], np.int32),
+            np.array([one.top_p for one in choices], np.float32),
+            np.array([one.repetition_penalty for one in choices], np.float32),
+            np.array([one.seed for one in choices], np.uint32),
+            np.array(spoken, np.int32),
+        )
+
+
+def sample(logits: Float[Array, "B V"], said: Bool[Array, "B V"], rows: SamplingRows) -> Int32[Array, "B"]:
+    """Choose a token for each row.
+
+    Args:
+        logits: scores.
+        said: the tokens that the row's answer has already.
+        rows: how each row chooses.
+    """
+    logits = penalize(logits.astype(jnp.float32), said, rows.repetition_penalty)
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw() -> Int32[Array, "B"]:
+        kept = keep_likely(logits / jnp.maximum(rows.temperature, 1e-6)[:, None], rows.top_k, rows.top_p)
+        keys = jax.vmap(lambda seed, spoken: jax.random.fold_in(jax.random.key(seed), spoken))(rows.seed, rows.spoken)
+        drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+        return jnp.where(rows.temperature > 0, drawn, likeliest)
+
+    # Drawing sorts the vocabulary, which a batch of greedy rows need not.
+    return jax.lax.cond(jnp.any(rows.temperature > 0), draw, lambda: likeliest)
+
+
+def penalize(logits: Float[Array, "B V"], said: Bool[Array, "B V"], penalty: Float[Array, "B"]) -> Float[Array, "B V"]:
+    """Lower the scores of tokens that have been said."""
+    lowered = jnp.where(logits > 0, logits / penalty[:, None], logits * penalty[:, None])
+    return jnp.where(said, lowered, logits)
+
+
+def keep_likely(logits: Float[Array, "B V"], top_k: Int32[Array, "B"], top_p: Float[Array, "B"]) -> Float[Array, "B V"]:
+    """Set all but the likeliest to -inf: the k likeliest, and of these as many as have probability p together."""
+    size = logits.shape[-1]
+    falling = -jnp.sort(-logits, axis=-1)
+    rank = jnp.arange(size)
+    count = jnp.where(top_k > 0, jnp.minimum(top_k, size), size)[:, None]
+    falling = jnp.where(rank < count, falling, -jnp.inf)
+    chances = jax.nn.softmax(falling, axis=-1)
+    likelier = jnp.cumsum(chances, axis=-1) - chances
+    kept = (likelier < top_p[:, None]) & (rank < count) | (rank == 0)
+    least = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def mark_said(said: Bool[Array, "B V"], tokens: Int32[Array, "B"], speaks: Bool[Array, "B"]) -> Bool[Array, "B V"]:
+    """Note the token of each row that has spoken one."""
+    rows = jnp.arange(len(tokens))
+    return said.at[rows, tokens].set(said[rows, tokens] | speaks)

@@ -1,0 +1,327 @@
+"""The scheduler of one stream: what it has to perceive and to say, and what of it the next pass takes. No device.
+
+Tokens that have been laid out wait in a queue of groups (a prompt, a frame, words). A pass takes some of them from the
+front, and the word that was spoken last once all that it may see is written or in the same pass.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from swjax.inference.frames import Frame, merge_frames
+from swjax.inference.settings import Mode, StreamSettings, WhenBehind
+from swjax.inference.track import Tokens, Track
+
+
+@dataclass
+class Arrival:
+    """A frame that has arrived.
+
+    Attributes:
+        frame: the frame.
+        number: frames of the video before it.
+        arrived_s: when it was handed over, by the engine's clock.
+        last: whether it ends the video.
+        place: where its features are in the row's inbox, once it is encoded.
+    """
+
+    frame: Frame
+    number: int
+    arrived_s: float
+    last: bool
+    place: int | None = None
+
+
+@dataclass
+class Group:
+    """Tokens that are written one after another.
+
+    Attributes:
+        tokens: all of them.
+        is_target: whether they are words, not sources.
+        arrival: the frame whose tokens they are, if any.
+        taken: how many of them passes have taken.
+    """
+
+    tokens: Tokens
+    is_target: bool = False
+    arrival: Arrival | None = None
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that have not been taken."""
+        return len(self.tokens.token_ids) - self.taken
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a pass takes of a group: its tokens from `first` to `stop`."""
+
+    group: Group
+    first: int
+    stop: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the group is written with it."""
+        return self.stop == len(self.group.tokens.token_ids)
+
+
+@dataclass
+class Share:
+    """What one stream has in a pass.
+
+    Attributes:
+        parts: what is written, in order.
+        speaks: whether the token that follows the last of them is to be chosen.
+        shows: whether words may see more sources from this pass on.
+        revealed: the frames among these.
+    """
+
+    parts: list[Part] = field(default_factory=list)
+    speaks: bool = False
+    shows: bool = False
+    revealed: list[Arrival] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(part.stop - part.first for part in self.parts)
+
+
+@dataclass
+class Tally:
+    """What a stream has cost, and how it kept up with its clock.
+
+    Attributes:
+        frames_encoded: frames through the vision tower.
+        tokens_computed: tokens through the decoder.
+        frames_seen: frames that words could see.
+        frames_delayed, frames_dropped, frames_merged: frames that waited for earlier ones to be taken in, were never
+            taken in, or went into another frame.
+        largest_lag_s: longest time from a frame's arrival until words could see it.
+    """
+
+    frames_encoded: int = 0
+    tokens_computed: int = 0
+    frames_seen: int = 0
+    frames_delayed: int = 0
+    frames_dropped: int = 0
+    frames_merged: int = 0
+    largest_lag_s: float = 0.0
+
+
+class Scheduler:
+    """One stream's queue, schedule and tally.
+
+    Args:
+        track: the stream's book, empty.
+        prompt: token ids of the sources before the first frame.
+        settings: how it is spoken about.
+        mode: what happens at a time.
+        merge_size: patches on a side of the square that becomes one token.
+        when_behind: what becomes of frames that cannot be taken in by the time that the next one arrives; None where
+            frames do not come by a clock.
+        apart: whether sources and words are computed on different devices.
+
+    Attributes:
+        words_left: words that may be spoken before the next frame.
+        after_frame: number of the newest frame that words can see; -1 before the first.
+        tally: what it has cost.
+    """
+
+    def __init__(
+        self,
+        track: Track,
+        prompt: np.ndarray,
+        *,
+        settings: StreamSettings,
+        mode: Mode,
+        merge_size: int,
+        when_behind: WhenBehind | None,
+        apart: bool,
+    ):
+        mode.check(settings.variant)
+        self._track, self._settings, self._mode = track, settings, mode
+        self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
+        self._queue: deque[Group] = deque([Group(track.text(prompt))])
+        self._log: list[Group] = []
+        self._arrivals: deque[Arrival] = deque()
+        self._ahead: Arrival | None = None
+        self._arrived = self._laid = 0
+        self._first_number: int | None = None
+        self._closing = self._closed = self._finished = self._said = False
+        self.words_left, self.after_frame = 0, -1
+        self.tally = Tally()
+
+    def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
+        """A frame has come."""
+        if self._finished:
+            raise ValueError("the video has been finished; a new stream is needed for more frames")
+        self._arrivals.append(Arrival(frame, self._arrived, now, last))
+        self._arrived += 1
+        self._finished = last
+
+    def finish(self) -> None:
+        """No frame follows."""
+        if not self._arrived:
+            raise ValueError("the video has no frames; hand over at least one before finish()")
+        self._finished = True
+
+    @property
+    def backlog(self) -> int:
+        """Frames that have arrived and are not laid out."""
+        return len(self._arrivals)
+
+    @property
+    def said_all(self) -> bool:
+        """Whether the limit on words after the last frame is reached."""
+        return self._closed and self.words_left == 0
+
+    def to_encode(self) -> Iterator[Arrival]:
+        """Frames whose features are needed, the next first; one that has only arrived is encoded ahead of its turn."""
+        for group in self._queue:
+            if group.arrival is not None and group.arrival.place is None:
+                yield group.arrival
+        # Where frames may be dropped or merged, which one is next is not known before its turn.
+        if self._arrivals and self._when_behind in (None, "delay") and self._mode is not Mode.RECOMPUTE:
+            first = self._arrivals[0]
+            if first.place is None:
+                yield first
+
+    def lay(self) -> None:
+        """Lay out what may be perceived now."""
+        if self._ahead is not None or self._closing:
+            return
+        # One thing at a time: the next frame waits until the words before it are spoken.
+        if self._mode is not Mode.PARALLEL and self.words_left:
+            return
+        if not self._arrivals and (not self._finished or self.words_left or self._laid == 0):
+            return
+        # What closes the video belongs to its last frame, so it comes before the prefix where nothing has been said.
+        if (self._arrivals or self._said) and (before := self._track.before_frame()) is not None:
+            self._queue.append(Group(before, is_target=True))
+        arrival = self._next_arrival() if self._arrivals else None
+        if self._mode is Mode.RECOMPUTE and self._laid:
+            self._start_again()
+        if arrival is not None:
+            self._ahead = arrival
+            rows, columns = (size // self._merge_size for size in arrival.frame.grid_hw)
+            if self._first_number is None:
+                self._first_number = arrival.number
+            tokens = self._track.frame(rows, columns, arrival.number - self._first_number)
+            self._queue.append(Group(tokens, arrival=arrival))
+            self._laid += 1
+        if arrival is None or arrival.last:
+            self._queue.append(Group(self._track.trailer()))
+            self._closing = True
+
+    def need(self) -> int:
+        """Tokens that the next pass should have room for."""
+        waiting = sum(group.left for group in self._queue)
+        feed = len(self._track.waiting)
+        if self._mode is Mode.PARALLEL and not self._apart:
+            # Spread over the words that are spoken before the frame's turn comes.
+            return math.ceil(waiting / max(1, self.words_left)) + feed
+        return waiting + feed if self._apart else waiting or feed
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a pass could advance the stream now."""
+        self.lay()
+        return bool(self._queue or self.words_left)
+
+    def plan(self, room: int) -> Share:
+        """Take what the next pass computes of this stream, at most `room` tokens."""
+        share = Share()
+        together = self._mode is Mode.PARALLEL
+        reserved = len(self._track.waiting) if together and self.words_left else 0
+        while True:
+            self._take(share, room - reserved)
+            if self._queue or self.words_left or not (self._ahead or (self._closing and not self._closed)):
+                break
+            self._reveal(share)
+            if self.words_left:
+                break
+            self.lay()
+        self._speak(share, room, alone=not together)
+        return share
+
+    def spoke(self, token: int) -> None:
+        """A token has been chosen."""
+        self._track.say(token)
+        self._said = True
+        self.words_left -= 1
+
+    def _speak(self, share: Share, room: int, *, alone: bool) -> None:
+        """Add the waiting word, where one may be spoken in this pass, and with it more of the next frame."""
+        waiting = len(self._track.waiting)
+        if not self.words_left or len(share) + waiting > room or any(group.is_target for group in self._queue):
+            return
+        if waiting and alone and (self._queue or share.parts):
+            return  # one thing at a time
+        words = None
+        if waiting:
+            tokens = self._track.feed()
+            words = Group(tokens, is_target=True, taken=waiting)
+        if not alone and not (self._apart and share.parts):
+            self.lay()
+            self._take(share, room - waiting)
+        if words is not None:
+            share.parts.append(Part(words, 0, waiting))
+            self._note(words)
+        share.speaks = True
+
+    def _take(self, share: Share, room: int) -> None:
+        while self._queue and len(share) < room:
+            group = self._queue[0]
+            if group.arrival is not None and group.arrival.place is None:
+                return
+            first, group.taken = group.taken, min(group.taken + room - len(share), group.taken + group.left)
+            share.parts.append(Part(group, first, group.taken))
+            if not group.left:
+                self._note(self._queue.popleft())
+
+    def _note(self, group: Group) -> None:
+        if self._mode is Mode.RECOMPUTE:
+            self._log.append(group)
+
+    def _start_again(self) -> None:
+        """Queue all that has been written once more; frames are encoded again."""
+        for group in reversed(self._log):
+            arrival = None if group.arrival is None else replace(group.arrival, place=None)
+            self._queue.appendleft(Group(group.tokens, group.is_target, arrival))
+        self._log.clear()
+
+    def _reveal(self, share: Share) -> None:
+        self._track.reveal()
+        share.shows = True
+        if self._ahead is not None:
+            self.after_frame = self._ahead.number
+            share.revealed.append(self._ahead)
+            self.tally.frames_seen += 1
+            self._ahead = None
+        self._closed = self._closing
+        if self._closed:
+            self.words_left = self._settings.max_tail
+        elif self._mode is Mode.OFFLINE:
+            self.words_left = 0
+        else:
+            self.words_left = self._settings.words_after(self._laid - 1)
+
+    def _next_arrival(self) -> Arrival:
+        """The next frame to take in; in real time, what has fallen behind is dealt with."""
+        if self._when_behind is not None and len(self._arrivals) > 1:
+            if self._when_behind == "delay":
+                self.tally.frames_delayed += 1
+            else:
+                earliest, newest, others = self._arrivals[0], self._arrivals[-1], len(self._arrivals) - 1
+                self._arrivals.clear()
+                if self._when_behind == "drop":
+                    self.tally.frames_dropped += others
+                    return newest
+                self.tally.frames_merged += others
+                return replace(earliest, frame=merge_frames(earliest.frame, newest.frame), last=newest.last)
+        return self._arrivals.popleft()

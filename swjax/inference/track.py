@@ -1,0 +1,138 @@
+"""The book of one stream: ids, slots and spans of its tokens, in the order in which they come. No model, no device.
+
+Frames may be laid out one ahead of what the words can see, so that they are computed while words are spoken: `frame`
+lays one out, `reveal` shows what has been laid out to the words that follow.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from swjax.inference.settings import StreamSettings
+from swjax.streaming import (
+    PositionCounts,
+    SpecialTokens,
+    Storage,
+    StoredCounts,
+    first_positions,
+    place_frame,
+    place_text,
+    place_words,
+    store_sources,
+    store_targets,
+)
+
+
+class Tokens(NamedTuple):
+    """Tokens to be written into the cache. Slots and spans count from the origin, to the left below zero.
+
+    Attributes:
+        token_ids: the tokens.
+        positions: temporal, height and width ids.
+        start, stop: the slots that each sees.
+        slots: where their keys and values go.
+    """
+
+    token_ids: Int32[np.ndarray, "N"]
+    positions: Int32[np.ndarray, "3 N"]
+    start: Int32[np.ndarray, "N"]
+    stop: Int32[np.ndarray, "N"]
+    slots: Int32[np.ndarray, "N"]
+
+    def part(self, first: int, stop: int) -> "Tokens":
+        """Some of them."""
+        return Tokens(*(array[..., first:stop] for array in self))
+
+
+def join(pieces: list[Tokens]) -> Tokens:
+    """One after another."""
+    return Tokens(*(np.concatenate(arrays, axis=-1) for arrays in zip(*pieces, strict=True)))
+
+
+class Track:
+    """Where one stream stands.
+
+    Attributes:
+        frames: how many frames have been laid out.
+        waiting: ids of tokens that have been spoken but not fed: they are fed when their successor is wanted, or they
+            would have seen fewer frames than in training. At first the assistant prefix.
+    """
+
+    def __init__(self, settings: StreamSettings, special: SpecialTokens, *, tokens_per_second: float):
+        self._design, self._special = settings.design, special
+        self._stride = settings.second_per_grid_t * tokens_per_second
+        self._words = first_positions(self._design, settings.gap)
+        self._ahead: PositionCounts | None = None
+        self._stored, self._visible = StoredCounts(0, 0), 0
+        self._waiting_positions: Int32[np.ndarray, "3 N"] | None = None
+        self.waiting: tuple[int, ...] = special.prefix
+        self.frames = 0
+
+    def text(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
+        """Lay out text among the sources: the prompt, or what closes the video."""
+        self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids))
+        return self._store_sources(token_ids, positions)
+
+    def before_frame(self) -> Tokens | None:
+        """What must be written before another frame, or the end of the video, is laid out; None if nothing.
+
+        In arrival order that is all that has been spoken. In grouped designs it is the prefix but for its last token,
+        when nothing has been said since the first frame: those tokens see that frame alone.
+        """
+        if not self.frames or not self.waiting:
+            return None
+        if self._design.storage is Storage.ARRIVAL:
+            return self.feed()
+        if self._design.grouped and not self._stored.targets:
+            return self.feed(len(self.waiting) - 1)
+        return None
+
+    def frame(self, rows: int, columns: int, number: int) -> Tokens:
+        """Lay out the next frame; `before_frame` goes before it.
+
+        Args:
+            rows, columns: its size in merged patches.
+            number: frames since the first one, those that were dropped included.
+        """
+        self._ahead, positions = place_frame(
+            self._design, self._ahead or self._words, number, rows, columns, self._stride
+        )
+        self.frames += 1
+        return self._store_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions)
+
+    def trailer(self) -> Tokens:
+        """Lay out the sources that close the video."""
+        return self.text(np.array(self._special.trailer, np.int32))
+
+    def reveal(self) -> None:
+        """Let the words that follow see all that has been laid out."""
+        if self._ahead is not None:
+            self._words = self._words._replace(
+                next_source=self._ahead.next_source, video_start=self._ahead.video_start, ahead=True
+            )
+        self._ahead, self._visible = None, self._stored.sources
+
+    def feed(self, count: int | None = None) -> Tokens:
+        """Store the first `count` of the waiting tokens (None: all); they see what has been revealed."""
+        positions = self._place_waiting()
+        count = len(self.waiting) if count is None else count
+        stored, slots, spans = store_targets(self._design, self._stored._replace(sources=self._visible), count)
+        self._stored = self._stored._replace(targets=stored.targets)
+        fed = np.array(self.waiting[:count], np.int32)
+        self.waiting, self._waiting_positions = self.waiting[count:], positions[:, count:]
+        return Tokens(fed, positions[:, :count], spans.start, spans.stop, slots)
+
+    def say(self, token: int) -> None:
+        """A token has been spoken: it has its ids now, and waits to be fed."""
+        self.waiting, self._waiting_positions = (token,), None
+        self._place_waiting()
+
+    def _place_waiting(self) -> Int32[np.ndarray, "3 N"]:
+        if self._waiting_positions is None:
+            self._words, self._waiting_positions = place_words(self._design, self._words, len(self.waiting))
+        return self._waiting_positions
+
+    def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray) -> Tokens:
+        self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))
+        return Tokens(token_ids, positions, spans.start, spans.stop, slots)
