@@ -231,7 +231,12 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a pass could advance the stream now."""
         self.lay()
-        return bool(self._queue or self.words_left)
+        return bool(self._queue or self.words_left or self._hidden)
+
+    @property
+    def _hidden(self) -> bool:
+        """Whether something has been laid out that words do not see yet."""
+        return self._ahead is not None or (self._closing and not self._closed)
 
     def plan(self, room: int) -> Share:
         """Take what the next pass computes of this stream, at most `room` tokens."""
@@ -240,7 +245,7 @@ class Scheduler:
         reserved = len(self._track.waiting) if together and self.words_left else 0
         while True:
             self._take(share, room - reserved)
-            if self._queue or self.words_left or not (self._ahead or (self._closing and not self._closed)):
+            if self._queue or self.words_left or not self._hidden:
                 break
             self._reveal(share)
             if self.words_left:

@@ -87,31 +87,28 @@ class Mode(enum.StrEnum):
             return cls.PARALLEL
         return cls.INTERLEAVED if design.speaks_while_watching else cls.OFFLINE
 
+    def allows(self, variant: Variant) -> bool:
+        """Whether a variant can be streamed in this mode."""
+        design = DESIGNS[variant]
+        match self:
+            case Mode.PARALLEL | Mode.SEQUENTIAL:
+                return design.grouped
+            case Mode.INTERLEAVED:
+                return design.storage is Storage.ARRIVAL
+            case Mode.RECOMPUTE:
+                return design.speaks_while_watching
+            case Mode.OFFLINE:
+                return True
+
     def check(self, variant: Variant) -> None:
         """Refuse a variant that does not allow the mode.
 
         Raises:
             ValueError: if it does not.
         """
-        design = DESIGNS[variant]
-        allowed = {
-            Mode.PARALLEL: design.grouped,
-            Mode.SEQUENTIAL: design.grouped,
-            Mode.INTERLEAVED: design.storage is Storage.ARRIVAL,
-            Mode.OFFLINE: True,
-            Mode.RECOMPUTE: design.speaks_while_watching,
-        }
-        if not allowed[self]:
-            able = ", ".join(mode for mode in Mode if mode is not self and _allows(mode, variant))
-            raise ValueError(f"variant {variant} does not allow mode {self}; it allows {able}")
-
-
-def _allows(mode: Mode, variant: Variant) -> bool:
-    try:
-        mode.check(variant)
-    except ValueError:
-        return False
-    return True
+        if not self.allows(variant):
+            able = ", ".join(mode for mode in Mode if mode.allows(variant))
+            raise ValueError(f"variant {variant} cannot be streamed in mode {self}; its modes are {able}")
 
 
 WhenBehind = Literal["delay", "drop", "merge"]
