@@ -1,22 +1,28 @@
 """Speaking while watching: engines that answer about a video as it arrives."""
 
+from swjax.inference.batch_engine import BatchEngine, Stream
 from swjax.inference.engine import Engine
 from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.feed import Request, run_streams
 from swjax.inference.frames import Frame, read_frames
 from swjax.inference.sampler import Sampling
 from swjax.inference.session import StreamSession
 from swjax.inference.settings import Mode, StreamSettings
 
 __all__ = [
+    "BatchEngine",
     "Engine",
     "Frame",
     "FrameSeen",
     "Mode",
+    "Request",
     "Sampling",
+    "Stream",
     "StreamEnded",
     "StreamEvent",
     "StreamSession",
     "StreamSettings",
     "TokenSpoken",
     "read_frames",
+    "run_streams",
 ]

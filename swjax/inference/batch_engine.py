@@ -146,6 +146,22 @@ class BatchEngine:
         """Whether a step would do anything."""
         return any(stream._scheduler.has_work for stream in self._open())
 
+    def warm_up(self, grid_hw: tuple[int, int]) -> None:
+        """Compile all that streams need, while none is open, so that no word waits for it.
+
+        Rows that are doubled later are compiled again, so give the engine the slots that it will need.
+
+        Args:
+            grid_hw: patch rows and columns of the frames that will come.
+        """
+        if self._open():
+            raise ValueError("the engine has open streams; warm it up before the first, or after the last of them")
+        vision = self._config.vision
+        self._perceiver.encode(0, 0, np.zeros((grid_hw[0] * grid_hw[1], vision.patch_dim), np.uint8), grid_hw)
+        for size in self._sizes:
+            for lane, speaks in ((self._perceiver, False), (self._speaker, False), (self._speaker, True)):
+                jax.block_until_ready(lane.advance({}, size, {0: None} if speaks else {}, self._choices()))
+
     def open(
         self,
         tokenizer: Any,
@@ -331,22 +347,25 @@ class BatchEngine:
         )
 
     def _make_room(self, stream: Stream, share: Share) -> bool:
-        """Double rows that would run over; false if that is beyond the limit."""
+        """Double the end of the rows that would run over, as far as the limit allows; false if that is not enough."""
         if not share.parts:
             return True
         slots = [part.group.tokens.slots for part in share.parts]
         lowest = min(int(piece.min()) for piece in slots)
         highest = max(int(piece[0]) + _padded(len(piece)) if self._apart else int(piece.max()) + 1 for piece in slots)
-        left = _more(stream._origin, -lowest)
-        right = _more(self._speaker.slots - stream._origin, highest)
-        if self._speaker.slots + left + right > self._max_slots:
+        room_right = self._speaker.slots - stream._origin
+        need_left, need_right = max(0, -lowest - stream._origin), max(0, highest - room_right)
+        spare = self._max_slots - self._speaker.slots
+        if need_left + need_right > spare:
             return False
+        left = min(max(need_left, stream._origin), spare - need_right) if need_left else 0
+        right = min(max(need_right, room_right), spare - left) if need_right else 0
         if left or right:
             self._speaker.grow(left, right)
             for other in self._open():
                 other._origin += left
-        if self._apart and (right := _more(self._perceiver.slots, highest)):
-            self._perceiver.grow(0, right)
+        if self._apart and highest > self._perceiver.slots:
+            self._perceiver.grow(0, max(self._perceiver.slots, highest - self._perceiver.slots))
         return True
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
@@ -380,8 +399,3 @@ class BatchEngine:
 def _padded(count: int) -> int:
     """Sizes in which keys and values are moved: powers of two, so that few are compiled."""
     return max(4, 1 << (count - 1).bit_length())
-
-
-def _more(have: int, needed: int) -> int:
-    """Slots to add so that there are as many as needed: none, or at least as many as there are."""
-    return max(have, needed - have) if needed > have else 0

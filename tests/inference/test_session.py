@@ -1,100 +1,24 @@
 """Streaming through the cache against full forward passes over the growing training layout."""
 
-import jax
-import numpy as np
 import pytest
 from flax import nnx
+from full_passes import GRID, QUESTION, ROW, decode_by_full_passes, decode_frames, make_frames
 
 from swjax.data.chat import encode_chat
 from swjax.data.moving_shapes.render import render
 from swjax.data.moving_shapes.scene import draw_scene
 from swjax.data.pipeline import PipelineConfig, load_patches
-from swjax.data.tokenizer import load_tokenizer
 from swjax.inference import (
     Engine,
-    Frame,
     FrameSeen,
+    Sampling,
     StreamEnded,
     StreamSession,
     StreamSettings,
     TokenSpoken,
     read_frames,
 )
-from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.streaming import KeySpans, SpecialTokens, build_layout, pad_layout
-
-QUESTION = "What happens?"
-GRID = (4, 6)
-ROW = 384
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(None)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    # Large weights, so that the answer of a model that has learned nothing still changes with what it sees.
-    config = Qwen2_5_VLConfig.preset(
-        "tiny",
-        text={"vocab_size": len(tokenizer), "initializer_range": 0.25, "num_layers": 2},
-        vision={"initializer_range": 0.15},
-        video_token_id=special.video_pad,
-    )
-    return Qwen2_5_VL(config, rngs=nnx.Rngs(3))
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    return Engine(model)
-
-
-def make_frames(count: int, seed: int) -> list[Frame]:
-    rng = np.random.default_rng(seed)
-    rows, columns = GRID
-    return [
-        Frame(rng.integers(0, 256, (rows * columns, 1176), dtype=np.uint8), GRID, index + 0.5) for index in range(count)
-    ]
-
-
-def decode_by_full_passes(model, tokenizer, patches, grid_thw, settings, count) -> list[int]:
-    """Greedy decoding without a cache: every token by a forward pass over the whole layout so far."""
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    grid = np.array([grid_thw])
-    prompt = encode_chat(tokenizer, question=QUESTION, answer=None, video_grid_thw=grid[0])
-    pixels, unknown = patches[None], special.newline
-    forward = jax.jit(lambda model, *arrays, **named: model(*arrays, **named))
-    answer: list[int] = []
-    while len(answer) < count:
-        layout = build_layout(
-            np.concatenate([prompt, np.array([*answer, unknown], np.int32)]),
-            grid,
-            variant=settings.variant,
-            schedule=settings.wait_k,
-            gap=settings.gap,
-            second_per_grid_t=settings.second_per_grid_t,
-            special_tokens=special,
-        )
-        # The query of the unknown token is what stands before it: in arrival order for interleave, else in the chat.
-        order = np.arange(len(layout)) if settings.variant == "interleave" else layout.chat_index
-        of_unknown = order[layout.chat_index == len(layout) - 1]
-        last = int(np.flatnonzero(order == of_unknown - 1)[0])
-        row = pad_layout(layout, ROW)
-        logits = forward(
-            model,
-            row.token_ids[None],
-            row.position_ids[:, None],
-            KeySpans(row.spans.start[None], row.spans.stop[None]),
-            pixel_values=pixels,
-            video_grid_thw=grid[None],
-        )
-        token = int(np.argmax(logits[0, last]))
-        if token == special.im_end:
-            break
-        answer.append(token)
-    return answer
+from swjax.streaming import SpecialTokens, random_schedule
 
 
 @pytest.mark.parametrize(
@@ -120,13 +44,52 @@ def test_streamed_tokens_equal_full_passes(model, engine, tokenizer, variant, wa
         frames = make_frames(num_frames, seed)
         session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
         events = list(session.run(frames))
-        patches, grid = np.concatenate([frame.patches for frame in frames]), (num_frames, *GRID)
-        assert session.answer == decode_by_full_passes(model, tokenizer, patches, grid, settings, len(session.answer))
+        assert session.answer == decode_frames(model, tokenizer, frames, settings, len(session.answer))
         assert [event.token_id for event in events if isinstance(event, TokenSpoken)] == session.answer
         assert isinstance(events[-1], StreamEnded)
         assert events[-1].text == session.text()
         answers.append(tuple(session.answer))
     assert answers[0] != answers[1], "the answer does not depend on the video, so this test shows nothing"
+
+
+@pytest.mark.parametrize("variant", ["gdpe", "gipe", "interleave", "ospe"])
+def test_random_schedules_equal_full_passes(model, engine, tokenizer, variant):
+    """Among the counts are zeros: after the first frame, in the middle and several in a row."""
+    for seed, frames in enumerate((5, 6)):
+        counts = tuple(random_schedule(frames, low=0, high=3, seed=11 + seed))
+        for schedule in (counts, (0, 0, *counts[2:])):
+            settings = StreamSettings(variant=variant, counts=schedule, max_tail=4)
+            session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+            list(session.run(video := make_frames(frames, seed)))
+            assert len(session.answer) == sum(schedule[:-1]) + 4
+            assert session.answer == decode_frames(model, tokenizer, video, settings, len(session.answer))
+
+
+def test_a_schedule_that_is_too_short_is_refused(engine, tokenizer):
+    settings = StreamSettings(counts=(1, 1))
+    session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+    with pytest.raises(ValueError, match="counts for 2 frames, but frame 2 has come"):
+        list(session.run(make_frames(4, 0)))
+
+
+def test_sampling_is_seeded_and_stop_tokens_end_the_answer(engine, tokenizer):
+    def answer(**changes) -> list[int]:
+        session = StreamSession(engine, tokenizer, question=QUESTION, settings=StreamSettings(max_tail=6, **changes))
+        events = list(session.run(make_frames(3, 0)))
+        assert session.ended == (events[-1].reason == "end_token")
+        return session.answer
+
+    warm = {"temperature": 2.0, "top_p": 0.9}
+    greedy, first, again, other = (
+        answer(sampling=Sampling(**choice))
+        for choice in ({}, {**warm, "seed": 1}, {**warm, "seed": 1}, {**warm, "seed": 2})
+    )
+    assert greedy != first
+    assert first == again
+    assert first != other
+    assert answer(stop_tokens=(greedy[2],)) == greedy[:2]
+    penalized = answer(sampling=Sampling(repetition_penalty=1e6))
+    assert len(set(penalized)) == len(penalized)
 
 
 def test_streamed_files_equal_full_passes_over_what_training_reads(model, engine, tokenizer, tmp_path):
