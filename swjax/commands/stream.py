@@ -35,6 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait-k", type=int, help="answer tokens after each frame (default: as trained)")
     parser.add_argument("--gap", type=int, help="first position id of the answer in gipe (default: as trained)")
     parser.add_argument("--max-tail", type=int, default=300, help="limit on tokens after the last frame (default: 300)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens (default: from all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest of this probability together")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="lower the scores of what the answer has already; the paper evaluates with 1.15 (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument(
         "--as-fast-as-possible", action="store_true", help="do not wait for the video's clock between frames"
     )
@@ -103,7 +113,7 @@ def _collect(events: "Iterator[StreamEvent]", words: list[str]) -> "Iterator[Str
 
 def _settings(args: argparse.Namespace, record: "StreamingRecord") -> "StreamSettings":
     from swjax.data.patches import TEMPORAL_PATCH_SIZE
-    from swjax.inference import StreamSettings
+    from swjax.inference import Sampling, StreamSettings
     from swjax.streaming import Variant
 
     try:
@@ -113,6 +123,13 @@ def _settings(args: argparse.Namespace, record: "StreamingRecord") -> "StreamSet
             gap=record.gap if args.gap is None else args.gap,
             second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
             max_tail=args.max_tail,
+            sampling=Sampling(
+                temperature=args.temperature,
+                top_k=args.top_k,
+                top_p=args.top_p,
+                repetition_penalty=args.repetition_penalty,
+                seed=args.seed,
+            ),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -186,7 +186,7 @@ class Scheduler:
             if group.arrival is not None and group.arrival.place is None:
                 yield group.arrival
         # Where frames may be dropped or merged, which one is next is not known before its turn.
-        if self._arrivals and self._when_behind in (None, "delay") and self._mode is not Mode.RECOMPUTE:
+        if self._arrivals and self._when_behind in (None, "delay") and self._mode is Mode.PARALLEL:
             first = self._arrivals[0]
             if first.place is None:
                 yield first

@@ -120,6 +120,7 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
     ("words", "message"),
     [
         (["stream", "--checkpoint", "{run}", "--video", "nowhere.mp4"], "there is no video file nowhere.mp4"),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--top-p", "2"], "sampling needs temperature >= 0"),
         (["stream", "--checkpoint", "nowhere", "--video", "{video}"], "nowhere: no such checkpoint folder"),
         (["stream", "--checkpoint", "{run}", "--step", "7", "--video", "{video}"], "no checkpoint of step 7"),
         (["stream", "--checkpoint", "{run}", "--video", "{video}", "--variant", "gddpe"], "unknown variant 'gddpe'"),
