@@ -1,6 +1,6 @@
 """Speaking while watching: engines that answer about a video as it arrives."""
 
-from swjax.inference.batch_engine import BatchEngine, Stream
+from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.engine import Engine
 from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.feed import Request, run_streams
@@ -8,6 +8,7 @@ from swjax.inference.frames import Frame, read_frames
 from swjax.inference.sampler import Sampling
 from swjax.inference.session import StreamSession
 from swjax.inference.settings import Mode, StreamSettings
+from swjax.inference.stream import Stream
 
 __all__ = [
     "BatchEngine",

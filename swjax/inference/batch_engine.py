@@ -8,63 +8,25 @@ while words are spoken.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
-from tokenizers.decoders import DecodeStream
 
-from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.events import EndReason, FrameSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame
-from swjax.inference.lane import NO_FEATURE, Lane, Piece, RowTokens
+from swjax.inference.lane import NO_FEATURE, Lane, RowTokens
 from swjax.inference.prompt import encode_prompt
 from swjax.inference.sampler import GREEDY, SamplingRows
-from swjax.inference.scheduler import Part, Scheduler, Share, Tally
+from swjax.inference.scheduler import Part, Scheduler, Share
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind
+from swjax.inference.stream import Stream
 from swjax.inference.track import Track, join
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
 from swjax.streaming import SpecialTokens
 
 CHUNK_SIZES = (16, 64, 256)
 """Tokens of frames in a pass beside the word; each size is compiled once."""
-
-
-@dataclass(eq=False)
-class Stream:
-    """One stream of an engine; made by `BatchEngine.open`.
-
-    Attributes:
-        settings: how it is spoken about.
-        answer: ids of the answer tokens spoken so far, without the end token.
-        ended: why it has ended, None while it goes on.
-        tally: what it has cost.
-    """
-
-    settings: StreamSettings
-    answer: list[int]
-    ended: Literal["end_token", "token_limit", "capacity", "closed"] | None
-    tally: Tally
-    _scheduler: Scheduler = field(repr=False)
-    _tokenizer: Any = field(repr=False)
-    _stops: frozenset[int] = field(repr=False)
-    _opened_s: float = field(repr=False)
-    _row: int = field(repr=False)
-    _origin: int = field(repr=False)
-    _places: list[int] = field(repr=False)
-    _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
-    _texts: list[str] = field(repr=False, default_factory=list)
-    _held: list[tuple[int, Piece]] = field(repr=False, default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """The answer so far, up to the last whole character."""
-        return "".join(self._texts)
-
-    @property
-    def backlog(self) -> int:
-        """Frames that have arrived and wait."""
-        return self._scheduler.backlog
 
 
 class BatchEngine:
@@ -161,6 +123,12 @@ class BatchEngine:
         for size in self._sizes:
             for lane, speaks in ((self._perceiver, False), (self._speaker, False), (self._speaker, True)):
                 jax.block_until_ready(lane.advance({}, size, {0: None} if speaks else {}, self._choices()))
+        if self._apart:
+            # Questions are of any length, so pieces of all sizes up to the largest chunk.
+            largest = max(_padded(self._sizes[-1]), _padded(self._perceiver.frame_units))
+            for size in (2**power for power in range(2, largest.bit_length())):
+                if size <= min(self._perceiver.slots, self._speaker.slots):
+                    self._speaker.put(0, 0, self._speaker.fetch(self._perceiver.take(0, 0, size)))
 
     def open(
         self,
@@ -389,7 +357,7 @@ class BatchEngine:
             events.append(self._end(stream, "token_limit"))
         return events
 
-    def _end(self, stream: Stream, reason: Literal["end_token", "token_limit", "capacity", "closed"]) -> StreamEnded:
+    def _end(self, stream: Stream, reason: EndReason) -> StreamEnded:
         stream.ended = reason
         stream._held.clear()
         self._streams[stream._row] = None

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+EndReason = Literal["end_token", "token_limit", "capacity", "closed"]
+"""Why an answer ends: at its end token, at the limit on tokens after the last frame, as the engine's cache cannot hold
+more of it, or as the stream was given up."""
+
 
 @dataclass(frozen=True)
 class FrameSeen:
@@ -43,13 +47,12 @@ class StreamEnded:
     """The answer has ended.
 
     Attributes:
-        reason: at its end token, at the limit on tokens after the last frame, or as the engine's cache cannot hold
-            more of it.
+        reason: why.
         text: the whole answer.
         wall_s: seconds since the session began.
     """
 
-    reason: Literal["end_token", "token_limit", "capacity", "closed"]
+    reason: EndReason
     text: str
     wall_s: float
 

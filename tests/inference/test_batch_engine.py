@@ -276,6 +276,8 @@ def test_wrong_use_is_refused(model, tokenizer):
             tokenizer, question=QUESTION, settings=StreamSettings(variant="interleave")
         )
     stream = engine.open(tokenizer, question=QUESTION)
+    with pytest.raises(ValueError, match="warm it up before the first"):
+        engine.warm_up((4, 6))
     with pytest.raises(ValueError, match="no frames"):
         engine.finish(stream)
     with pytest.raises(ValueError, match="the frame has 16 tokens, the engine takes 6"):
