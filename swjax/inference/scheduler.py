@@ -160,6 +160,9 @@ class Scheduler:
         """A frame has come."""
         if self._finished:
             raise ValueError("the video has been finished; a new stream is needed for more frames")
+        if self._when_behind == "merge" and self._arrivals and self._arrivals[-1].frame.grid_hw != frame.grid_hw:
+            before = self._arrivals[-1].frame.grid_hw
+            raise ValueError(f"frames that may be merged must have one size, got {before} and then {frame.grid_hw}")
         self._arrivals.append(Arrival(frame, self._arrived, now, last))
         self._arrived += 1
         self._finished = last

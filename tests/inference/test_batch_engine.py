@@ -285,6 +285,11 @@ def test_wrong_use_is_refused(model, tokenizer):
     engine.see(stream, make_frames(1, 0)[0], last=True)
     with pytest.raises(ValueError, match="has been finished"):
         engine.see(stream, make_frames(1, 0)[0])
+    engine.close(stream)
+    merging = engine.open(tokenizer, question=QUESTION, when_behind="merge")
+    engine.see(merging, make_frames(1, 0)[0])
+    with pytest.raises(ValueError, match="must have one size"):
+        engine.see(merging, make_frames(1, 0, (4, 4))[0])
     with pytest.raises(ValueError, match="ascending chunk_sizes"):
         make_engine(model, chunk_sizes=(64, 16))
     with pytest.raises(ValueError, match="max_slots"):
