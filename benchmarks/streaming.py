@@ -100,7 +100,7 @@ class Bench:
         self.model = make_model(args.preset, args.dtype, special, len(self.tokenizer))
         self.grid, self.repeats = tuple(args.grid), args.repeats
         self.units = self.grid[0] * self.grid[1] // 4
-        self._engines: dict[tuple[int, bool], BatchEngine] = {}
+        self._engines: dict[tuple[int, int, bool], BatchEngine] = {}
 
     def frames(self, count: int, grid: tuple[int, int] | None = None) -> list[Frame]:
         """Random frames, one a second."""
@@ -109,18 +109,25 @@ class Bench:
         pixels = rng.integers(0, 256, (min(count, 8), grid[0] * grid[1], PATCH_DIM), np.uint8)
         return [Frame(pixels[index % len(pixels)], grid, float(index)) for index in range(count)]
 
-    def engine(self, tokens: int, *, apart: bool = False) -> BatchEngine:
+    def engine(self, sources: int, words: int, *, apart: bool = False) -> BatchEngine:
         """An engine of one row, with room for so many sources and so many words, warmed up."""
-        if (tokens, apart) not in self._engines:
-            devices, slots = jax.devices(), 2 * (tokens + 128)
+        key = sources, words, apart
+        if key not in self._engines:
+            devices, word_slots, slots = jax.devices(), words + 128, sources + words + 256
             placement = (SingleDeviceSharding(devices[0]), SingleDeviceSharding(devices[1])) if apart else None
             engine = BatchEngine(
-                self.model, rows=1, frame_units=self.units, slots=slots, max_slots=slots, placement=placement
+                self.model,
+                rows=1,
+                frame_units=self.units,
+                slots=slots,
+                word_slots=word_slots,
+                max_slots=slots,
+                placement=placement,
             )
             for grid in (self.grid, SMALL_GRID):
                 engine.warm_up(grid)
-            self._engines[tokens, apart] = engine
-        return self._engines[tokens, apart]
+            self._engines[key] = engine
+        return self._engines[key]
 
     def run(
         self, engine: BatchEngine, frames: Iterable[Frame], settings: StreamSettings, mode: Mode, **how: Any
@@ -146,10 +153,10 @@ class Bench:
         return min(runs, key=lambda run: run.seconds)
 
 
-def measure_modes(bench: Bench, count: int, room: int) -> None:
+def measure_modes(bench: Bench, count: int) -> None:
     """The table of modes."""
     frames, words = bench.frames(count), WAIT_K * count
-    engine = bench.engine(room)
+    engine = bench.engine(count * bench.units, words)
     runs = {}
     for mode in Mode:
         settings = StreamSettings(variant=VARIANTS.get(mode, Variant.GDPE), wait_k=WAIT_K, max_tail=WAIT_K)
@@ -168,17 +175,17 @@ def measure_modes(bench: Bench, count: int, room: int) -> None:
         print(f"| {mode} | {figures} | {1e3 * statistics.median(lags):.1f} | {1e3 * max(lags):.1f} |")
 
 
-def measure_cost(bench: Bench, count: int, long: int, room: int) -> dict[str, list[float]]:
+def measure_cost(bench: Bench, count: int, long: int) -> dict[str, list[float]]:
     """Seconds per frame over a long stream, and over a shorter one in the authors' way."""
     frames, settings = bench.frames(long, SMALL_GRID), StreamSettings(wait_k=WAIT_K, max_tail=WAIT_K)
-    engine = bench.engine(room)
+    engine = bench.engine(4 * long, WAIT_K * long)
     run = bench.best(engine, frames, settings, Mode.PARALLEL)
     steps = np.diff(run.seen_s)
     tenth = len(steps) // 10
     print(f"\n{long} frames of 4 tokens, parallel: ms a frame, median of each tenth of the stream\n")
     print(" ".join(f"{1e3 * statistics.median(steps[i * tenth : (i + 1) * tenth]):.2f}" for i in range(10)))
 
-    frames = bench.frames(count)
+    frames, engine = bench.frames(count), bench.engine(count * bench.units, WAIT_K * count)
     runs = {mode: bench.best(engine, frames, settings, mode) for mode in (Mode.PARALLEL, Mode.RECOMPUTE)}
     quick, slow = runs[Mode.PARALLEL], runs[Mode.RECOMPUTE]
     print(f"\n{count} frames of {bench.units} tokens, wait-{WAIT_K}\n")
@@ -198,10 +205,10 @@ def measure_cost(bench: Bench, count: int, long: int, room: int) -> dict[str, li
 
 def measure_gain(bench: Bench, count: int, words_a_frame: list[int]) -> list[tuple[float, float, float | None]]:
     """r, and the speed-up of one device and of two."""
-    room = count * max(bench.units, *words_a_frame)
-    frames, engines = bench.frames(count), {"one": bench.engine(room)}
+    room = count * bench.units, count * max(words_a_frame)
+    frames, engines = bench.frames(count), {"one": bench.engine(*room)}
     if len(jax.devices()) > 1:
-        engines["two"] = bench.engine(room, apart=True)
+        engines["two"] = bench.engine(*room, apart=True)
     print(f"\n{count} frames of {bench.units} tokens; the paper's model is (1 + r) / max(1, r)\n")
     print("| words a frame | r | sequential, s | parallel, s | gain | two devices, s | gain | model | of model |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -268,11 +275,10 @@ def main() -> None:
     bench = Bench(args)
     print(f"{args.preset}, {args.dtype}, {len(jax.devices())} {jax.default_backend()} device(s)")
     costs, points = {}, []
-    room = max(args.frames * bench.units, 4 * args.long, WAIT_K * args.long)
     if "modes" in args.only:
-        measure_modes(bench, max(4, args.frames // 3), room)
+        measure_modes(bench, max(4, args.frames // 3))
     if "cost" in args.only:
-        costs = measure_cost(bench, args.frames, args.long, room)
+        costs = measure_cost(bench, args.frames, args.long)
     if "gain" in args.only:
         points = measure_gain(bench, max(4, args.frames // 3), args.words)
     if args.plot:

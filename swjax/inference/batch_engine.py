@@ -44,7 +44,8 @@ class BatchEngine:
         model: the model.
         rows: streams at a time.
         frame_units: largest number of merged patches of a frame.
-        slots: slots of a row's cache at first; half of them for words, half for sources.
+        slots: slots of a row's cache at first.
+        word_slots: how many of them are for words, in designs that store words and sources apart; by default half.
         max_slots: slots up to which rows are doubled when one of them is full; a stream that needs more is ended.
         chunk_sizes: tokens that a pass may hold beside one word, ascending; each is compiled once.
         placement: shardings of the perceiver and of the speaker, if they are to be on different devices, each with a
@@ -62,6 +63,7 @@ class BatchEngine:
         rows: int,
         frame_units: int,
         slots: int = 512,
+        word_slots: int | None = None,
         max_slots: int = 65_536,
         chunk_sizes: Sequence[int] = CHUNK_SIZES,
         placement: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
@@ -77,17 +79,20 @@ class BatchEngine:
                 f"chunks must be of at least 2 tokens and slots from 2 to max_slots, got chunk_sizes "
                 f"{tuple(chunk_sizes)}, slots {slots} and max_slots {max_slots}"
             )
+        word_slots = slots // 2 if word_slots is None else word_slots
+        if not 0 < word_slots < slots:
+            raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")
         self._config, self._clock = model.config, clock
         self._max_slots = max_slots
         self._sizes = (1, *(1 + size for size in chunk_sizes))
         shared = {
             "rows": rows,
-            "right": slots - slots // 2,
+            "right": slots - word_slots,
             "frame_units": frame_units,
             "inbox_frames": max(2, -(-chunk_sizes[-1] // frame_units) + 1),
         }
         self._speaker = self._perceiver = Lane(
-            model, left=slots // 2, sharding=placement[1] if placement else None, **shared
+            model, left=word_slots, sharding=placement[1] if placement else None, **shared
         )
         if placement:
             self._perceiver = Lane(model, left=0, sharding=placement[0], **shared)

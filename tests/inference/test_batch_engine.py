@@ -292,6 +292,8 @@ def test_wrong_use_is_refused(model, tokenizer):
         engine.see(merging, make_frames(1, 0, (4, 4))[0])
     with pytest.raises(ValueError, match="ascending chunk_sizes"):
         make_engine(model, chunk_sizes=(64, 16))
+    with pytest.raises(ValueError, match="word_slots must be from 1 to slots - 1"):
+        make_engine(model, word_slots=256)
     with pytest.raises(ValueError, match="max_slots"):
         make_engine(model, slots=64, max_slots=32)
     with pytest.raises(ValueError, match="video without frames"):
