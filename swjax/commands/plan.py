@@ -1,0 +1,152 @@
+"""`swjax plan`: what a run will take of chips that are not at hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from swjax.commands.say import console, refuse
+
+if TYPE_CHECKING:
+    from swjax.planning.plan import Plan
+
+NAME = "plan"
+HELP = "compile a run for a TPU slice that you do not have, and say whether it fits and how long it takes"
+
+DESCRIPTION = """\
+Compile the training step of a configuration for a TPU slice that need not be there, and print what it takes of each
+chip: memory for parameters, optimizer, batch and activations against what the chip has; operations, bytes moved and
+bytes sent, with the least time that each takes; tokens a second, and days for a number of hours of video.
+
+The step is the real one, sharded as config.mesh says, with the kernels of that chip. Times are a roofline: the busiest
+resource at its maker's rate, all others going on beside it. A real step takes longer. Rows are taken to be full: a
+video of a frame a second in each.
+
+--search compiles other meshes and remat policies with as many rows to a chip, and recommends the one that trains most
+tokens a second and leaves a tenth of the memory. Compiling a model of 7B takes minutes on two cores, and each candidate
+takes as long.
+"""
+EXAMPLE = """\
+examples:
+  swjax plan --config configs/pe_video_7b.py --model 7b --topology v5p:4x4x4 --config.mesh.fsdp=64
+  swjax plan --config configs/pe_video_7b.py --model 7b --topology v6e:8x8 --search --video-hours 1000
+  swjax plan --config configs/pe_video_7b.py --model 7b --topology v5e:8x8 --json > plan.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of the verb; overrides of the configuration stay over for `run`."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="configuration file, configs/*.py")
+    parser.add_argument(
+        "--topology", required=True, help="v5e:4x8, v5p:4x4x4, v6e:8x8, tpu7x:2x2x1 ...; local = this machine's devices"
+    )
+    parser.add_argument("--model", help="size of the released models: 3b, 7b, 32b, 72b (default: the configuration's)")
+    parser.add_argument("--search", action="store_true", help="try meshes and remat policies, and recommend one")
+    parser.add_argument("--most", type=int, default=8, help="with --search, most candidates to compile (default: 8)")
+    parser.add_argument("--video-hours", type=float, default=1000.0, help="hours of video to plan for (default: 1000)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Runs the verb.
+
+    Returns:
+        0, 2 where no plan can be made of the configuration, or 1 if it does not fit.
+    """
+    from swjax.planning.plan import OutOfMemoryError, PlanError, best, candidates, make_plan, open_topology
+    from swjax.training.config import ConfigError
+    from swjax.training.config_file import load_config
+
+    out = console()
+    try:
+        config = load_config(args.config, extra)
+        model = _model(args.model, config)
+        devices = open_topology(args.topology)
+        if not args.search:
+            plans = [make_plan(config, model, args.topology, devices)]
+        else:
+            plans = []
+            for number, tried in zip(range(args.most), candidates(config, model, len(devices)), strict=False):
+                shown = f"{number + 1}: mesh {_mesh(tried.mesh.to_dict())}, remat {tried.remat}"
+                try:
+                    plans.append(make_plan(tried, model, args.topology, devices))
+                    said = f"{plans[-1].tokens_per_second:,.0f} tokens/s, {plans[-1].spare:.0%} of the memory spare"
+                except OutOfMemoryError as error:
+                    said = str(error).split(";")[0]
+                except ConfigError as error:
+                    said = f"not possible: {error}"
+                if not args.json:
+                    out.print(f"{shown}: {said}", soft_wrap=True)
+    except OutOfMemoryError as error:
+        refuse(error)
+        return 1
+    except (ConfigError, PlanError, ValueError) as error:
+        return refuse(error)
+    chosen = best(plans)
+    if args.json:
+        shown_plans = [plan.to_json() | {"days": plan.days(args.video_hours)} for plan in plans]
+        print(json.dumps({"plans": shown_plans, "best": None if chosen is None else plans.index(chosen)}, indent=2))
+    else:
+        for plan in plans if not args.search else [chosen] if chosen else []:
+            _show(out, plan, args.video_hours)
+    if chosen is None:
+        return refuse("no plan fits with a tenth of the memory to spare") and 1
+    if args.search and not args.json:
+        settings = " ".join(f"--config.mesh.{axis}={size}" for axis, size in chosen.mesh.items())
+        out.print(
+            f"recommended: {settings} --config.remat={chosen.remat} --config.batch_size={chosen.rows.count}",
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _model(name: str | None, config: Any) -> Any:
+    from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+    from swjax.training.config import ConfigError
+
+    chosen = name or config.model.preset
+    if not chosen:
+        raise ConfigError("the configuration takes its model's size from a checkpoint; name it with --model")
+    return Qwen2_5_VLConfig.preset(chosen, **config.model.overrides.to_dict())
+
+
+def _mesh(sizes: dict[str, int]) -> str:
+    return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if axis != "slices" and size > 1) or "1"
+
+
+def _show(out: Any, plan: Plan, video_hours: float) -> None:
+    out.print(
+        f"{plan.topology}: {plan.num_devices} x {plan.device_kind}, mesh {_mesh(dict(plan.mesh))}, "
+        f"remat {plan.remat}, {plan.rows.count} x {plan.accumulation} rows of {plan.rows.tokens:,} tokens and {plan.rows.patches:,} patches",
+        soft_wrap=True,
+    )
+    table = Table("memory of a chip", "GiB", box=None)
+    for name in ("parameters", "optimizer", "batch", "temporary", "peak", "capacity"):
+        table.add_row(name, f"{getattr(plan, name) / 2**30:,.2f}")
+    table.add_row("spare", f"{plan.spare:.0%}")
+    out.print(table)
+    amounts = {
+        "compute": f"{(plan.flops or 0) / 1e12:,.1f} TFLOP",
+        "memory": f"{(plan.moved or 0) / 1e9:,.1f} GB moved",
+    }
+    amounts["links"] = f"{sum((plan.sent or {}).values()) / 1e9:,.1f} GB sent"
+    table = Table("resource", "of a chip and step", "least time", box=None)
+    for name, seconds in plan.seconds.items():
+        table.add_row(name, amounts[name], f"{seconds:.3f} s" + (" <- limit" if name == plan.limit else ""))
+    for axes, sent in (plan.sent or {}).items():
+        table.add_row(f"  sent over {axes}", f"{sent / 1e9:,.1f} GB", "")
+    out.print(table)
+    if plan.flops is None:
+        out.print("the compiler shows no program for this chip: operations are those that the model's sizes ask for")
+    needed = ", ".join(f"{part} {flops / 1e12:,.0f}" for part, flops in plan.needed_flops.items())
+    out.print(f"needed by the model's sizes, TFLOP of all chips: {needed}", soft_wrap=True)
+    out.print(
+        f"step at least {plan.step_seconds:.3f} s ({plan.limit}), MFU {plan.mfu:.0%}, {plan.tokens_per_second:,.0f} "
+        f"tokens/s, {plan.days(video_hours):.1f} days for {video_hours:,.0f} hours of video",
+        soft_wrap=True,
+    )
+    out.print(f"largest array {plan.largest or 'unknown'}; compiled in {plan.compile_seconds:.0f} s")

@@ -1,0 +1,50 @@
+"""What chips can do, as their makers state it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts them.
+
+    Attributes:
+        flops: dense bfloat16 operations a second.
+        memory: bytes of high-bandwidth memory.
+        memory_bandwidth: bytes a second.
+        link_bandwidth: bytes a second that a chip sends to its neighbours over all of its links together.
+    """
+
+    flops: float
+    memory: float
+    memory_bandwidth: float
+    link_bandwidth: float
+
+
+CHIPS: Mapping[str, Chip] = MappingProxyType(
+    {
+        "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 1600e9 / 8),
+        "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 4800e9 / 8),
+        "TPU v6 lite": Chip(918e12, 32 * 2**30, 1640e9, 3584e9 / 8),
+        "TPU7x": Chip(2307e12 / 2, 96 * 2**30, 7380e9 / 2, 9600e9 / 16),  # half a chip, which is what JAX counts
+        "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9),
+        "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
+    }
+)
+"""By the beginning of the name that JAX gives a device, the longest first to match."""
+
+
+def chip_of(device_kind: str) -> Chip:
+    """The chip of a device.
+
+    Args:
+        device_kind: `jax.Device.device_kind`.
+
+    Raises:
+        ValueError: if it is not in the table.
+    """
+    for name in sorted(CHIPS, key=len, reverse=True):
+        if device_kind.startswith(name):
+            return CHIPS[name]
+    raise ValueError(f"nothing is known of {device_kind!r}; the chips that are known are {', '.join(CHIPS)}")

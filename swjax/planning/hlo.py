@@ -1,0 +1,299 @@
+"""Reads a compiled program: what one device computes, moves and sends, with loops counted as often as they run.
+
+The compiler's own cost analysis counts the body of a loop once, so of 28 scanned layers it sees one.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_BYTES |= {"s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1, "c64": 8}
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+_MOVE_NOTHING = frozenset(
+    [
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "partition-id",
+        "opt-barrier",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An array of a program.
+
+    Attributes:
+        dtype: such as bf16.
+        dims: its sizes.
+        in_memory: whether it lies in high-bandwidth memory, not on the chip.
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    in_memory: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.dims) * _BYTES.get(self.dtype, 0)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: its name, results, kind, operands by name, and the rest of the line."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+    kind: str
+    operands: tuple[str, ...]
+    rest: str
+
+
+@dataclass
+class Costs:
+    """What one device does in one run of a program.
+
+    Attributes:
+        flops: multiplications and additions of matrix products and convolutions.
+        bytes: moved from and to memory by top-level operations.
+        sent: mesh axes -> bytes that a device sends in collectives over them, by the best ring algorithms.
+        kernels: name and source of each kernel that the compiler cannot see into -> how often it runs.
+        largest: the largest array.
+        unknown_loops: loops whose number of turns could not be read; counted once.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    sent: dict[tuple[str, ...], float] = field(default_factory=lambda: collections.defaultdict(float))
+    kernels: dict[tuple[str, str], float] = field(default_factory=lambda: collections.defaultdict(float))
+    largest: Shape = Shape("pred", (), False)
+    unknown_loops: int = 0
+
+
+def read_costs(text: str, *, axes_of: Callable[[Sequence[int]], tuple[str, ...]]) -> Costs:
+    """Adds up the costs of a program.
+
+    Args:
+        text: `compiled.as_text()`, of one partition.
+        axes_of: devices that send to one another -> names of the mesh axes along which they lie.
+    """
+    computations, entry = parse(text)
+    costs = Costs()
+    _visit(computations, entry, 1.0, True, axes_of, costs)
+    return costs
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """The computations of a program by name, and the name of the first to run."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if line.endswith("{") and line.startswith(("%", "ENTRY")):
+            current = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
+            computations[current] = {}
+            entry = current if line.startswith("ENTRY") else entry
+        elif current and " = " in line:
+            instruction = _instruction(line)
+            computations[current][instruction.name] = instruction
+        elif line.startswith("}"):
+            current = ""
+    if not entry:
+        raise ValueError("the text is not that of a compiled program: it has no ENTRY")
+    return computations, entry
+
+
+def product_flops(instruction: Instruction, shapes: Sequence[Shape]) -> float:
+    """Multiplications and additions of a `dot` or a `convolution`, which is what a TPU makes of products of matrices.
+
+    Args:
+        instruction: the operation.
+        shapes: of its two operands.
+    """
+    (out,) = instruction.shapes
+    left, right = shapes
+    if instruction.kind == "dot":
+        contracted = _numbers(instruction.rest, "lhs_contracting_dims")
+        return 2.0 * math.prod(out.dims) * math.prod(left.dims[axis] for axis in contracted)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
+    if labels is None:
+        raise ValueError(f"a convolution without labels of its axes: {instruction.rest[:200]}")
+    of_left, of_right, of_out = labels.groups()
+    products = out.dims[of_out.index("b")] * out.dims[of_out.index("f")] * right.dims[of_right.index("i")]
+    spatial = sorted(letter for letter in of_out if letter.isdigit())
+    window = _window(instruction.rest, len(spatial))
+    for number, letter in enumerate(spatial):
+        products *= _pairs_in_window(
+            left.dims[of_left.index(letter)],
+            right.dims[of_right.index(letter)],
+            out.dims[of_out.index(letter)],
+            *(window[name][number] for name in ("stride", "pad", "lhs_dilate", "rhs_dilate")),
+        )
+    batches = re.search(r"batch_group_count=(\d+)", instruction.rest)
+    return 2.0 * products / (int(batches.group(1)) if batches else 1)
+
+
+def _visit(
+    computations: Mapping[str, dict[str, Instruction]],
+    name: str,
+    times: float,
+    top_level: bool,
+    axes_of: Callable[[Sequence[int]], tuple[str, ...]],
+    costs: Costs,
+) -> None:
+    body = computations[name]
+    for instruction in body.values():
+        kind = instruction.kind.removesuffix("-start")
+        for shape in instruction.shapes:
+            if shape.size > costs.largest.size:
+                costs.largest = shape
+        if kind in ("dot", "convolution"):
+            costs.flops += times * product_flops(instruction, [body[op].shapes[0] for op in instruction.operands[:2]])
+        if kind in _COLLECTIVES and not instruction.kind.endswith("-done"):
+            group = _first_group(instruction.rest)
+            costs.sent[axes_of(group)] += times * _sent(kind, instruction, body, len(group))
+        if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.rest:
+            source = re.search(r'op_name="([^"]*)"', instruction.rest)
+            costs.kernels[re.sub(r"[.\d]+$", "", instruction.name), source.group(1) if source else ""] += times
+        if top_level and kind not in _MOVE_NOTHING and not kind.endswith("-done"):
+            operands = (shape for op in instruction.operands if op in body for shape in body[op].shapes)
+            costs.bytes += times * sum(shape.size for shape in (*instruction.shapes, *operands) if shape.in_memory)
+        for called, turns, is_body in _calls(instruction, computations):
+            if turns is None:
+                costs.unknown_loops += 1
+            _visit(computations, called, times * (turns or 1), top_level and is_body, axes_of, costs)
+
+
+def _calls(
+    instruction: Instruction, computations: Mapping[str, dict[str, Instruction]]
+) -> Iterator[tuple[str, int | None, bool]]:
+    """Computations that an instruction runs: name, how often (None: unknown), and whether they run as top level."""
+    if instruction.kind == "while":
+        condition, body = (_name(instruction.rest, part) for part in ("condition", "body"))
+        yield body, _turns(computations[condition]), True
+    elif instruction.kind == "conditional":
+        branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+        names = [name.strip().lstrip("%") for name in branches.group(1).split(",")] if branches else []
+        names += [_name(instruction.rest, part) for part in ("true_computation", "false_computation")]
+        yield from ((name, 1, True) for name in names[:1] if name)  # one of them runs
+    elif instruction.kind in ("fusion", "call", "async-start"):
+        called = _name(instruction.rest, "calls") or _name(instruction.rest, "to_apply")
+        if called:
+            yield called, 1, instruction.kind == "call"
+
+
+def _turns(condition: Mapping[str, Instruction]) -> int | None:
+    """Turns of a loop that counts from zero: the constant that its counter is compared with."""
+    for instruction in condition.values():
+        if instruction.kind == "compare" and "direction=LT" in instruction.rest:
+            for operand in instruction.operands:
+                found = condition.get(operand)
+                if found is not None and found.kind == "constant":
+                    value = re.match(r"(\d+)\)", found.rest)
+                    return int(value.group(1)) if value else None
+    return None
+
+
+def _sent(kind: str, instruction: Instruction, body: Mapping[str, Instruction], devices: int) -> float:
+    """Bytes that a device sends."""
+    given = sum(shape.size for op in instruction.operands if op in body for shape in body[op].shapes)
+    if kind == "collective-permute":
+        return float(given)
+    if kind == "all-gather":
+        return float(given * (devices - 1))
+    share = (devices - 1) / devices
+    return (2 if kind == "all-reduce" else 1) * given * share
+
+
+def _first_group(rest: str) -> list[int]:
+    """The devices of the first group of a collective."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+    if listed:
+        return [int(number) for number in listed.group(1).split(",")]
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
+    if named:
+        sizes = {name.strip(" '"): int(size) for name, size in (axis.split("=") for axis in named.group(1).split(","))}
+        over = [name.strip(" '") for name in named.group(2).split(",")]
+        numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        return numbers[tuple(slice(None) if name in over else 0 for name in sizes)].ravel().tolist()
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
+    if iota:
+        shape = [int(size) for size in iota.group(3).split(",")]
+        numbers = np.arange(math.prod(shape)).reshape(shape)
+        if iota.group(4):
+            numbers = numbers.transpose([int(axis) for axis in iota.group(4).split(",")])
+        return numbers.reshape(int(iota.group(1)), int(iota.group(2)))[0].tolist()
+    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
+    return [int(pairs.group(1)), int(pairs.group(2))] if pairs else [0]
+
+
+def _pairs_in_window(size: int, window: int, out: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:
+    """Pairs of output and window position that meet an element and neither padding nor a hole."""
+    place = np.arange(out)[:, None] * stride + np.arange(window)[None] * rhs_dilate - pad
+    return int(((place % lhs_dilate == 0) & (place >= 0) & (place < (size - 1) * lhs_dilate + 1)).sum())
+
+
+def _window(rest: str, count: int) -> dict[str, list[int]]:
+    found = re.search(r"window=\{([^}]*)\}", rest)
+    window = dict(part.split("=") for part in found.group(1).split()) if found else {}
+
+    def values(name: str, default: int) -> list[int]:
+        return [int(value.split("_")[0]) for value in window[name].split("x")] if name in window else [default] * count
+
+    return {
+        "stride": values("stride", 1),
+        "pad": values("pad", 0),
+        "lhs_dilate": values("lhs_dilate", 1),
+        "rhs_dilate": values("rhs_dilate", 1),
+    }
+
+
+def _instruction(line: str) -> Instruction:
+    left, right = line.split(" = ", 1)
+    name = left.strip().removeprefix("ROOT ").lstrip("%")
+    types, rest = _balanced(right) if right.startswith("(") else right.split(" ", 1)
+    kind, rest = rest.lstrip().split("(", 1)
+    inside, attributes = _balanced("(" + rest)
+    operands = tuple(re.findall(r"%([\w.-]+)", inside))
+    shown = inside[1:] + attributes if kind == "constant" else attributes
+    return Instruction(name, tuple(_shapes(types)), kind, operands, shown)
+
+
+def _shapes(types: str) -> Iterator[Shape]:
+    for dtype, dims, layout in _SHAPE.findall(types):
+        if dtype in _BYTES:
+            on_chip = re.search(r"S\((\d+)\)", layout)
+            yield Shape(dtype, tuple(int(size) for size in dims.split(",") if size), on_chip is None)
+
+
+def _balanced(text: str) -> tuple[str, str]:
+    """What stands in the brackets that the text begins with, and what follows."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[: place + 1], text[place + 1 :]
+    return text, ""
+
+
+def _numbers(rest: str, name: str) -> list[int]:
+    found = re.search(name + r"=\{([\d,]*)\}", rest)
+    return [int(number) for number in found.group(1).split(",") if number] if found else []
+
+
+def _name(rest: str, part: str) -> str:
+    found = re.search(part + r"=%?([\w.-]+)", rest)
+    return found.group(1) if found else ""

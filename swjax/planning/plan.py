@@ -1,0 +1,288 @@
+"""Compiles a run's training step for chips that are not at hand, and says what it takes of each."""
+
+import dataclasses
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.planning.chips import Chip, chip_of
+from swjax.planning.hlo import Costs, read_costs
+from swjax.planning.work import Rows, full_rows, kernel_flops, model_flops
+from swjax.training.mesh import AXES
+from swjax.training.program import Program, batch_shapes, make_program
+
+SPARE_MEMORY = 0.10
+"""Share of a chip's memory that a plan should leave: other programs and fragments of memory take some."""
+
+
+class PlanError(ValueError):
+    """A plan cannot be made; the message says what to change."""
+
+
+class OutOfMemoryError(PlanError):
+    """The compiler finds that the step does not fit a chip."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training step takes of each chip. Bytes and operations are a chip's, seconds the step's.
+
+    Attributes:
+        topology: what it was compiled for.
+        device_kind, num_devices: the chips.
+        mesh: size of each axis.
+        remat: policy.
+        rows: of one micro-batch; `accumulation` of them make a step.
+        parameters, optimizer, batch, temporary, peak, capacity: bytes of memory.
+        flops: operations of products and of attention; None where the compiler shows no program text.
+        moved: bytes from and to memory; None likewise.
+        sent: mesh axes -> bytes sent in collectives over them; None likewise.
+        needed_flops: by part of the model, operations that any implementation needs, over all chips.
+        seconds: resource -> least time that it takes; the step takes at least the longest.
+        largest: the largest array of the program.
+        compile_seconds: time that the compiler took.
+    """
+
+    topology: str
+    device_kind: str
+    num_devices: int
+    mesh: Mapping[str, int]
+    remat: str
+    accumulation: int
+    rows: Rows
+    parameters: int
+    optimizer: int
+    batch: int
+    temporary: int
+    peak: int
+    capacity: float
+    flops: float | None
+    moved: float | None
+    sent: Mapping[str, float] | None
+    needed_flops: Mapping[str, float]
+    seconds: Mapping[str, float]
+    largest: str
+    compile_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        """The roofline: what the busiest resource takes, all others going on beside it."""
+        return max(self.seconds.values())
+
+    @property
+    def limit(self) -> str:
+        """The busiest resource."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOP utilisation at the roofline: needed operations over what all chips could do in the time."""
+        peak = chip_of(self.device_kind).flops
+        return sum(self.needed_flops.values()) / (self.step_seconds * self.num_devices * peak)
+
+    @property
+    def spare(self) -> float:
+        """Share of the memory that is left; below zero if it does not fit."""
+        return 1 - self.peak / self.capacity
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that all chips train on."""
+        return self.accumulation * self.rows.count * self.rows.tokens / self.step_seconds
+
+    def days(self, video_hours: float) -> float:
+        """Days for one pass over so many hours of video."""
+        seconds_a_step = self.accumulation * self.rows.count * self.rows.seconds
+        return video_hours * 3600 / seconds_a_step * self.step_seconds / 86400
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, plain."""
+        derived = {name: getattr(self, name) for name in ("step_seconds", "limit", "mfu", "spare", "tokens_per_second")}
+        return dataclasses.asdict(self) | derived
+
+
+def open_topology(name: str) -> list[jax.Device]:
+    """The devices of a topology that need not be there.
+
+    Args:
+        name: a TPU generation and the shape of a slice, such as v5p:4x4x4; `local` for the devices of this machine.
+
+    Raises:
+        PlanError: if the compiler does not know it, or is not installed.
+    """
+    if name == "local":
+        return jax.devices()
+    if not re.fullmatch(r"[\w-]+:\d+(x\d+)*", name):
+        raise PlanError(
+            f"{name!r} is not a topology; write a TPU generation and the shape of a slice, such as v5p:4x4x4"
+        )
+    generation, shape = name.split(":")
+    if generation in ("v4", "v5p", "tpu7x") and shape.count("x") == 1:
+        name += "x1"  # slices of these have three dimensions
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # of many kinds
+        raise PlanError(
+            f"the TPU compiler cannot make the topology {name}: {str(error).splitlines()[0]}; is libtpu installed "
+            "(pip install 'swjax[tpu]')?"
+        ) from error
+
+
+def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, devices: Sequence[jax.Device]) -> Plan:
+    """Compile the training step of a configuration and read off what it takes.
+
+    Args:
+        config: the run's.
+        model: the model's sizes.
+        topology: its name, for the report.
+        devices: its devices.
+
+    Raises:
+        ConfigError: if the mesh or the batch do not fit the devices.
+        OutOfMemoryError: if the compiler refuses because a chip's memory is too small.
+    """
+    chip = chip_of(devices[0].device_kind)
+    program = make_program(config, model, devices=devices)
+    batch = batch_shapes(config, model, program, tokens=config.data.max_tokens, patches=config.data.max_patches)
+    began = time.monotonic()
+    compiled = _compile(program, batch)
+    compile_seconds = time.monotonic() - began
+    rows = full_rows(
+        model,
+        count=config.batch_size,
+        tokens=config.data.max_tokens,
+        patches=config.data.max_patches,
+        wait_k=config.wait_k,
+        variant=config.variant,
+    )
+    parameters = program.shapes.trainable | program.shapes.frozen
+    needed = model_flops(model, rows, parameters, program.shapes.trainable)
+    needed = {part: config.accumulation * flops for part, flops in needed.items()}
+    costs = _costs(compiled, program)
+    flops = None if costs is None else costs.flops + _in_kernels(costs, model, rows, program.mesh.size)
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return Plan(
+        topology=topology,
+        device_kind=devices[0].device_kind,
+        num_devices=len(devices),
+        mesh=dict(program.mesh.shape),
+        remat=config.remat,
+        accumulation=config.accumulation,
+        rows=rows,
+        parameters=_bytes_a_chip((program.shapes.trainable, program.shapes.frozen)),
+        optimizer=_bytes_a_chip(program.shapes.opt_state),
+        batch=_bytes_a_chip(batch),
+        temporary=memory.temp_size_in_bytes,
+        peak=peak,
+        capacity=chip.memory,
+        flops=flops,
+        moved=None if costs is None else costs.bytes,
+        sent=None if costs is None else {" x ".join(axes) or "none": sent for axes, sent in costs.sent.items()},
+        needed_flops=needed,
+        seconds=_seconds(chip, costs, flops, sum(needed.values()) / len(devices)),
+        largest="" if costs is None else f"{costs.largest.dtype}{list(costs.largest.dims)}",
+        compile_seconds=compile_seconds,
+    )
+
+
+def candidates(config: ConfigDict, model: Qwen2_5_VLConfig, num_devices: int) -> Iterator[ConfigDict]:
+    """Configurations to try, those that promise most first: meshes that fit the model, and remat policies.
+
+    As many rows as the configuration gives each chip stay on each chip.
+
+    Args:
+        config: the run's.
+        model: the model's sizes.
+        num_devices: chips.
+    """
+    rows_a_chip = max(1, config.batch_size // num_devices)
+    for tensor in (1, 2, 4, 8):
+        if num_devices % tensor or model.text.num_kv_heads % tensor:
+            continue
+        for data in (1, 2, 4, 8):
+            fsdp = num_devices // tensor // data
+            if fsdp < 1 or num_devices % (tensor * data) or model.text.hidden_size % fsdp:
+                continue
+            for remat in ("minimal", "full"):
+                tried = ConfigDict(config.to_dict())
+                tried.mesh.data, tried.mesh.fsdp, tried.mesh.context, tried.mesh.tensor = data, fsdp, 1, tensor
+                tried.batch_size = rows_a_chip * data * fsdp
+                tried.remat = remat
+                yield tried
+
+
+def best(plans: Sequence[Plan]) -> Plan | None:
+    """The plan that trains most tokens a second and leaves `SPARE_MEMORY`; None if none does."""
+    fitting = [plan for plan in plans if plan.spare >= SPARE_MEMORY]
+    return max(fitting, key=lambda plan: plan.tokens_per_second, default=None)
+
+
+def _compile(program: Program, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+    try:
+        return program.train_step.lower(program.shapes, batch).compile()  # type: ignore[attr-defined]
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(error))
+        amount = f": it needs {used.group(1)} of {used.group(2)}" if used else ""
+        raise OutOfMemoryError(
+            f"the step does not fit a chip{amount}; shard over more chips, choose another remat policy, or make rows "
+            "shorter"
+        ) from error
+
+
+def _costs(compiled: Any, program: Program) -> Costs | None:
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None  # the compiler of TPU7x does not give it
+    if not text:
+        return None
+    shape = tuple(program.mesh.shape[axis] for axis in AXES)
+
+    def axes_of(devices: Sequence[int]) -> tuple[str, ...]:
+        places = np.stack(np.unravel_index(devices, shape), axis=-1)
+        return tuple(axis for axis, values in zip(AXES, places.T, strict=True) if len(set(values.tolist())) > 1)
+
+    return read_costs(text, axes_of=axes_of)
+
+
+def _in_kernels(costs: Costs, model: Qwen2_5_VLConfig, rows: Rows, num_devices: int) -> float:
+    """Operations of attention kernels on one chip; the work is divided evenly over all."""
+    of_all = sum(times * kernel_flops(model, rows, name, source) for (name, source), times in costs.kernels.items())
+    return of_all / num_devices
+
+
+def _seconds(chip: Chip, costs: Costs | None, flops: float | None, needed_a_chip: float) -> dict[str, float]:
+    if costs is None or flops is None:
+        return {"compute": needed_a_chip / chip.flops}
+    return {
+        "compute": flops / chip.flops,
+        "memory": costs.bytes / chip.memory_bandwidth,
+        "links": sum(costs.sent.values()) / chip.link_bandwidth,
+    }
+
+
+def _bytes_a_chip(shapes: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
+    )

@@ -1,0 +1,131 @@
+"""What a training step has to compute by the sizes of the model alone, whatever a compiler makes of it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.streaming import SpecialTokens, Variant, build_layout
+
+PROMPT_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a step, one streaming video of a frame a second in each, that fill them.
+
+    Attributes:
+        count: rows of a step.
+        tokens, patches, labels: of a row.
+        decoder_pairs: pairs of query and key that see each other in a row.
+        vision_pairs: the same in a layer of the vision tower, the mean over its layers.
+        seconds: of video in a row.
+    """
+
+    count: int
+    tokens: int
+    patches: int
+    labels: int
+    decoder_pairs: float
+    vision_pairs: float
+    seconds: float
+
+
+def full_rows(model: Qwen2_5_VLConfig, *, count: int, tokens: int, patches: int, wait_k: int, variant: str) -> Rows:
+    """Rows whose video takes all of the patches that there is room for.
+
+    Args:
+        model: its sizes.
+        count: rows of a step.
+        tokens, patches: room in a row.
+        wait_k: answer tokens a frame.
+        variant: the position design.
+    """
+    vision, special = model.vision, SpecialTokens.qwen2_5_vl()
+    merge = vision.spatial_merge_size
+    room = tokens - PROMPT_TOKENS
+    side = 32  # patches: frames of 448 x 448 pixels
+    while side > merge and (side * side > patches or side * side // merge**2 + wait_k > room):
+        side -= merge
+    frame_tokens = side * side // merge**2
+    frames = max(1, min(patches // side**2, room // (frame_tokens + wait_k)))
+    answer = np.full(max(wait_k * frames, 1), 1000)
+    ids = np.concatenate(
+        [
+            [special.im_start, *[1000] * (PROMPT_TOKENS - 12), special.vision_start],
+            np.full(frames * frame_tokens, special.video_pad),
+            special.trailer,
+            special.prefix,
+            answer,
+            [special.im_end, special.newline],
+        ]
+    ).astype(np.int32)
+    grid = np.array([[frames, side, side]])
+    layout = build_layout(ids, grid, variant=Variant(variant), schedule=wait_k, special_tokens=special)
+    window = (vision.window_size // vision.patch_size) ** 2
+    full = len(vision.full_attention_blocks)
+    used = frames * side * side
+    mean = (full * side * side + (vision.depth - full) * min(window, side * side)) / vision.depth
+    pairs = float((layout.spans.stop.astype(np.int64) - layout.spans.start).sum())
+    return Rows(count, len(ids), used, len(answer) + 1, pairs, used * mean, float(frames))
+
+
+def model_flops(
+    model: Qwen2_5_VLConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
+) -> dict[str, float]:
+    """Operations of a step that any implementation needs: 2 for each parameter and token forward, 4 more backward.
+
+    What is not trained and has nothing trained before it needs no backward pass; recomputation is not counted.
+
+    Args:
+        model: its sizes.
+        rows: of the step.
+        shapes: path -> anything with a `shape`, of all parameters.
+        trainable: paths of those that train.
+
+    Returns:
+        Operations of `decoder`, `vision`, `head`, `decoder attention` and `vision attention`.
+    """
+    trained = set(trainable)
+    vision_trains = any(path.startswith("visual/") and "merger" not in path for path in trained)
+    text, vision = model.text, model.vision
+    sizes = {path: float(np.prod(array.shape)) for path, array in shapes.items()}
+    layers = sum(size for path, size in sizes.items() if re.search(r"(^|/)layers/", path) and "visual" not in path)
+    merger = sum(size for path, size in sizes.items() if path.startswith("visual/") and "merger" in path)
+    tower = sum(size for path, size in sizes.items() if path.startswith("visual/")) - merger
+    merged = rows.patches / vision.spatial_merge_size**2
+    backward = 3.0 if vision_trains else 1.0
+    decoder_pair = 4.0 * text.num_layers * text.num_heads * text.head_dim
+    vision_pair = 4.0 * vision.depth * vision.num_heads * vision.head_dim
+    return {
+        "decoder": rows.count * 6.0 * layers * rows.tokens,
+        "vision": rows.count * (2.0 * backward * tower * rows.patches + 6.0 * merger * merged),
+        "head": rows.count * 6.0 * text.vocab_size * text.hidden_size * rows.labels,
+        "decoder attention": rows.count * 3.0 * decoder_pair * rows.decoder_pairs,
+        "vision attention": rows.count * backward * vision_pair * rows.vision_pairs,
+    }
+
+
+def kernel_flops(model: Qwen2_5_VLConfig, rows: Rows, name: str, source: str) -> float:
+    """Operations of one run of a kernel of span attention over all rows and heads, which the compiler cannot see.
+
+    Args:
+        model: its sizes.
+        rows: of the whole step.
+        name: the kernel's.
+        source: where in the program it is called.
+
+    Raises:
+        ValueError: if it is not one of ours.
+    """
+    products = {"span_attention_forward": 2, "span_attention_query_gradient": 3, "span_attention_key_gradients": 4}
+    matching = [number for known, number in products.items() if name.startswith(known)]
+    if not matching:
+        raise ValueError(f"the program has a kernel {name!r}, of which nothing is known")
+    of_vision = "vision" in source
+    part = model.vision if of_vision else model.text
+    pairs = rows.vision_pairs if of_vision else rows.decoder_pairs
+    return 2.0 * matching[0] * rows.count * pairs * part.num_heads * part.head_dim
