@@ -119,9 +119,10 @@ def _mesh(sizes: dict[str, int]) -> str:
 
 
 def _show(out: Any, plan: Plan, video_hours: float) -> None:
+    rows = plan.rows
     out.print(
-        f"{plan.topology}: {plan.num_devices} x {plan.device_kind}, mesh {_mesh(dict(plan.mesh))}, "
-        f"remat {plan.remat}, {plan.rows.count} x {plan.accumulation} rows of {plan.rows.tokens:,} tokens and {plan.rows.patches:,} patches",
+        f"{plan.topology}: {plan.num_devices} x {plan.device_kind}, mesh {_mesh(dict(plan.mesh))}, remat {plan.remat}, "
+        f"{rows.count} x {plan.accumulation} rows of {rows.tokens:,} tokens and {rows.patches:,} patches",
         soft_wrap=True,
     )
     table = Table("memory of a chip", "GiB", box=None)

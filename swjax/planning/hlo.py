@@ -236,8 +236,9 @@ def _first_group(rest: str) -> list[int]:
         if iota.group(4):
             numbers = numbers.transpose([int(axis) for axis in iota.group(4).split(",")])
         return numbers.reshape(int(iota.group(1)), int(iota.group(2)))[0].tolist()
-    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
-    return [int(pairs.group(1)), int(pairs.group(2))] if pairs else [0]
+    pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", rest)
+    moved = [pair for pair in re.findall(r"(\d+),(\d+)", pairs.group(1)) if pair[0] != pair[1]] if pairs else []
+    return [int(moved[0][0]), int(moved[0][1])] if moved else [0]
 
 
 def _pairs_in_window(size: int, window: int, out: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:

@@ -1,0 +1,69 @@
+"""`swjax plan` of a tiny model for a slice that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+from swjax.training.config import base_config
+
+def get_config():
+    config = base_config()
+    config.data.train = "manifest.jsonl"
+    config.model.preset = "tiny"
+    config.data.max_tokens, config.data.max_patches, config.data.max_labels = 1024, 2048, 64
+    config.batch_size, config.accumulation = 8, 2
+    config.mesh.data, config.mesh.fsdp = 2, 2
+    config.remat = "full"
+    return config
+"""
+
+
+def plan(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    (folder / "config.py").write_text(CONFIG)
+    return subprocess.run(
+        [sys.executable, "-m", "swjax.commands.main", "plan", "--config", str(folder / "config.py"), *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+def test_plan(tmp_path):
+    done = plan(tmp_path, "--topology", "v5e:2x2", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout)
+    (found,) = answer["plans"]
+    assert answer["best"] == 0
+    assert (found["num_devices"], found["device_kind"]) == (4, "TPU v5 lite")
+    assert found["mesh"] == {"data": 2, "fsdp": 2, "context": 1, "tensor": 1}
+    # Two moments for each trained parameter; both in float32, so nearly twice the parameters' bytes.
+    assert 1 < found["optimizer"] / found["parameters"] <= 2.01
+    assert found["peak"] >= found["parameters"] + found["optimizer"] + found["batch"]
+    assert set(found["seconds"]) == {"compute", "memory", "links"}
+    assert found["step_seconds"] == max(found["seconds"].values()) > 0
+    # What the compiled step computes is what is needed and what it recomputes, not what one turn of its loops does.
+    needed = sum(found["needed_flops"].values()) / found["num_devices"]
+    assert 0.8 * needed < found["flops"] < 3 * needed
+    assert found["sent"]["fsdp"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--topology", "nonsense"], "is not a topology; write a TPU generation"),
+        (["--topology", "v99:2x2"], "the TPU compiler cannot make the topology v99:2x2"),
+        (["--topology", "v5e:2x2", "--config.mesh.fsdp=3"], "does not fit 4 devices"),
+        (["--topology", "v5e:2x2", "--model", "8b"], "unknown model preset '8b'"),
+    ],
+)
+def test_refusals(tmp_path, arguments, error):
+    done = plan(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert error in done.stderr.replace("\n", " ")
