@@ -35,6 +35,7 @@ examples:
   swjax plan --config configs/pe_video_7b.py --model 7b --topology v5p:4x4x4 --config.mesh.fsdp=64
   swjax plan --config configs/pe_video_7b.py --model 7b --topology v6e:8x8 --search --video-hours 1000
   swjax plan --config configs/pe_video_7b.py --model 7b --topology v5e:8x8 --json > plan.json
+  swjax plan --config configs/pe_video_7b.py --model 7b --topology v6e:2x2 --streaming --rows 8
 """
 
 
@@ -48,6 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", action="store_true", help="try meshes and remat policies, and recommend one")
     parser.add_argument("--most", type=int, default=8, help="with --search, most candidates to compile (default: 8)")
     parser.add_argument("--video-hours", type=float, default=1000.0, help="hours of video to plan for (default: 1000)")
+    parser.add_argument(
+        "--streaming", action="store_true", help="plan the streaming engine's pass on one chip instead of training"
+    )
+    parser.add_argument("--rows", type=int, default=1, help="with --streaming, streams at once (default: 1)")
+    parser.add_argument(
+        "--pass-tokens", type=int, default=65, help="with --streaming, tokens of a stream in one pass (default: 65)"
+    )
+    parser.add_argument(
+        "--slots", type=int, default=16384, help="with --streaming, slots of its cache (default: 16384)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -66,6 +77,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         config = load_config(args.config, extra)
         model = _model(args.model, config)
         devices = open_topology(args.topology)
+        if args.streaming:
+            return _plan_streaming(args, config, model, devices[0], out)
         if not args.search:
             plans = [make_plan(config, model, args.topology, devices)]
         else:
@@ -101,6 +114,32 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             f"recommended: {settings} --config.remat={chosen.remat} --config.batch_size={chosen.rows.count}",
             soft_wrap=True,
         )
+    return 0
+
+
+def _plan_streaming(args: argparse.Namespace, config: Any, model: Any, device: Any, out: Any) -> int:
+    from swjax.planning.streaming import plan_streaming
+
+    plan = plan_streaming(model, device, rows=args.rows, size=args.pass_tokens, slots=args.slots, dtype=config.dtype)
+    if args.json:
+        print(json.dumps(plan.to_json(), indent=2))
+        return 0
+    out.print(
+        f"one {plan.device_kind}: {plan.rows} streams, {plan.size} tokens of each in a pass, {plan.slots:,} slots each",
+        soft_wrap=True,
+    )
+    table = Table("memory", "GiB", box=None)
+    for name in ("weights", "cache", "temporary", "peak", "capacity"):
+        table.add_row(name, f"{getattr(plan, name) / 2**30:,.2f}")
+    table.add_row("spare", f"{plan.spare:.0%}")
+    out.print(table)
+    times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in plan.seconds.items())
+    out.print(
+        f"a pass takes at least {1e3 * plan.pass_seconds:.2f} ms ({times}): every stream speaks "
+        f"{1 / plan.pass_seconds:,.0f} words a second and takes {(plan.size - 1) / plan.pass_seconds:,.0f} tokens of "
+        "frames in meanwhile",
+        soft_wrap=True,
+    )
     return 0
 
 

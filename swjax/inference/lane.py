@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.conversion.parameters import merge_parameters, split_parameters
-from swjax.inference.sampler import SamplingRows, mark_said, sample
+from swjax.inference.sampler import Sampling, SamplingRows, mark_said, sample
 from swjax.inference.track import Tokens
-from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL
+from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.streaming import KeySpans
 
 NO_FEATURE = -1
@@ -163,6 +164,47 @@ class Lane:
             last[row] = count - 1
         speaks[list(speaking)] = True
         return _Batch(ids, positions, KeySpans(start, stop), slots, features, last, speaks)
+
+
+def lower_pass(
+    config: Qwen2_5_VLConfig, *, rows: int, size: int, slots: int, dtype: DTypeLike, sharding: jax.sharding.Sharding
+) -> jax.stages.Lowered:
+    """The pass that a lane runs, lowered for devices that need not be there.
+
+    Args:
+        config: the model's sizes.
+        rows: streams (B).
+        size: tokens of a row, of frames and words together.
+        slots: of every row's cache.
+        dtype: of weights, cache and computations.
+        sharding: where all of it lies.
+    """
+    structure, parameters = split_parameters(abstract_model(config, param_dtype=dtype))
+    text, frame_units = config.text, size
+
+    def make() -> tuple[Any, ...]:
+        numbers = jnp.zeros((rows, size), jnp.int32)
+        batch = _Batch(
+            token_ids=numbers,
+            positions=jnp.zeros((3, rows, size), jnp.int32),
+            spans=KeySpans(numbers, numbers),
+            slots=numbers,
+            features=numbers,
+            last=jnp.zeros(rows, jnp.int32),
+            speaks=jnp.zeros(rows, bool),
+        )
+        choices = SamplingRows.of([Sampling()] * rows, [0] * rows)
+        return (
+            KeyValueCache.empty(text, batch=rows, slots=slots, dtype=dtype),
+            jnp.zeros((rows, text.vocab_size), bool),
+            jnp.zeros((rows, 1, frame_units, text.hidden_size), dtype),
+            batch,
+            jax.tree.map(jnp.asarray, choices),
+        )
+
+    shapes = (parameters, *jax.eval_shape(make))
+    placed = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes)
+    return _advance.lower(structure, True, *placed)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

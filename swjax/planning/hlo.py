@@ -169,8 +169,7 @@ def _visit(
             source = re.search(r'op_name="([^"]*)"', instruction.rest)
             costs.kernels[re.sub(r"[.\d]+$", "", instruction.name), source.group(1) if source else ""] += times
         if top_level and kind not in _MOVE_NOTHING and not kind.endswith("-done"):
-            operands = (shape for op in instruction.operands if op in body for shape in body[op].shapes)
-            costs.bytes += times * sum(shape.size for shape in (*instruction.shapes, *operands) if shape.in_memory)
+            costs.bytes += times * _moved(instruction, body, computations)
         for called, turns, is_body in _calls(instruction, computations):
             if turns is None:
                 costs.unknown_loops += 1
@@ -205,6 +204,62 @@ def _turns(condition: Mapping[str, Instruction]) -> int | None:
                     value = re.match(r"(\d+)\)", found.rest)
                     return int(value.group(1)) if value else None
     return None
+
+
+def _moved(
+    instruction: Instruction, body: Mapping[str, Instruction], computations: Mapping[str, dict[str, Instruction]]
+) -> float:
+    """Bytes that an operation moves: of an array that it takes a slice of, or writes one into, the slice alone."""
+    inside, last = {instruction.name: instruction}, instruction
+    names: dict[int, str] = dict(enumerate(instruction.operands))
+    if instruction.kind == "fusion":
+        inside = computations[_name(instruction.rest, "calls")]
+        last = list(inside.values())[-1]  # the result is written last
+        numbers = {found.name: re.match(r"(\d+)\)", found.rest) for found in inside.values()}
+        names = {
+            int(numbers[name].group(1)): name  # type: ignore[union-attr]
+            for name, found in inside.items()
+            if found.kind == "parameter" and numbers[name]
+        }
+    total = 0.0
+    for number, operand in enumerate(instruction.operands):
+        if operand not in body:
+            continue
+        shapes = [shape for shape in body[operand].shapes if shape.in_memory]
+        if shapes:
+            total += _read(names.get(number, ""), inside, sum(shape.size for shape in shapes))
+    results = [inside[name] for name in last.operands if name in inside] if last.kind == "tuple" else [last]
+    for result, shape in zip(results, instruction.shapes, strict=False):
+        if shape.in_memory:
+            total += _written(result, inside, body, shape.size)
+    return total
+
+
+def _read(name: str, inside: Mapping[str, Instruction], whole: int) -> float:
+    """Bytes of an operand that are read."""
+    users = [found for found in inside.values() if name in found.operands]
+    total = 0.0
+    for user in users:
+        if user.kind in ("dynamic-slice", "gather") and user.operands[0] == name:
+            total += sum(shape.size for shape in user.shapes)
+        elif user.kind in ("bitcast", "reshape") and user.name != name:
+            total += _read(user.name, inside, whole)
+        elif not (user.kind in ("dynamic-update-slice", "scatter") and user.operands[0] == name):
+            return float(whole)
+    return min(total, float(whole))
+
+
+def _written(
+    result: Instruction, inside: Mapping[str, Instruction], body: Mapping[str, Instruction], whole: int
+) -> float:
+    """Bytes of a result that are written."""
+    while result.kind in ("bitcast", "reshape") and result.operands and result.operands[0] in inside:
+        result = inside[result.operands[0]]
+    if result.kind not in ("dynamic-update-slice", "scatter"):
+        return float(whole)
+    update = result.operands[1 if result.kind == "dynamic-update-slice" else -1]
+    found = inside.get(update, body.get(update))
+    return float(min(whole, sum(shape.size for shape in found.shapes))) if found is not None else float(whole)
 
 
 def _sent(kind: str, instruction: Instruction, body: Mapping[str, Instruction], devices: int) -> float:
@@ -269,7 +324,7 @@ def _instruction(line: str) -> Instruction:
     kind, rest = rest.lstrip().split("(", 1)
     inside, attributes = _balanced("(" + rest)
     operands = tuple(re.findall(r"%([\w.-]+)", inside))
-    shown = inside[1:] + attributes if kind == "constant" else attributes
+    shown = inside[1:] + attributes if kind in ("constant", "parameter") else attributes
     return Instruction(name, tuple(_shapes(types)), kind, operands, shown)
 
 

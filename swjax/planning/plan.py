@@ -157,7 +157,7 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
     program = make_program(config, model, devices=devices)
     batch = batch_shapes(config, model, program, tokens=config.data.max_tokens, patches=config.data.max_patches)
     began = time.monotonic()
-    compiled = _compile(program, batch)
+    compiled = compile_or_refuse(program.train_step.lower(program.shapes, batch))  # type: ignore[attr-defined]
     compile_seconds = time.monotonic() - began
     rows = full_rows(
         model,
@@ -172,7 +172,7 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
     needed = {part: config.accumulation * flops for part, flops in needed.items()}
     costs = _costs(compiled, program)
     flops = None if costs is None else costs.flops + _in_kernels(costs, model, rows, program.mesh.size)
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     peak = (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
@@ -236,17 +236,22 @@ def best(plans: Sequence[Plan]) -> Plan | None:
     return max(fitting, key=lambda plan: plan.tokens_per_second, default=None)
 
 
-def _compile(program: Program, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+def compile_or_refuse(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile a program.
+
+    Raises:
+        OutOfMemoryError: if the compiler refuses because a chip's memory is too small.
+    """
     try:
-        return program.train_step.lower(program.shapes, batch).compile()  # type: ignore[attr-defined]
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(error))
         amount = f": it needs {used.group(1)} of {used.group(2)}" if used else ""
         raise OutOfMemoryError(
-            f"the step does not fit a chip{amount}; shard over more chips, choose another remat policy, or make rows "
-            "shorter"
+            f"the program does not fit a chip{amount}; shard over more chips, choose another remat policy, or make "
+            "rows shorter or fewer"
         ) from error
 
 
