@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from swjax.data.moving_shapes.grammar import Event, event_accuracy, parse_caption
+from swjax.evaluation.errors import EvaluationError
 
 Events = tuple[Event, ...]
-
-
-class EvaluationError(ValueError):
-    """An evaluation that cannot be made, and why."""
 
 
 @dataclass(frozen=True)
