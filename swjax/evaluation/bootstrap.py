@@ -1,6 +1,6 @@
 """Confidence intervals by the bootstrap, over videos."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,19 +58,16 @@ def bootstrap(
     return Score(value, float(low), float(high))
 
 
-def mean_score(values: Float[np.ndarray, "videos"], *, seed: int = 0, resamples: int = RESAMPLES) -> Score:
+Values = Sequence[float] | Float[np.ndarray, "videos"]
+
+
+def mean_score(values: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> Score:
     """Mean over videos with its interval."""
-    values = np.asarray(values, np.float64)
-    return ratio_score(values, np.ones_like(values), seed=seed, resamples=resamples)
+    parts = np.asarray(values, np.float64)
+    return ratio_score(parts, np.ones_like(parts), seed=seed, resamples=resamples)
 
 
-def ratio_score(
-    parts: Float[np.ndarray, "videos"],
-    wholes: Float[np.ndarray, "videos"],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Score:
+def ratio_score(parts: Values, wholes: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> Score:
     """Sum of the parts over the sum of the wholes (0 if the wholes are nothing), with its interval."""
     statistics = np.stack([np.asarray(parts, np.float64), np.asarray(wholes, np.float64)], axis=1)
     return bootstrap(

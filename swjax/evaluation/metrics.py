@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from swjax.evaluation.bootstrap import Score, bootstrap, mean_score, ratio_score
+from swjax.evaluation.bootstrap import Score, Values, bootstrap, mean_score, ratio_score
 from swjax.evaluation.errors import EvaluationError
 
 REPEATED_NGRAM = 4
@@ -150,7 +150,7 @@ def own_metric(place: str, answers: Sequence[str], references: Sequence[str]) ->
     return mean_score(values)
 
 
-def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Score:
+def perplexity(losses: Values, tokens: Values) -> Score:
     """Exponential of the mean cross entropy by token.
 
     Args:
