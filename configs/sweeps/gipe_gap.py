@@ -15,5 +15,6 @@ def get_sweep() -> Sweep:
         grids=({"variant": ("gipe",), "gap": (0, 16, 64, 256, 1024, 10_000), "seed": (0, 1, 2)},),
         overrides={"steps": 450, "checkpoint_every": 450, "eval_every": 450},
         schedules=("fixed", "random:0"),
+        limit=100,
         max_tail=60,
     )

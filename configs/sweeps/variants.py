@@ -16,5 +16,6 @@ def get_sweep() -> Sweep:
         grids=({"variant": tuple(str(variant) for variant in Variant), "seed": (0, 1, 2)},),
         overrides={"steps": 450, "checkpoint_every": 450, "eval_every": 450},
         schedules=("fixed", "random:0"),
+        limit=100,
         max_tail=60,
     )
