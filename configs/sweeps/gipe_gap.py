@@ -13,7 +13,12 @@ def get_sweep() -> Sweep:
         output="runs/sweeps/gipe_gap",
         data="data/moving_shapes/test/manifest.jsonl",
         grids=({"variant": ("gipe",), "gap": (0, 16, 64, 256, 1024, 10_000), "seed": (0, 1, 2)},),
-        overrides={"steps": 450, "checkpoint_every": 450, "eval_every": 450},
+        overrides={
+            "steps": 450,
+            "checkpoint_every": 150,
+            "eval_every": 450,
+            "compilation_cache": "runs/sweeps/compiled",
+        },
         schedules=("fixed", "random:0"),
         limit=100,
         max_tail=60,

@@ -14,7 +14,12 @@ def get_sweep() -> Sweep:
         output="runs/sweeps/variants",
         data="data/moving_shapes/test/manifest.jsonl",
         grids=({"variant": tuple(str(variant) for variant in Variant), "seed": (0, 1, 2)},),
-        overrides={"steps": 450, "checkpoint_every": 450, "eval_every": 450},
+        overrides={
+            "steps": 450,
+            "checkpoint_every": 150,
+            "eval_every": 450,
+            "compilation_cache": "runs/sweeps/compiled",
+        },
         schedules=("fixed", "random:0"),
         limit=100,
         max_tail=60,

@@ -43,6 +43,17 @@ examples:
 """
 
 
+_INTERRUPTED = 130
+
+
+class _StoppedError(Exception):
+    """A verb was interrupted or preempted; the sweep ends with its exit status."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb; overrides of the configuration stay over for `run`."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a sweep, configs/sweeps/*.py")
@@ -63,9 +74,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         return _sweep(args, extra)
     except (UsageError, ConfigError, EvaluationError) as error:
         return refuse(error)
+    except _StoppedError as stopped:
+        console().print("stopped; the same command goes on where it was")
+        return stopped.status
     except KeyboardInterrupt:
         console().print("stopped; the same command goes on where it was")
-        return 130
+        return _INTERRUPTED
 
 
 def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
@@ -135,11 +149,13 @@ def load_sweep(path: Path) -> "Sweep":
 
 def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[str, Any]:
     """All that a run's result depends on; checks the run's configuration."""
-    from swjax.training.config import flatten
+    from swjax.training.config import KEYS, flatten
     from swjax.training.config_file import load_config
 
     config = flatten(load_config(sweep.config, _overrides(sweep, run, extra)))
-    config.pop("run_dir")
+    for key in KEYS:
+        if key.free:  # where it is written, how fast it is made
+            config.pop(key.path)
     evaluation = {name: asdict(sweep)[name] for name in ("data", "schedules", "limit", "max_tail")}
     return json.loads(json.dumps({"values": run.values, "config": config, "evaluation": evaluation}))
 
@@ -176,7 +192,7 @@ def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, A
     from swjax.evaluation.sweep import RESULT, replace_file, result_rows, split_schedule
 
     train = ["train", "--config", sweep.config, "--run-dir", str(folder), *_overrides(sweep, run, extra)]
-    if _interrupts(main(train)):
+    if _failed(main(train)):
         return False
     scores = {}
     for schedule in sweep.schedules:
@@ -185,7 +201,7 @@ def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, A
         words = ["evaluate", "--checkpoint", folder, "--data", sweep.data, "--output", output, "--schedule", kind]
         words += [] if seed is None else ["--schedule-seed", seed]
         words += [] if sweep.limit is None else ["--limit", sweep.limit]
-        if _interrupts(main([str(word) for word in [*words, "--max-tail", sweep.max_tail]])):
+        if _failed(main([str(word) for word in [*words, "--max-tail", sweep.max_tail]])):
             return False
         scores[schedule] = json.loads((output / "scores.json").read_text())["model"]
     rows = result_rows(run, scores, config=definition["config"], commit=_commit(folder))
@@ -206,11 +222,13 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _interrupts(status: int) -> int:
-    """The exit status of a verb; one that the user interrupted interrupts the sweep."""
-    if status == 130:
-        raise KeyboardInterrupt
-    return status
+def _failed(status: int) -> bool:
+    """Whether a verb failed, by its exit status; one that was asked to stop stops the sweep, too."""
+    from swjax.training.preemption import EXIT_PREEMPTED
+
+    if status in (_INTERRUPTED, EXIT_PREEMPTED):
+        raise _StoppedError(status)
+    return status != 0
 
 
 def _commit(folder: Path) -> str | None:

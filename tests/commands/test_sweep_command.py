@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +138,20 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(made, capsys, monkeypa
     assert tried == ["variant-gdpe_seed-0", "variant-gdpe_seed-1"]
     assert "1 runs failed: variant-gdpe_seed-0" in capsys.readouterr().out
     assert json.loads((made / "failing" / "sweep.json").read_text())["runs"] == tried
+
+
+@pytest.mark.parametrize("status", [75, 130])
+def test_a_sweep_stops_when_its_training_was_asked_to(made, monkeypatch, status):
+    tried = []
+    monkeypatch.setattr("swjax.commands.train.run", lambda args, extra: tried.append(args.run_dir) or status)
+    assert main(["sweep", "--config", str(made / "sweep.py"), "--output", str(made / "stopped")]) == status
+    assert len(tried) == 1
+    assert not list((made / "stopped").glob("runs/*/result.json"))
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs/sweeps").glob("*.py")), ids=lambda file: file.stem)
+def test_the_sweeps_of_the_repository_can_be_made(file, tmp_path, capsys):
+    assert main(["sweep", "--config", str(file), "--output", str(tmp_path / "new"), "--print-jobs"]) == 0
+    jobs = capsys.readouterr().out.splitlines()
+    assert len(jobs) == 6 * 3
+    assert len(set(jobs)) == len(jobs)
