@@ -3,7 +3,6 @@
 import argparse
 import functools
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
+from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_arguments, judge_fluency
 from swjax.commands.evaluate_table import show_scores
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 
@@ -85,30 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE.py:FUNCTION",
         help="a metric of your own: a function of the answers and the references that returns a number for each",
     )
-    judge = parser.add_argument_group("fluency, 1 to 5, by a language model")
-    judge.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint, such as http://localhost/v1")
-    judge.add_argument("--judge-model", metavar="NAME", help="the model's name there")
-    judge.add_argument(
-        "--judge-key-variable",
-        default="OPENAI_API_KEY",
-        metavar="NAME",
-        help="environment variable that holds the key, if one is needed (default: %(default)s)",
-    )
-    judge.add_argument("--judge-max-requests", type=int, default=1000, metavar="N", help="(default: %(default)s)")
-    judge.add_argument("--judge-max-tokens", type=int, default=1_000_000, metavar="N", help="(default: %(default)s)")
-    judge.add_argument(
-        "--judge-options",
-        type=json.loads,
-        default={"temperature": 0, "max_tokens": 64},
-        metavar="JSON",
-        help="further fields of a request (default: %(default)s)",
-    )
-    judge.add_argument(
-        "--judge-cache",
-        type=Path,
-        metavar="FILE",
-        help="known grades (default: judge_cache.jsonl in --output)",
-    )
+    add_judge_arguments(parser)
     parser.add_argument("--baselines", action="store_true", help="score the two baselines as well (Moving Shapes)")
     parser.add_argument(
         "--train-manifest", metavar="NAME", help="constant answers to choose from (default: the run's training data)"
@@ -146,8 +123,9 @@ def run(args: argparse.Namespace) -> int:
     out = console()
     if args.output is None and not Path(args.checkpoint).is_dir():
         raise UsageError(f"{args.checkpoint} is no folder here to write the scores to; give --output")
-    if bool(args.judge_url) != bool(args.judge_model):
-        raise UsageError("a judge needs both --judge-url and --judge-model")
+    check_judge_arguments(args)
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit} leaves no videos; give at least 1")
     own = _own_metrics(args.metric)
     folder = args.output or Path(args.checkpoint) / _folder_name(args)
     data = open_source(args.data)
@@ -167,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         predictions, events=events, references=_has_packages(args, out), meteor=args.meteor, own=own
     )
     if args.judge_url:
-        scores["fluency"] = _fluency(args, folder, predictions)
+        scores["fluency"] = judge_fluency(args, folder, predictions)
     rows = {"model": to_row(scores, videos=len(predictions))}
     if args.baselines:
         rows |= _baselines(task, events_file, [prediction.key for prediction in predictions])
@@ -270,26 +248,6 @@ def _baselines(task: _Task, events_file: Path, keys: Sequence[str]) -> dict[str,
         "best constant answer": {"answer": answer, **row(dict.fromkeys(events, answer))},
         "model, blank frames": row({prediction.key: prediction.text for prediction in blank}),
     }
-
-
-def _fluency(args: argparse.Namespace, folder: Path, predictions: "Sequence[Prediction]") -> "Score":
-    """Grades of a language model; judge.json records how they were asked for."""
-    from swjax.evaluation.bootstrap import mean_score
-    from swjax.evaluation.judge import Judge
-
-    judge = Judge(
-        args.judge_url,
-        args.judge_model,
-        args.judge_cache or folder / "judge_cache.jsonl",
-        options=args.judge_options,
-        key=os.environ.get(args.judge_key_variable),
-        max_requests=args.judge_max_requests,
-        max_tokens=args.judge_max_tokens,
-    )
-    grades = judge.fluency([prediction.text for prediction in predictions])
-    score = mean_score(list(track(grades, "judging", total=len(predictions), transient=True)))
-    (folder / "judge.json").write_text(json.dumps(judge.describe(), indent=2) + "\n")
-    return score
 
 
 def _own_metrics(named: Sequence[str]) -> dict[str, str]:

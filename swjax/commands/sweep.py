@@ -204,7 +204,8 @@ def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, A
         if _failed(main([str(word) for word in [*words, "--max-tail", sweep.max_tail]])):
             return False
         scores[schedule] = json.loads((output / "scores.json").read_text())["model"]
-    rows = result_rows(run, scores, config=definition["config"], commit=_commit(folder))
+    commit = _commit(folder, definition["config"]["steps"])
+    rows = result_rows(run, scores, config=definition["config"], commit=commit)
     result = {"definition": definition, "rows": rows}
     replace_file(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     return True
@@ -231,11 +232,12 @@ def _failed(status: int) -> bool:
     return status != 0
 
 
-def _commit(folder: Path) -> str | None:
-    """The commit that the run was last trained with, by its environment.jsonl."""
+def _commit(folder: Path, steps: int) -> str | None:
+    """The commit that the run's last steps were made with, by its environment.jsonl."""
     from swjax.training.environment import ENVIRONMENT
 
-    return json.loads((folder / ENVIRONMENT).read_text().splitlines()[-1])["commit"]
+    starts = [json.loads(line) for line in (folder / ENVIRONMENT).read_text().splitlines()]
+    return [start["commit"] for start in starts if start["step"] < steps][-1]
 
 
 def _job(args: argparse.Namespace, extra: Sequence[str], run: "SweepRun") -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.predict import Prediction
 
-SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.jsonl"
 
@@ -39,7 +38,8 @@ def open_predictions(
 ) -> PredictionFile:
     """Open the predictions of a folder, to go on where an evaluation with the same settings stopped.
 
-    Half a line, which a killed process leaves, is cut off. The settings are kept beside the predictions.
+    Half a line, which a killed process leaves, is cut off. The settings are kept beside the predictions, in a file of
+    the same name.
 
     Args:
         folder: made if it is not there.
@@ -51,12 +51,13 @@ def open_predictions(
         EvaluationError: if predictions are there that were made with other settings, or a line cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, record = folder / name, folder / SETTINGS
+    path = folder / name
+    record = path.with_suffix(".settings.json")
     settings = json.loads(json.dumps(settings))
     if overwrite:
         path.unlink(missing_ok=True)
     if path.exists():
-        _check_settings(record, settings)
+        _check_settings(path, record, settings)
     else:
         replacement = record.with_suffix(".tmp")
         replacement.write_text(json.dumps(settings, indent=2) + "\n")
@@ -113,12 +114,12 @@ def write_authors_results(path: Path, predictions: Iterable[Prediction], *, task
             file.write(json.dumps(record) + "\n")
 
 
-def _check_settings(record: Path, settings: Mapping[str, Any]) -> None:
+def _check_settings(path: Path, record: Path, settings: Mapping[str, Any]) -> None:
     try:
         before = json.loads(record.read_text())
     except (OSError, ValueError) as error:
         raise EvaluationError(
-            f"{record.parent} holds predictions of which nobody knows how they were made ({error}); "
+            f"{path} holds predictions of which nobody knows how they were made ({error}); "
             "begin anew with --overwrite, or choose another --output"
         ) from error
     changed = [
@@ -129,6 +130,6 @@ def _check_settings(record: Path, settings: Mapping[str, Any]) -> None:
     if changed:
         listed = "\n  ".join(changed)
         raise EvaluationError(
-            f"{record.parent} holds predictions that were made otherwise:\n  {listed}\n"
+            f"{path} holds predictions that were made otherwise:\n  {listed}\n"
             "begin anew with --overwrite, or choose another --output"
         )

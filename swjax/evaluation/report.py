@@ -173,4 +173,4 @@ def _student(values: np.ndarray) -> Interval:
 def _escape(text: str) -> str:
     for character in "%_&#":
         text = text.replace(character, "\\" + character)
-    return text.replace("±", r"$\pm$")
+    return text

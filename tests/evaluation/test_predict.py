@@ -103,8 +103,10 @@ def test_predictions_made_otherwise_are_not_mixed(tmp_path):
     open_predictions(tmp_path, SETTINGS).append(PREDICTION)
     with pytest.raises(EvaluationError, match="wait_k was 3, is 4"):
         open_predictions(tmp_path, {**SETTINGS, "wait_k": 4})
+    assert open_predictions(tmp_path, {**SETTINGS, "wait_k": 4}, name="blank.jsonl").found == {}
+    assert open_predictions(tmp_path, SETTINGS).found == {"k": PREDICTION}, "another file, with its own settings"
     assert open_predictions(tmp_path, {**SETTINGS, "wait_k": 4}, overwrite=True).found == {}
-    (tmp_path / "settings.json").unlink()
+    (tmp_path / "predictions.settings.json").unlink()
     with pytest.raises(EvaluationError, match="nobody knows how they were made"):
         open_predictions(tmp_path, SETTINGS)
     (tmp_path / "predictions.jsonl").unlink()
