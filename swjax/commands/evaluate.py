@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew where there are predictions")
     parser.add_argument("--max-tail", type=int, default=300, help="limit on tokens after the last frame (default: 300)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="the paper's is 1.15 (default: 1, none)")
     parser.add_argument("--schedule", choices=("fixed", "random"), default="fixed", help="(default: fixed, wait-k)")
     parser.add_argument("--schedule-seed", type=int, default=0, metavar="N", help="of random schedules (default: 0)")
     parser.add_argument("--meteor", action="store_true", help="METEOR too; needs Java")
@@ -126,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     check_judge_arguments(args)
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit} leaves no videos; give at least 1")
+    if not args.repetition_penalty > 0:
+        raise UsageError(f"--repetition-penalty is {args.repetition_penalty}; it must be above 0")
     own = _own_metrics(args.metric)
     folder = args.output or Path(args.checkpoint) / _folder_name(args)
     data = open_source(args.data)
@@ -176,6 +179,7 @@ def _settings(args: argparse.Namespace, source: "StreamingModel") -> dict[str, A
         "question": EVALUATION_QUESTION,
         **asdict(source.record),
         "max_tail": args.max_tail,
+        "repetition_penalty": args.repetition_penalty,
         "schedule": args.schedule,
         "schedule_seed": args.schedule_seed if args.schedule == "random" else None,
     }
@@ -192,7 +196,7 @@ def _watch(
     from swjax.data.patches import TEMPORAL_PATCH_SIZE
     from swjax.evaluation import Prediction, perturbed_schedule, predict
     from swjax.evaluation.predictions import open_predictions
-    from swjax.inference import Engine, StreamSettings, read_frames
+    from swjax.inference import Engine, Sampling, StreamSettings, read_frames
     from swjax.streaming import Variant
 
     args, record = task.args, task.source.record
@@ -210,6 +214,7 @@ def _watch(
             gap=record.gap,
             second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
             max_tail=args.max_tail,
+            sampling=Sampling(repetition_penalty=args.repetition_penalty),
         ),
         read=lambda example: (change or iter)(read(example.video)),
         schedule=perturbed_schedule(record.wait_k, args.schedule_seed) if args.schedule == "random" else None,

@@ -180,6 +180,8 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
         (["export", "--checkpoint", "{run}", "--output", "{data}"], "is not an exported checkpoint"),
         (["evaluate", "--checkpoint", "a/b", "--data", "{data}"], "a/b is no folder here to write the scores to"),
         (["evaluate", "--checkpoint", "{run}", "--data", "nowhere.jsonl"], "there is no manifest nowhere.jsonl"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--repetition-penalty", "0"], "it must be above 0"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--limit", "0"], "--limit 0 leaves no videos"),
         (["evaluate", "--checkpoint", "{run}", "--data", "x", "--metric", "bleurt"], "of the form NAME=FILE.py:FUNC"),
     ],
 )
