@@ -6,9 +6,22 @@ import sys
 from collections.abc import Sequence
 
 from swjax import __version__
-from swjax.commands import data, evaluate, export, import_, layout, plan, prepare, quickstart, stream, train
+from swjax.commands import (
+    data,
+    evaluate,
+    export,
+    import_,
+    layout,
+    plan,
+    prepare,
+    quickstart,
+    report,
+    stream,
+    sweep,
+    train,
+)
 
-VERBS = (quickstart, prepare, data, train, evaluate, stream, export, import_, layout, plan)
+VERBS = (quickstart, prepare, data, train, evaluate, sweep, report, stream, export, import_, layout, plan)
 
 DESCRIPTION = """\
 Train and run video-language models that speak while they watch.

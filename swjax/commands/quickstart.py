@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         ),
         (
             "evaluate on held-out videos",
-            ["evaluate", "--checkpoint", args.run_dir, "--manifest", test / "manifest.jsonl", "--baselines"],
+            ["evaluate", "--checkpoint", args.run_dir, "--data", test / "manifest.jsonl", "--baselines"],
         ),
         ("stream a held-out video", ["stream", "--checkpoint", args.run_dir, "--video", video]),
         ("export", ["export", "--checkpoint", args.run_dir, "--output", args.export]),

@@ -3,10 +3,13 @@
 Training, checkpoints and sharding speak of parameters by these names, and know nothing of modules.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Parameters = dict[str, Any]
@@ -54,6 +57,27 @@ def match_paths(pattern: str, paths: Iterable[str], *, key: str) -> set[str]:
         groups = ", ".join(sorted({"/".join(path.split("/")[:2]) for path in paths}))
         raise ValueError(f"config.{key}: {pattern!r} matches no parameter; parameters begin with {groups}")
     return matched
+
+
+def fingerprint(parameters: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that change when any bit of any parameter does, wherever the parameters lie.
+
+    Bits are summed as integers on the devices, so neither sharding nor the order of a sum changes the result.
+    """
+    sums = jax.device_get({path: _sum_of_bits(leaf) for path, leaf in parameters.items()})
+    digest = hashlib.sha256()
+    for path in sorted(sums):
+        digest.update(f"{path} {parameters[path].shape} {parameters[path].dtype} {sums[path].tolist()};".encode())
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _sum_of_bits(leaf: jax.Array) -> jax.Array:
+    """Two sums modulo 2^32: of all bits, and weighted by the place in the last axis, so that swaps show."""
+    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(jnp.atleast_1d(leaf), unsigned).astype(jnp.uint32)
+    weights = 2 * jnp.arange(bits.shape[-1], dtype=jnp.uint32) + 1
+    return jnp.stack([jnp.sum(bits, dtype=jnp.uint32), jnp.sum(bits * weights, dtype=jnp.uint32)])
 
 
 def _keys(path: str) -> tuple[str | int, ...]:

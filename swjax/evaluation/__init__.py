@@ -1,15 +1,20 @@
 """How good the answers are: predictions over a split, and their scores."""
 
-from swjax.evaluation.predict import Prediction, blank_frames, predict
-from swjax.evaluation.shapes import EvaluationError, ShapesScores, best_constant_answer, read_events, score_captions
+from swjax.evaluation.bootstrap import Score
+from swjax.evaluation.errors import EvaluationError
+from swjax.evaluation.predict import Prediction, blank_frames, perturbed_schedule, predict
+from swjax.evaluation.scores import score_predictions
+from swjax.evaluation.shapes import best_constant_answer, read_events, score_captions
 
 __all__ = [
     "EvaluationError",
     "Prediction",
-    "ShapesScores",
+    "Score",
     "best_constant_answer",
     "blank_frames",
+    "perturbed_schedule",
     "predict",
     "read_events",
     "score_captions",
+    "score_predictions",
 ]

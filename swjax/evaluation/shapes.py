@@ -3,36 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from swjax.data.moving_shapes.grammar import Event, event_accuracy, parse_caption
+from swjax.evaluation.bootstrap import Score, mean_score
+from swjax.evaluation.errors import EvaluationError
 
 Events = tuple[Event, ...]
-
-
-class EvaluationError(ValueError):
-    """An evaluation that cannot be made, and why."""
-
-
-@dataclass(frozen=True)
-class ShapesScores:
-    """Means over videos.
-
-    Attributes:
-        event_accuracy: share of what happened that is said, exactly and in order
-            (`swjax.data.moving_shapes.grammar.event_accuracy`), from 0 to 1.
-        error: standard error of that mean.
-        grammatical: share of captions that the grammar derives.
-        videos: how many.
-    """
-
-    event_accuracy: float
-    error: float
-    grammatical: float
-    videos: int
 
 
 def read_events(path: Path) -> dict[str, Events]:
@@ -56,12 +33,17 @@ def read_events(path: Path) -> dict[str, Events]:
     return found
 
 
-def score_captions(captions: Mapping[str, str], events: Mapping[str, Events]) -> ShapesScores:
+def score_captions(captions: Mapping[str, str], events: Mapping[str, Events]) -> dict[str, Score]:
     """Score captions against what happened.
 
     Args:
         captions: text by key.
         events: what happened, by key; must have every key of the captions.
+
+    Returns:
+        `event_accuracy`, the share of what happened that is said, exactly and in order
+        (`swjax.data.moving_shapes.grammar.event_accuracy`), and `grammatical`, the share of captions that the grammar
+        derives; each from 0 to 1, with its interval over videos.
 
     Raises:
         EvaluationError: if there are no captions, or a key has no events.
@@ -74,13 +56,10 @@ def score_captions(captions: Mapping[str, str], events: Mapping[str, Events]) ->
             f"no events are known of {missing[0]} and {len(missing) - 1} more; are the splits the same?"
         )
     parsed = {key: parse_caption(text) for key, text in captions.items()}
-    accuracies = np.array([event_accuracy(parsed[key].events, events[key]) for key in captions])
-    return ShapesScores(
-        event_accuracy=float(accuracies.mean()),
-        error=float(accuracies.std(ddof=1) / np.sqrt(len(accuracies))) if len(accuracies) > 1 else 0.0,
-        grammatical=float(np.mean([caption.grammatical for caption in parsed.values()])),
-        videos=len(captions),
-    )
+    return {
+        "event_accuracy": mean_score([event_accuracy(parsed[key].events, events[key]) for key in captions]),
+        "grammatical": mean_score([caption.grammatical for caption in parsed.values()]),
+    }
 
 
 def best_constant_answer(candidates: Sequence[str], events: Mapping[str, Events]) -> tuple[str, float]:

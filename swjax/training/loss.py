@@ -109,11 +109,19 @@ def _number_of_parts(vocabulary: int, part: int) -> int:
 def summed_loss(
     model: nnx.Module, batch: Batch, *, max_labels: int, constrain: Constrain = unconstrained
 ) -> Float[Array, ""]:
-    """Sum over a batch of the cross entropy of every labelled slot's label, in nats.
+    """Sum over a batch of the cross entropy of every labelled slot's label, in nats; see `losses_by_row`.
+
+    A sum, so that means over micro-batches and devices can be taken by token.
+    """
+    return jnp.sum(losses_by_row(model, batch, max_labels=max_labels, constrain=constrain))
+
+
+def losses_by_row(
+    model: nnx.Module, batch: Batch, *, max_labels: int, constrain: Constrain = unconstrained
+) -> Float[Array, "B"]:
+    """Sum over each row of a batch of the cross entropy of every labelled slot's label, in nats.
 
     Labels already stand at the slot of the query that predicts them (`StreamLayout.labels`), so nothing is shifted.
-    A sum, so that means over micro-batches and devices can be taken by token.
-
     Args:
         model: a model with `hidden(token_ids, position_ids, spans, *, pixel_values, video_grid_thw, slots)` and `head`.
         batch: arrays of the pipeline, batch axis first; with `slots`, the slot of each token, where rows are not in
@@ -136,4 +144,4 @@ def summed_loss(
         # Divided by features while slots are picked out, so that each device picks from what it holds.
         labelled = jnp.take_along_axis(constrain(hidden, "B-S"), constrain(slots, "B-")[..., None], axis=1)
         losses = cross_entropy(constrain(labelled, "B-S"), model.head(), labels, constrain=constrain)
-        return jnp.sum(losses, where=is_labelled)
+        return jnp.sum(losses, axis=-1, where=is_labelled)

@@ -90,15 +90,64 @@ def test_stream_draws_a_picture(made, tmp_path):
 
 def test_evaluate_writes_scores_of_the_model_and_the_baselines(made, capsys):
     manifest = made / "data" / "test" / "manifest.jsonl"
-    arguments = ["evaluate", "--checkpoint", str(made / "run"), "--manifest", str(manifest), "--max-tail", "5"]
+    arguments = ["evaluate", "--checkpoint", str(made / "run"), "--data", str(manifest), "--max-tail", "5"]
     assert main([*arguments, "--baselines"]) == 0
-    scores = json.loads((made / "run" / "evaluation" / "scores.json").read_text())
+    folder = made / "run" / "evaluation"
+    scores = json.loads((folder / "scores.json").read_text())
     assert set(scores) == {"model", "best constant answer", "model, blank frames"}
-    assert 3 < scores["model"]["loss"] < 7, "two steps from scratch leave about the log of the vocabulary"
+    model = scores["model"]
+    assert 3 < model["loss"] < 7, "two steps from scratch leave about the log of the vocabulary"
+    assert model["perplexity"] == pytest.approx(np.exp(model["loss"]))
+    assert {"cider", "bleu1", "bleu4", "rouge_l", "repetition", "fragments", "event_accuracy"} <= set(model)
+    assert all(low <= model[name] <= high for name, (low, high) in model["intervals"].items())
     assert scores["best constant answer"]["grammatical"] == 1
-    predictions = (made / "run" / "evaluation" / "predictions.jsonl").read_text().splitlines()
-    assert len(predictions) == 3
-    assert "best constant answer" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert line["after_frame"][:4] == [0, 0, 0, 1]
+        assert line["video_s"][:4] == [0.5, 0.5, 0.5, 1.5]
+        assert len(line["token_ids"]) == len(line["words"]) == len(line["wall_s"]) == 3 * (line["frames"] - 1) + 5
+        assert "".join(line["words"]) == line["text"]
+    assert "event accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_goes_on_where_it_stopped_and_refuses_to_mix(made, tmp_path, capsys, monkeypatch):
+    manifest, output = made / "data" / "test" / "manifest.jsonl", tmp_path / "out"
+    places = ["--checkpoint", str(made / "run"), "--data", str(manifest), "--output", str(output)]
+    arguments = ["evaluate", *places, "--max-tail", "5", "--schedule", "random"]
+    assert main([*arguments, "--schedule-seed", "1", "--results-format", "authors"]) == 0
+    file = output / "predictions.jsonl"
+    whole, scores = file.read_text().splitlines(), json.loads((output / "scores.json").read_text())
+    counts = [np.bincount(json.loads(line)["after_frame"])[:-1] for line in whole]
+    assert max(map(max, counts)) <= 6
+    assert len({tuple(count) for count in counts}) > 1
+
+    said = "a line of the first, which is not made again"
+    first = json.dumps({**json.loads(whole[0]), "text": said})
+    file.write_text(f"{first}\n{whole[1][:40]}")  # as a killed process leaves it
+    assert main([*arguments, "--schedule-seed", "1", "--results-format", "authors"]) == 0
+    again = [json.loads(line) for line in file.read_text().splitlines()]
+    assert again[0]["text"] == said
+    assert [line["token_ids"] for line in again] == [json.loads(line)["token_ids"] for line in whole]
+    results = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert results[0] == {
+        "video_id": "test-00000",
+        "annotation": again[0]["reference"],
+        "task": "description",
+        "result": said,
+    }
+
+    monkeypatch.setattr("swjax.evaluation.judge.Judge._ask", lambda judge, body: 3 if said in str(body) else 5)
+    judged = ["--schedule-seed", "1", "--judge-url", "http://localhost/v1", "--judge-model", "m"]
+    assert main([*arguments, *judged]) == 0
+    assert json.loads((output / "scores.json").read_text())["model"]["fluency"] == pytest.approx(13 / 3)
+    assert "grade the fluency" in json.loads((output / "judge.json").read_text())["prompt"]
+
+    capsys.readouterr()
+    assert main([*arguments, "--schedule-seed", "2"]) == 2
+    assert "schedule_seed was 1, is 2" in capsys.readouterr().err
+    assert main([*arguments, "--schedule-seed", "1", "--overwrite"]) == 0
+    assert json.loads((output / "scores.json").read_text()) == scores
 
 
 def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
@@ -107,7 +156,7 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
     (folder / "videos" / "test-00001.mp4").write_bytes(b"not a video")
     with (folder / "manifest.jsonl").open("a") as manifest:
         manifest.write("not JSON\n")
-    arguments = ["evaluate", "--checkpoint", str(made / "run"), "--manifest", str(folder / "manifest.jsonl")]
+    arguments = ["evaluate", "--checkpoint", str(made / "run"), "--data", str(folder / "manifest.jsonl")]
     assert main([*arguments, "--max-tail", "3", "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "2 examples could not be used" in shown
@@ -129,8 +178,11 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
         (["stream", "--checkpoint", "{run}", "--video", "{run}/config.json"], "cannot be decoded"),
         (["export", "--checkpoint", "{export}", "--step", "1", "--output", "x"], "is no run folder"),
         (["export", "--checkpoint", "{run}", "--output", "{data}"], "is not an exported checkpoint"),
-        (["evaluate", "--checkpoint", "a/b", "--manifest", "{data}"], "a/b is no folder here to write the scores to"),
-        (["evaluate", "--checkpoint", "{run}", "--manifest", "nowhere.jsonl"], "there is no manifest nowhere.jsonl"),
+        (["evaluate", "--checkpoint", "a/b", "--data", "{data}"], "a/b is no folder here to write the scores to"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "nowhere.jsonl"], "there is no manifest nowhere.jsonl"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--repetition-penalty", "0"], "it must be above 0"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--limit", "0"], "--limit 0 leaves no videos"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--metric", "bleurt"], "of the form NAME=FILE.py:FUNC"),
     ],
 )
 def test_errors_name_what_is_wrong(made, capsys, words, message):

@@ -1,0 +1,269 @@
+"""`swjax sweep`: train and evaluate every run of a grid, and make one table of them."""
+
+import argparse
+import concurrent.futures
+import contextlib
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from swjax.commands.say import UsageError, console, refuse
+
+if TYPE_CHECKING:
+    from swjax.evaluation.sweep import Sweep, SweepRun
+
+NAME = "sweep"
+HELP = "train and evaluate every run of a grid, restartable, into one table"
+
+DESCRIPTION = """\
+Train and evaluate every run of a grid (variant, gap, wait-k, seed, any key of the configuration) as a file in
+configs/sweeps/ describes it. Each run trains, is evaluated on the held-out videos under each schedule, and adds its
+rows to results.csv (and results.parquet where pyarrow is installed), with its configuration and commit.
+
+Stopped at any time and started again, a sweep makes no finished run twice and goes on within the others, and ends with
+the same table. Runs are made one after another, --parallel N of them at a time, or elsewhere: --print-jobs prints one
+command a run for the scripts in launch/; the same sweep without --only then gathers them. `swjax report` draws the
+table.
+
+Keys of the configuration are changed for all runs by --config.KEY=VALUE.
+"""
+EXAMPLE = """\
+examples:
+  swjax sweep --config configs/sweeps/gipe_gap.py
+  swjax sweep --config configs/sweeps/variants.py --parallel 4 --config.steps=100
+  swjax sweep --config configs/sweeps/gipe_gap.py --print-jobs
+"""
+
+
+_INTERRUPTED = 130
+
+
+class _StoppedError(Exception):
+    """A verb was interrupted or preempted; the sweep ends with its exit status."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb; overrides of the configuration stay over for `run`."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a sweep, configs/sweeps/*.py")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the sweep (default: the file's)")
+    parser.add_argument("--data", metavar="NAME", help="what to evaluate on (default: the file's)")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N videos (default: the file's)")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument("--only", action="append", metavar="RUN", help="make this run alone, without the table")
+    parser.add_argument("--print-jobs", action="store_true", help="print the command of each unfinished run, and stop")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Run the verb; what is left over of the command line changes the configuration of all runs."""
+    from swjax.evaluation import EvaluationError
+    from swjax.training.config import ConfigError
+
+    try:
+        return _sweep(args, extra)
+    except (UsageError, ConfigError, EvaluationError) as error:
+        return refuse(error)
+    except _StoppedError as stopped:
+        console().print("stopped; the same command goes on where it was")
+        return stopped.status
+    except KeyboardInterrupt:
+        console().print("stopped; the same command goes on where it was")
+        return _INTERRUPTED
+
+
+def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    from swjax.evaluation.sweep import RUNS, SWEEP, expand, read_rows, replace_file, write_tables
+
+    out = console()
+    sweep = load_sweep(args.config)
+    changes = {"output": args.output and str(args.output), "data": args.data, "limit": args.limit}
+    sweep = replace(sweep, **{name: value for name, value in changes.items() if value is not None})
+    folder, runs = Path(sweep.output), expand(sweep.grids)
+    definitions = {run.name: _definition(sweep, run, extra) for run in runs}
+    unknown = sorted(set(args.only or ()) - set(definitions))
+    if unknown:
+        raise UsageError(f"the sweep has no run {unknown[0]!r}; its runs are {', '.join(definitions)}")
+    chosen = [run for run in runs if not args.only or run.name in args.only]
+    left = [run for run in chosen if not _is_finished(folder / RUNS / run.name, definitions[run.name])]
+    if args.print_jobs:
+        for run in left:
+            out.print(shlex.join(["swjax", *_job(args, extra, run)]), soft_wrap=True, markup=False)
+        return 0
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.only:
+        record = {"config": str(args.config), "runs": [run.name for run in runs]}
+        replace_file(folder / SWEEP, (json.dumps(record, indent=2) + "\n").encode())
+    out.print(f"{folder}: {len(chosen)} runs, {len(chosen) - len(left)} of them finished before", soft_wrap=True)
+    if args.parallel > 1:
+        failed = _run_apart(args, extra, left, folder, out)
+    else:
+        failed = []
+        for run in left:
+            out.rule(run.name, align="left")
+            with _locked(folder / RUNS / run.name):
+                # Another process may have finished it while this one waited.
+                done = _is_finished(folder / RUNS / run.name, definitions[run.name])
+                if not (done or _make(sweep, run, folder / RUNS / run.name, definitions[run.name], extra)):
+                    failed.append(run.name)
+    if not args.only and (rows := read_rows(folder)):
+        files = write_tables(folder, rows)
+        out.print(f"written: {', '.join(map(str, files))} ({len(rows)} rows)", soft_wrap=True)
+    if failed:
+        out.print(f"{len(failed)} runs failed: {', '.join(failed)}; the same command tries them again", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def load_sweep(path: Path) -> "Sweep":
+    """Read a file with `get_sweep()`.
+
+    Raises:
+        UsageError: if it cannot be read or returns something else.
+    """
+    from swjax.evaluation.sweep import Sweep
+
+    spec = importlib.util.spec_from_file_location("swjax_sweep_file", path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UsageError(f"there is no sweep {path}; give a Python file with get_sweep(), such as in configs/sweeps/")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        sweep = module.get_sweep()
+    except Exception as error:  # the file is a program, and may fail in any way
+        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(sweep, Sweep):
+        raise UsageError(f"{path}: get_sweep() must return a swjax.evaluation.sweep.Sweep, got {type(sweep).__name__}")
+    return sweep
+
+
+def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[str, Any]:
+    """All that a run's result depends on; checks the run's configuration."""
+    from swjax.training.config import KEYS, flatten
+    from swjax.training.config_file import load_config
+
+    config = flatten(load_config(sweep.config, _overrides(sweep, run, extra)))
+    for key in KEYS:
+        if key.free:  # where it is written, how fast it is made
+            config.pop(key.path)
+    evaluation = {name: asdict(sweep)[name] for name in ("data", "schedules", "limit", "max_tail")}
+    return json.loads(json.dumps({"values": run.values, "config": config, "evaluation": evaluation}))
+
+
+def _overrides(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> list[str]:
+    values = {**sweep.overrides, **run.values}
+    return [*(f"--config.{key}={value}" for key, value in values.items()), *extra]
+
+
+def _is_finished(folder: Path, definition: dict[str, Any]) -> bool:
+    from swjax.evaluation.sweep import RESULT
+
+    path = folder / RESULT
+    if not path.is_file():
+        return False
+    before = json.loads(path.read_text())["definition"]
+    if before == definition:
+        return True
+    changed = [
+        f"{part}.{key}"
+        for part in definition
+        for key in {**before[part], **definition[part]}
+        if before[part].get(key) != definition[part].get(key)
+    ]
+    raise UsageError(
+        f"{folder} holds a finished run that was defined otherwise ({', '.join(sorted(changed))}); "
+        "choose another --output, or delete it"
+    )
+
+
+def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, Any], extra: Sequence[str]) -> bool:
+    """Train and evaluate a run, or go on with it; returns whether all went well."""
+    from swjax.commands.main import main  # here, because main imports this module
+    from swjax.evaluation.sweep import RESULT, replace_file, result_rows, split_schedule
+
+    train = ["train", "--config", sweep.config, "--run-dir", str(folder), *_overrides(sweep, run, extra)]
+    if _failed(main(train)):
+        return False
+    scores = {}
+    for schedule in sweep.schedules:
+        kind, seed = split_schedule(schedule)
+        output = folder / ("evaluation" if seed is None else f"evaluation_{kind}_{seed}")
+        words = ["evaluate", "--checkpoint", folder, "--data", sweep.data, "--output", output, "--schedule", kind]
+        words += [] if seed is None else ["--schedule-seed", seed]
+        words += [] if sweep.limit is None else ["--limit", sweep.limit]
+        if _failed(main([str(word) for word in [*words, "--max-tail", sweep.max_tail]])):
+            return False
+        scores[schedule] = json.loads((output / "scores.json").read_text())["model"]
+    commit = _commit(folder, definition["config"]["steps"])
+    rows = result_rows(run, scores, config=definition["config"], commit=commit)
+    result = {"definition": definition, "rows": rows}
+    replace_file(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from a run, such as those that a killed sweep with --parallel has left behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _failed(status: int) -> bool:
+    """Whether a verb failed, by its exit status; one that was asked to stop stops the sweep, too."""
+    from swjax.training.preemption import EXIT_PREEMPTED
+
+    if status in (_INTERRUPTED, EXIT_PREEMPTED):
+        raise _StoppedError(status)
+    return status != 0
+
+
+def _commit(folder: Path, steps: int) -> str | None:
+    """The commit that the run's last steps were made with, by its environment.jsonl."""
+    from swjax.training.environment import ENVIRONMENT
+
+    starts = [json.loads(line) for line in (folder / ENVIRONMENT).read_text().splitlines()]
+    return [start["commit"] for start in starts if start["step"] < steps][-1]
+
+
+def _job(args: argparse.Namespace, extra: Sequence[str], run: "SweepRun") -> list[str]:
+    words = ["sweep", "--config", str(args.config), "--only", run.name]
+    for name in ("output", "data", "limit"):
+        value = getattr(args, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    return [*words, *extra]
+
+
+def _run_apart(
+    args: argparse.Namespace, extra: Sequence[str], left: "Sequence[SweepRun]", folder: Path, out: Console
+) -> list[str]:
+    """Make runs in processes of their own, several at a time; each writes a log. Returns those that failed."""
+    from swjax.evaluation.sweep import RUNS
+
+    def make(run: "SweepRun") -> bool:
+        log = folder / RUNS / run.name / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "swjax.commands.main", *_job(args, extra, run)]
+        with log.open("ab") as file:
+            return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode == 0
+
+    failed = []
+    with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
+        for run, went_well in zip(left, pool.map(make, left), strict=True):
+            out.print(f"{run.name}: {'done' if went_well else 'failed, see its log.txt'}", soft_wrap=True)
+            failed += [] if went_well else [run.name]
+    return failed

@@ -1,0 +1,135 @@
+"""Predictions on disk: a JSON line a video, written as it goes, so that an evaluation goes on where it stopped."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from swjax.evaluation.errors import EvaluationError
+from swjax.evaluation.predict import Prediction
+
+PREDICTIONS = "predictions.jsonl"
+RESULTS = "results.jsonl"
+
+_FUNQA_TASKS = ("H2", "H3", "C2", "C3", "M2", "M3")
+
+
+class PredictionFile:
+    """The predictions of one evaluation; `open_predictions` makes it.
+
+    Attributes:
+        path: the JSON lines file.
+        found: predictions that are there, by key.
+    """
+
+    def __init__(self, path: Path, found: dict[str, Prediction]):
+        self.path, self.found = path, found
+
+    def append(self, prediction: Prediction) -> None:
+        """Write one more, to the disk at once."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(prediction)) + "\n")
+        self.found[prediction.key] = prediction
+
+
+def open_predictions(
+    folder: Path, settings: Mapping[str, Any], *, name: str = PREDICTIONS, overwrite: bool = False
+) -> PredictionFile:
+    """Open the predictions of a folder, to go on where an evaluation with the same settings stopped.
+
+    Half a line, which a killed process leaves, is cut off. The settings are kept beside the predictions, in a file of
+    the same name.
+
+    Args:
+        folder: made if it is not there.
+        settings: all that predictions depend on (weights, data, schedule, ...), in plain JSON values.
+        name: of the file in the folder.
+        overwrite: begin anew.
+
+    Raises:
+        EvaluationError: if predictions are there that were made with other settings, or a line cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    record = path.with_suffix(".settings.json")
+    settings = json.loads(json.dumps(settings))
+    if overwrite:
+        path.unlink(missing_ok=True)
+    if path.exists():
+        _check_settings(path, record, settings)
+    else:
+        replacement = record.with_suffix(".tmp")
+        replacement.write_text(json.dumps(settings, indent=2) + "\n")
+        replacement.replace(record)
+        path.touch()
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return PredictionFile(path, {p.key: p for p in read_predictions(path)})
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read the predictions of a file, in its order.
+
+    Raises:
+        EvaluationError: if it is missing or a line cannot be read.
+    """
+    if not path.is_file():
+        raise EvaluationError(f"there are no predictions {path}; make them with `swjax evaluate`")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            values: dict[str, Any] = {field.name: record[field.name] for field in fields(Prediction)}
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{path}:{number} cannot be read: {error!r}; begin anew with --overwrite") from error
+        for column, value in values.items():
+            if isinstance(value, list):
+                values[column] = tuple(value)
+        found.append(Prediction(**values))
+    return found
+
+
+def write_authors_results(path: Path, predictions: Iterable[Prediction], *, task: str | None = None) -> None:
+    """Write predictions as the paper's authors keep theirs: JSON lines of video_id, annotation, task and result.
+
+    Args:
+        path: the file.
+        predictions: what to write.
+        task: of all of them; by default FunQA's by the key (`H_A_1/H2`), and `description` for the rest.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            video, _, suffix = prediction.key.rpartition("/")
+            of_funqa = suffix in _FUNQA_TASKS and video != ""
+            record = {
+                "video_id": video if of_funqa else prediction.key,
+                "annotation": prediction.reference,
+                "task": task or (suffix if of_funqa else "description"),
+                "result": prediction.text,
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+def _check_settings(path: Path, record: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(record.read_text())
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"{path} holds predictions of which nobody knows how they were made ({error}); "
+            "begin anew with --overwrite, or choose another --output"
+        ) from error
+    changed = [
+        f"{key} was {before.get(key)!r}, is {settings.get(key)!r}"
+        for key in dict.fromkeys([*settings, *before])
+        if before.get(key) != settings.get(key)
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise EvaluationError(
+            f"{path} holds predictions that were made otherwise:\n  {listed}\n"
+            "begin anew with --overwrite, or choose another --output"
+        )

@@ -1,0 +1,176 @@
+"""Tables of a sweep: means over seeds with intervals, in Markdown and LaTeX."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from swjax.evaluation.errors import EvaluationError
+
+Row = Mapping[str, Any]
+
+NOT_SETTINGS = ("run", "seed", "schedule_seed", "videos", "commit", "config")
+
+TITLES = {
+    "event_accuracy": "event accuracy",
+    "grammatical": "grammatical",
+    "fluency": "fluency",
+    "cider": "CIDEr",
+    "bleu1": "BLEU-1",
+    "bleu4": "BLEU-4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "perplexity": "perplexity",
+    "loss": "loss",
+    "repetition": "repetition",
+    "fragments": "fragments",
+    "ended": "ended by itself",
+    "words": "tokens",
+    "first_word_s": "first token (s)",
+    "word_s": "mean token (s)",
+}
+_PERCENT = ("event_accuracy", "grammatical", "repetition", "fragments", "ended")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over runs.
+
+    Attributes:
+        mean: over seeds.
+        low, high: its 95 % interval: Student's t over seeds, or the bootstrap over videos if there is one seed.
+        runs: how many.
+    """
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics of a table, known ones first."""
+    found = {name.removesuffix("_low") for row in rows for name in row if name.endswith("_low")}
+    return [name for name in TITLES if name in found] + sorted(found - set(TITLES))
+
+
+def settings_of(rows: Sequence[Row]) -> list[str]:
+    """The columns that tell runs of a table apart, seeds left out: those that take more than one value."""
+    metrics = metrics_of(rows)
+    others = {*NOT_SETTINGS, *metrics, *(f"{name}_{end}" for name in metrics for end in ("low", "high"))}
+    columns = dict.fromkeys(column for row in rows for column in row if column not in others)
+    varying = [column for column in columns if len({str(row.get(column)) for row in rows}) > 1]
+    return varying or ["schedule"]
+
+
+def group(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by their values in some columns, in the order of the table."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(column) for column in columns), []).append(row)
+    return groups
+
+
+def summarise(rows: Sequence[Row], metric: str) -> Interval | None:
+    """Mean of a metric over the seeds of one setting, schedules of a seed averaged first; None where it is missing."""
+    by_run = group([row for row in rows if metric in row], ["run"])
+    values = np.array([np.mean([float(row[metric]) for row in same]) for same in by_run.values()])
+    if not len(values):
+        return None
+    if len(values) == 1:
+        (same,) = by_run.values()
+        low, high = (float(np.mean([float(row[f"{metric}_{end}"]) for row in same])) for end in ("low", "high"))
+        return Interval(float(values[0]), low, high, 1)
+    return _student(values)
+
+
+def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[Any, Interval]:
+    """What a random schedule changes, by the values of a column: score under it less the score under the fixed one.
+
+    Differences are taken run by run, so what seeds differ by otherwise cancels.
+    """
+    drops: dict[Any, Interval] = {}
+    for (value,), same in group(rows, [column]).items():
+        differences = []
+        for of_run in group(same, ["run"]).values():
+            fixed, perturbed = (
+                [float(row[metric]) for row in of_run if row["schedule"] == kind and metric in row]
+                for kind in ("fixed", "random")
+            )
+            if fixed and perturbed:
+                differences.append(np.mean(perturbed) - np.mean(fixed))
+        if differences:
+            drops[value] = _student(np.array(differences))
+    return drops
+
+
+def markdown_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> str:
+    """A line a setting: means over seeds, with half the width of their 95 % intervals where there are several seeds.
+
+    Raises:
+        EvaluationError: if a metric is not in the table.
+    """
+    header, lines = _cells(rows, metrics, plus_minus=" ± ")
+    rule = ["---"] * len(header)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))
+
+
+def latex_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> str:
+    """The same table for LaTeX, with the package booktabs."""
+    header, lines = _cells(rows, metrics, plus_minus=r" $\pm$ ")
+    settings = len(settings_of(rows))
+    columns = "l" * settings + "r" * (len(header) - settings)
+    body = [" & ".join(map(_escape, cells)) + r" \\" for cells in lines]
+    top = " & ".join(map(_escape, header)) + r" \\"
+    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(parts) + "\n"
+
+
+def scale(metric: str) -> float:
+    """What a metric is multiplied by when it is shown: shares are shown as percentages."""
+    return 100.0 if metric in _PERCENT else 1.0
+
+
+def title(metric: str) -> str:
+    """A metric's name in tables and figures, with its unit."""
+    return TITLES.get(metric, metric) + (" (%)" if metric in _PERCENT else "")
+
+
+def _cells(
+    rows: Sequence[Row], metrics: Sequence[str] | None, *, plus_minus: str
+) -> tuple[list[str], Iterable[list[str]]]:
+    known, settings = metrics_of(rows), settings_of(rows)
+    chosen = known if metrics is None else list(metrics)
+    for name in chosen:
+        if name not in known:
+            raise EvaluationError(f"the table has no metric {name!r}; it has {', '.join(known)}")
+    lines = []
+    for values, same in group(rows, settings).items():
+        scores = [_show(summarise(same, name), scale(name), plus_minus) for name in chosen]
+        runs = len({row["run"] for row in same})
+        lines.append([*("" if value is None else str(value) for value in values), str(runs), *scores])
+    return [*settings, "runs", *map(title, chosen)], lines
+
+
+def _show(score: Interval | None, factor: float, plus_minus: str) -> str:
+    if score is None:
+        return ""
+    shown = f"{factor * score.mean:.2f}"
+    return shown if score.runs == 1 else f"{shown}{plus_minus}{factor * (score.high - score.low) / 2:.2f}"
+
+
+def _student(values: np.ndarray) -> Interval:
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, mean, mean, 1)
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def _escape(text: str) -> str:
+    for character in "%_&#":
+        text = text.replace(character, "\\" + character)
+    return text

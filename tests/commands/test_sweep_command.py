@@ -1,0 +1,157 @@
+"""A sweep of two small runs: killed and started again, printed as jobs, reported."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from swjax.commands.main import main
+
+SWEEP = """
+from swjax.evaluation.sweep import Sweep
+
+
+def get_sweep():
+    return Sweep(
+        config="configs/moving_shapes.py",
+        output={output!r},
+        data={data!r} + "/test/manifest.jsonl",
+        grids=({{"variant": ("gdpe",), "seed": (0, 1)}},),
+        overrides={{
+            "data.train": {data!r} + "/train/manifest.jsonl",
+            "data.validation": "",
+            "model.overrides": {{"text": {{"num_layers": 1}}, "vision": {{"depth": 1, "full_attention_blocks": [0]}}}},
+            "steps": 2,
+            "batch_size": 4,
+            "checkpoint_every": 1,
+        }},
+        schedules=("fixed", "random:0"),
+        max_tail=3,
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A file of a sweep on a small data set, and the words of a process that makes it."""
+    root = tmp_path_factory.mktemp("sweep")
+    counts = ["--train", "8", "--validation", "1", "--test", "2", "--workers", "1"]
+    assert main(["prepare", "moving_shapes", "--output", str(root / "data"), *counts]) == 0
+    file = root / "sweep.py"
+    file.write_text(SWEEP.format(data=str(root / "data"), output=str(root / "default")))
+    return root
+
+
+def command(made, name):
+    words = ["sweep", "--config", str(made / "sweep.py"), "--output", str(made / name)]
+    return [sys.executable, "-m", "swjax.commands.main", *words]
+
+
+def environment(made):
+    """One device, and what was compiled is kept: the runs of these tests compile the same programs."""
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(made / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {**os.environ, "XLA_FLAGS": "", **kept}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_ends_with_the_same_table(made):
+    began = time.monotonic()
+    subprocess.run(command(made, "whole"), env=environment(made), check=True)
+    whole = (made / "whole" / "results.csv").read_bytes()
+    assert len(whole.splitlines()) == 1 + 2 * 2
+
+    wait_s = random.uniform(0.1, 0.9) * (time.monotonic() - began)
+    print(f"killed after {wait_s:.1f} s")
+    with subprocess.Popen(command(made, "killed"), env=environment(made), start_new_session=True) as process:
+        try:
+            process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    subprocess.run([*command(made, "killed"), "--parallel", "2"], env=environment(made), check=True)
+    assert (made / "killed" / "results.csv").read_bytes() == whole
+
+    finished = {path: path.stat().st_mtime_ns for path in (made / "killed").glob("runs/*/result.json")}
+    assert len(finished) == 2
+    assert main(command(made, "killed")[3:]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run is not made again"
+
+
+def test_a_finished_sweep_is_reported(made, capsys):
+    folder = made / "whole"
+    assert main(["report", "--sweep", str(folder), "--metrics", "event_accuracy,cider,word_s"]) == 0
+    assert "| schedule | runs | event accuracy (%) | CIDEr | mean token (s) |" in capsys.readouterr().out
+    written = {path.name for path in (folder / "report").iterdir()}
+    assert written == {"table.md", "table.tex"}, "with one variant and one gap there is nothing to draw"
+    by_table = ["report", "--table", str(folder / "results.csv"), "--output", str(made / "tables"), "--no-figures"]
+    assert main([*by_table, "--metrics", "event_accuracy,cider,word_s"]) == 0
+    assert (made / "tables" / "table.md").read_text() == (folder / "report" / "table.md").read_text()
+
+
+def test_jobs_are_the_unfinished_runs(made, capsys):
+    words = ["sweep", "--config", str(made / "sweep.py"), "--output", str(made / "new"), "--config.steps=1"]
+    assert main([*words, "--print-jobs"]) == 0
+    jobs = capsys.readouterr().out.splitlines()
+    assert jobs == [
+        f"swjax sweep --config {made / 'sweep.py'} --only variant-gdpe_seed-{seed} --output {made / 'new'} "
+        "--config.steps=1"
+        for seed in (0, 1)
+    ]
+    assert not (made / "new").exists()
+    assert main([*words[:4], str(made / "whole"), "--print-jobs"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "nowhere.py"], "there is no sweep nowhere.py"),
+        (["--config", "configs/moving_shapes.py"], "AttributeError"),
+        (["--config", "{sweep}", "--config.optimizer.lr=1"], "unknown key config.optimizer.lr"),
+        (
+            ["--config", "{sweep}", "--only", "seed-7"],
+            "the sweep has no run 'seed-7'; its runs are variant-",
+        ),
+        (["--config", "{sweep}", "--output", "{whole}", "--config.steps=9"], "defined otherwise (config.steps)"),
+    ],
+)
+def test_what_cannot_be_swept_is_named(made, capsys, words, message):
+    places = {"sweep": made / "sweep.py", "whole": made / "whole"}
+    assert main(["sweep", *(word.format(**places) for word in words)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_made(made, capsys, monkeypatch):
+    tried = []
+
+    def make(sweep, run, folder, definition, extra):
+        tried.append(run.name)
+        return run.values["seed"] == 1
+
+    monkeypatch.setattr("swjax.commands.sweep._make", make)
+    assert main(["sweep", "--config", str(made / "sweep.py"), "--output", str(made / "failing")]) == 1
+    assert tried == ["variant-gdpe_seed-0", "variant-gdpe_seed-1"]
+    assert "1 runs failed: variant-gdpe_seed-0" in capsys.readouterr().out
+    assert json.loads((made / "failing" / "sweep.json").read_text())["runs"] == tried
+
+
+@pytest.mark.parametrize("status", [75, 130])
+def test_a_sweep_stops_when_its_training_was_asked_to(made, monkeypatch, status):
+    tried = []
+    monkeypatch.setattr("swjax.commands.train.run", lambda args, extra: tried.append(args.run_dir) or status)
+    assert main(["sweep", "--config", str(made / "sweep.py"), "--output", str(made / "stopped")]) == status
+    assert len(tried) == 1
+    assert not list((made / "stopped").glob("runs/*/result.json"))
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs/sweeps").glob("*.py")), ids=lambda file: file.stem)
+def test_the_sweeps_of_the_repository_can_be_made(file, tmp_path, capsys):
+    assert main(["sweep", "--config", str(file), "--output", str(tmp_path / "new"), "--print-jobs"]) == 0
+    jobs = capsys.readouterr().out.splitlines()
+    assert len(jobs) == 6 * 3
+    assert len(set(jobs)) == len(jobs)
