@@ -27,7 +27,7 @@ from swjax.streaming import SpecialTokens, random_schedule
         ("gdpe", 3, 6, 1.0),
         ("gdpe", 2, 1, 1.0),
         ("gipe", 3, 9, 0.5),
-        ("gipe", 1, 4, 2.0),
+        ("gipe", 1, 6, 2.0),
         ("interleave", 3, 6, 1.0),
         ("interleave", 1, 3, 1.0),
         ("interleave", 2, 1, 1.0),
