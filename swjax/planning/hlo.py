@@ -210,56 +210,71 @@ def _moved(
     instruction: Instruction, body: Mapping[str, Instruction], computations: Mapping[str, dict[str, Instruction]]
 ) -> float:
     """Bytes that an operation moves: of an array that it takes a slice of, or writes one into, the slice alone."""
-    inside, last = {instruction.name: instruction}, instruction
-    names: dict[int, str] = dict(enumerate(instruction.operands))
-    if instruction.kind == "fusion":
-        inside = computations[_name(instruction.rest, "calls")]
-        last = list(inside.values())[-1]  # the result is written last
-        numbers = {found.name: re.match(r"(\d+)\)", found.rest) for found in inside.values()}
-        names = {
-            int(numbers[name].group(1)): name  # type: ignore[union-attr]
-            for name, found in inside.items()
-            if found.kind == "parameter" and numbers[name]
-        }
     total = 0.0
     for number, operand in enumerate(instruction.operands):
-        if operand not in body:
-            continue
-        shapes = [shape for shape in body[operand].shapes if shape.in_memory]
-        if shapes:
-            total += _read(names.get(number, ""), inside, sum(shape.size for shape in shapes))
-    results = [inside[name] for name in last.operands if name in inside] if last.kind == "tuple" else [last]
-    for result, shape in zip(results, instruction.shapes, strict=False):
+        whole = sum(shape.size for shape in body[operand].shapes if shape.in_memory) if operand in body else 0
+        if whole:
+            total += min(_read(instruction, number, whole, computations), whole)
+    for number, shape in enumerate(instruction.shapes):
         if shape.in_memory:
-            total += _written(result, inside, body, shape.size)
+            total += min(_written(instruction, number, body, shape.size, computations), shape.size)
     return total
 
 
-def _read(name: str, inside: Mapping[str, Instruction], whole: int) -> float:
-    """Bytes of an operand that are read."""
-    users = [found for found in inside.values() if name in found.operands]
+def _read(user: Instruction, number: int, whole: float, computations: Mapping[str, dict[str, Instruction]]) -> float:
+    """Bytes of operand `number` that an instruction reads."""
+    if user.kind in ("dynamic-slice", "gather") and number == 0:
+        return sum(shape.size for shape in user.shapes)
+    if user.kind in ("dynamic-update-slice", "scatter") and number == 0:
+        return 0.0
+    if user.kind != "fusion":
+        return whole
+    inside = computations[_name(user.rest, "calls")]
+    given = [
+        found.name for found in inside.values() if found.kind == "parameter" and found.rest.startswith(f"{number})")
+    ]
+    return _read_by_users(given[0], inside, whole, computations) if given else whole
+
+
+def _read_by_users(
+    name: str,
+    inside: Mapping[str, Instruction],
+    whole: float,
+    computations: Mapping[str, dict[str, Instruction]],
+) -> float:
     total = 0.0
-    for user in users:
-        if user.kind in ("dynamic-slice", "gather") and user.operands[0] == name:
-            total += sum(shape.size for shape in user.shapes)
-        elif user.kind in ("bitcast", "reshape") and user.name != name:
-            total += _read(user.name, inside, whole)
-        elif not (user.kind in ("dynamic-update-slice", "scatter") and user.operands[0] == name):
-            return float(whole)
-    return min(total, float(whole))
+    for user in inside.values():
+        for number, operand in enumerate(user.operands):
+            if operand == name:
+                renamed = user.kind in ("bitcast", "reshape")
+                total += (
+                    _read_by_users(user.name, inside, whole, computations)
+                    if renamed
+                    else _read(user, number, whole, computations)
+                )
+    return min(total, whole)
 
 
 def _written(
-    result: Instruction, inside: Mapping[str, Instruction], body: Mapping[str, Instruction], whole: int
+    instruction: Instruction,
+    number: int,
+    body: Mapping[str, Instruction],
+    whole: float,
+    computations: Mapping[str, dict[str, Instruction]],
 ) -> float:
-    """Bytes of a result that are written."""
-    while result.kind in ("bitcast", "reshape") and result.operands and result.operands[0] in inside:
-        result = inside[result.operands[0]]
-    if result.kind not in ("dynamic-update-slice", "scatter"):
-        return float(whole)
-    update = result.operands[1 if result.kind == "dynamic-update-slice" else -1]
-    found = inside.get(update, body.get(update))
-    return float(min(whole, sum(shape.size for shape in found.shapes))) if found is not None else float(whole)
+    """Bytes of result `number` that an instruction writes."""
+    if instruction.kind == "fusion":
+        inside = computations[_name(instruction.rest, "calls")]
+        last = list(inside.values())[-1]  # the result is written last
+        if last.kind == "tuple":
+            last = inside.get(last.operands[number], last)
+        while last.kind in ("bitcast", "reshape") and last.operands[0] in inside:
+            last = inside[last.operands[0]]
+        return _written(last, 0, inside, whole, computations)
+    if instruction.kind not in ("dynamic-update-slice", "scatter"):
+        return whole
+    update = body.get(instruction.operands[1 if instruction.kind == "dynamic-update-slice" else -1])
+    return whole if update is None else sum(shape.size for shape in update.shapes)
 
 
 def _sent(kind: str, instruction: Instruction, body: Mapping[str, Instruction], devices: int) -> float:
