@@ -1,8 +1,11 @@
 """The paper's recipe: Qwen2.5-VL-7B on 20 K captions of PE-Video, one epoch.
 
-Make a manifest of PE-Video first, one JSON object a line (see the README), and fetch the weights:
-`swjax import Qwen/Qwen2.5-VL-7B-Instruct --out weights/7b`. The paper's main tables are of the 3B model: for it,
-`--config.init_from=weights/3b --config.model.preset=3b`.
+Fetch the weights and make records of PE-Video first:
+
+    swjax import Qwen/Qwen2.5-VL-7B-Instruct --out weights/7b
+    swjax prepare pe_video --source /data/PE-Video --tokenizer weights/7b --output data
+
+The paper's main tables are of the 3B model: for it, `--config.init_from=weights/3b --config.model.preset=3b`.
 """
 
 from ml_collections import ConfigDict
@@ -28,8 +31,8 @@ def get_config() -> ConfigDict:
     config.frozen = ("visual/(?!merger)",)  # the vision tower stays; merger and decoder train
     config.dtype = "bfloat16"  # of the computations; parameters and moments are float32
 
-    config.data.train = "data/pe_video/train/manifest.jsonl"
-    config.data.validation = "data/pe_video/validation/manifest.jsonl"
+    config.data.train = "data/pe_video:train"
+    config.data.validation = "data/pe_video:test"
     config.data.fps = 2.0  # videos of 5 to 30 s: 30 frames at most
     config.data.max_pixels = 448 * 448  # a frame of 256 tokens, whatever the video's length
     config.data.max_tokens = 8192
