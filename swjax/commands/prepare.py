@@ -110,10 +110,9 @@ def _render(args: argparse.Namespace) -> int:
 
 
 def _make_records(args: argparse.Namespace) -> int:
-    import os
-
     from swjax.data.builders.prepare import PAPER_LIMITS, download_release, prepare_records
     from swjax.data.builders.recipe import Recipe
+    from swjax.data.moving_shapes.prepare import num_cores
     from swjax.data.tokenizer import load_tokenizer
 
     if args.source is None:
@@ -141,13 +140,12 @@ def _make_records(args: argparse.Namespace) -> int:
             out.print("tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer for your model's")
     if args.download:
         download_release(args.data_set, args.source)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     made = prepare_records(
         args.data_set,
         args.source,
         args.output or Path("data"),
         recipe,
-        workers=cores if args.workers is None else args.workers,
+        workers=num_cores() if args.workers is None else args.workers,
         max_rejected=args.max_rejected,
         beam_runner=args.beam_runner,
         beam_options=args.beam_option,

@@ -109,7 +109,7 @@ def prepare(
     _claim(root, {"data_set": "moving_shapes", "version": RECIPE_VERSION, "seed": seed, "size": size, "fps": FPS})
     jobs = {name: _jobs(root / name, name, count, seed, size) for name, count in counts.items() if count}
     done: dict[str, list[_Done]] = {}
-    with _mapper(workers or _num_cores(), sum(counts.values())) as run, _progress(console) as progress:
+    with _mapper(workers or num_cores(), sum(counts.values())) as run, _progress(console) as progress:
         for name, split_jobs in jobs.items():
             bar = progress.add_task(name, total=len(split_jobs))
             done[name] = []
@@ -214,7 +214,8 @@ def _mapper(workers: int, num_jobs: int) -> Iterator:
         yield lambda jobs: pool.map(_work, jobs, chunksize=_CHUNK)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
