@@ -14,11 +14,11 @@ NAME = "report"
 HELP = "make tables and figures of a sweep"
 
 DESCRIPTION = """\
-Make tables (table.md, table.tex) and figures of a sweep. Scores are means over seeds; behind ± stands half the width
-of the 95 % interval (Student's t over seeds). The figures, as far as the sweep varies what they need: each metric
-against the gap, with intervals (gap.png); the variants side by side (variants.png); what a random schedule changes,
-run by run (perturbation.png); and quality against latency, the mean time in the video at which a token can be spoken
-(latency.png). Figures need the extra `plots`.
+Make tables (table.md, table.tex) and figures of a sweep. Scores are means over seeds, and before that, of each run,
+over its random schedules; behind ± stands half the width of the 95 % interval (Student's t over seeds). The figures, as
+far as the sweep varies what they need: each metric against the gap, with intervals (gap.png); the variants side by side
+(variants.png); what a random schedule changes, run by run (perturbation.png); and quality against latency, the mean
+time in the video at which a token can be spoken (latency.png). Figures need the extra `plots`.
 """
 EXAMPLE = """\
 examples:

@@ -138,13 +138,28 @@ def load_sweep(path: Path) -> "Sweep":
         raise UsageError(f"there is no sweep {path}; give a Python file with get_sweep(), such as in configs/sweeps/")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        sweep = module.get_sweep()
+        with _importing_from(path.parent):
+            spec.loader.exec_module(module)
+            sweep = module.get_sweep()
     except Exception as error:  # the file is a program, and may fail in any way
         raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(sweep, Sweep):
         raise UsageError(f"{path}: get_sweep() must return a swjax.evaluation.sweep.Sweep, got {type(sweep).__name__}")
     return sweep
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let a file import its neighbours, and forget them again: another folder may have others of the same names."""
+    place, before = str(folder.absolute()), set(sys.modules)
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        for name in set(sys.modules) - before:
+            if str(Path(getattr(sys.modules[name], "__file__", None) or "").parent) == place:
+                del sys.modules[name]
 
 
 def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,7 +35,10 @@ def draw_all(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> dict[
 
 
 def metric_against_gap(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
-    """Each metric against GIPE's gap, a line a schedule: means over seeds, 95 % intervals, and the single runs."""
+    """Each metric against GIPE's gap, a line a schedule: means over seeds, 95 % intervals, and the single runs.
+
+    Bars are the intervals over seeds, the band is that over videos: the mean of the runs' bootstrap intervals.
+    """
     rows = [row for row in rows if row.get("gap") is not None]
     figure, axes = _panels(metrics)
     for axis, metric in zip(axes, metrics, strict=True):
@@ -118,6 +122,14 @@ def _line(axis: Axes, by_place: Mapping[Any, Sequence[Row]], metric: str, label:
     there = {place: score for place, score in scores.items() if score is not None}
     means, errors = _error_bars(there.values(), scale(metric))
     drawn = axis.errorbar(list(there), means, yerr=errors, marker="o", capsize=3, label=label)
+    low, high = (
+        [
+            scale(metric) * np.mean([row[f"{metric}_{end}"] for row in by_place[place] if metric in row])
+            for place in there
+        ]
+        for end in ("low", "high")
+    )
+    axis.fill_between(list(there), low, high, color=drawn.lines[0].get_color(), alpha=0.12, linewidth=0)
     singles = [(place, scale(metric) * row[metric]) for place in there for row in by_place[place] if metric in row]
     axis.scatter(
         [place for place, _ in singles],

@@ -110,6 +110,8 @@ def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[Any
 def markdown_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> str:
     """A line a setting: means over seeds, with half the width of their 95 % intervals where there are several seeds.
 
+    `runs` says over how many; `schedules`, over how many schedules each run's scores were averaged before.
+
     Raises:
         EvaluationError: if a metric is not in the table.
     """
@@ -150,9 +152,13 @@ def _cells(
     lines = []
     for values, same in group(rows, settings).items():
         scores = [_show(summarise(same, name), scale(name), plus_minus) for name in chosen]
-        runs = len({row["run"] for row in same})
-        lines.append([*("" if value is None else str(value) for value in values), str(runs), *scores])
-    return [*settings, "runs", *map(title, chosen)], lines
+        counts = [len({row["run"] for row in same}), len({_schedule_of(row) for row in same})]
+        lines.append([*("" if value is None else str(value) for value in values), *map(str, counts), *scores])
+    return [*settings, "runs", "schedules", *map(title, chosen)], lines
+
+
+def _schedule_of(row: Row) -> tuple[Any, Any]:
+    return row["schedule"], row.get("schedule_seed")
 
 
 def _show(score: Interval | None, factor: float, plus_minus: str) -> str:

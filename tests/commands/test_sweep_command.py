@@ -126,6 +126,18 @@ def test_what_cannot_be_swept_is_named(made, capsys, words, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_sweep_may_import_its_neighbours(made, tmp_path, capsys):
+    for name, seeds in (("one", (4,)), ("two", (5, 6))):
+        (tmp_path / name).mkdir()
+        text = (made / "sweep.py").read_text().replace('"seed": (0, 1)', '"seed": SEEDS')
+        (tmp_path / name / "sweep.py").write_text("from neighbour import SEEDS\n" + text)
+        (tmp_path / name / "neighbour.py").write_text(f"SEEDS = {seeds}\n")
+        words = ["sweep", "--config", str(tmp_path / name / "sweep.py"), "--output", str(tmp_path / "new")]
+        assert main([*words, "--print-jobs"]) == 0
+        jobs = capsys.readouterr().out.splitlines()
+        assert all(f"--only variant-gdpe_seed-{seed} " in job for seed, job in zip(seeds, jobs, strict=True))
+
+
 def test_a_run_that_fails_is_told_and_the_others_are_made(made, capsys, monkeypatch):
     tried = []
 
@@ -149,7 +161,7 @@ def test_a_sweep_stops_when_its_training_was_asked_to(made, monkeypatch, status)
     assert not list((made / "stopped").glob("runs/*/result.json"))
 
 
-@pytest.mark.parametrize("file", sorted(Path("configs/sweeps").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(Path("configs/sweeps").glob("[!_]*.py")), ids=lambda file: file.stem)
 def test_the_sweeps_of_the_repository_can_be_made(file, tmp_path, capsys):
     assert main(["sweep", "--config", str(file), "--output", str(tmp_path / "new"), "--print-jobs"]) == 0
     jobs = capsys.readouterr().out.splitlines()

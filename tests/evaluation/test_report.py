@@ -55,18 +55,29 @@ def test_tables_have_a_line_a_setting():
     assert settings_of(ROWS) == ["variant", "schedule"]
     assert metrics_of(ROWS) == ["event_accuracy", "word_s"]
     lines = markdown_table(ROWS, ["event_accuracy"]).splitlines()
-    assert lines[0] == "| variant | schedule | runs | event accuracy (%) |"
+    assert lines[0] == "| variant | schedule | runs | schedules | event accuracy (%) |"
     assert lines[2:] == [
-        "| gdpe | fixed | 2 | 60.00 ± 127.06 |",
-        "| gdpe | random | 2 | 45.00 ± 63.53 |",
-        "| offline | fixed | 1 | 90.00 |",
-        "| offline | random | 1 | 90.00 |",
+        "| gdpe | fixed | 2 | 1 | 60.00 ± 127.06 |",
+        "| gdpe | random | 2 | 1 | 45.00 ± 63.53 |",
+        "| offline | fixed | 1 | 1 | 90.00 |",
+        "| offline | random | 1 | 1 | 90.00 |",
     ]
     latex = latex_table([{**row, "variant": "offline_gdpe"} for row in ROWS[4:]], ["event_accuracy"])
     assert r"event accuracy (\%) \\" in latex
-    assert r"\begin{tabular}{lrr}" in latex
+    assert r"\begin{tabular}{lrrr}" in latex
     with pytest.raises(EvaluationError, match="no metric 'bleurt'; it has event_accuracy, word_s"):
         markdown_table(ROWS, ["bleurt"])
+
+
+def test_random_schedules_of_a_run_are_averaged_before_seeds_and_counted():
+    rows = [
+        make_row("gdpe", seed, "random", accuracy, schedule_seed=schedule_seed)
+        for seed, accuracies in enumerate([(0.4, 0.5, 0.6), (0.6, 0.7, 0.8)])
+        for schedule_seed, accuracy in enumerate(accuracies)
+    ]
+    half = scipy.stats.t.ppf(0.975, 1) * scipy.stats.sem([0.5, 0.7])
+    *_, line = markdown_table(rows, ["event_accuracy"]).splitlines()
+    assert line == f"| random | 2 | 3 | 60.00 ± {100 * half:.2f} |"
 
 
 def test_figures_are_drawn_of_what_varies(tmp_path):

@@ -1,0 +1,39 @@
+"""What the miniature tables share: how each of their runs is fine-tuned and evaluated, apart from its grid."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from swjax.evaluation.sweep import Sweep
+
+SEEDS = (0, 1, 2)
+
+
+def miniature(name: str, grid: dict[str, Sequence[Any]]) -> Sweep:
+    """A sweep over a grid and three seeds, one seed after another, so that a part of it is a table too.
+
+    Args:
+        name: of its folder in runs/sweeps.
+        grid: what it varies.
+    """
+    return Sweep(
+        config="configs/moving_shapes_base.py",
+        output=f"runs/sweeps/{name}",
+        data="data/moving_shapes/test/manifest.jsonl",
+        grids=({"seed": SEEDS, **grid},),
+        overrides={
+            "init_from": "exports/moving_shapes_base",
+            "model.preset": "",
+            "model.overrides": {},
+            "frozen": ("visual/(?!merger)",),  # as in the paper
+            "data.train": "data/records/moving_shapes/2fps_3136px/1.0.0:train",
+            "data.validation": "",
+            "steps": 250,
+            "batch_size": 16,
+            "optimizer.learning_rate": 1e-3,
+            "checkpoint_every": 250,
+            "keep": 1,
+        },
+        schedules=("fixed", "random:0", "random:1", "random:2"),
+        limit=100,
+        max_tail=60,
+    )
