@@ -32,13 +32,13 @@ def get_config() -> ConfigDict:
     config.data.max_labels = 64
     config.data.cache_mb = 2048
 
-    config.steps = 2600
-    config.batch_size = 32
+    config.steps = 3400
+    config.batch_size = 16
     config.accumulation = 1
     config.optimizer.learning_rate = 3e-3
     config.optimizer.b2 = 0.98
 
-    config.checkpoint_every = 200
-    config.eval_every = 200
+    config.checkpoint_every = 400
+    config.eval_every = 400
     config.compilation_cache = "runs/sweeps/compiled"
     return config

@@ -27,10 +27,10 @@ def miniature(name: str, grid: dict[str, Sequence[Any]]) -> Sweep:
             "frozen": ("visual/(?!merger)",),  # as in the paper
             "data.train": "data/records/moving_shapes/2fps_3136px/1.0.0:train",
             "data.validation": "",
-            "steps": 250,
+            "steps": 160,
             "batch_size": 16,
             "optimizer.learning_rate": 1e-3,
-            "checkpoint_every": 250,
+            "checkpoint_every": 160,
             "keep": 1,
         },
         schedules=("fixed", "random:0", "random:1", "random:2"),
