@@ -1,0 +1,35 @@
+"""Functions in Python files that a user names: configurations, sweeps, metrics."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+
+class PythonFileError(ValueError):
+    """The function of a file cannot be called, or fails; the message names the file."""
+
+
+def call_python_file(path: str | Path, function: str, *arguments: Any, kind: str) -> Any:
+    """Run a Python file and call one of its functions.
+
+    Args:
+        path: the file.
+        function: its name there.
+        arguments: what it is called with.
+        kind: what the file is, in messages, such as "configuration file".
+
+    Raises:
+        PythonFileError: if there is no such file, or the file or the function fails.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PythonFileError(f"there is no {kind} {path}; give a Python file with {function}()")
+    spec = importlib.util.spec_from_file_location("swjax_python_file", path)
+    if spec is None or spec.loader is None:
+        raise PythonFileError(f"{path} is not a Python file; a {kind} is one with {function}()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return getattr(module, function)(*arguments)
+    except Exception as error:  # the file is a program, and may fail in any way
+        raise PythonFileError(f"{path}: {type(error).__name__}: {error}") from error
