@@ -96,6 +96,7 @@ def predict(
     mode: Mode | None = None,
     rows: int = ROWS,
     schedule: Schedule | None = None,
+    all_slots: int = SLOTS_OF_ALL_ROWS,
 ) -> Iterator[Prediction | Rejected]:
     """Stream videos as fast as possible, and yield what is said about each, or why it could not be used.
 
@@ -116,6 +117,8 @@ def predict(
         mode: what happens at a time; by default the quickest that the variant allows.
         rows: videos at a time.
         schedule: counts in the place of wait-k.
+        all_slots: slots of the engine's cache up to which all rows may grow together; a video that does not fit into
+            its row's part is set aside.
 
     Raises:
         ValueError: if the variant does not allow the mode.
@@ -125,15 +128,16 @@ def predict(
     waiting = list(examples)
     while waiting:
         slots, word_slots = _first_slots(tokenizer, waiting, question, settings, frame_units)
+        max_slots = max(slots, all_slots // rows)
         engine = BatchEngine(
             model,
             rows=min(rows, len(waiting)),
             frame_units=frame_units,
             slots=slots,
             word_slots=word_slots,
-            max_slots=max(slots, SLOTS_OF_ALL_ROWS // rows),
+            max_slots=max_slots,
         )
-        books = _Books(waiting, question, settings, read, frame_units * MERGE_SIZE**2, mode, rows, schedule)
+        books = _Books(waiting, question, settings, read, frame_units * MERGE_SIZE**2, mode, rows, max_slots, schedule)
         for number, stream, event in run_streams(engine, tokenizer, books.requests()):
             books.note(number, stream, event)
             yield from books.outcomes()
@@ -188,6 +192,7 @@ class _Books:
     frame_patches: int
     mode: Mode
     rows: int
+    max_slots: int
     schedule: Schedule | None
     larger: list[tuple[VideoExample, int]] = field(default_factory=list)
     _begun: list[_Book] = field(default_factory=list)
@@ -228,8 +233,8 @@ class _Books:
         if end.reason == "capacity":
             return Rejected(
                 book.example.key,
-                f"it does not fit into the {SLOTS_OF_ALL_ROWS // self.rows} slots that a row may have with "
-                f"{self.rows} rows; give fewer rows, or smaller frames (max_pixels)",
+                f"it does not fit into the {self.max_slots} slots that a row may have with {self.rows} rows; "
+                "give fewer rows, or smaller frames (max_pixels)",
             )
         return Prediction(
             key=book.example.key,

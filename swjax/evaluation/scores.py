@@ -76,7 +76,7 @@ def wall_times(predictions: Sequence[Prediction], *, mode: str, rows: int) -> di
     """How long words took on this machine; for speed, not for comparing designs.
 
     Videos are handed over as fast as the engine takes them in, not by their clocks, and share its passes with the rows
-    beside them.
+    beside them. Passes that had to be compiled first are not left out.
 
     Args:
         predictions: those that were made in another mode, or with other rows, are left out.

@@ -73,7 +73,7 @@ def watch(model, tokenizer):
 
     def watch(*keys, settings=SHORT, duration_s=5.0, **changes):
         examples = [VideoExample(key, Path("x.mp4"), duration_s, "A caption.") for key in keys]
-        how = {"question": "What?", "settings": settings, "read": read, "frame_units": 1, **changes}
+        how = {"question": "What?", "settings": settings, "read": read, "frame_units": 1, "rows": 2, **changes}
         outcomes = list(predict(model, tokenizer, examples, **how))
         found = {one.where if isinstance(one, Rejected) else one.key: one for one in outcomes}
         assert len(found) == len(outcomes)
@@ -95,6 +95,8 @@ def test_what_is_said_depends_neither_on_the_rows_nor_on_the_mode(watch, model, 
     alone = watch(*LENGTHS, settings=settings, schedule=schedule, mode=mode, rows=1)
     beside = watch(*LENGTHS, settings=settings, schedule=schedule, mode=mode, rows=2)
     assert without_walls(alone) == without_walls(beside)
+    if mode is Mode.PARALLEL:
+        assert without_walls(alone) == without_walls(watch(*LENGTHS, settings=settings, schedule=schedule, rows=8))
     engine = Engine(model)
     for key, found in zip(LENGTHS, beside, strict=True):
         frames = list(read(VideoExample(key, Path("x.mp4"), 5.0, "")))
@@ -117,7 +119,7 @@ def test_a_variant_is_refused_in_modes_that_it_does_not_allow(watch):
 
 def test_videos_that_cannot_be_used_do_not_disturb_the_others(watch):
     (alone,) = watch("a")
-    first, broken, damaged, second = watch("a", "broken", "damaged", "e", rows=2)
+    first, broken, damaged, second = watch("a", "broken", "damaged", "e")
     assert without_walls([first]) == without_walls([alone])
     assert broken == Rejected("broken", "no video")
     assert damaged == Rejected("damaged", "breaks off"), "it has frames, and nothing is said about them"
@@ -132,13 +134,12 @@ def test_larger_frames_than_usual_have_an_engine_of_their_own(watch):
     assert without_walls([wide]) == without_walls(watch("wide", frame_units=6))
 
 
-def test_rows_grow_and_a_video_that_fits_into_none_is_set_aside(watch, monkeypatch):
+def test_rows_grow_and_a_video_that_fits_into_none_is_set_aside(watch):
     how = {"settings": StreamSettings(variant="offline", max_tail=4), "frame_units": 6}
     claimed, grown = (watch("a", "long", duration_s=claim, **how) for claim in (60.0, 0.0))
     assert without_walls(grown) == without_walls(claimed)
     assert grown[1].frames == 60
-    monkeypatch.setattr("swjax.evaluation.predict.SLOTS_OF_ALL_ROWS", 512)
-    first, long = watch("a", "long", duration_s=0.0, rows=2, **how)
+    first, long = watch("a", "long", duration_s=0.0, all_slots=512, **how)
     assert without_walls([first]) == without_walls(claimed[:1])
     assert "does not fit into the 256 slots that a row may have with 2 rows" in long.reason
 
