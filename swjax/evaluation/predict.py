@@ -1,5 +1,6 @@
 """What a model says about the videos of a split, several of them streamed at a time."""
 
+import itertools
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -195,11 +196,12 @@ class _Books:
     max_slots: int
     schedule: Schedule | None
     larger: list[tuple[VideoExample, int]] = field(default_factory=list)
-    _begun: list[_Book] = field(default_factory=list)
+    _open: dict[int, _Book] = field(default_factory=dict)
     _ready: deque[Prediction | Rejected] = field(default_factory=deque)
 
     def requests(self) -> Iterator[Request]:
         """One for each video that can be read and has frames of the engine's size."""
+        numbers = itertools.count()
         for example, video in _decode_ahead(self.examples, self.read):
             if isinstance(video, ExampleError):
                 self._ready.append(Rejected(example.key, str(video)))
@@ -211,18 +213,18 @@ class _Books:
             settings = self.settings
             if self.schedule is not None:
                 settings = replace(settings, counts=tuple(self.schedule(example.key, len(video))))
-            self._begun.append(_Book(example, video[-1].video_s))
+            self._open[next(numbers)] = _Book(example, video[-1].video_s)
             yield Request(example.question or self.question, _hand_out(video), settings, self.mode)
 
     def note(self, number: int, stream: Stream, event: StreamEvent) -> None:
         """Something has happened in the stream of a request."""
-        book = self._begun[number]
+        book = self._open[number]
         if isinstance(event, FrameSeen):
             book.seen.append(event)
         elif isinstance(event, TokenSpoken):
             book.spoken.append(event)
         elif isinstance(event, StreamEnded):
-            self._ready.append(self._outcome(book, event))
+            self._ready.append(self._outcome(self._open.pop(number), event))
 
     def outcomes(self) -> Iterator[Prediction | Rejected]:
         """Those that are ready, once."""
