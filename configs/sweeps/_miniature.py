@@ -36,4 +36,5 @@ def miniature(name: str, grid: dict[str, Sequence[Any]]) -> Sweep:
         schedules=("fixed", "random:0", "random:1", "random:2"),
         limit=100,
         max_tail=60,
+        rows=25,
     )

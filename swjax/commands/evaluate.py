@@ -1,25 +1,22 @@
 """`swjax evaluate`: how good a checkpoint is on videos that it has not seen."""
 
 import argparse
-import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import track
 
 from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_arguments, judge_fluency
 from swjax.commands.evaluate_table import show_scores
+from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
-    from swjax.conversion.streaming_model import StreamingModel
-    from swjax.data.example import Rejected, VideoExample
+    from swjax.data.example import Rejected
     from swjax.evaluation import Prediction, Score
-    from swjax.evaluation.predictions import PredictionFile
+    from swjax.evaluation.shapes import Events
 
 NAME = "evaluate"
 HELP = "measure a checkpoint on held-out videos"
@@ -29,6 +26,11 @@ Measure a checkpoint on held-out videos: the loss of their captions, and what th
 them. predictions.jsonl receives a line a video as it goes (tokens, the newest frame that each could see, their times);
 stopped at any time and started again, the same command goes on behind the last line. scores.json holds the scores,
 each with its 95 % bootstrap interval over videos.
+
+Videos are streamed --rows at a time; a video that ends makes room for the next. What is said depends neither on the
+rows nor on the --mode, which says what the engine does at a time, except for mode offline: the whole video comes first
+then, whatever the schedule. How long words took is in scores.json under `wall`, apart from the scores: frames are
+handed over as fast as the engine takes them.
 
 With the extra `eval` answers are compared with the captions by CIDEr, BLEU-1, BLEU-4 and ROUGE-L, with --meteor by
 METEOR 1.5 (which needs Java). --metric adds one of your own, such as BLEURT with the weights that you have. Repetition
@@ -44,11 +46,12 @@ that are said exactly, in order, with nothing else said; grammatical the share o
 every video) and the same model shown blank frames.
 
 --schedule random perturbs the schedule: after each frame 0 to 2k tokens are spoken instead of k, each count as likely.
+Several seeds are evaluated one after another, each into a folder of its own.
 """
 EXAMPLE = """\
 examples:
   swjax evaluate --checkpoint runs/moving_shapes --data data/moving_shapes/test/manifest.jsonl --baselines
-  swjax evaluate --checkpoint runs/pe_video --data data/records/pe_video:test --schedule random --schedule-seed 1
+  swjax evaluate --checkpoint runs/pe_video --data data/records/pe_video:test --schedule random --schedule-seed 0 1 2
   swjax evaluate --checkpoint runs/pe_video --data data/records/pe_video:test --metric bleurt=my_bleurt.py:score
 """
 
@@ -71,13 +74,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="(default: evaluation, or evaluation_random_N, in the checkpoint)",
+        help="(default: evaluation, or evaluation_random_N, in the checkpoint); several seeds have folders in it",
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew where there are predictions")
+    parser.add_argument("--rows", type=int, default=8, metavar="N", help="videos at a time (default: 8)")
+    parser.add_argument("--mode", choices=MODES, help="of the engine (default: the quickest that the variant allows)")
     parser.add_argument("--max-tail", type=int, default=300, help="limit on tokens after the last frame (default: 300)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="the paper's is 1.15 (default: 1, none)")
     parser.add_argument("--schedule", choices=("fixed", "random"), default="fixed", help="(default: fixed, wait-k)")
-    parser.add_argument("--schedule-seed", type=int, default=0, metavar="N", help="of random schedules (default: 0)")
+    parser.add_argument(
+        "--schedule-seed", type=int, nargs="+", default=[0], metavar="N", help="of random schedules (default: 0)"
+    )
     parser.add_argument("--meteor", action="store_true", help="METEOR too; needs Java")
     parser.add_argument(
         "--metric",
@@ -99,136 +106,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="the task in results.jsonl (default: FunQA's by the key, else description)")
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What is evaluated: the model with its tokenizer, the examples, and how they are spoken about."""
-
-    source: "StreamingModel"
-    tokenizer: Any
-    examples: "Sequence[VideoExample]"
-    args: argparse.Namespace
-    folder: Path
-    settings: dict[str, Any]
-
-
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table and write the files."""
+    from swjax.commands.evaluate_loss import caption_losses
     from swjax.conversion.streaming_model import load_streaming_model
     from swjax.data.sources import open_source
     from swjax.data.tokenizer import load_tokenizer
-    from swjax.evaluation import read_events, score_predictions
-    from swjax.evaluation.predictions import RESULTS, write_authors_results
-    from swjax.evaluation.scores import to_row
+    from swjax.evaluation import read_events
 
     out = console()
+    _check_arguments(args)
+    data = open_source(args.data)
+    source = load_streaming_model(args.checkpoint, step=args.step)
+    mode = choose_mode(args.mode, source.record.variant)
+    examples = data.examples[: args.limit]
+    tokenizer = load_tokenizer(source.tokenizer)
+    events_file = args.events or Path(args.data).parent / "events.jsonl"
+    events = read_events(events_file) if args.events or events_file.exists() else None
+    losses: dict[str, Score] | None = None
+    for seed in args.schedule_seed if args.schedule == "random" else [None]:
+        task = Watch(source, tokenizer, examples, args, _folder(args, seed), mode, seed)
+        predictions, rejected = task.watch("predictions.jsonl", "watching")
+        if not predictions:
+            return refuse(f"no video of {args.data} could be used; the first reason: {rejected[0].reason}")
+        losses = caption_losses(source, tokenizer, examples) if losses is None else losses
+        _write_scores(out, task, predictions, events, losses, events_file)
+        _list_rejected(out, [*data.rejected, *rejected])
+        written = task.folder / "scores.json", task.folder / "predictions.jsonl"
+        out.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
     if args.output is None and not Path(args.checkpoint).is_dir():
         raise UsageError(f"{args.checkpoint} is no folder here to write the scores to; give --output")
     check_judge_arguments(args)
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit} leaves no videos; give at least 1")
+    if args.rows < 1:
+        raise UsageError(f"--rows {args.rows} leaves no row to stream in; give at least 1")
     if not args.repetition_penalty > 0:
         raise UsageError(f"--repetition-penalty is {args.repetition_penalty}; it must be above 0")
+    if len(set(args.schedule_seed)) < len(args.schedule_seed):
+        raise UsageError(f"--schedule-seed {' '.join(map(str, args.schedule_seed))} names a seed twice")
+    _own_metrics(args.metric)
+
+
+def _folder(args: argparse.Namespace, seed: int | None) -> Path:
+    """Where the files of a schedule go; several seeds have a folder each."""
+    from swjax.evaluation.sweep import evaluation_folder
+
+    several = args.schedule == "random" and len(args.schedule_seed) > 1
+    if args.output is not None and not several:
+        return args.output
+    return evaluation_folder(args.output or Path(args.checkpoint), args.schedule, seed)
+
+
+def _write_scores(
+    out: Console,
+    task: Watch,
+    predictions: "Sequence[Prediction]",
+    events: "Mapping[str, Events] | None",
+    losses: "Mapping[str, Score]",
+    events_file: Path,
+) -> None:
+    """Score predictions; write scores.json and what else was asked for, and show a table."""
+    from swjax.evaluation import score_predictions, wall_times
+    from swjax.evaluation.predictions import RESULTS, write_authors_results
+    from swjax.evaluation.scores import to_row
+
+    args, folder = task.args, task.folder
     own = _own_metrics(args.metric)
-    folder = args.output or Path(args.checkpoint) / _folder_name(args)
-    data = open_source(args.data)
-    source = load_streaming_model(args.checkpoint, step=args.step)
-    examples = data.examples[: args.limit]
-    task = _Task(source, load_tokenizer(source.tokenizer), examples, args, folder, _settings(args, source))
-
-    predictions, rejected = _watch(task, "predictions.jsonl", "watching")
-    if not predictions:
-        return refuse(f"no video of {args.data} could be used; the first reason: {rejected[0].reason}")
-    from swjax.commands.evaluate_loss import caption_losses
-
-    events_file = args.events or Path(args.data).parent / "events.jsonl"
-    events = read_events(events_file) if args.events or events_file.exists() else None
-    scores = caption_losses(source, task.tokenizer, examples)
-    scores |= score_predictions(
-        predictions, events=events, references=_has_packages(args, out), meteor=args.meteor, own=own
-    )
+    scores = {
+        **losses,
+        **score_predictions(
+            predictions, events=events, references=_has_packages(args, out), meteor=args.meteor, own=own
+        ),
+    }
     if args.judge_url:
         scores["fluency"] = judge_fluency(args, folder, predictions)
-    rows = {"model": to_row(scores, videos=len(predictions))}
+    row = to_row(scores, videos=len(predictions))
+    rows = {"model": row | {"mode": str(task.mode), "wall": wall_times(predictions, mode=task.mode, rows=args.rows)}}
     if args.baselines:
         rows |= _baselines(task, events_file, [prediction.key for prediction in predictions])
     (folder / "scores.json").write_text(json.dumps(rows, indent=2) + "\n")
     if args.results_format == "authors":
         write_authors_results(folder / RESULTS, predictions, task=args.task)
-    out.print(f"{args.checkpoint} on {len(predictions)} videos of {args.data}", soft_wrap=True)
+    schedule = "" if task.seed is None else f", random schedule of seed {task.seed}"
+    out.print(f"{args.checkpoint} on {len(predictions)} videos of {args.data}{schedule}", soft_wrap=True)
     show_scores(out, rows)
-    _list_rejected(out, [*data.rejected, *rejected])
-    out.print(f"written: {folder / 'scores.json'}, {folder / 'predictions.jsonl'}", soft_wrap=True)
-    return 0
 
 
-def _folder_name(args: argparse.Namespace) -> str:
-    return "evaluation" if args.schedule == "fixed" else f"evaluation_random_{args.schedule_seed}"
-
-
-def _settings(args: argparse.Namespace, source: "StreamingModel") -> dict[str, Any]:
-    """All that predictions depend on."""
-    from dataclasses import asdict
-
-    from swjax.conversion.parameters import fingerprint, split_parameters
-    from swjax.data.chat import EVALUATION_QUESTION
-
-    return {
-        "weights": fingerprint(split_parameters(source.model)[1]),
-        "data": str(args.data),
-        "question": EVALUATION_QUESTION,
-        **asdict(source.record),
-        "max_tail": args.max_tail,
-        "repetition_penalty": args.repetition_penalty,
-        "schedule": args.schedule,
-        "schedule_seed": args.schedule_seed if args.schedule == "random" else None,
-    }
-
-
-def _watch(
-    task: _Task, name: str, doing: str, change: "Callable[[Iterable[Any]], Iterable[Any]] | None" = None
-) -> "tuple[list[Prediction], list[Rejected]]":
-    """What the model says about every video, its frames changed if so asked, and the videos that were no use.
-
-    Videos whose predictions are on disk are not watched again.
-    """
-    from swjax.data.chat import EVALUATION_QUESTION
-    from swjax.data.patches import TEMPORAL_PATCH_SIZE
-    from swjax.evaluation import Prediction, perturbed_schedule, predict
-    from swjax.evaluation.predictions import open_predictions
-    from swjax.inference import Engine, Sampling, StreamSettings, read_frames
-    from swjax.streaming import Variant
-
-    args, record = task.args, task.source.record
-    file: PredictionFile = open_predictions(task.folder, task.settings, name=name, overwrite=args.overwrite)
-    left = [example for example in task.examples if example.key not in file.found]
-    read = functools.partial(read_frames, fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels)
-    outcomes = predict(
-        Engine(task.source.model),
-        task.tokenizer,
-        left,
-        question=EVALUATION_QUESTION,
-        settings=StreamSettings(
-            variant=Variant(record.variant),
-            wait_k=record.wait_k,
-            gap=record.gap,
-            second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
-            max_tail=args.max_tail,
-            sampling=Sampling(repetition_penalty=args.repetition_penalty),
-        ),
-        read=lambda example: (change or iter)(read(example.video)),
-        schedule=perturbed_schedule(record.wait_k, args.schedule_seed) if args.schedule == "random" else None,
-    )
-    rejected = []
-    for outcome in track(outcomes, doing, total=len(left), transient=True):
-        if isinstance(outcome, Prediction):
-            file.append(outcome)
-        else:
-            rejected.append(outcome)
-    return [file.found[example.key] for example in task.examples if example.key in file.found], rejected
-
-
-def _baselines(task: _Task, events_file: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _baselines(task: Watch, events_file: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Scores of the best constant answer, and of the same model shown blank frames, on the same videos."""
     from swjax.conversion.run_folder import MODEL, read_run_config
     from swjax.data.sources import open_source
@@ -243,7 +213,7 @@ def _baselines(task: _Task, events_file: Path, keys: Sequence[str]) -> dict[str,
     if train is None:
         raise UsageError("--baselines chooses a constant answer from training captions; give --train-manifest")
     answer, _ = best_constant_answer([example.caption for example in open_source(train).examples], events)
-    blank, _ = _watch(task, "blank_frames.jsonl", "watching blank frames", blank_frames)
+    blank, _ = task.watch("blank_frames.jsonl", "watching blank frames", blank_frames)
 
     def row(captions: dict[str, str]) -> dict[str, Any]:
         scores: dict[str, Score] = score_captions(captions, events)

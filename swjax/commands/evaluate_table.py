@@ -23,6 +23,7 @@ COLUMNS = {
     "words": ("tokens", "{:.1f}"),
     "first_word_s": ("first token after (s)", "{:.2f}"),
     "word_s": ("mean token after (s)", "{:.2f}"),
+    "lag_s": ("average lagging (s)", "{:.2f}"),
 }
 """Heading and form of each score; others are shown under their own names."""
 

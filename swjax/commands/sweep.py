@@ -3,7 +3,6 @@
 import argparse
 import concurrent.futures
 import contextlib
-import importlib.util
 import json
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from swjax.commands.say import UsageError, console, refuse
+from swjax.python_file import PythonFileError, call_python_file
 
 if TYPE_CHECKING:
     from swjax.evaluation.sweep import Sweep, SweepRun
@@ -133,33 +133,13 @@ def load_sweep(path: Path) -> "Sweep":
     """
     from swjax.evaluation.sweep import Sweep
 
-    spec = importlib.util.spec_from_file_location("swjax_sweep_file", path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise UsageError(f"there is no sweep {path}; give a Python file with get_sweep(), such as in configs/sweeps/")
-    module = importlib.util.module_from_spec(spec)
     try:
-        with _importing_from(path.parent):
-            spec.loader.exec_module(module)
-            sweep = module.get_sweep()
-    except Exception as error:  # the file is a program, and may fail in any way
-        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
+        sweep = call_python_file(path, "get_sweep", kind="sweep")
+    except PythonFileError as error:
+        raise UsageError(str(error)) from error
     if not isinstance(sweep, Sweep):
         raise UsageError(f"{path}: get_sweep() must return a swjax.evaluation.sweep.Sweep, got {type(sweep).__name__}")
     return sweep
-
-
-@contextlib.contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Let a file import its neighbours, and forget them again: another folder may have others of the same names."""
-    place, before = str(folder.absolute()), set(sys.modules)
-    sys.path.insert(0, place)
-    try:
-        yield
-    finally:
-        sys.path.remove(place)
-        for name in set(sys.modules) - before:
-            if str(Path(getattr(sys.modules[name], "__file__", None) or "").parent) == place:
-                del sys.modules[name]
 
 
 def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[str, Any]:
@@ -172,6 +152,8 @@ def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[s
         if key.free:  # where it is written, how fast it is made
             config.pop(key.path)
     evaluation = {name: asdict(sweep)[name] for name in ("data", "schedules", "limit", "max_tail")}
+    if sweep.mode is not None:
+        evaluation["mode"] = sweep.mode
     return json.loads(json.dumps({"values": run.values, "config": config, "evaluation": evaluation}))
 
 
@@ -204,20 +186,29 @@ def _is_finished(folder: Path, definition: dict[str, Any]) -> bool:
 def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, Any], extra: Sequence[str]) -> bool:
     """Train and evaluate a run, or go on with it; returns whether all went well."""
     from swjax.commands.main import main  # here, because main imports this module
-    from swjax.evaluation.sweep import RESULT, replace_file, result_rows, split_schedule
+    from swjax.evaluation.sweep import (
+        RESULT,
+        evaluation_folder,
+        group_seeds,
+        replace_file,
+        result_rows,
+        split_schedule,
+    )
 
     train = ["train", "--config", sweep.config, "--run-dir", str(folder), *_overrides(sweep, run, extra)]
     if _failed(main(train)):
         return False
+    for kind, seeds in group_seeds(sweep.schedules).items():
+        words = ["evaluate", "--checkpoint", folder, "--data", sweep.data, "--schedule", kind]
+        words += ["--schedule-seed", *seeds] if kind == "random" else []
+        for name in ("limit", "max_tail", "mode", "rows"):
+            value = getattr(sweep, name)
+            words += [] if value is None else [f"--{name.replace('_', '-')}", value]
+        if _failed(main([str(word) for word in words])):
+            return False
     scores = {}
     for schedule in sweep.schedules:
-        kind, seed = split_schedule(schedule)
-        output = folder / ("evaluation" if seed is None else f"evaluation_{kind}_{seed}")
-        words = ["evaluate", "--checkpoint", folder, "--data", sweep.data, "--output", output, "--schedule", kind]
-        words += [] if seed is None else ["--schedule-seed", seed]
-        words += [] if sweep.limit is None else ["--limit", sweep.limit]
-        if _failed(main([str(word) for word in [*words, "--max-tail", sweep.max_tail]])):
-            return False
+        output = evaluation_folder(folder, *split_schedule(schedule))
         scores[schedule] = json.loads((output / "scores.json").read_text())["model"]
     commit = _commit(folder, definition["config"]["steps"])
     rows = result_rows(run, scores, config=definition["config"], commit=commit)

@@ -3,7 +3,7 @@
 from swjax.evaluation.bootstrap import Score
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.predict import Prediction, blank_frames, perturbed_schedule, predict
-from swjax.evaluation.scores import score_predictions
+from swjax.evaluation.scores import score_predictions, wall_times
 from swjax.evaluation.shapes import best_constant_answer, read_events, score_captions
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "read_events",
     "score_captions",
     "score_predictions",
+    "wall_times",
 ]

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from swjax.evaluation.bootstrap import Score, Values, bootstrap, mean_score, ratio_score
 from swjax.evaluation.errors import EvaluationError
+from swjax.python_file import PythonFileError, call_python_file
 
 REPEATED_NGRAM = 4
 SHORTEST_SENTENCE = 3
@@ -136,15 +137,12 @@ def own_metric(place: str, answers: Sequence[str], references: Sequence[str]) ->
         EvaluationError: if there is no such function, it fails, or returns something else than numbers.
     """
     path, _, name = place.rpartition(":")
-    spec = importlib.util.spec_from_file_location("swjax_own_metric", path) if Path(path).is_file() else None
-    if spec is None or spec.loader is None:
+    if not Path(path).is_file():
         raise EvaluationError(f"a metric is named as FILE.py:FUNCTION, and {place!r} names no Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        values = np.array(getattr(module, name)(list(answers), list(references)), np.float64)
-    except Exception as error:  # the file is a program, and may fail in any way
-        raise EvaluationError(f"the metric {place} failed: {type(error).__name__}: {error}") from error
+        values = np.array(call_python_file(path, name, list(answers), list(references), kind="metric"), np.float64)
+    except (PythonFileError, TypeError, ValueError) as error:
+        raise EvaluationError(f"the metric {place} failed: {error}") from error
     if values.shape != (len(answers),) or not np.isfinite(values).all():
         raise EvaluationError(f"the metric {place} must return a number for each of the {len(answers)} answers")
     return mean_score(values)

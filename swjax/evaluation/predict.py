@@ -1,18 +1,50 @@
-"""What a model says about the videos of a split, streamed one after another."""
+"""What a model says about the videos of a split, several of them streamed at a time."""
 
+import itertools
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
-from swjax.inference import Engine, Frame, FrameSeen, StreamSession, StreamSettings, TokenSpoken
-from swjax.streaming import random_schedule
+from swjax.data.patches import MERGE_SIZE
+from swjax.inference import (
+    BatchEngine,
+    Frame,
+    FrameSeen,
+    Mode,
+    Request,
+    Stream,
+    StreamEnded,
+    StreamEvent,
+    StreamSettings,
+    TokenSpoken,
+    run_streams,
+)
+from swjax.inference.prompt import encode_prompt
+from swjax.streaming import SpecialTokens, random_schedule
+
+if TYPE_CHECKING:
+    from swjax.models.qwen2_5_vl import Qwen2_5_VL
 
 Schedule = Callable[[str, int], Sequence[int]]
 """From the key of an example and the number of its frames to the tokens spoken after each."""
+
+ROWS = 8
+"""Videos at a time where nothing else is asked for."""
+
+FIRST_SLOTS = 16_384
+"""Slots that a row's cache has at first, at most: a data set may claim any duration, and rows grow if they must."""
+
+SLOTS_OF_ALL_ROWS = 2**20
+"""Slots up to which all rows may grow together."""
+
+DECODED_AHEAD = 4
+"""Videos that are decoded before a row is free for them, each in a thread."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +57,16 @@ class Prediction:
         text: the answer.
         ended: whether it ended by itself, not at the limit on tokens.
         frames: frames that were seen.
+        duration_s: time in the video, in seconds, at which its last frame was whole, seen or not.
         token_ids: the answer's tokens.
         words: what each token adds to the text.
         after_frame: for each token, the newest frame that it could see.
         video_s: for each token, the time in the video, in seconds, at which that frame was whole: the earliest at which
             the token can be spoken.
-        wall_s: for each token, seconds since the session began.
+        wall_s: for each token, seconds since the stream began.
+        frame_wall_s: for each token, seconds since the stream began until that frame could be seen by words.
+        mode: the engine's; the two times above depend on it, on the rows and on the machine.
+        rows: videos at a time.
     """
 
     key: str
@@ -38,43 +74,77 @@ class Prediction:
     text: str
     ended: bool
     frames: int
+    duration_s: float
     token_ids: tuple[int, ...]
     words: tuple[str, ...]
     after_frame: tuple[int, ...]
     video_s: tuple[float, ...]
     wall_s: tuple[float, ...]
+    frame_wall_s: tuple[float, ...]
+    mode: str
+    rows: int
 
 
 def predict(
-    engine: Engine,
+    model: "Qwen2_5_VL",
     tokenizer: Any,
     examples: Iterable[VideoExample],
     *,
     question: str,
     settings: StreamSettings,
     read: Callable[[VideoExample], Iterable[Frame]],
+    frame_units: int,
+    mode: Mode | None = None,
+    rows: int = ROWS,
     schedule: Schedule | None = None,
+    all_slots: int = SLOTS_OF_ALL_ROWS,
 ) -> Iterator[Prediction | Rejected]:
-    """Stream every video as fast as possible and yield what is said, or why the video could not be used.
+    """Stream videos as fast as possible, and yield what is said about each, or why it could not be used.
+
+    Videos are decoded as a whole, ahead of their turn and in threads; one that cannot be is set aside before it has a
+    row. A row whose answer has ended takes the next video. Outcomes come in the order in which they are ready. What is
+    said does not depend on the number of rows nor on the videos beside, up to the rounding of sums: in float32 the
+    greedy answers are the same, in bfloat16 two tokens that are nearly as likely may change places.
 
     Args:
-        engine: the model.
+        model: the model.
         tokenizer: its tokenizer.
         examples: what to answer about; an example's own question goes before `question`.
         question: what to ask.
         settings: how to stream.
-        read: the frames of an example; may raise `ExampleError`.
-        schedule: counts in the place of wait-k. They need the number of frames, so a video is decoded before it begins.
+        read: the frames of an example; called in threads, and may raise `ExampleError`.
+        frame_units: the number of merged patches that frames are likely to have at most. Videos with larger frames
+            wait until all others are done, and then have an engine of their own.
+        mode: what happens at a time; by default the quickest that the variant allows.
+        rows: videos at a time.
+        schedule: counts in the place of wait-k.
+        all_slots: slots of the engine's cache up to which all rows may grow together; a video that does not fit into
+            its row's part is set aside.
+
+    Raises:
+        ValueError: if the variant does not allow the mode.
     """
-    for example in examples:
-        try:
-            frames = read(example)
-            if schedule is not None:
-                frames = list(frames)
-                settings = replace(settings, counts=tuple(schedule(example.key, len(frames))))
-            yield _answer(engine, tokenizer, example, example.question or question, settings, frames)
-        except ExampleError as error:
-            yield Rejected(example.key, str(error))
+    mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
+    mode.check(settings.variant)
+    waiting = list(examples)
+    while waiting:
+        slots, word_slots = _first_slots(tokenizer, waiting, question, settings, frame_units)
+        max_slots = max(slots, all_slots // rows)
+        engine = BatchEngine(
+            model,
+            rows=min(rows, len(waiting)),
+            frame_units=frame_units,
+            slots=slots,
+            word_slots=word_slots,
+            max_slots=max_slots,
+        )
+        books = _Books(waiting, question, settings, read, frame_units * MERGE_SIZE**2, mode, rows, max_slots, schedule)
+        for number, stream, event in run_streams(engine, tokenizer, books.requests()):
+            books.note(number, stream, event)
+            yield from books.outcomes()
+        yield from books.outcomes()
+        waiting = [example for example, _ in books.larger]
+        frame_units = max((patches // MERGE_SIZE**2 for _, patches in books.larger), default=frame_units)
 
 
 def perturbed_schedule(wait_k: int, seed: int) -> Schedule:
@@ -97,31 +167,137 @@ def blank_frames(frames: Iterable[Frame]) -> Iterator[Frame]:
         yield replace(frame, patches=np.full_like(frame.patches, 128))
 
 
-def _answer(
-    engine: Engine,
-    tokenizer: Any,
-    example: VideoExample,
-    question: str,
-    settings: StreamSettings,
-    frames: Iterable[Frame],
-) -> Prediction:
-    session = StreamSession(engine, tokenizer, question=question, settings=settings)
-    seen: list[FrameSeen] = []
-    spoken: list[TokenSpoken] = []
-    for event in session.run(frames):
+@dataclass
+class _Book:
+    """What has happened in one stream."""
+
+    example: VideoExample
+    duration_s: float
+    seen: list[FrameSeen] = field(default_factory=list)
+    spoken: list[TokenSpoken] = field(default_factory=list)
+
+
+@dataclass
+class _Books:
+    """The requests of one engine, and what becomes of them.
+
+    Attributes:
+        frame_patches: size of the largest frame that the engine takes.
+        larger: examples with larger frames, and the patches of the largest.
+    """
+
+    examples: Sequence[VideoExample]
+    question: str
+    settings: StreamSettings
+    read: Callable[[VideoExample], Iterable[Frame]]
+    frame_patches: int
+    mode: Mode
+    rows: int
+    max_slots: int
+    schedule: Schedule | None
+    larger: list[tuple[VideoExample, int]] = field(default_factory=list)
+    _open: dict[int, _Book] = field(default_factory=dict)
+    _ready: deque[Prediction | Rejected] = field(default_factory=deque)
+
+    def requests(self) -> Iterator[Request]:
+        """One for each video that can be read and has frames of the engine's size."""
+        numbers = itertools.count()
+        for example, video in _decode_ahead(self.examples, self.read):
+            if isinstance(video, ExampleError):
+                self._ready.append(Rejected(example.key, str(video)))
+                continue
+            patches = max(len(frame.patches) for frame in video)
+            if patches > self.frame_patches:
+                self.larger.append((example, patches))
+                continue
+            settings = self.settings
+            if self.schedule is not None:
+                settings = replace(settings, counts=tuple(self.schedule(example.key, len(video))))
+            self._open[next(numbers)] = _Book(example, video[-1].video_s)
+            yield Request(example.question or self.question, _hand_out(video), settings, self.mode)
+
+    def note(self, number: int, stream: Stream, event: StreamEvent) -> None:
+        """Something has happened in the stream of a request."""
+        book = self._open[number]
         if isinstance(event, FrameSeen):
-            seen.append(event)
+            book.seen.append(event)
         elif isinstance(event, TokenSpoken):
-            spoken.append(event)
-    return Prediction(
-        key=example.key,
-        reference=example.caption,
-        text=session.text(),
-        ended=session.ended,
-        frames=len(seen),
-        token_ids=tuple(event.token_id for event in spoken),
-        words=tuple(event.text for event in spoken),
-        after_frame=tuple(event.after_frame for event in spoken),
-        video_s=tuple(seen[event.after_frame].video_s for event in spoken),
-        wall_s=tuple(round(event.wall_s, 4) for event in spoken),
-    )
+            book.spoken.append(event)
+        elif isinstance(event, StreamEnded):
+            self._ready.append(self._outcome(self._open.pop(number), event))
+
+    def outcomes(self) -> Iterator[Prediction | Rejected]:
+        """Those that are ready, once."""
+        while self._ready:
+            yield self._ready.popleft()
+
+    def _outcome(self, book: _Book, end: StreamEnded) -> Prediction | Rejected:
+        if end.reason == "capacity":
+            return Rejected(
+                book.example.key,
+                f"it does not fit into the {self.max_slots} slots that a row may have with {self.rows} rows; "
+                "give fewer rows, or smaller frames (max_pixels)",
+            )
+        return Prediction(
+            key=book.example.key,
+            reference=book.example.caption,
+            text=end.text,
+            ended=end.reason == "end_token",
+            frames=len(book.seen),
+            duration_s=book.duration_s,
+            token_ids=tuple(event.token_id for event in book.spoken),
+            words=tuple(event.text for event in book.spoken),
+            after_frame=tuple(event.after_frame for event in book.spoken),
+            video_s=tuple(book.seen[event.after_frame].video_s for event in book.spoken),
+            wall_s=tuple(round(event.wall_s, 4) for event in book.spoken),
+            frame_wall_s=tuple(round(book.seen[event.after_frame].wall_s, 4) for event in book.spoken),
+            mode=str(self.mode),
+            rows=self.rows,
+        )
+
+
+def _first_slots(
+    tokenizer: Any, examples: Sequence[VideoExample], question: str, settings: StreamSettings, frame_units: int
+) -> tuple[int, int]:
+    """Slots that hold the longest of the videos by the durations that the data set gives, and those for words."""
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    questions = {example.question or question for example in examples}
+    prompt = max(len(encode_prompt(tokenizer, special, one)) for one in questions)
+    longest_s = max(example.duration_s for example in examples)
+    frames = 1 + int(min(FIRST_SLOTS, max(0.0, longest_s / settings.second_per_grid_t)))
+    sources = prompt + frames * frame_units + len(special.trailer)
+    words = len(special.prefix) + frames * settings.wait_k + settings.max_tail
+    sources, words = (min(FIRST_SLOTS // 2, -(-count // 128) * 128) for count in (sources, words))
+    return sources + words, words
+
+
+def _decode_ahead(
+    examples: Iterable[VideoExample], read: Callable[[VideoExample], Iterable[Frame]]
+) -> Iterator[tuple[VideoExample, deque[Frame] | ExampleError]]:
+    """Examples in their order with all of their frames, or with what is wrong with them."""
+
+    def decode(example: VideoExample) -> deque[Frame] | ExampleError:
+        try:
+            return deque(read(example))
+        except ExampleError as error:
+            return error
+
+    pool = ThreadPoolExecutor(DECODED_AHEAD)
+    begun: deque[tuple[VideoExample, Future[deque[Frame] | ExampleError]]] = deque()
+    try:
+        for example in examples:
+            begun.append((example, pool.submit(decode, example)))
+            if len(begun) > DECODED_AHEAD:
+                first, future = begun.popleft()
+                yield first, future.result()
+        while begun:
+            first, future = begun.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _hand_out(frames: deque[Frame]) -> Iterator[Frame]:
+    """Frames one by one; what has been handed out is not kept."""
+    while frames:
+        yield frames.popleft()

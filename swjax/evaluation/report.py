@@ -31,6 +31,7 @@ TITLES = {
     "words": "tokens",
     "first_word_s": "first token (s)",
     "word_s": "mean token (s)",
+    "lag_s": "lag (s)",
 }
 _PERCENT = ("event_accuracy", "grammatical", "repetition", "fragments", "ended")
 

@@ -36,6 +36,8 @@ class Sweep:
         schedules: what each run is evaluated with: `fixed`, or `random:SEED`.
         limit: evaluate only on the first so many videos; None for all.
         max_tail: limit on tokens after the last frame.
+        mode: of the engine (`swjax.inference.Mode`); None for the usual one of each run's variant.
+        rows: videos that are evaluated at a time; None for the usual number.
     """
 
     config: str
@@ -46,6 +48,8 @@ class Sweep:
     schedules: tuple[str, ...] = ("fixed",)
     limit: int | None = None
     max_tail: int = 300
+    mode: str | None = None
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         for schedule in self.schedules:
@@ -88,6 +92,20 @@ def split_schedule(schedule: str) -> tuple[str, int | None]:
     if kind == "random" and seed.isdigit():
         return kind, int(seed)
     raise EvaluationError(f"unknown schedule {schedule!r} in the sweep; write 'fixed' or 'random:SEED'")
+
+
+def group_seeds(schedules: Iterable[str]) -> dict[str, list[int]]:
+    """The kinds of schedules, each with its seeds: none for `fixed`."""
+    kinds: dict[str, list[int]] = {}
+    for schedule in dict.fromkeys(schedules):
+        kind, seed = split_schedule(schedule)
+        kinds.setdefault(kind, []).extend([] if seed is None else [seed])
+    return kinds
+
+
+def evaluation_folder(run: Path, kind: str, seed: int | None) -> Path:
+    """The folder of a run that holds its evaluation under a schedule."""
+    return run / ("evaluation" if seed is None else f"evaluation_{kind}_{seed}")
 
 
 def result_rows(

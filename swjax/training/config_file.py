@@ -1,12 +1,12 @@
 """Configuration files with overrides from the command line."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from swjax.python_file import PythonFileError, call_python_file
 from swjax.training.config import DEFAULTS, ConfigError, check_config, flatten, unknown_key
 
 
@@ -41,17 +41,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _call_get_config(path: Path) -> ConfigDict:
-    if not path.is_file():
-        raise ConfigError(f"there is no configuration file {path}")
-    spec = importlib.util.spec_from_file_location("swjax_configuration_file", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:  # the file is a program, and may fail in any way
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        config = call_python_file(path, "get_config", kind="configuration file")
+    except PythonFileError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config() must return a ConfigDict, returned {type(config).__name__}")
     return config

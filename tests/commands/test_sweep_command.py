@@ -31,8 +31,10 @@ def get_sweep():
             "batch_size": 4,
             "checkpoint_every": 1,
         }},
-        schedules=("fixed", "random:0"),
+        schedules=("fixed", "random:0", "random:1"),
         max_tail=3,
+        mode="sequential",
+        rows=2,
     )
 """
 
@@ -64,7 +66,7 @@ def test_a_sweep_that_was_killed_ends_with_the_same_table(made):
     began = time.monotonic()
     subprocess.run(command(made, "whole"), env=environment(made), check=True)
     whole = (made / "whole" / "results.csv").read_bytes()
-    assert len(whole.splitlines()) == 1 + 2 * 2
+    assert len(whole.splitlines()) == 1 + 2 * 3
 
     wait_s = random.uniform(0.1, 0.9) * (time.monotonic() - began)
     print(f"killed after {wait_s:.1f} s")
@@ -75,6 +77,11 @@ def test_a_sweep_that_was_killed_ends_with_the_same_table(made):
             os.killpg(process.pid, signal.SIGKILL)
     subprocess.run([*command(made, "killed"), "--parallel", "2"], env=environment(made), check=True)
     assert (made / "killed" / "results.csv").read_bytes() == whole
+
+    for folder in ("evaluation", "evaluation_random_0", "evaluation_random_1"):
+        (scores, *_) = (made / "killed").glob(f"runs/*/{folder}/scores.json")
+        wall = json.loads(scores.read_text())["model"]["wall"]
+        assert (wall["mode"], wall["rows"]) == ("sequential", 2)
 
     finished = {path: path.stat().st_mtime_ns for path in (made / "killed").glob("runs/*/result.json")}
     assert len(finished) == 2

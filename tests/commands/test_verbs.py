@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swjax.commands.evaluate_watch import MODES
 from swjax.commands.main import VERBS, main
-from swjax.inference import read_frames
+from swjax.inference import Mode, read_frames
 
 TINY = [
     "--config.model.overrides={'text': {'num_layers': 1}, 'vision': {'depth': 1, 'full_attention_blocks': [0]}}",
@@ -98,6 +99,14 @@ def test_evaluate_writes_scores_of_the_model_and_the_baselines(made, capsys):
     model = scores["model"]
     assert 3 < model["loss"] < 7, "two steps from scratch leave about the log of the vocabulary"
     assert model["perplexity"] == pytest.approx(np.exp(model["loss"]))
+    assert model["mode"] == "parallel"
+    assert {name: model["wall"][name] for name in ("mode", "rows", "videos")} == {
+        "mode": "parallel",
+        "rows": 8,
+        "videos": 3,
+    }
+    assert model["wall"]["first_word_wall_s"] > 0
+    assert 0 < model["lag_s"] < model["word_s"]
     assert {"cider", "bleu1", "bleu4", "rouge_l", "repetition", "fragments", "event_accuracy"} <= set(model)
     assert all(low <= model[name] <= high for name, (low, high) in model["intervals"].items())
     assert scores["best constant answer"]["grammatical"] == 1
@@ -117,7 +126,8 @@ def test_evaluate_goes_on_where_it_stopped_and_refuses_to_mix(made, tmp_path, ca
     arguments = ["evaluate", *places, "--max-tail", "5", "--schedule", "random"]
     assert main([*arguments, "--schedule-seed", "1", "--results-format", "authors"]) == 0
     file = output / "predictions.jsonl"
-    whole, scores = file.read_text().splitlines(), json.loads((output / "scores.json").read_text())
+    whole = sorted(file.read_text().splitlines(), key=lambda line: json.loads(line)["key"])
+    scores = json.loads((output / "scores.json").read_text())
     counts = [np.bincount(json.loads(line)["after_frame"])[:-1] for line in whole]
     assert max(map(max, counts)) <= 6
     assert len({tuple(count) for count in counts}) > 1
@@ -126,7 +136,7 @@ def test_evaluate_goes_on_where_it_stopped_and_refuses_to_mix(made, tmp_path, ca
     first = json.dumps({**json.loads(whole[0]), "text": said})
     file.write_text(f"{first}\n{whole[1][:40]}")  # as a killed process leaves it
     assert main([*arguments, "--schedule-seed", "1", "--results-format", "authors"]) == 0
-    again = [json.loads(line) for line in file.read_text().splitlines()]
+    again = sorted(map(json.loads, file.read_text().splitlines()), key=lambda line: line["key"])
     assert again[0]["text"] == said
     assert [line["token_ids"] for line in again] == [json.loads(line)["token_ids"] for line in whole]
     results = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
@@ -146,8 +156,24 @@ def test_evaluate_goes_on_where_it_stopped_and_refuses_to_mix(made, tmp_path, ca
     capsys.readouterr()
     assert main([*arguments, "--schedule-seed", "2"]) == 2
     assert "schedule_seed was 1, is 2" in capsys.readouterr().err
-    assert main([*arguments, "--schedule-seed", "1", "--overwrite"]) == 0
-    assert json.loads((output / "scores.json").read_text()) == scores
+    assert main([*arguments, "--schedule-seed", "1", "--mode", "offline"]) == 2
+    assert "speaks_while_watching was True, is False" in capsys.readouterr().err
+    assert main([*arguments, "--schedule-seed", "1", "--overwrite", "--mode", "sequential", "--rows", "2"]) == 0
+    again = json.loads((output / "scores.json").read_text())
+    wall, before = again["model"].pop("wall"), scores["model"].pop("wall")
+    assert (wall["mode"], wall["rows"], wall["videos"]) == ("sequential", 2, 3)
+    assert (before["mode"], before["rows"]) == ("parallel", 8)
+    assert again["model"].pop("mode") == "sequential"
+    del scores["model"]["mode"]
+    assert again == scores, "neither mode nor rows change what is said"
+
+    seeds = ["--schedule-seed", "1", "2", "--overwrite"]
+    assert main([*arguments, *seeds]) == 0
+    one, two = (
+        json.loads((output / f"evaluation_random_{seed}" / "scores.json").read_text())["model"] for seed in (1, 2)
+    )
+    assert one["intervals"] == scores["model"]["intervals"]
+    assert two["words"] != one["words"]
 
 
 def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
@@ -182,6 +208,12 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
         (["evaluate", "--checkpoint", "{run}", "--data", "nowhere.jsonl"], "there is no manifest nowhere.jsonl"),
         (["evaluate", "--checkpoint", "{run}", "--data", "x", "--repetition-penalty", "0"], "it must be above 0"),
         (["evaluate", "--checkpoint", "{run}", "--data", "x", "--limit", "0"], "--limit 0 leaves no videos"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--rows", "0"], "--rows 0 leaves no row"),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--schedule-seed", "1", "1"], "1 1 names a seed twice"),
+        (
+            ["evaluate", "--checkpoint", "{run}", "--data", "{data}/test/manifest.jsonl", "--mode", "interleaved"],
+            "variant gdpe cannot be streamed in mode interleaved; its modes are parallel, sequential, offline",
+        ),
         (["evaluate", "--checkpoint", "{run}", "--data", "x", "--metric", "bleurt"], "of the form NAME=FILE.py:FUNC"),
     ],
 )
@@ -201,6 +233,10 @@ def test_export_of_a_damaged_checkpoint_names_the_folder(made, tmp_path, capsys)
     assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "export")]) == 2
     assert str(run) in "".join(capsys.readouterr().err.split("\n"))
     assert not (tmp_path / "export").exists()
+
+
+def test_evaluate_offers_all_modes():
+    assert tuple(Mode) == MODES
 
 
 @pytest.mark.parametrize("verb", [verb.NAME for verb in VERBS])

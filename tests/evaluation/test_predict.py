@@ -10,47 +10,142 @@ from flax import nnx
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.tokenizer import load_tokenizer
-from swjax.evaluation import EvaluationError, Prediction, perturbed_schedule, predict, score_predictions
+from swjax.evaluation import (
+    EvaluationError,
+    Prediction,
+    perturbed_schedule,
+    predict,
+    score_predictions,
+    wall_times,
+)
 from swjax.evaluation.predictions import open_predictions, write_authors_results
-from swjax.inference import Engine, Frame, StreamSettings
+from swjax.evaluation.scores import average_lagging
+from swjax.inference import Engine, Frame, FrameSeen, Mode, StreamSession, StreamSettings, TokenSpoken
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.streaming import SpecialTokens
+from swjax.streaming import SpecialTokens, Variant
 
 FRAMES = 5
+LENGTHS = {"a": 5, "b": 2, "c": 7, "d": 1, "e": 4}
+"""Frames of each video; the others have `FRAMES`, all alike."""
 SHORT = StreamSettings(max_tail=4)
 SETTINGS = {"weights": "abc", "wait_k": 3}
+MODES = [(variant, mode) for variant in Variant for mode in Mode if mode.allows(variant)]
+
+
+def read(example):
+    if example.key == "broken":
+        raise ExampleError("no video")
+    for index in range({"wide": 1, "long": 60}.get(example.key, 0)):
+        yield make_frame(6, index, (4, 6))
+    if example.key == "long":
+        return
+    seed = ord(example.key[0]) if example.key in LENGTHS else 4
+    for index in range(LENGTHS.get(example.key, FRAMES)):
+        yield make_frame(seed, index, (2, 2))
+    if example.key == "damaged":
+        raise ExampleError("breaks off")
+
+
+def make_frame(seed, index, grid):
+    rng = np.random.default_rng((seed, index))
+    return Frame(rng.integers(0, 256, (grid[0] * grid[1], 1176), dtype=np.uint8), grid, index + 0.5)
 
 
 @pytest.fixture(scope="module")
-def watch():
-    """Predictions of a model with random weights, under settings and a schedule, by key."""
-    tokenizer = load_tokenizer(None)
+def tokenizer():
+    return load_tokenizer(None)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
     config = Qwen2_5_VLConfig.preset(
         "tiny",
         text={"vocab_size": len(tokenizer), "initializer_range": 0.25, "num_layers": 1},
         vision={"initializer_range": 0.15, "depth": 1, "full_attention_blocks": (0,)},
         video_token_id=SpecialTokens.from_tokenizer(tokenizer).video_pad,
     )
-    engine = Engine(Qwen2_5_VL(config, rngs=nnx.Rngs(3)))
+    return Qwen2_5_VL(config, rngs=nnx.Rngs(3))
 
-    def read(example):
-        if example.key == "broken":
-            raise ExampleError("no video")
-        rng = np.random.default_rng(4)
-        return (Frame(rng.integers(0, 256, (4, 1176), dtype=np.uint8), (2, 2), index + 0.5) for index in range(FRAMES))
 
-    def watch(*keys, settings=SHORT, schedule=None):
-        examples = [VideoExample(key, Path("x.mp4"), 5.0, "A caption.") for key in keys]
-        return list(
-            predict(engine, tokenizer, examples, question="What?", settings=settings, read=read, schedule=schedule)
-        )
+@pytest.fixture(scope="module")
+def watch(model, tokenizer):
+    """Predictions of a model with random weights, by key."""
+
+    def watch(*keys, settings=SHORT, duration_s=5.0, **changes):
+        examples = [VideoExample(key, Path("x.mp4"), duration_s, "A caption.") for key in keys]
+        how = {"question": "What?", "settings": settings, "read": read, "frame_units": 1, "rows": 2, **changes}
+        outcomes = list(predict(model, tokenizer, examples, **how))
+        found = {one.where if isinstance(one, Rejected) else one.key: one for one in outcomes}
+        assert len(found) == len(outcomes)
+        return [found[key] for key in keys]
 
     return watch
 
 
-def test_each_token_has_the_newest_frame_that_it_could_see_and_its_time(watch):
-    broken, found = watch("broken", "a")
+def without_walls(predictions):
+    return [replace(one, wall_s=(), frame_wall_s=(), mode="", rows=0) for one in predictions]
+
+
+@pytest.mark.parametrize(("variant", "mode"), MODES, ids=str)
+def test_what_is_said_depends_neither_on_the_rows_nor_on_the_mode(watch, model, tokenizer, variant, mode):
+    schedule = perturbed_schedule(2, seed=3)
+    # Words on the way only as far as the mode has them.
+    told = (lambda key, frames: (0,) * frames) if mode is Mode.OFFLINE else schedule
+    settings = StreamSettings(variant=variant, max_tail=6)
+    alone = watch(*LENGTHS, settings=settings, schedule=schedule, mode=mode, rows=1)
+    beside = watch(*LENGTHS, settings=settings, schedule=schedule, mode=mode, rows=2)
+    assert without_walls(alone) == without_walls(beside)
+    if mode is Mode.PARALLEL:
+        assert without_walls(alone) == without_walls(watch(*LENGTHS, settings=settings, schedule=schedule, rows=8))
+    engine = Engine(model)
+    for key, found in zip(LENGTHS, beside, strict=True):
+        frames = list(read(VideoExample(key, Path("x.mp4"), 5.0, "")))
+        counts = tuple(told(key, len(frames)))
+        session = StreamSession(engine, tokenizer, question="What?", settings=replace(settings, counts=counts))
+        events = list(session.run(frames))
+        spoken = [event for event in events if isinstance(event, TokenSpoken)]
+        assert found.token_ids == tuple(session.answer)
+        assert found.after_frame == tuple(event.after_frame for event in spoken)
+        assert (found.text, found.ended) == (session.text(), session.ended)
+        assert found.frames == sum(isinstance(event, FrameSeen) for event in events)
+        assert (found.mode, found.rows, found.duration_s) == (mode, 2, len(frames) - 0.5)
+    assert len({found.token_ids[:4] for found in beside}) > 3, "the answers do not depend on the videos"
+
+
+def test_a_variant_is_refused_in_modes_that_it_does_not_allow(watch):
+    with pytest.raises(ValueError, match="offline cannot be streamed in mode parallel; its modes are offline"):
+        watch("a", settings=StreamSettings(variant="offline"), mode=Mode.PARALLEL)
+
+
+def test_videos_that_cannot_be_used_do_not_disturb_the_others(watch):
+    (alone,) = watch("a")
+    first, broken, damaged, second = watch("a", "broken", "damaged", "e")
+    assert without_walls([first]) == without_walls([alone])
     assert broken == Rejected("broken", "no video")
+    assert damaged == Rejected("damaged", "breaks off"), "it has frames, and nothing is said about them"
+    assert without_walls([second]) == without_walls(watch("e"))
+    assert watch("broken") == [broken]
+
+
+def test_larger_frames_than_usual_have_an_engine_of_their_own(watch):
+    small, wide = watch("a", "wide")
+    assert wide.frames == FRAMES + 1
+    assert without_walls([small]) == without_walls(watch("a"))
+    assert without_walls([wide]) == without_walls(watch("wide", frame_units=6))
+
+
+def test_rows_grow_and_a_video_that_fits_into_none_is_set_aside(watch):
+    how = {"settings": StreamSettings(variant="offline", max_tail=4), "frame_units": 6}
+    claimed, grown = (watch("a", "long", duration_s=claim, **how) for claim in (60.0, 0.0))
+    assert without_walls(grown) == without_walls(claimed)
+    assert grown[1].frames == 60
+    first, long = watch("a", "long", duration_s=0.0, all_slots=512, **how)
+    assert without_walls([first]) == without_walls(claimed[:1])
+    assert "does not fit into the 256 slots that a row may have with 2 rows" in long.reason
+
+
+def test_each_token_has_the_newest_frame_that_it_could_see_and_its_time(watch):
+    (found,) = watch("a")
     assert found.after_frame == tuple(sorted([0, 1, 2, 3] * 3 + [4] * 4))
     assert found.video_s == tuple(frame + 0.5 for frame in found.after_frame)
     assert "".join(found.words) == found.text
@@ -61,16 +156,38 @@ def test_each_token_has_the_newest_frame_that_it_could_see_and_its_time(watch):
     assert scores["ended"].value == 0
     (offline,) = watch("a", settings=StreamSettings(variant="offline", max_tail=4))
     assert set(offline.video_s) == {FRAMES - 0.5}
+    scores = score_predictions([offline], references=False)
+    assert scores["lag_s"].value == offline.duration_s, "the first token alone: the others wait for nothing more"
+
+
+def test_lagging_is_behind_a_speaker_who_spreads_the_answer_evenly():
+    # Four tokens in 2 s: the even speaker has said them by 0, 0.5, 1 and 1.5 s.
+    assert average_lagging((0.5, 0.5, 2.0, 2.0), 2.0) == pytest.approx((0.5 + 0 + 1.0) / 3)
+    assert average_lagging((0.5, 1.0), 4.0) == pytest.approx((0.5 - 1.0) / 2), "ended early: ahead of the video"
+
+
+def test_wall_times_are_of_one_engine_alone():
+    slow = replace(PREDICTION, key="l", wall_s=(1.0, 2.0), frame_wall_s=(0.5, 0.5))
+    other = replace(PREDICTION, key="m", rows=1)
+    times = wall_times([PREDICTION, slow, other], mode="parallel", rows=8)
+    assert times == {
+        "mode": "parallel",
+        "rows": 8,
+        "videos": 2,
+        "first_word_wall_s": pytest.approx((0.1 + 1.0) / 2),
+        "lag_wall_s": pytest.approx((0.05 + 1.0) / 2),
+    }
+    assert wall_times([other], mode="parallel", rows=8) == {"mode": "parallel", "rows": 8, "videos": 0}
 
 
 def test_a_perturbed_schedule_is_spoken_by_and_depends_on_seed_and_key_alone(watch):
     schedule = perturbed_schedule(3, seed=1)
-    found = watch("a", "b", "c", schedule=schedule)
+    found = watch("x", "y", "z", schedule=schedule)
     for prediction in found:
         counts = schedule(prediction.key, FRAMES)
         assert np.bincount(prediction.after_frame, minlength=FRAMES)[:-1].tolist() == list(counts[:-1])
     assert len({prediction.after_frame for prediction in found}) > 1, "the same frames, each by its own schedule"
-    assert watch("c", schedule=schedule)[0].token_ids == found[2].token_ids
+    assert watch("z", schedule=schedule)[0].token_ids == found[2].token_ids
     assert perturbed_schedule(3, seed=2)("a", 50) != schedule("a", 50)
     many = np.array(schedule("a", 7000))
     assert set(many) == set(range(7)), "0 to 2k"
@@ -84,7 +201,22 @@ def test_an_explicit_schedule_that_ends_too_early_is_refused(watch):
         StreamSettings(counts=(1, -1))
 
 
-PREDICTION = Prediction("k", "A caption.", "Words", False, 2, (1, 2), ("Wo", "rds"), (0, 1), (0.5, 1.5), (0.1, 0.2))
+PREDICTION = Prediction(
+    key="k",
+    reference="A caption.",
+    text="Words",
+    ended=False,
+    frames=2,
+    duration_s=1.5,
+    token_ids=(1, 2),
+    words=("Wo", "rds"),
+    after_frame=(0, 1),
+    video_s=(0.5, 1.5),
+    wall_s=(0.1, 0.2),
+    frame_wall_s=(0.05, 0.15),
+    mode="parallel",
+    rows=8,
+)
 
 
 def test_predictions_are_found_again_and_half_a_line_is_cut_off(tmp_path):

@@ -1,6 +1,7 @@
 """Grids, and the table of a sweep."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,9 @@ from swjax.evaluation.sweep import (
     RUNS,
     SWEEP,
     Sweep,
+    evaluation_folder,
     expand,
+    group_seeds,
     read_rows,
     read_table,
     result_rows,
@@ -43,6 +46,13 @@ def test_a_sweep_that_cannot_be_made_is_refused(wrong):
     usual = {"config": "c", "grids": ({"seed": (0,)},), "data": "d", "output": "o"}
     with pytest.raises(EvaluationError, match="schedule"):
         Sweep(**{**usual, **wrong})
+
+
+def test_the_seeds_of_a_kind_are_evaluated_together():
+    kinds = group_seeds(("random:2", "fixed", "random:0", "random:2"))
+    assert kinds == {"random": [2, 0], "fixed": []}
+    assert evaluation_folder(Path("run"), "fixed", None) == Path("run/evaluation")
+    assert evaluation_folder(Path("run"), "random", 2) == Path("run/evaluation_random_2")
 
 
 def test_the_table_is_in_the_order_of_the_sweep_and_says_config_and_commit(tmp_path):

@@ -1,0 +1,136 @@
+"""The videos of `swjax evaluate`, watched by the engine, and the predictions that are kept of them."""
+
+import argparse
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import track
+
+from swjax.commands.say import UsageError
+
+if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
+    from swjax.conversion.streaming_model import StreamingModel
+    from swjax.data.example import Rejected, VideoExample
+    from swjax.evaluation import Prediction
+    from swjax.inference import Mode
+
+MODES = ("parallel", "sequential", "interleaved", "offline", "recompute")
+"""The names in `swjax.inference.Mode`."""
+
+
+def choose_mode(name: str | None, variant: str) -> "Mode":
+    """A mode by its name, or the usual one of a variant.
+
+    Raises:
+        UsageError: if the variant does not allow it.
+    """
+    from swjax.inference import Mode
+    from swjax.streaming import Variant
+
+    mode = Mode.usual(Variant(variant)) if name is None else Mode(name)
+    try:
+        mode.check(Variant(variant))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return mode
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is watched, and how.
+
+    Attributes:
+        source: the model.
+        tokenizer: its tokenizer.
+        examples: the videos.
+        args: of the verb.
+        folder: of the predictions.
+        mode: the engine's.
+        seed: of the random schedules; None for wait-k.
+    """
+
+    source: "StreamingModel"
+    tokenizer: Any
+    examples: "Sequence[VideoExample]"
+    args: argparse.Namespace
+    folder: Path
+    mode: "Mode"
+    seed: int | None
+
+    def watch(
+        self, name: str, doing: str, change: "Callable[[Iterable[Any]], Iterable[Any]] | None" = None
+    ) -> "tuple[list[Prediction], list[Rejected]]":
+        """What the model says about every video, and the videos that were no use.
+
+        Videos whose predictions are on disk are not watched again.
+
+        Args:
+            name: of the file of predictions.
+            doing: what the progress bar says.
+            change: what is done to the frames of a video.
+        """
+        from swjax.data.chat import EVALUATION_QUESTION
+        from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+        from swjax.evaluation import Prediction, perturbed_schedule, predict
+        from swjax.evaluation.predictions import PredictionFile, open_predictions
+        from swjax.inference import Sampling, StreamSettings, read_frames
+        from swjax.streaming import Variant
+
+        args, record = self.args, self.source.record
+        file: PredictionFile = open_predictions(self.folder, self._settings, name=name, overwrite=args.overwrite)
+        left = [example for example in self.examples if example.key not in file.found]
+        read = functools.partial(
+            read_frames, fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels
+        )
+        outcomes = predict(
+            self.source.model,
+            self.tokenizer,
+            left,
+            question=EVALUATION_QUESTION,
+            settings=StreamSettings(
+                variant=Variant(record.variant),
+                wait_k=record.wait_k,
+                gap=record.gap,
+                second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
+                max_tail=args.max_tail,
+                sampling=Sampling(repetition_penalty=args.repetition_penalty),
+            ),
+            read=lambda example: (change or iter)(read(example.video)),
+            frame_units=max(1, record.max_pixels // (PATCH_SIZE * MERGE_SIZE) ** 2),
+            mode=self.mode,
+            rows=args.rows,
+            schedule=None if self.seed is None else perturbed_schedule(record.wait_k, self.seed),
+        )
+        rejected = []
+        for outcome in track(outcomes, doing, total=len(left), transient=True):
+            if isinstance(outcome, Prediction):
+                file.append(outcome)
+            else:
+                rejected.append(outcome)
+        return [file.found[example.key] for example in self.examples if example.key in file.found], rejected
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
+        """All that predictions depend on."""
+        from swjax.conversion.parameters import fingerprint, split_parameters
+        from swjax.data.chat import EVALUATION_QUESTION
+        from swjax.inference import Mode
+        from swjax.streaming import DESIGNS, Variant
+
+        record = self.source.record
+        speaks_while_watching = DESIGNS[Variant(record.variant)].speaks_while_watching
+        return {
+            "weights": fingerprint(split_parameters(self.source.model)[1]),
+            "data": str(self.args.data),
+            "question": EVALUATION_QUESTION,
+            **asdict(record),
+            "max_tail": self.args.max_tail,
+            "repetition_penalty": self.args.repetition_penalty,
+            "schedule": self.args.schedule,
+            "schedule_seed": self.seed,
+            # The words of the other modes are the same.
+            "speaks_while_watching": speaks_while_watching and self.mode is not Mode.OFFLINE,
+        }
