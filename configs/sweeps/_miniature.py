@@ -8,12 +8,13 @@ from swjax.evaluation.sweep import Sweep
 SEEDS = (0, 1, 2)
 
 
-def miniature(name: str, grid: dict[str, Sequence[Any]]) -> Sweep:
+def miniature(name: str, grid: dict[str, Sequence[Any]], *, random_schedules: int) -> Sweep:
     """A sweep over a grid and three seeds, one seed after another, so that a part of it is a table too.
 
     Args:
         name: of its folder in runs/sweeps.
         grid: what it varies.
+        random_schedules: how many each run is evaluated under, beside the fixed one.
     """
     return Sweep(
         config="configs/moving_shapes_base.py",
@@ -33,7 +34,7 @@ def miniature(name: str, grid: dict[str, Sequence[Any]]) -> Sweep:
             "checkpoint_every": 160,
             "keep": 1,
         },
-        schedules=("fixed", "random:0", "random:1", "random:2"),
+        schedules=("fixed", *(f"random:{seed}" for seed in range(random_schedules))),
         limit=100,
         max_tail=60,
         rows=25,

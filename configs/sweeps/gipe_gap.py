@@ -10,4 +10,4 @@ from swjax.evaluation.sweep import Sweep
 
 def get_sweep() -> Sweep:
     """Returns 18 runs."""
-    return miniature("gipe_gap", {"variant": ("gipe",), "gap": (0, 16, 64, 256, 1024, 10_000)})
+    return miniature("gipe_gap", {"variant": ("gipe",), "gap": (0, 16, 64, 256, 1024, 10_000)}, random_schedules=1)

@@ -11,4 +11,5 @@ from swjax.evaluation.sweep import Sweep
 def get_sweep() -> Sweep:
     """Returns 18 runs."""
     # The comparison that matters most first.
-    return miniature("variants", {"variant": ("offline", "gdpe", "interleave", "gipe", "ospe", "offline_gdpe")})
+    variants = ("offline", "gdpe", "interleave", "gipe", "ospe", "offline_gdpe")
+    return miniature("variants", {"variant": variants}, random_schedules=3)
