@@ -7,7 +7,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from swjax.evaluation.report import Interval, Row, group, metrics_of, perturbation_drop, scale, summarise, title
+from swjax.evaluation.report import (
+    READ_AS_TRAINED,
+    Interval,
+    Row,
+    group,
+    is_measured,
+    metrics_of,
+    perturbation_drop,
+    scale,
+    summarise,
+    title,
+)
 
 MAIN_METRICS = ("event_accuracy", "grammatical", "cider", "bleu4", "rouge_l", "meteor", "fluency", "fragments")
 
@@ -28,7 +39,8 @@ def draw_all(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> dict[
     if _varies(rows, "variant"):
         figures["variants"] = variants_side_by_side(rows, chosen)
     if column is not None and _varies(rows, "schedule"):
-        figures["perturbation"] = perturbation(rows, chosen, column)
+        perturbed = [name for name in chosen if name not in READ_AS_TRAINED]
+        figures["perturbation"] = perturbation(rows, perturbed, column)
     if column is not None and "word_s" in known:
         figures["latency"] = latency_against_quality(rows, [name for name in chosen if name != "word_s"], column)
     return figures
@@ -120,17 +132,21 @@ def _panels(metrics: Sequence[str]) -> tuple[Figure, list[Axes]]:
 def _line(axis: Axes, by_place: Mapping[Any, Sequence[Row]], metric: str, label: str) -> None:
     scores = {place: summarise(rows, metric) for place, rows in by_place.items()}
     there = {place: score for place, score in scores.items() if score is not None}
+    if not there:
+        return
     means, errors = _error_bars(there.values(), scale(metric))
     drawn = axis.errorbar(list(there), means, yerr=errors, marker="o", capsize=3, label=label)
     low, high = (
         [
-            scale(metric) * np.mean([row[f"{metric}_{end}"] for row in by_place[place] if metric in row])
+            scale(metric) * np.mean([row[f"{metric}_{end}"] for row in by_place[place] if is_measured(row, metric)])
             for place in there
         ]
         for end in ("low", "high")
     )
     axis.fill_between(list(there), low, high, color=drawn.lines[0].get_color(), alpha=0.12, linewidth=0)
-    singles = [(place, scale(metric) * row[metric]) for place in there for row in by_place[place] if metric in row]
+    singles = [
+        (place, scale(metric) * row[metric]) for place in there for row in by_place[place] if is_measured(row, metric)
+    ]
     axis.scatter(
         [place for place, _ in singles],
         [value for _, value in singles],

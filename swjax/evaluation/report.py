@@ -33,6 +33,9 @@ TITLES = {
     "word_s": "mean token (s)",
     "lag_s": "lag (s)",
 }
+READ_AS_TRAINED = ("loss", "perplexity")
+"""Metrics of captions that the model reads under the schedule of its training, whatever it speaks under."""
+
 _PERCENT = ("event_accuracy", "grammatical", "repetition", "fragments", "ended")
 
 
@@ -75,9 +78,17 @@ def group(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], 
     return groups
 
 
+def is_measured(row: Row, metric: str) -> bool:
+    """Whether a row has a metric, and under the row's own schedule."""
+    return metric in row and (row["schedule"] == "fixed" or metric not in READ_AS_TRAINED)
+
+
 def summarise(rows: Sequence[Row], metric: str) -> Interval | None:
-    """Mean of a metric over the seeds of one setting, schedules of a seed averaged first; None where it is missing."""
-    by_run = group([row for row in rows if metric in row], ["run"])
+    """Mean of a metric over the seeds of one setting, schedules of a seed averaged first; None where it is missing.
+
+    Metrics that do not depend on the schedule are taken of the fixed one alone.
+    """
+    by_run = group([row for row in rows if is_measured(row, metric)], ["run"])
     values = np.array([np.mean([float(row[metric]) for row in same]) for same in by_run.values()])
     if not len(values):
         return None
@@ -98,7 +109,7 @@ def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[Any
         differences = []
         for of_run in group(same, ["run"]).values():
             fixed, perturbed = (
-                [float(row[metric]) for row in of_run if row["schedule"] == kind and metric in row]
+                [float(row[metric]) for row in of_run if row["schedule"] == kind and is_measured(row, metric)]
                 for kind in ("fixed", "random")
             )
             if fixed and perturbed:

@@ -80,6 +80,13 @@ def test_random_schedules_of_a_run_are_averaged_before_seeds_and_counted():
     assert line == f"| random | 2 | 3 | 60.00 ± {100 * half:.2f} |"
 
 
+def test_what_is_read_as_in_training_is_not_told_of_random_schedules():
+    rows = [{**row, "perplexity": 2.0, "perplexity_low": 1.0, "perplexity_high": 3.0} for row in ROWS[4:]]
+    _, _, fixed, perturbed = markdown_table(rows, ["perplexity"]).splitlines()
+    assert (fixed, perturbed) == ("| fixed | 1 | 1 | 2.00 |", "| random | 1 | 1 |  |")
+    assert perturbation_drop(rows, "perplexity", "variant") == {}
+
+
 def test_figures_are_drawn_of_what_varies(tmp_path):
     assert sorted(draw_all(ROWS)) == ["latency", "perturbation", "variants"]
     by_gap = [
