@@ -24,6 +24,7 @@ EXAMPLE = """\
 examples:
   swjax report --sweep runs/sweeps/gipe_gap
   swjax report --table results.csv --output docs/results --metrics event_accuracy,grammatical
+  swjax report --sweep runs/sweeps/variants --against variant=gdpe
 """
 
 
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--table", type=Path, action="append", metavar="CSV", help="table of a sweep; may be repeated")
     parser.add_argument("--output", type=Path, metavar="DIR", help="(default: report in the sweep's folder)")
     parser.add_argument("--metrics", metavar="A,B,...", help="which metrics (default: all in tables, the main drawn)")
+    parser.add_argument(
+        "--against",
+        metavar="KEY=VALUE",
+        help="a table of differences too, seed by seed: of every other value of KEY less VALUE (differences.md)",
+    )
     parser.add_argument("--no-figures", action="store_true", help="tables alone")
 
 
@@ -47,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     folder = args.output or (args.sweep or args.table[0].parent) / "report"
     metrics = args.metrics.split(",") if args.metrics else None
     tables = {"table.md": markdown_table(rows, metrics), "table.tex": latex_table(rows, metrics)}
+    if args.against:
+        tables["differences.md"] = _differences(rows, args.against, metrics)
     figures = {} if args.no_figures else _figures(rows, metrics)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
@@ -68,6 +76,16 @@ def _rows(args: argparse.Namespace) -> "list[Row]":
     if not rows:
         raise UsageError(f"no run of {args.sweep} is finished yet")
     return list(rows)
+
+
+def _differences(rows: "list[Row]", against: str, metrics: list[str] | None) -> str:
+    from swjax.evaluation.report import markdown_differences
+
+    column, equals, value = against.partition("=")
+    if not equals:
+        raise UsageError(f"--against {against} is not of the form KEY=VALUE, such as variant=gdpe")
+    same = [row[column] for row in rows if str(row.get(column)) == value]
+    return markdown_differences(rows, column, same[0] if same else value, metrics)
 
 
 def _figures(rows: "Sequence[Row]", metrics: list[str] | None) -> dict[str, Any]:

@@ -119,6 +119,55 @@ def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[Any
     return drops
 
 
+def differences(rows: Sequence[Row], metric: str, column: str, against: Any) -> dict[tuple[Any, str], Interval]:
+    """By how much a metric is higher than at one value of a column, seed by seed, so that what seeds share cancels.
+
+    Args:
+        rows: of the table.
+        metric: which.
+        column: such as `variant`.
+        against: the value that the others are compared with.
+
+    Returns:
+        By value of the column and schedule; only what at least one seed has at both values.
+    """
+    found: dict[tuple[Any, str], Interval] = {}
+    for (value, schedule), same in group(rows, [column, "schedule"]).items():
+        base = [row for row in rows if row.get(column) == against and row["schedule"] == schedule]
+        theirs, ours = _by_seed(base, metric), _by_seed(same, metric)
+        both = [seed for seed in ours if seed in theirs]
+        if both and value != against:
+            found[value, schedule] = _student(np.array([ours[seed] - theirs[seed] for seed in both]))
+    return found
+
+
+def markdown_differences(rows: Sequence[Row], column: str, against: Any, metrics: Sequence[str] | None = None) -> str:
+    """`differences` as a table, a line a value and schedule.
+
+    Raises:
+        EvaluationError: if nothing in the table has that value.
+    """
+    if all(str(row.get(column)) != str(against) for row in rows):
+        raise EvaluationError(f"no row of the table has {column} {against!r}")
+    chosen = metrics_of(rows) if metrics is None else metrics
+    by_metric = {name: differences(rows, name, column, against) for name in chosen}
+    header = [column, "schedule", "seeds", *map(title, chosen)]
+    lines = [header, ["---"] * len(header)]
+    for key in dict.fromkeys(key for found in by_metric.values() for key in found):
+        scores = [found.get(key) for found in by_metric.values()]
+        cells = [
+            "" if score is None else f"{'+' * (score.mean > 0)}{_show(score, scale(name), ' ± ')}"
+            for name, score in zip(chosen, scores, strict=True)
+        ]
+        lines.append([*map(str, key), str(max(score.runs for score in scores if score)), *cells])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _by_seed(rows: Sequence[Row], metric: str) -> dict[Any, float]:
+    by_seed = group([row for row in rows if is_measured(row, metric)], ["seed"])
+    return {seed: float(np.mean([row[metric] for row in same])) for (seed,), same in by_seed.items()}
+
+
 def markdown_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> str:
     """A line a setting: means over seeds, with half the width of their 95 % intervals where there are several seeds.
 

@@ -7,7 +7,9 @@ import scipy.stats
 from swjax.evaluation import EvaluationError
 from swjax.evaluation.plots import draw_all
 from swjax.evaluation.report import (
+    differences,
     latex_table,
+    markdown_differences,
     markdown_table,
     metrics_of,
     perturbation_drop,
@@ -85,6 +87,23 @@ def test_what_is_read_as_in_training_is_not_told_of_random_schedules():
     _, _, fixed, perturbed = markdown_table(rows, ["perplexity"]).splitlines()
     assert (fixed, perturbed) == ("| fixed | 1 | 1 | 2.00 |", "| random | 1 | 1 |  |")
     assert perturbation_drop(rows, "perplexity", "variant") == {}
+
+
+def test_differences_are_taken_seed_by_seed():
+    found = differences(ROWS, "event_accuracy", "variant", "offline")
+    assert {key: (score.mean, score.runs) for key, score in found.items()} == {
+        ("gdpe", "fixed"): (pytest.approx(-0.4), 1),
+        ("gdpe", "random"): (pytest.approx(-0.5), 1),
+    }
+    more = [*ROWS, make_row("offline", 1, "fixed", 0.8)]
+    over_seeds = differences(more, "event_accuracy", "variant", "offline")["gdpe", "fixed"]
+    half = scipy.stats.t.ppf(0.975, 1) * scipy.stats.sem([-0.4, -0.1])
+    assert (over_seeds.mean, over_seeds.high - over_seeds.mean) == pytest.approx((-0.25, half))
+    lines = markdown_differences(more, "variant", "offline", ["event_accuracy"]).splitlines()
+    assert lines[0] == "| variant | schedule | seeds | event accuracy (%) |"
+    assert lines[2:] == [f"| gdpe | fixed | 2 | -25.00 ± {100 * half:.2f} |", "| gdpe | random | 1 | -50.00 |"]
+    with pytest.raises(EvaluationError, match="no row of the table has variant 'ospe'"):
+        markdown_differences(ROWS, "variant", "ospe")
 
 
 def test_figures_are_drawn_of_what_varies(tmp_path):
