@@ -43,7 +43,8 @@ class Plan:
         mesh: size of each axis.
         remat: policy.
         rows: of one micro-batch; `accumulation` of them make a step.
-        parameters, optimizer, batch, temporary, peak, capacity: bytes of memory.
+        parameters, optimizer, batch, temporary, peak, capacity: bytes of memory; the peak is less than the sum of the
+            others where temporary arrays take the place of arguments that are given away.
         flops: operations of products and of attention; None where the compiler shows no program text.
         moved: bytes from and to memory; None likewise.
         sent: mesh axes -> bytes sent in collectives over them, "slices" -> to other slices; None likewise.
@@ -176,13 +177,6 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
     costs = _costs(compiled, program)
     flops = None if costs is None else costs.flops + _in_kernels(costs, model, rows, program.mesh.size)
     memory: Any = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
     return Plan(
         topology=topology,
         device_kind=devices[0].device_kind,
@@ -195,7 +189,7 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
         optimizer=_bytes_a_chip(program.shapes.opt_state),
         batch=_bytes_a_chip(batch),
         temporary=memory.temp_size_in_bytes,
-        peak=peak,
+        peak=peak_memory(memory),
         capacity=chip.memory,
         flops=flops,
         moved=None if costs is None else costs.bytes,
@@ -238,6 +232,19 @@ def best(plans: Sequence[Plan]) -> Plan | None:
     """The plan that trains most tokens a second and leaves `SPARE_MEMORY`; None if none does."""
     fitting = [plan for plan in plans if plan.spare >= SPARE_MEMORY]
     return max(fitting, key=lambda plan: plan.tokens_per_second, default=None)
+
+
+def peak_memory(memory: Any) -> int:
+    """Bytes of a chip that a program takes at its fullest.
+
+    The compiler's own count of what is alive at a time, with the program's code. What it calls temporary is more than
+    what is alive beside the arguments: it also compiles programs whose arguments and temporary arrays add up to more
+    than a chip has, as memory of arguments that are given away is used again.
+
+    Args:
+        memory: `compiled.memory_analysis()`.
+    """
+    return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
 
 
 def compile_or_refuse(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
