@@ -235,16 +235,17 @@ def best(plans: Sequence[Plan]) -> Plan | None:
 
 
 def peak_memory(memory: Any) -> int:
-    """Bytes of a chip that a program takes at its fullest.
+    """Bytes of a chip that a program takes at its fullest, as far as the compiler tells: at least these.
 
-    The compiler's own count of what is alive at a time, with the program's code. What it calls temporary is more than
-    what is alive beside the arguments: it also compiles programs whose arguments and temporary arrays add up to more
-    than a chip has, as memory of arguments that are given away is used again.
+    They are the most that it finds alive at a time, or all of its temporary arrays beside what is not given away, if
+    that is more. The sum of arguments and temporary arrays would be too much: the compiler takes programs with which
+    it is more than a chip has.
 
     Args:
         memory: `compiled.memory_analysis()`.
     """
-    return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+    kept = memory.argument_size_in_bytes - memory.alias_size_in_bytes
+    return max(memory.peak_memory_in_bytes, kept + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
 
 
 def compile_or_refuse(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -45,7 +45,7 @@ def test_plan(tmp_path):
     assert found["mesh"] == {"data": 2, "fsdp": 2, "context": 1, "tensor": 1}
     # Two moments for each trained parameter; both in float32, so nearly twice the parameters' bytes.
     assert 1 < found["optimizer"] / found["parameters"] <= 2.01
-    assert found["peak"] >= found["parameters"] + found["optimizer"] + found["batch"]
+    assert max(found["parameters"] + found["optimizer"] + found["batch"], found["temporary"]) <= found["peak"]
     assert set(found["seconds"]) == {"compute", "memory", "links"}
     assert found["step_seconds"] == max(found["seconds"].values()) > 0
     # What the compiled step computes is what is needed and what it recomputes, not what one turn of its loops does.
