@@ -227,6 +227,8 @@ class EngineLoop:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
             self._counts.add("refused", by=reason)
+            if reason == "closed":
+                message = Ended("closed", "", 0.0)
         else:
             self._engine.close(stream)
             del self._tickets[stream]

@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class Server:
         app.router.add_get("/", self._page)
         app.router.add_get("/page/{name}", self._page)
         app.router.add_get("/ws", self._connect)
+        app.router.add_get("/hello", self._hello)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=2 * self._limits.send_s)
@@ -151,6 +153,11 @@ class Server:
         if len(self._shared.connections) >= self._limits.max_clients:
             raise self._refusal(web.HTTPServiceUnavailable, "clients", "there are too many clients; try again later")
         return await Connection(self._shared).run(request)
+
+    async def _hello(self, request: web.Request) -> web.StreamResponse:
+        """What the first message of a socket says, for a page that wants to know it before."""
+        self._check_token(request)
+        return web.json_response(asdict(self._shared.offer.hello()))
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         status = "failed" if self.failure is not None else "stopping" if self.over.is_set() else "ok"

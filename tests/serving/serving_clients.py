@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-from dataclasses import replace
 
 import aiohttp
 import numpy as np
@@ -44,9 +43,8 @@ def expected_words(engine, tokenizer, record, videos, **settings) -> list[list[i
             for first in range(0, len(pictures) - 1, 2)
         ]
         requests.append(Request(QUESTION, frames, StreamSettings(**{"max_tail": TAIL, **settings})))
-    return [
-        stream.answer for _, stream in sorted({n: s for n, s, _ in run_streams(engine, tokenizer, requests)}.items())
-    ]
+    streams = {number: stream for number, stream, _ in run_streams(engine, tokenizer, requests)}
+    return [streams[number].answer for number in range(len(requests))]
 
 
 @contextlib.asynccontextmanager
@@ -56,17 +54,11 @@ async def serving(source, engine, size, tokenizer, *, access=None, **limits):
     server = Server(engine, size, tokenizer, offer, access or Access("127.0.0.1"))
     port = await server.start(0)
     try:
-        async with aiohttp.ClientSession(
-            f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=0)
-        ) as session:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as session:
             yield server, session
     finally:
         await server.stop()
-
-
-def one_row(size):
-    """The size of an engine with one row."""
-    return replace(size, rows=1)
 
 
 async def tell(socket, kind: str, **fields) -> None:
