@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from swjax.conversion.streaming_model import StreamingModel, StreamingRecord
+from swjax.conversion.streaming_model import StreamingRecord
 from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resized_size
 from swjax.inference import BatchEngine
 from swjax.inference.batch_engine import CHUNK_SIZES
+from swjax.models.qwen2_5_vl import Qwen2_5_VL
 from swjax.serving.limits import Limits
 
 QUESTION_SLOTS = 256
@@ -74,14 +75,10 @@ class EngineSize:
         return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), grids)
 
 
-def build_engine(source: StreamingModel, size: EngineSize) -> BatchEngine:
-    """Make an engine whose rows do not grow, so that no stream waits while another's row is made larger; and warm it.
-
-    Raises:
-        ValueError: if the model's patches are not those of Qwen2.5-VL.
-    """
+def build_engine(model: Qwen2_5_VL, size: EngineSize) -> BatchEngine:
+    """Make an engine whose rows do not grow, so that no stream waits while another's row is made larger; and warm it."""
     engine = BatchEngine(
-        source.model,
+        model,
         rows=size.rows,
         frame_units=size.frame_units,
         slots=size.slots,

@@ -36,4 +36,4 @@ def size(source):
 @pytest.fixture(scope="session")
 def engine(source, size):
     """One warm engine for all servers, one after another."""
-    return build_engine(source, size)
+    return build_engine(source.model, size)

@@ -189,7 +189,7 @@ def test_the_webcam_is_described_until_it_is_stopped(browser, url, video):
     no_complaints(browser)
 
 
-def test_errors_are_shown_in_words(browser, serve_in_thread, url, video, tmp_path):
+def test_errors_are_shown_in_words(browser, url, video, tmp_path):
     prepare(browser, url, video)
     (broken := tmp_path / "broken.mp4").write_bytes(b"no video")
     browser.find_element("id", "file").send_keys(str(broken))

@@ -78,7 +78,7 @@ function showHello() {
   const modes = [...new Set([hello.defaults.mode, ...Object.values(hello.modes).flat()])];
   const options = (names, texts = {}) => names.map((name) => new Option(texts[name] ?? name, name));
   $("mode").replaceChildren(...options(modes, MODE_TEXTS));
-  $("other").replaceChildren(...options(modes, MODE_TEXTS));
+  $("other").replaceChildren(...options(modes));
   $("other").value = modes.find((mode) => mode !== hello.defaults.mode) ?? modes[0];
   $("variant").replaceChildren(new Option("as the mode needs", ""), ...options(Object.keys(hello.modes)));
 }
@@ -169,7 +169,7 @@ async function start() {
       video.pause();
       video.currentTime = 0;
     }
-    const ended = await openLanes(lanes, isWebcam || speed > 0, stopping);
+    const { ended } = await openLanes(lanes, isWebcam || speed > 0, stopping);
     setState("streaming", "Streaming.");
     const sentAt = [];
     const began = performance.now();
@@ -203,7 +203,7 @@ async function start() {
   }
 }
 
-// Open the streams of all lanes; resolves when all have a row, to a promise of their ends.
+// Open the streams of all lanes; resolves when all have a row; `ended` resolves when all have ended.
 async function openLanes(lanes, isLive, stopping) {
   const ends = [];
   const opened = lanes.map((lane) => new Promise((resolve, reject) => {
@@ -256,7 +256,7 @@ async function openLanes(lanes, isLive, stopping) {
   const all = Promise.all(ends);
   all.catch(() => {}); // told below, or where the ends are awaited
   await Promise.all(opened);
-  return all;
+  return { ended: all }; // a promise of its own would be awaited here
 }
 
 async function choose(file) {
