@@ -37,8 +37,8 @@ class EngineSize:
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:
-        """Tokens of a pass beside the word: as many as a frame has or a question, and no more to be compiled."""
-        largest = next((size for size in CHUNK_SIZES[1:] if size >= self.frame_units), CHUNK_SIZES[-1])
+        """Tokens of a pass beside the word: up to as many as a frame has, as each size is compiled."""
+        largest = next((size for size in CHUNK_SIZES if size >= self.frame_units), CHUNK_SIZES[-1])
         return CHUNK_SIZES[: CHUNK_SIZES.index(largest) + 1]
 
     @classmethod
@@ -76,7 +76,7 @@ class EngineSize:
 
 
 def build_engine(model: Qwen2_5_VL, size: EngineSize) -> BatchEngine:
-    """Make an engine whose rows do not grow, so that no stream waits while another's row is made larger; and warm it."""
+    """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger."""
     engine = BatchEngine(
         model,
         rows=size.rows,

@@ -15,6 +15,7 @@ BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SECONDS = 4
 TAIL = 8
 WAIT_S = 60
+ZOOM_IN = "const zoom = document.getElementById('zoom'); zoom.value = 11; zoom.dispatchEvent(new Event('input'))"
 
 if not (BROWSER and DRIVER) and os.environ.get("SWJAX_REQUIRE_BROWSER") != "1":
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
@@ -110,6 +111,11 @@ def count(browser, selector: str) -> int:
     return len(browser.find_elements("css selector", selector))
 
 
+def ends(browser) -> list[float]:
+    """Where the timelines show the end of the answers, in pixels."""
+    return [float(line.get_attribute("x1")) for line in browser.find_elements("css selector", ".timeline .end")]
+
+
 def choose(browser, name: str, value: str) -> None:
     from selenium.webdriver.support.ui import Select
 
@@ -166,11 +172,10 @@ def test_two_modes_are_compared_on_the_same_pictures(browser, url, video):
     assert first == second, "both modes say the same, at other times"
     assert count(browser, ".lane .word") == 2 * (3 * (SECONDS - 1) + TAIL)
     assert count(browser, ".lane .seen") == 2 * SECONDS
-    before = browser.find_element("css selector", ".timeline").size["width"]
-    browser.execute_script(
-        "const z = document.getElementById('zoom'); z.value = 11; z.dispatchEvent(new Event('input'))"
-    )
-    assert browser.find_element("css selector", ".timeline").size["width"] > before
+    first, second = ends(browser)
+    browser.execute_script(ZOOM_IN)
+    assert ends(browser)[0] > 2 * first
+    assert ends(browser)[1] > 2 * second
     assert count(browser, ".lane .word") == 2 * (3 * (SECONDS - 1) + TAIL)
     no_complaints(browser)
 

@@ -5,10 +5,13 @@ import contextlib
 import ctypes
 import gc
 import json
+import re
 import socket as sockets
 import struct
+from pathlib import Path
 
 import aiohttp
+import av
 import jax
 import pytest
 from serving_clients import (
@@ -28,9 +31,11 @@ from serving_clients import (
 )
 from test_pictures import png_of, webp_of
 
-from swjax.inference import BatchEngine
+from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSettings, read_frames, run_streams
+from swjax.inference.frames import make_frame
 from swjax.serving import Access
 
+ROOT = Path(__file__).parents[2]
 LENGTHS = (6, 2, 9, 5, 7, 4, 3, 8)  # pictures; an odd one at the end is dropped
 
 
@@ -86,9 +91,6 @@ def test_words_are_those_of_the_engine_alone(source, engine, size, tokenizer, fi
     ids=lambda options: next(iter(options)),
 )
 def test_a_client_chooses_how(source, engine, size, tokenizer, videos, files, options):
-    from swjax.inference import Mode, Request, Sampling, StreamSettings, run_streams
-    from swjax.inference.frames import make_frame
-
     named = {name: options[name] for name in ("variant", "wait_k", "gap") if name in options}
     drawn = {name: value for name, value in options.items() if name not in (*named, "mode")}
     settings = StreamSettings(**named, max_tail=TAIL, sampling=Sampling(**drawn))
@@ -204,17 +206,17 @@ async def stop_reading(session, files):
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     await loop.sock_sendall(raw, head.encode())
-    await loop.sock_sendall(raw, frame(json.dumps({"type": "open", "max_tail": 300}).encode(), 1))
+    await loop.sock_sendall(raw, mask(json.dumps({"type": "open", "max_tail": 300}).encode(), 1))
     heard = b""
     while b'"opened"' not in heard:
         heard += await loop.sock_recv(raw, 2048)
-    await loop.sock_sendall(raw, frame(b'{"type": "last"}', 1))
+    await loop.sock_sendall(raw, mask(b'{"type": "last"}', 1))
     for data in files[:2]:
-        await loop.sock_sendall(raw, frame(data, 2))
+        await loop.sock_sendall(raw, mask(data, 2))
     return raw
 
 
-def frame(data: bytes, kind: int) -> bytes:
+def mask(data: bytes, kind: int) -> bytes:
     """A masked WebSocket frame, the mask being zero."""
     size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
     return bytes([0x80 | kind]) + size + bytes(4) + data
@@ -458,3 +460,28 @@ def test_clients_are_told_when_the_server_is_stopped(source, engine, size, token
 
     asyncio.run(run())
     assert engine.free == ROWS
+
+
+def test_the_example_of_the_documents_runs_as_it_stands(source, engine, size, tokenizer, videos, tmp_path, capsys):
+    video = tmp_path / "video.mp4"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture in videos[2]:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.S)
+    functions, call = example.rsplit("\n\n\n", 1)
+    assert call == "print(asyncio.run(describe(URL, VIDEO)))\n"
+    given = {}
+    exec(functions, given)
+
+    async def run():
+        async with serving(source, engine, size, tokenizer, max_tail=TAIL) as (_, session):
+            return await given["describe"](str(session._base_url), str(video))
+
+    text = asyncio.run(run())
+    frames = read_frames(str(video), fps=2.0, min_pixels=source.record.min_pixels, max_pixels=source.record.max_pixels)
+    *_, (_, alone, _) = run_streams(engine, tokenizer, [Request(QUESTION, frames, StreamSettings(max_tail=TAIL))])
+    assert text == alone.text
+    assert len(capsys.readouterr().out.splitlines()) >= len(alone.answer)
