@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     _describe(size, modes)
-    engine = build_engine(source.model, size)
+    engine = build_engine(source.model, size, tokenizer)
 
     def listening(port: int) -> None:
         host = f"[{args.host}]" if ":" in args.host else args.host

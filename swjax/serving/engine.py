@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from swjax.conversion.streaming_model import StreamingRecord
-from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resized_size
-from swjax.inference import BatchEngine
+from swjax.data.patches import MERGE_SIZE, PATCH_DIM, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resized_size
+from swjax.inference import BatchEngine, Frame, StreamSettings
 from swjax.inference.batch_engine import CHUNK_SIZES
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
 from swjax.serving.limits import Limits
@@ -75,8 +78,12 @@ class EngineSize:
         return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), grids)
 
 
-def build_engine(model: Qwen2_5_VL, size: EngineSize) -> BatchEngine:
-    """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger."""
+def build_engine(model: Qwen2_5_VL, size: EngineSize, tokenizer: Any) -> BatchEngine:
+    """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
+
+    Raises:
+        ValueError: if the tokenizer has no chat template for questions about videos.
+    """
     engine = BatchEngine(
         model,
         rows=size.rows,
@@ -88,6 +95,15 @@ def build_engine(model: Qwen2_5_VL, size: EngineSize) -> BatchEngine:
     )
     for grid in size.grids.values():
         engine.warm_up(grid)
+    # One stream for nothing, so that no first client waits for what is left to be compiled.
+    stream = engine.open(tokenizer, question="What happens?", settings=StreamSettings(max_tail=1))
+    for rows, columns in size.grids.values():
+        patches = np.zeros((rows * columns, PATCH_DIM), np.uint8)
+        engine.see(stream, Frame(patches, (rows, columns), 0.0))
+    engine.finish(stream)
+    while engine.has_work:
+        engine.step()
+    engine.close(stream)
     return engine
 
 

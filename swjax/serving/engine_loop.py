@@ -171,7 +171,7 @@ class EngineLoop:
         """Give free rows to those who wait, and tell the others their places."""
         while self._waiting and self._engine.free:
             ticket = self._waiting.popleft()
-            choice = ticket.choice
+            choice, began_s = ticket.choice, time.monotonic()
             try:
                 stream = self._engine.open(
                     self._tokenizer,
@@ -183,7 +183,7 @@ class EngineLoop:
             except ValueError as error:
                 self._end(ticket, "refused", Failed("refused", str(error)))
                 continue
-            ticket._stream, ticket.opened_s = stream, time.monotonic()
+            ticket._stream, ticket.opened_s = stream, began_s
             self._tickets[stream] = ticket
             self._counts.add("streams_opened")
             settings = choice.settings
@@ -196,6 +196,7 @@ class EngineLoop:
                     settings.wait_k,
                     settings.max_tail,
                     choice.when_behind,
+                    time.monotonic() - began_s,
                 ),
             )
         for place, ticket in enumerate(tuple(self._waiting), start=1):

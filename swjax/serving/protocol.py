@@ -142,7 +142,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Opened:
-    """The stream has a row: pictures may come now. Times of later messages count from here."""
+    """The stream has a row: pictures may come now. Times count from when it got it, which is `wall_s` ago."""
 
     question: str
     variant: str
@@ -150,6 +150,7 @@ class Opened:
     wait_k: int
     max_tail: int
     when_behind: WhenBehind | None
+    wall_s: float
 
 
 @dataclass(frozen=True)

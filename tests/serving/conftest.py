@@ -34,6 +34,6 @@ def size(source):
 
 
 @pytest.fixture(scope="session")
-def engine(source, size):
+def engine(source, size, tokenizer):
     """One warm engine for all servers, one after another."""
-    return build_engine(source.model, size)
+    return build_engine(source.model, size, tokenizer)

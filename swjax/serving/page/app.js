@@ -222,8 +222,8 @@ async function openLanes(lanes, isLive, stopping) {
           lane.state.textContent = `in line, place ${place}`;
           setState("opening", "All rows of the server are taken; waiting for one.");
         },
-        opened: () => {
-          lane.openedAt = performance.now();
+        opened: ({ wall_s }) => {
+          lane.openedAt = performance.now() - 1000 * wall_s;
           lane.state.textContent = "watching";
           resolve();
         },
