@@ -77,9 +77,6 @@ class Connection:
         self._count = 0
         self._is_last = self._finished = self._limited = False
         self.outbox = Outbox(asyncio.get_running_loop(), self._limits.outbox_messages)
-
-    async def run(self, request: web.Request) -> web.WebSocketResponse:
-        """Serve the client until its stream has ended or it has gone."""
         # No compression: a small message could be made to become a very large one.
         self._socket = web.WebSocketResponse(
             max_msg_size=max(2 * self._limits.max_message_bytes, 4 * CONTROL_MESSAGE_BYTES),
@@ -87,34 +84,46 @@ class Connection:
             timeout=self._limits.send_s,
             writer_limit=min(16_384, self._limits.send_buffer_bytes),
         )
+
+    async def run(self, request: web.Request) -> web.WebSocketResponse:
+        """Serve the client until its stream has ended or it has gone."""
+        self._shared.connections.add(self)
+        try:
+            await self._prepare(request)
+            await self._converse()
+        finally:
+            self._shared.connections.discard(self)
+            if self._ticket is not None:
+                self._shared.engine.close(self._ticket, "vanished")
+            if request.transport is not None and self._socket.close_code in (None, 1006):
+                request.transport.abort()  # or what it does not read would be kept for it
+        return self._socket
+
+    async def _prepare(self, request: web.Request) -> None:
         await self._socket.prepare(request)
         transport = request.transport
         if transport is not None and (tcp := transport.get_extra_info("socket")) is not None:
             # What is buffered of unread words is not seen in the outbox, so it may not be much.
             transport.set_write_buffer_limits(high=self._limits.send_buffer_bytes)
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.send_buffer_bytes)
-        self._shared.connections.add(self)
+
+    async def _converse(self) -> None:
+        """Read and send until one of both is over; then say goodbye, if the client is still there."""
         self.outbox.put(self._offer.hello())
         reader, sender = asyncio.create_task(self._guard(self._read())), asyncio.create_task(self._send())
         try:
             await asyncio.wait((reader, sender), return_when=asyncio.FIRST_COMPLETED)
             if reader.done() and reader.result():
                 await asyncio.wait((sender,))
-            if sender.done() and sender.result() is not None:
+            if sender.done() and (code := sender.result()) is not None:
                 await _cancel(reader)
                 async with asyncio.timeout(2 * self._limits.send_s):
-                    await self._socket.close(code=sender.result() or 1000)
+                    await self._socket.close(code=code)
         except TimeoutError:
             pass  # it does not read its goodbye either
         finally:
             await _cancel(reader)
             await _cancel(sender)
-            self._shared.connections.discard(self)
-            if self._ticket is not None:
-                self._shared.engine.close(self._ticket, "vanished")
-            if transport is not None and self._socket.close_code in (None, 1006):
-                transport.abort()  # or what it does not read would be kept for it
-        return self._socket
 
     def fail(self, failure: Failed) -> None:
         """End the stream, and tell the client why."""
