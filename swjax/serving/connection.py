@@ -1,61 +1,29 @@
 """One client: its messages are read and checked one after another, while what it is told is sent."""
 
 import asyncio
-import functools
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Coroutine
+from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from swjax.data.patches import TEMPORAL_PATCH_SIZE
-from swjax.serving.counts import Counts
-from swjax.serving.engine_loop import EngineLoop, Ticket
+from swjax.serving.engine_loop import Ticket
+from swjax.serving.intake import Intake, Shared, too_early
 from swjax.serving.limits import CONTROL_MESSAGE_BYTES
-from swjax.serving.offer import Offer
 from swjax.serving.outbox import Outbox
-from swjax.serving.pictures import check_picture, decode_frame
+from swjax.serving.parsing import parse
 from swjax.serving.protocol import (
     CLOSE_CODES,
     Close,
     Failed,
     Finish,
     Last,
-    Limited,
     Open,
     ProtocolError,
     ServerMessage,
     encode,
-    parse,
 )
-
-Result = TypeVar("Result")
-
-
-@dataclass
-class Shared:
-    """What all connections of a server share.
-
-    Attributes:
-        offer: what clients can have.
-        engine: the engine's thread.
-        counts: counts what happens.
-        decoders: threads in which pictures are decoded.
-        max_patches: patches of the largest frame that the engine takes.
-        shapes: numbers of patches of a frame that the vision tower is, or will be, compiled for.
-        connections: those that are open.
-    """
-
-    offer: Offer
-    engine: EngineLoop
-    counts: Counts
-    decoders: Executor
-    max_patches: int
-    shapes: set[int]
-    connections: "set[Connection]" = field(default_factory=set)
 
 
 class Vanished(Exception):
@@ -72,10 +40,7 @@ class Connection:
     def __init__(self, shared: Shared):
         self._shared, self._offer, self._limits = shared, shared.offer, shared.offer.limits
         self._ticket: Ticket | None = None
-        self._size: tuple[int, int] | None = None
-        self._pictures: list[bytes] = []
-        self._count = 0
-        self._is_last = self._finished = self._limited = False
+        self._intake: Intake | None = None
         self.outbox = Outbox(asyncio.get_running_loop(), self._limits.outbox_messages)
         # No compression: a small message could be made to become a very large one.
         self._socket = web.WebSocketResponse(
@@ -162,16 +127,14 @@ class Connection:
     async def _read(self) -> None:
         while not isinstance(message := await self._receive(), Close):
             match message:
-                case bytes():
-                    await self._take_picture(message)
                 case Open():
                     self._open(message)
+                case bytes():
+                    await self._need_intake("a picture").take(message)
                 case Last():
-                    self._need_open("last")
-                    self._is_last = True
+                    self._need_intake("last").last()
                 case Finish():
-                    if not self._finished:
-                        self._finish(self._need_open("finish"))
+                    self._need_intake("finish").finish()
         if self._ticket is None:
             raise Vanished
         self._shared.engine.close(self._ticket, "closed")
@@ -198,9 +161,12 @@ class Connection:
 
     def _deadline(self) -> float | None:
         """When the next message must have come, by the event loop's clock; None if none needs to come."""
-        if self._finished:
-            return None
-        return asyncio.get_running_loop().time() + min(self._limits.idle_s, self._wall_left_s())
+        left_s = self._limits.idle_s
+        if self._intake is not None:
+            if self._intake.finished:
+                return None
+            left_s = min(left_s, self._intake.left_s)
+        return asyncio.get_running_loop().time() + left_s
 
     def _may_be_silent(self) -> bool:
         """Whether the client has waited for a row until a moment ago."""
@@ -209,16 +175,9 @@ class Connection:
         opened_s = self._ticket.opened_s
         return opened_s is None or time.monotonic() - opened_s < min(self._limits.idle_s, self._limits.max_wall_s)
 
-    def _wall_left_s(self) -> float:
-        if self._ticket is None or self._ticket.opened_s is None:
-            return self._limits.max_wall_s
-        return max(0.0, self._ticket.opened_s + self._limits.max_wall_s - time.monotonic())
-
     def _late(self) -> ProtocolError:
-        if self._wall_left_s() == 0.0:
-            return ProtocolError(
-                "time_limit", f"the video had not ended {self._limits.max_wall_s:g} s after the stream was opened"
-            )
+        if self._intake is not None and self._intake.is_late:
+            return self._intake.too_late()
         return ProtocolError(
             "idle", f"nothing came for {self._limits.idle_s:g} s; send pictures as they are taken, and then finish"
         )
@@ -226,90 +185,14 @@ class Connection:
     def _open(self, message: Open) -> None:
         if self._ticket is not None:
             raise ProtocolError("bad_message", '"open" came twice; open another socket for another stream')
-        ticket = Ticket(self._offer.choose(message), self.outbox)
-        self._ticket = ticket
-        self._shared.engine.open(ticket)
+        self._ticket = Ticket(self._offer.choose(message), self.outbox)
+        self._intake = Intake(self._shared, self._ticket)
+        self._shared.engine.open(self._ticket)
 
-    def _need_open(self, what: str) -> Ticket:
-        """The ticket, when it has a row and the video goes on."""
-        if self._ticket is None or self._ticket.opened_s is None:
-            raise ProtocolError("bad_message", f"{what} came too early; send open and wait for the message opened")
-        if self._finished and not self._limited:
-            raise ProtocolError("bad_message", f"{what} came after the video's end; open another socket for another")
-        return self._ticket
-
-    async def _take_picture(self, data: bytes) -> None:
-        ticket, number = self._need_open("a picture"), self._count
-        if self._limited:
-            return
-        if self._wall_left_s() == 0.0:
-            raise self._late()
-        self._shared.counts.add("pictures")
-        self._shared.counts.add("picture_bytes", len(data))
-        size = await self._in_thread(check_picture, data, number, self._limits)
-        if self._size is not None and size != self._size:
-            text = f"picture {number} has {size[0]} x {size[1]} pixels and those before it {self._size[0]} x "
-            raise ProtocolError("bad_picture", f"{text}{self._size[1]}; send all of a video at one size")
-        self._size = size
-        self._pictures.append(data)
-        self._count += 1
-        if len(self._pictures) == TEMPORAL_PATCH_SIZE:
-            await self._hand_over(ticket)
-        if self._count == self._offer.max_pictures and not self._finished:
-            self._limited = True
-            self._finish(ticket)
-            self.outbox.put(
-                Limited(f"a video may have {self._limits.max_video_s:g} s here; what comes after it is not looked at")
-            )
-
-    async def _hand_over(self, ticket: Ticket) -> None:
-        """Make a frame of the pictures that have come, when there is room for it."""
-        await ticket.room.wait()
-        record, files = self._offer.record, tuple(self._pictures)
-        self._pictures.clear()
-        frame = await self._in_thread(
-            decode_frame,
-            files,
-            self._count - len(files),
-            fps=record.fps,
-            min_pixels=record.min_pixels,
-            max_pixels=record.max_pixels,
-        )
-        self._check_shape(len(frame.patches))
-        self._shared.engine.see(ticket, frame, last=self._is_last)
-        self._finished = self._is_last
-
-    def _check_shape(self, patches: int) -> None:
-        """Refuse frames for which the model would have to be compiled too often, or that are too large for it."""
-        shapes, largest = self._shared.shapes, self._shared.max_patches
-        if patches > largest:
-            raise ProtocolError(
-                "bad_picture",
-                f"pictures of this shape become frames of {patches} patches, and {largest} are the most; send them "
-                "less oblong",
-            )
-        if patches not in shapes and len(shapes) >= self._limits.max_frame_shapes:
-            raise ProtocolError(
-                "bad_picture",
-                f"pictures of this shape become frames of {patches} patches, for which the model is not compiled; send "
-                f"another shape: it is compiled for {', '.join(map(str, sorted(shapes)))} patches",
-            )
-        shapes.add(patches)
-
-    async def _in_thread(self, function: Callable[..., Result], *args: Any, **named: Any) -> Result:
-        """Call a function that takes its time in one of the threads for pictures."""
-        call = functools.partial(function, *args, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._shared.decoders, call)
-
-    def _finish(self, ticket: Ticket) -> None:
-        if self._count < TEMPORAL_PATCH_SIZE:
-            raise ProtocolError(
-                "bad_message",
-                f"the video has ended after {self._count} pictures, and {TEMPORAL_PATCH_SIZE} make a frame; send more",
-            )
-        if not self._finished:
-            self._finished = True
-            self._shared.engine.finish(ticket)
+    def _need_intake(self, what: str) -> Intake:
+        if self._intake is None:
+            raise too_early(what)
+        return self._intake
 
 
 def _close_code(message: ServerMessage) -> int:

@@ -15,10 +15,11 @@ from swjax.data.patches import MERGE_SIZE
 from swjax.inference import BatchEngine
 from swjax.serving import counts as counting
 from swjax.serving.access import Access
-from swjax.serving.connection import Connection, Shared
+from swjax.serving.connection import Connection
 from swjax.serving.counts import Counts
 from swjax.serving.engine import EngineSize
 from swjax.serving.engine_loop import EngineLoop
+from swjax.serving.intake import Shared
 from swjax.serving.offer import Offer
 from swjax.serving.protocol import Failed
 

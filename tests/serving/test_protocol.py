@@ -6,7 +6,8 @@ import pytest
 from swjax.conversion.streaming_model import StreamingRecord
 from swjax.inference import Mode, StreamSettings
 from swjax.serving import Limits, Offer
-from swjax.serving.protocol import Close, Ended, Finish, Last, Open, ProtocolError, Word, encode, parse
+from swjax.serving.parsing import parse
+from swjax.serving.protocol import Close, Ended, Finish, Last, Open, ProtocolError, Word, encode
 from swjax.streaming import Variant
 
 LIMITS = Limits()

@@ -114,10 +114,11 @@ def test_a_camera_finishes_when_it_wants(source, engine, size, tokenizer, files)
     async def run():
         async with serving(source, engine, size, tokenizer) as (_, session):
             socket = await begin(session, when_behind="drop")
-            for data in files[0][:4]:
-                await socket.send_bytes(data)
-            while (await hear(socket, "word"))[-1]["index"] < 4:
-                pass
+            for first in (0, 2):  # the second frame when the first one's words are said, or it may take its place
+                for data in files[0][first : first + 2]:
+                    await socket.send_bytes(data)
+                while (await hear(socket, "word", "error"))[-1]["index"] % 3 < 2:
+                    pass
             await socket.send_bytes(files[0][4])  # its second picture never comes
             await tell(socket, "finish")
             await tell(socket, "finish")
