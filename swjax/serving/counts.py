@@ -13,7 +13,7 @@ _COUNTERS = {
     "pictures": "Pictures that have been received.",
     "picture_bytes": "Bytes of these.",
     "frames_seen": "Frames that words could see.",
-    "frames_left_out": "Frames that came too fast, by what became of them.",
+    "frames_behind": "Frames that came too fast, by what became of them.",
     "words": "Answer tokens that have been spoken.",
 }
 

@@ -235,7 +235,7 @@ class EngineLoop:
             del self._tickets[stream]
             self._counts.add("streams_ended", by=reason)
             for fate in ("delayed", "dropped", "merged"):
-                self._counts.add("frames_left_out", getattr(stream.tally, f"frames_{fate}"), by=fate)
+                self._counts.add("frames_behind", getattr(stream.tally, f"frames_{fate}"), by=fate)
             if reason == "closed":
                 message = _ended(stream, StreamEnded("closed", stream.text, time.monotonic() - (ticket.opened_s or 0)))
         if message is not None:

@@ -180,6 +180,18 @@ def test_two_modes_are_compared_on_the_same_pictures(browser, url, video):
     no_complaints(browser)
 
 
+def test_a_mode_brings_its_variant(browser, url, video):
+    prepare(browser, url, video)
+    choose(browser, "mode", "interleaved")
+    choose(browser, "speed", "0")
+    browser.find_element("id", "wait_k").send_keys("2")
+    browser.find_element("id", "start").click()
+    wait_for(browser, "ended")
+    assert browser.find_element("css selector", ".lane h3").text == "interleaved (interleave)"
+    assert count(browser, ".said .word") == 2 * (SECONDS - 1) + TAIL
+    no_complaints(browser)
+
+
 def test_the_webcam_is_described_until_it_is_stopped(browser, url, video):
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
