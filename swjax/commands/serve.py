@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # at run time they are imported where they are used, so that 
 
 NAME = "serve"
 HELP = "let many users stream their videos, in a web page or over WebSockets"
+
+TOKEN_VARIABLE = "SWJAX_TOKEN"
 
 DESCRIPTION = """\
 Serve a model that speaks while it watches: a web page that shows a file or the webcam with the words under it, and a
@@ -38,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listening = parser.add_argument_group("who can connect")
     listening.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     listening.add_argument("--port", type=int, default=8765, help="0 for any that is free (default: %(default)s)")
-    listening.add_argument("--token", help="what clients must show; made and printed where it is needed and not given")
+    listening.add_argument(
+        "--token",
+        default=os.environ.get(TOKEN_VARIABLE),
+        help=f"what clients must show (default: the environment variable {TOKEN_VARIABLE}, which other users of the "
+        "machine do not see; made and printed where it is needed and not given)",
+    )
     listening.add_argument(
         "--allow-origin",
         action="append",

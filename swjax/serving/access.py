@@ -53,6 +53,8 @@ class Access:
     def __post_init__(self) -> None:
         if not self.token and not is_loopback(self.host):
             raise ValueError(f"{self.host} can be reached from other machines, so a token is needed")
+        if self.token and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
+            raise ValueError("a token must be of ASCII letters, digits and signs, without spaces")
         for origin in self.origins:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:

@@ -12,6 +12,12 @@ def test_an_address_that_others_reach_needs_a_token():
         assert Access(host).check_token({}, {}) is None
 
 
+def test_a_token_must_be_one_word():
+    for token in ("two words", "naïve", "line\n"):
+        with pytest.raises(ValueError, match="without spaces"):
+            Access("127.0.0.1", token)
+
+
 def test_the_token_is_taken_from_header_or_query():
     access = Access("0.0.0.0", token := make_token())
     assert access.check_token({"Authorization": f"Bearer {token}"}, {}) is None

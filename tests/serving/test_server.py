@@ -33,7 +33,7 @@ from test_pictures import png_of, webp_of
 
 from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSettings, read_frames, run_streams
 from swjax.inference.frames import make_frame
-from swjax.serving import Access
+from swjax.serving import Access, Offer, ServingError, serve
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = (6, 2, 9, 5, 7, 4, 3, 8)  # pictures; an odd one at the end is dropped
@@ -447,6 +447,28 @@ def test_an_engine_that_fails_ends_the_server_and_tells_everybody(
 
     asyncio.run(run())
     assert "the engine has failed" in caplog.text
+    assert engine.free == ROWS
+
+
+def test_a_failed_engine_is_the_end_of_serving(source, engine, size, tokenizer, files, monkeypatch):
+    def fail(self):
+        raise FloatingPointError("the device is on fire")
+
+    async def run():
+        listening = asyncio.get_running_loop().create_future()
+        offer, access = Offer("tiny", source.record), Access("127.0.0.1")
+        over = asyncio.create_task(
+            serve(engine, size, tokenizer, offer, access, port=0, on_listening=listening.set_result)
+        )
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{await listening}") as session:
+            socket = await session.ws_connect("/ws")
+            monkeypatch.setattr(BatchEngine, "step", fail)
+            await tell(socket, "open")
+            assert (await hear(socket))[-1]["code"] == "engine_failure"
+            with pytest.raises(ServingError, match="on fire"):
+                await over
+
+    asyncio.run(run())
     assert engine.free == ROWS
 
 
