@@ -151,6 +151,8 @@ class Connection:
                 if self._may_be_silent():
                     continue
                 raise self._late() from error
+            except ConnectionError as error:  # it has gone before its ping was answered
+                raise Vanished from error
         if message.type is WSMsgType.BINARY:
             return message.data
         if message.type is WSMsgType.TEXT:

@@ -158,6 +158,7 @@ async def vanish(session, files):
     socket = await begin(session)
     for data in files[:3]:
         await socket.send_bytes(data)
+        await socket.ping()
     socket._response.connection.transport.abort()
 
 
