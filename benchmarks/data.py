@@ -34,9 +34,10 @@ from swjax.data.builders.prepare import prepare_records
 from swjax.data.builders.recipe import Recipe
 from swjax.data.chat import EVALUATION_QUESTION, encode_chat
 from swjax.data.clips import QUALITY, decode_clip
+from swjax.data.encoding import encode_example
 from swjax.data.example import EncodedClip
 from swjax.data.patches import resize, resized_size
-from swjax.data.pipeline import PipelineConfig, encode_example
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.records import open_records
 from swjax.data.sources import open_source
 from swjax.data.tokenizer import load_tokenizer

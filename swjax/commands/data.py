@@ -14,7 +14,7 @@ from rich.table import Table
 from swjax.commands.say import UsageError, console, refusing
 
 if TYPE_CHECKING:
-    from swjax.data.pipeline import PipelineConfig
+    from swjax.data.pipeline_config import PipelineConfig
     from swjax.data.statistics import Statistics
 
 NAME = "data"
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for."""
-    from swjax.data.pipeline import PipelineConfig
+    from swjax.data.pipeline_config import PipelineConfig
     from swjax.data.sources import open_source
     from swjax.data.statistics import measure
     from swjax.data.tokenizer import load_tokenizer

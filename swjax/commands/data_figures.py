@@ -10,7 +10,7 @@ import numpy as np
 from swjax.commands.say import UsageError
 from swjax.data.example import VideoExample
 from swjax.data.patches import TEMPORAL_PATCH_SIZE, video_to_patches
-from swjax.data.pipeline import PipelineConfig
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.statistics import Statistics, words_by_frame
 from swjax.data.video import decode_video
 

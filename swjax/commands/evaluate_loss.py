@@ -17,7 +17,8 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     import numpy as np
 
     from swjax.conversion.parameters import merge_parameters, split_parameters
-    from swjax.data.pipeline import PipelineConfig, build_pipeline
+    from swjax.data.pipeline import build_pipeline
+    from swjax.data.pipeline_config import PipelineConfig
     from swjax.data.rejected import RejectedLog
     from swjax.evaluation.bootstrap import ratio_score
     from swjax.evaluation.metrics import perplexity

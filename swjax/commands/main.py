@@ -16,12 +16,13 @@ from swjax.commands import (
     prepare,
     quickstart,
     report,
+    serve,
     stream,
     sweep,
     train,
 )
 
-VERBS = (quickstart, prepare, data, train, evaluate, sweep, report, stream, export, import_, layout, plan)
+VERBS = (quickstart, prepare, data, train, evaluate, sweep, report, stream, serve, export, import_, layout, plan)
 
 DESCRIPTION = """\
 Train and run video-language models that speak while they watch.

@@ -34,6 +34,7 @@ EXAMPLE = """\
 examples:
   swjax plan --config configs/pe_video_7b.py --model 7b --topology v5p:4x4x4 --config.mesh.fsdp=64
   swjax plan --config configs/pe_video_7b.py --model 7b --topology v6e:8x8 --search --video-hours 1000
+  swjax plan --config configs/pe_video_7b.py --model 7b --topology v5e:16x16 --slices 2 --config.mesh.data=2
   swjax plan --config configs/pe_video_7b.py --model 7b --topology v5e:8x8 --json > plan.json
   swjax plan --config configs/pe_video_7b.py --model 7b --topology v6e:2x2 --streaming --rows 8
 """
@@ -44,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="configuration file, configs/*.py")
     parser.add_argument(
         "--topology", required=True, help="v5e:4x8, v5p:4x4x4, v6e:8x8, tpu7x:2x2x1 ...; local = this machine's devices"
+    )
+    parser.add_argument(
+        "--slices", type=int, default=1, help="slices that the data-centre network joins; mesh.data runs over them"
     )
     parser.add_argument("--model", help="size of the released models: 3b, 7b, 32b, 72b (default: the configuration's)")
     parser.add_argument("--search", action="store_true", help="try meshes and remat policies, and recommend one")
@@ -76,17 +80,18 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     try:
         config = load_config(args.config, extra)
         model = _model(args.model, config)
-        devices = open_topology(args.topology)
+        devices = open_topology(args.topology, slices=args.slices)
         if args.streaming:
             return _plan_streaming(args, config, model, devices[0], out)
+        name = args.topology if args.slices == 1 else f"{args.slices} x {args.topology}"
         if not args.search:
-            plans = [make_plan(config, model, args.topology, devices)]
+            plans = [make_plan(config, model, name, devices)]
         else:
-            plans = []
-            for number, tried in zip(range(args.most), candidates(config, model, len(devices)), strict=False):
+            plans, found = [], candidates(config, model, len(devices), slices=args.slices)
+            for number, tried in zip(range(args.most), found, strict=False):
                 shown = f"{number + 1}: mesh {_mesh(tried.mesh.to_dict())}, remat {tried.remat}"
                 try:
-                    plans.append(make_plan(tried, model, args.topology, devices))
+                    plans.append(make_plan(tried, model, name, devices))
                     said = f"{plans[-1].tokens_per_second:,.0f} tokens/s, {plans[-1].spare:.0%} of the memory spare"
                 except OutOfMemoryError as error:
                     said = str(error).split(";")[0]
@@ -173,12 +178,14 @@ def _show(out: Any, plan: Plan, video_hours: float) -> None:
         "compute": f"{(plan.flops or 0) / 1e12:,.1f} TFLOP",
         "memory": f"{(plan.moved or 0) / 1e9:,.1f} GB moved",
     }
-    amounts["links"] = f"{sum((plan.sent or {}).values()) / 1e9:,.1f} GB sent"
+    sent = dict(plan.sent or {})
+    amounts["network"] = f"{sent.pop('slices', 0.0) / 1e9:,.1f} GB to other slices"
+    amounts["links"] = f"{sum(sent.values()) / 1e9:,.1f} GB sent"
     table = Table("resource", "of a chip and step", "least time", box=None)
     for name, seconds in plan.seconds.items():
         table.add_row(name, amounts[name], f"{seconds:.3f} s" + (" <- limit" if name == plan.limit else ""))
-    for axes, sent in (plan.sent or {}).items():
-        table.add_row(f"  sent over {axes}", f"{sent / 1e9:,.1f} GB", "")
+    for axes, amount in sent.items():
+        table.add_row(f"  sent over {axes}", f"{amount / 1e9:,.1f} GB", "")
     out.print(table)
     if plan.flops is None:
         out.print("the compiler shows no program for this chip: operations are those that the model's sizes ask for")

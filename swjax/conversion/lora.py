@@ -8,12 +8,13 @@ letter r for the rank, so that whatever reads the letters, as sharding does, tre
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from swjax.conversion.parameters import Parameters, match_paths
 from swjax.conversion.stored import Block, StoredArray
@@ -80,32 +81,67 @@ def new_adapters(
     return adapters
 
 
-def merge_adapters(parameters: Mapping[str, Any], *, alpha: float) -> Parameters:
-    """The parameters of the plain model: every weight with what its adapter adds, and no adapters.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdaptedWeight:
+    """A weight and its adapter, in the place of an array: what a model takes from it, `weight[...]`, is the sum.
 
-    It runs inside of the step, so that no model knows of adapters. The price is that of full fine-tuning but for the
-    optimizer: a step makes every adapted weight anew (2 x rank operations and one write a number, little beside the
-    products that use it), and its backward pass makes the gradient of the whole weight before it contracts it with A
-    and B. What LoRA saves is the moments and the accumulated gradients, three float32 numbers for each number that
-    does not train, and most of the optimizer's traffic.
+    A scan over layers takes one layer's slice of all three, so no more than one layer's sum is ever there, nor, in the
+    backward pass, more than the gradient of one layer's whole weight.
+
+    Attributes:
+        weight: of the model; it may have a leading axis of layers, which the adapter then has too.
+        down, up: A and B.
+        path: of the weight.
+        alpha: numerator of the scale.
+        dtype: of the sum.
+    """
+
+    weight: Any
+    down: Any
+    up: Any
+    path: str = field(metadata={"static": True})
+    alpha: float = field(metadata={"static": True})
+    dtype: Any = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> Shape:
+        """That of the weight."""
+        return self.weight.shape
+
+    def __getitem__(self, index: Any) -> Array:
+        # Every process, and the export, must come to the same weights: no bfloat16 passes on a TPU.
+        axes = _product_axes(self.path, self.weight.ndim)
+        product = jnp.einsum(axes, self.down, self.up, precision=jax.lax.Precision.HIGHEST)
+        return (self.weight + (self.alpha / self.down.shape[-1]) * product).astype(self.dtype)[index]
+
+
+def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DTypeLike) -> Parameters:
+    """The parameters of the plain model in the dtype that it computes in, adapted weights as `AdaptedWeight`.
+
+    So no model knows of adapters. A step makes every adapted weight anew (2 x rank operations and one write a number,
+    little beside the products that use it), one layer after another.
 
     Args:
         parameters: of the model and of its adapters, if it has any, by path.
         alpha: numerator of the scale of what is added (`config.lora.alpha`).
+        dtype: of the computations.
     """
-    merged = {path: leaf for path, leaf in parameters.items() if not _is_adapter(path)}
-    for path in [path for path in merged if path in projections()]:
-        a, b = adapter_paths(path)
+    attached: Parameters = {}
+    linear = projections()
+    for path, leaf in parameters.items():
+        if _is_adapter(path):
+            continue
+        a, b = adapter_paths(path) if path in linear else ("", "")
         if a in parameters:
-            weight, down, up = merged[path], parameters[a], parameters[b]
-            # Every process, and the export, must come to the same weights: no bfloat16 passes on a TPU.
-            product = jnp.einsum(_product_axes(path, weight.ndim), down, up, precision=jax.lax.Precision.HIGHEST)
-            merged[path] = weight + (alpha / down.shape[-1]) * product
-    return merged
+            attached[path] = AdaptedWeight(leaf, parameters[a], parameters[b], path, alpha, jnp.dtype(dtype))
+        else:
+            attached[path] = leaf.astype(dtype)
+    return attached
 
 
 def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str, StoredArray]:
-    """`merge_adapters` for parameters on disk: a weight is merged block by block when it is read."""
+    """The plain model's parameters on disk: a weight gets what its adapter adds, block by block when it is read."""
     merged = {path: array for path, array in stored.items() if not _is_adapter(path)}
     for path in [path for path in merged if path in projections()]:
         a, b = adapter_paths(path)

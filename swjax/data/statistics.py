@@ -9,9 +9,10 @@ from jaxtyping import Float
 
 from swjax.data.batching import Row, pack_rows
 from swjax.data.chat import EVALUATION_QUESTION, encode_chat
+from swjax.data.encoding import answer_schedule, encode_example, first_answer
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.patches import TEMPORAL_PATCH_SIZE
-from swjax.data.pipeline import PipelineConfig, answer_schedule, encode_example, first_answer
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.streaming import SpecialTokens, last_visible_frame, tokens_per_frame_schedule
 
 

@@ -26,6 +26,18 @@ class Frame:
     video_s: float
 
 
+def make_frame(
+    pictures: Sequence[UInt8[np.ndarray, "height width 3"]], *, video_s: float, min_pixels: int, max_pixels: int
+) -> Frame:
+    """Make a frame of its pictures, RGB and of one size.
+
+    Raises:
+        ExampleError: if they are more than 200 times as long as they are wide, or wide as they are long.
+    """
+    patches, (_, rows, columns) = video_to_patches(np.stack(pictures), min_pixels=min_pixels, max_pixels=max_pixels)
+    return Frame(patches, (rows, columns), video_s)
+
+
 def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: int) -> Iterator[Frame]:
     """Decode a video lazily, frame by frame; a last frame that is not whole is dropped.
 
@@ -37,10 +49,7 @@ def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: 
     for video_s, picture in iter_frames(video, fps):
         pictures.append(picture)
         if len(pictures) == TEMPORAL_PATCH_SIZE:
-            patches, (_, rows, columns) = video_to_patches(
-                np.stack(pictures), min_pixels=min_pixels, max_pixels=max_pixels
-            )
-            yield Frame(patches, (rows, columns), video_s)
+            yield make_frame(pictures, video_s=video_s, min_pixels=min_pixels, max_pixels=max_pixels)
             pictures = []
             count += 1
     if count == 0:

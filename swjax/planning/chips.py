@@ -14,20 +14,24 @@ class Chip:
         memory: bytes of high-bandwidth memory.
         memory_bandwidth: bytes a second.
         link_bandwidth: bytes a second that a chip sends to its neighbours over all of its links together.
+        network_bandwidth: bytes a second of the network between slices, for each chip; None where it is not stated.
     """
 
     flops: float
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
+    network_bandwidth: float | None = None
 
 
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
-        "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 1600e9 / 8),
-        "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 4800e9 / 8),
-        "TPU v6 lite": Chip(918e12, 32 * 2**30, 1640e9, 3584e9 / 8),
-        "TPU7x": Chip(2307e12 / 2, 96 * 2**30, 7380e9 / 2, 9600e9 / 16),  # half a chip, which is what JAX counts
+        "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 1600e9 / 8, 6.4e12 / 256 / 8),
+        "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 4800e9 / 8, 50e9 / 8),
+        "TPU v6 lite": Chip(918e12, 32 * 2**30, 1640e9, 3584e9 / 8, 100e9 / 8),
+        "TPU7x": Chip(
+            2307e12 / 2, 96 * 2**30, 7380e9 / 2, 9600e9 / 16, 100e9 / 16
+        ),  # half a chip, which is what JAX counts
         "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9),
         "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
     }

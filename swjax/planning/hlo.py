@@ -15,6 +15,9 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1, "c64": 8}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+BETWEEN_SLICES = "slices"
+"""Stands in the place of mesh axes for what is sent over the network that joins slices."""
+
 _MOVE_NOTHING = frozenset(
     [
         "parameter",
@@ -70,7 +73,8 @@ class Costs:
     Attributes:
         flops: multiplications and additions of matrix products and convolutions.
         bytes: moved from and to memory by top-level operations.
-        sent: mesh axes -> bytes that a device sends in collectives over them, by the best ring algorithms.
+        sent: mesh axes -> bytes that a device sends in collectives over them, by the best ring algorithms;
+            `(BETWEEN_SLICES,)` -> bytes that it sends to other slices.
         kernels: name and source of each kernel that the compiler cannot see into -> how often it runs.
         largest: the largest array.
         unknown_loops: loops whose number of turns could not be read; counted once.
@@ -165,6 +169,8 @@ def _visit(
         if kind in _COLLECTIVES and not instruction.kind.endswith("-done"):
             group = _first_group(instruction.rest)
             costs.sent[axes_of(group)] += times * _sent(kind, instruction, body, len(group))
+        if instruction.kind == "send" and "_xla_megascale_transfer_type" in instruction.rest:
+            costs.sent[BETWEEN_SLICES,] += times * _sent_between_slices(instruction)
         if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.rest:
             source = re.search(r'op_name="([^"]*)"', instruction.rest)
             costs.kernels[re.sub(r"[.\d]+$", "", instruction.name), source.group(1) if source else ""] += times
@@ -286,6 +292,20 @@ def _sent(kind: str, instruction: Instruction, body: Mapping[str, Instruction], 
         return float(given * (devices - 1))
     share = (devices - 1) / devices
     return (2 if kind == "all-reduce" else 1) * given * share
+
+
+def _sent_between_slices(instruction: Instruction) -> float:
+    """Bytes that a device sends to other slices: such collectives go through the host, as pairs of send and receive."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+    target = re.search(r'_xla_megascale_target="([^"]*)"', instruction.rest)
+    # "{1,2}x{0:15}" names a group of slices, counted from one, and the devices in each.
+    slices = len(target.group(1).split("x")[0].strip("{}").split(",")) if target else 2
+    given = float(instruction.shapes[0].size)
+    if kind is not None and kind.group(1) == "ALL_REDUCE":
+        return 2 * given * (slices - 1) / slices
+    if kind is not None and kind.group(1) == "REDUCE_SCATTER":
+        return given * (slices - 1) / slices
+    return given * (slices - 1)
 
 
 def _first_group(rest: str) -> list[int]:

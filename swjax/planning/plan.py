@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.planning.chips import Chip, chip_of
-from swjax.planning.hlo import Costs, read_costs
+from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
 from swjax.planning.work import Rows, full_rows, kernel_flops, model_flops
 from swjax.training.mesh import AXES
 from swjax.training.program import Program, batch_shapes, make_program
@@ -43,10 +43,11 @@ class Plan:
         mesh: size of each axis.
         remat: policy.
         rows: of one micro-batch; `accumulation` of them make a step.
-        parameters, optimizer, batch, temporary, peak, capacity: bytes of memory.
+        parameters, optimizer, batch, temporary, peak, capacity: bytes of memory; the peak is less than the sum of the
+            others where temporary arrays take the place of arguments that are given away.
         flops: operations of products and of attention; None where the compiler shows no program text.
         moved: bytes from and to memory; None likewise.
-        sent: mesh axes -> bytes sent in collectives over them; None likewise.
+        sent: mesh axes -> bytes sent in collectives over them, "slices" -> to other slices; None likewise.
         needed_flops: by part of the model, operations that any implementation needs, over all chips.
         seconds: resource -> least time that it takes; the step takes at least the longest.
         largest: the largest array of the program.
@@ -111,15 +112,18 @@ class Plan:
         return dataclasses.asdict(self) | derived
 
 
-def open_topology(name: str) -> list[jax.Device]:
+def open_topology(name: str, *, slices: int = 1) -> list[jax.Device]:
     """The devices of a topology that need not be there.
 
     Args:
         name: a TPU generation and the shape of a slice, such as v5p:4x4x4; `local` for the devices of this machine.
+        slices: how many of them are joined by the data-centre network.
 
     Raises:
         PlanError: if the compiler does not know it, or is not installed.
     """
+    if slices < 1 or (slices > 1 and name == "local"):
+        raise PlanError(f"{slices} slices of {name!r} cannot be planned for; give at least 1, and a topology's name")
     if name == "local":
         return jax.devices()
     if not re.fullmatch(r"[\w-]+:\d+(x\d+)*", name):
@@ -132,7 +136,7 @@ def open_topology(name: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices)
     except Exception as error:  # of many kinds
         raise PlanError(
             f"the TPU compiler cannot make the topology {name}: {str(error).splitlines()[0]}; is libtpu installed "
@@ -173,13 +177,6 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
     costs = _costs(compiled, program)
     flops = None if costs is None else costs.flops + _in_kernels(costs, model, rows, program.mesh.size)
     memory: Any = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
     return Plan(
         topology=topology,
         device_kind=devices[0].device_kind,
@@ -192,7 +189,7 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
         optimizer=_bytes_a_chip(program.shapes.opt_state),
         batch=_bytes_a_chip(batch),
         temporary=memory.temp_size_in_bytes,
-        peak=peak,
+        peak=peak_memory(memory),
         capacity=chip.memory,
         flops=flops,
         moved=None if costs is None else costs.bytes,
@@ -204,27 +201,28 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
     )
 
 
-def candidates(config: ConfigDict, model: Qwen2_5_VLConfig, num_devices: int) -> Iterator[ConfigDict]:
+def candidates(
+    config: ConfigDict, model: Qwen2_5_VLConfig, num_devices: int, *, slices: int = 1
+) -> Iterator[ConfigDict]:
     """Configurations to try, those that promise most first: meshes that fit the model, and remat policies.
 
-    As many rows as the configuration gives each chip stay on each chip.
+    As many rows as the configuration gives each chip stay on each chip, or on the chips that a row is cut over.
 
     Args:
         config: the run's.
         model: the model's sizes.
         num_devices: chips.
+        slices: that they are of.
     """
     rows_a_chip = max(1, config.batch_size // num_devices)
-    for tensor in (1, 2, 4, 8):
-        if num_devices % tensor or model.text.num_kv_heads % tensor:
-            continue
-        for data in (1, 2, 4, 8):
-            fsdp = num_devices // tensor // data
-            if fsdp < 1 or num_devices % (tensor * data) or model.text.hidden_size % fsdp:
+    for context, tensor in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (1, 8)):
+        for data in (slices, 2 * slices, 4 * slices):
+            fsdp, left = divmod(num_devices, context * tensor * data)
+            if left or model.text.num_kv_heads % tensor or model.text.hidden_size % (fsdp * context):
                 continue
             for remat in ("minimal", "full"):
                 tried = ConfigDict(config.to_dict())
-                tried.mesh.data, tried.mesh.fsdp, tried.mesh.context, tried.mesh.tensor = data, fsdp, 1, tensor
+                tried.mesh.data, tried.mesh.fsdp, tried.mesh.context, tried.mesh.tensor = data, fsdp, context, tensor
                 tried.batch_size = rows_a_chip * data * fsdp
                 tried.remat = remat
                 yield tried
@@ -234,6 +232,20 @@ def best(plans: Sequence[Plan]) -> Plan | None:
     """The plan that trains most tokens a second and leaves `SPARE_MEMORY`; None if none does."""
     fitting = [plan for plan in plans if plan.spare >= SPARE_MEMORY]
     return max(fitting, key=lambda plan: plan.tokens_per_second, default=None)
+
+
+def peak_memory(memory: Any) -> int:
+    """Bytes of a chip that a program takes at its fullest, as far as the compiler tells: at least these.
+
+    They are the most that it finds alive at a time, or all of its temporary arrays beside what is not given away, if
+    that is more. The sum of arguments and temporary arrays would be too much: the compiler takes programs with which
+    it is more than a chip has.
+
+    Args:
+        memory: `compiled.memory_analysis()`.
+    """
+    kept = memory.argument_size_in_bytes - memory.alias_size_in_bytes
+    return max(memory.peak_memory_in_bytes, kept + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
 
 
 def compile_or_refuse(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -280,11 +292,17 @@ def _in_kernels(costs: Costs, model: Qwen2_5_VLConfig, rows: Rows, num_devices: 
 def _seconds(chip: Chip, costs: Costs | None, flops: float | None, needed_a_chip: float) -> dict[str, float]:
     if costs is None or flops is None:
         return {"compute": needed_a_chip / chip.flops}
-    return {
+    between = costs.sent.get((BETWEEN_SLICES,), 0.0)
+    seconds = {
         "compute": flops / chip.flops,
         "memory": costs.bytes / chip.memory_bandwidth,
-        "links": sum(costs.sent.values()) / chip.link_bandwidth,
+        "links": (sum(costs.sent.values()) - between) / chip.link_bandwidth,
     }
+    if between:
+        if chip.network_bandwidth is None:
+            raise PlanError("nothing is known of the network between slices of these chips; plan one slice")
+        seconds["network"] = between / chip.network_bandwidth
+    return seconds
 
 
 def _bytes_a_chip(shapes: Any) -> int:

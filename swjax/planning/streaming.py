@@ -12,7 +12,7 @@ from swjax.inference.lane import lower_pass
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.planning.chips import chip_of
 from swjax.planning.hlo import read_costs
-from swjax.planning.plan import compile_or_refuse
+from swjax.planning.plan import compile_or_refuse, peak_memory
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,7 @@ def plan_streaming(
         weights=memory.argument_size_in_bytes - cache,
         cache=cache,
         temporary=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes,
+        peak=peak_memory(memory),
         capacity=chip.memory,
         moved=moved,
         flops=flops,

@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from swjax.data.pipeline import Mixture, PipelineConfig, build_pipeline
+from swjax.data.order import Mixture
+from swjax.data.pipeline import build_pipeline
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.sources import open_sources
 from swjax.training.config import ConfigError

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Shaped
 
 from swjax.attention import stripe_order
-from swjax.conversion.lora import merge_adapters
+from swjax.conversion.lora import attach_adapters
 from swjax.conversion.parameters import Parameters, merge_parameters
 from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
 from swjax.training.loss import IGNORED, Batch, count_labels, count_tokens, summed_loss
@@ -228,9 +227,6 @@ def _striped(batch: Mapping[str, np.ndarray], order: Int32[np.ndarray, "L"]) -> 
 def _summed_loss(
     structure: nnx.GraphDef, trainable: Parameters, frozen: Parameters, batch: Batch, options: StepOptions
 ) -> Float[Array, ""]:
-    def compute(leaf: Any) -> Any:
-        return leaf.astype(options.compute_dtype)
-
-    merged = merge_adapters(trainable | frozen, alpha=options.lora_alpha)
-    model = merge_parameters(structure, jax.tree.map(compute, merged))
+    parameters = attach_adapters(trainable | frozen, alpha=options.lora_alpha, dtype=options.compute_dtype)
+    model = merge_parameters(structure, parameters)
     return summed_loss(model, batch, max_labels=options.max_labels, constrain=options.constrain)

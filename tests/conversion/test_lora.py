@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from swjax.conversion import load_hf
-from swjax.conversion.lora import adapter_paths, adapter_shapes, choose_targets, merge_adapters, merge_stored
+from swjax.conversion.lora import adapter_paths, adapter_shapes, attach_adapters, choose_targets, merge_stored
 from swjax.conversion.parameters import merge_parameters, split_parameters
 from swjax.conversion.stored import StoredArray
 from swjax.models.qwen2_5_vl.weights import projections
@@ -81,7 +80,8 @@ def test_an_adapter_of_full_rank_makes_any_change_of_a_weight(model):
         shapes = adapter_shapes(shapes_of(parameters), [path], rank=s.shape[-1])
         for name, factor in zip(adapter_paths(path), factors, strict=True):
             adapted[name] = factor.astype(np.float32).reshape(shapes[name])
-    merged = merge_adapters(adapted, alpha=alpha)
+    attached = attach_adapters(adapted, alpha=alpha, dtype=np.float32)
+    merged = {path: weight[...] for path, weight in attached.items()}
     assert merged.keys() == parameters.keys()
     for path, weight in changed.items():
         np.testing.assert_allclose(merged[path], weight, atol=1e-6, err_msg=path)
@@ -104,7 +104,8 @@ def test_weights_on_disk_are_merged_block_by_block(model):
         return StoredArray(array.shape, array.dtype, lambda block: array[block], rows=1)
 
     merged = merge_stored({path: stored(np.asarray(array)) for path, array in everything.items()}, alpha=8.0)
-    expected = jax.jit(merge_adapters, static_argnames="alpha")(everything, alpha=8.0)
+    attached = attach_adapters(everything, alpha=8.0, dtype=np.float32)
+    expected = {path: np.asarray(weight[...]) for path, weight in attached.items()}
     assert merged.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_allclose(merged[path].read_rows(0, array.shape[0]), array, atol=1e-5, err_msg=path)

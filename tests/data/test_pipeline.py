@@ -12,9 +12,12 @@ import pytest
 from video_files import write_video
 
 from swjax.data.chat import EVALUATION_QUESTION, TRAINING_QUESTIONS, encode_chat, sentence_tokens
+from swjax.data.encoding import encode_example
 from swjax.data.example import ExampleError, Sentence
+from swjax.data.order import Mixture
 from swjax.data.patches import video_to_patches
-from swjax.data.pipeline import Mixture, PipelineConfig, build_pipeline, encode_example
+from swjax.data.pipeline import build_pipeline
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.rejected import RejectedLog, TooManyRejectedError
 from swjax.data.video import decode_video
 from swjax.streaming import SpecialTokens, build_layout, pad_layout
@@ -274,7 +277,7 @@ def test_other_faults_are_not_swallowed(examples, tokenizer, monkeypatch):
     def broken(*args, **kwargs):
         raise ValueError("a fault of the program")
 
-    monkeypatch.setattr("swjax.data.pipeline.video_to_patches", broken)
+    monkeypatch.setattr("swjax.data.encoding.video_to_patches", broken)
     with pytest.raises(ValueError, match="a fault of the program"):
         train_batches(examples, tokenizer, 1)
 

@@ -12,7 +12,9 @@ from video_files import numbered_frame, write_video
 
 from swjax.data.builders.prepare import prepare_records
 from swjax.data.builders.recipe import Recipe
-from swjax.data.pipeline import Mixture, PipelineConfig, build_pipeline
+from swjax.data.order import Mixture
+from swjax.data.pipeline import build_pipeline
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.records import open_records
 
 CONFIG = PipelineConfig(

@@ -5,9 +5,10 @@ from flax import nnx
 from full_passes import GRID, QUESTION, ROW, decode_by_full_passes, decode_frames, make_frames
 
 from swjax.data.chat import encode_chat
+from swjax.data.encoding import load_patches
 from swjax.data.moving_shapes.render import render
 from swjax.data.moving_shapes.scene import draw_scene
-from swjax.data.pipeline import PipelineConfig, load_patches
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.inference import (
     Engine,
     FrameSeen,

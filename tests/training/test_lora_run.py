@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from swjax.commands.main import main
 from swjax.conversion import CheckpointError, load_hf, verify
-from swjax.conversion.lora import merge_adapters
+from swjax.conversion.lora import attach_adapters
 from swjax.conversion.parameters import merge_parameters, split_parameters
 from swjax.conversion.peft import export_adapter
 from swjax.conversion.run_folder import load_run
@@ -58,8 +58,12 @@ def test_what_is_read_back_and_exported_is_the_averaged_model_with_its_adapters_
     loaded = load_run(config.run_dir)
     structure, _ = split_parameters(loaded.model)
     alpha = config.lora.alpha
-    adapted = merge_parameters(structure, jax.device_get(merge_adapters(state.ema | state.frozen, alpha=alpha)))
-    last = merge_parameters(structure, jax.device_get(merge_adapters(state.trainable | state.frozen, alpha=alpha)))
+
+    def model_of(adapters):
+        attached = attach_adapters(jax.device_get(adapters | state.frozen), alpha=alpha, dtype=np.float32)
+        return merge_parameters(structure, attached)
+
+    adapted, last = model_of(state.ema), model_of(state.trainable)
     expected = logits_of(adapted)
     assert np.abs(logits_of(last) - expected).max() > 1e-4
     np.testing.assert_allclose(logits_of(loaded.model), expected, atol=1e-5)

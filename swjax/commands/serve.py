@@ -1,0 +1,180 @@
+"""`swjax serve`: many users' videos at once, over WebSockets, with a web page."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
+
+if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
+    from swjax.conversion.streaming_model import StreamingRecord
+    from swjax.inference import Mode
+    from swjax.serving import EngineSize, Limits
+
+NAME = "serve"
+HELP = "let many users stream their videos, in a web page or over WebSockets"
+
+TOKEN_VARIABLE = "SWJAX_TOKEN"
+
+DESCRIPTION = """\
+Serve a model that speaks while it watches: a web page that shows a file or the webcam with the words under it, and a
+WebSocket that takes pictures and gives words (docs/serving.md). One engine advances all streams together; clients that
+come when all rows are taken wait for one.
+
+The server is for this machine alone, unless --host says otherwise; then clients need a token, which is printed unless
+--token gives one. Put a reverse proxy with TLS before a server that others reach, and name its address with
+--allow-origin. SIGTERM or Ctrl-C ends it: clients are told, and their streams end.
+"""
+EXAMPLE = "example: swjax serve --checkpoint runs/moving_shapes, then open http://127.0.0.1:8765"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    from swjax.inference import Mode
+
+    add_checkpoint_arguments(parser)
+    listening = parser.add_argument_group("who can connect")
+    listening.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    listening.add_argument("--port", type=int, default=8765, help="0 for any that is free (default: %(default)s)")
+    listening.add_argument(
+        "--token",
+        default=os.environ.get(TOKEN_VARIABLE),
+        help=f"what clients must show (default: the environment variable {TOKEN_VARIABLE}, which other users of the "
+        "machine do not see; made and printed where it is needed and not given)",
+    )
+    listening.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="https://name of pages that may connect beside the server's own; may be repeated",
+    )
+    engine = parser.add_argument_group("the engine")
+    engine.add_argument("--rows", type=int, default=8, help="streams at a time (default: %(default)s)")
+    engine.add_argument(
+        "--mode",
+        action="append",
+        choices=[str(mode) for mode in Mode],
+        help="what clients may choose; may be repeated (default: all but recompute, which costs most)",
+    )
+    engine.add_argument(
+        "--max-pixels", type=int, help="area to which pictures are resized at most (default: as trained)"
+    )
+    engine.add_argument(
+        "--slots", type=int, help="of each row's cache (default: as many as a video of --max-seconds needs)"
+    )
+    engine.add_argument(
+        "--picture-size",
+        action="append",
+        type=_size,
+        metavar="WxH",
+        help="compile for pictures of this size before the first client comes; may be repeated (default: pictures of "
+        "16:9, 4:3 and 1:1; others are compiled for when they come)",
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-seconds", type=float, default=120.0, help="length of a video (default: %(default)g)")
+    limits.add_argument("--max-tail", type=int, default=300, help="tokens after the last frame (default: %(default)s)")
+    limits.add_argument("--max-clients", type=int, default=128, help="open sockets (default: %(default)s)")
+    limits.add_argument(
+        "--max-waiting", type=int, default=64, help="clients that wait for a row (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--max-picture-mb", type=float, default=2.0, help="a picture's file, in MiB (default: %(default)g)"
+    )
+    limits.add_argument(
+        "--idle-seconds", type=float, default=30.0, help="after which a silent client is left (default: %(default)g)"
+    )
+
+
+@refusing
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError as error:
+        raise UsageError("swjax serve needs the extra `serve`: pip install 'swjax[serve]'") from error
+    from swjax.conversion.streaming_model import load_streaming_model
+    from swjax.data.tokenizer import load_tokenizer
+    from swjax.inference import Mode
+    from swjax.serving import Access, EngineSize, Offer, ServingError, build_engine, make_token, serve
+    from swjax.serving.access import is_loopback
+    from swjax.serving.offer import USUAL_MODES
+
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    out = console()
+    try:
+        token = args.token or (None if is_loopback(args.host) else make_token())
+        access = Access(args.host, token, tuple(args.allow_origin))
+        limits = _limits(args)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    source = load_streaming_model(args.checkpoint, step=args.step)
+    tokenizer = load_tokenizer(source.tokenizer)
+    modes = tuple(Mode(mode) for mode in args.mode) if args.mode else USUAL_MODES
+    try:
+        record = _record(args, source.record)
+        offer = Offer(Path(args.checkpoint).name, record, modes, limits)
+        pictures = {"pictures": args.picture_size} if args.picture_size else {}
+        size = EngineSize.of(record, limits, rows=args.rows, slots=args.slots, **pictures)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    _describe(size, modes)
+    engine = build_engine(source.model, size, tokenizer)
+
+    def listening(port: int) -> None:
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        shown = f"#token={token}" if token and not args.token else ""
+        out.print(f"listening on http://{host}:{port}/{shown}", soft_wrap=True, markup=False)
+        out.file.flush()
+
+    try:
+        asyncio.run(serve(engine, size, tokenizer, offer, access, port=args.port, on_listening=listening))
+    except ServingError as error:
+        refuse(error)
+        return 1
+    return 0
+
+
+def _limits(args: argparse.Namespace) -> "Limits":
+    from swjax.serving import Limits
+
+    usual = Limits()
+    return Limits(
+        max_clients=args.max_clients,
+        max_waiting=args.max_waiting,
+        max_message_bytes=int(args.max_picture_mb * 2**20),
+        max_tail=args.max_tail,
+        max_video_s=args.max_seconds,
+        # Time enough to show a video at a fifth of its speed.
+        max_wall_s=max(usual.max_wall_s, 5 * args.max_seconds),
+        idle_s=args.idle_seconds,
+    )
+
+
+def _record(args: argparse.Namespace, record: "StreamingRecord") -> "StreamingRecord":
+    """What the model was trained to do, with the largest area that is wanted here."""
+    if args.max_pixels is None:
+        return record
+    return replace(record, max_pixels=args.max_pixels, min_pixels=min(record.min_pixels, args.max_pixels))
+
+
+def _describe(size: "EngineSize", modes: "tuple[Mode, ...]") -> None:
+    console().print(
+        f"compiling for {size.rows} streams at a time, {size.slots} slots each, frames of up to {size.frame_units} "
+        f"tokens, modes {', '.join(modes)} ...",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Read WxH."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 1280x720")
+    return int(width), int(height)

@@ -1,0 +1,136 @@
+"""From an example to the row of a batch: its video decoded and cut up, its chat tokenised, its tokens laid out."""
+
+import functools
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from swjax.data.batching import Row, make_row
+from swjax.data.cache import PatchCache, Patches
+from swjax.data.chat import encode_chat, sentence_tokens
+from swjax.data.example import ExampleError, Video, VideoExample
+from swjax.data.patches import MERGE_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
+from swjax.data.pipeline_config import PipelineConfig
+from swjax.data.video import decode_video
+from swjax.streaming import SpecialTokens, aligned_schedule, build_layout
+
+
+def load_patches(video: Video, config: PipelineConfig) -> Patches:
+    """Decode a video, or a clip of a record, and cut it up, as the config says.
+
+    Raises:
+        ExampleError: if the video cannot be used or has more patches than a row.
+    """
+    frames = decode_video(video, fps=config.fps, max_frames=config.max_patches // MERGE_SIZE**2 * TEMPORAL_PATCH_SIZE)
+    patches, grid = video_to_patches(frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+    if len(patches) > config.max_patches:
+        raise ExampleError(
+            f"{video} has {len(patches)} patches (grid {grid}), and a row has room for {config.max_patches}; raise "
+            "max_patches, lower max_pixels or cut the video"
+        )
+    return patches, grid
+
+
+def encode_example(
+    example: VideoExample,
+    config: PipelineConfig,
+    tokenizer: Any,
+    special_tokens: SpecialTokens,
+    *,
+    question: str,
+    answer: str | None = None,
+    cache: PatchCache | None = None,
+) -> Row:
+    """Encode one example as a row without padding.
+
+    Args:
+        example: what to encode.
+        config: shapes and sampling.
+        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        special_tokens: their ids.
+        question: what the user asks.
+        answer: what is to be answered; by default the example's caption.
+        cache: patches loaded before.
+
+    Returns:
+        A row, as `swjax.data.batching` says, without padding.
+
+    Raises:
+        ExampleError: if the video cannot be used, the caption is too short for its frames, or the example is too
+            large for a row.
+    """
+    answer = example.caption if answer is None else answer
+    load = functools.partial(load_patches, config=config)
+    patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
+    ids = encode_chat(tokenizer, question=question, answer=answer, later=example.later, video_grid_thw=grid)
+    schedule = answer_schedule(example, ids, grid, config, tokenizer, special_tokens)
+    if len(ids) > config.max_tokens:
+        raise ExampleError(
+            f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
+            "max_pixels, or cut the video or its caption"
+        )
+    layout = build_layout(
+        ids,
+        np.array([grid]),
+        variant=config.variant,
+        schedule=schedule,
+        gap=config.gap,
+        second_per_grid_t=TEMPORAL_PATCH_SIZE / config.fps,
+        special_tokens=special_tokens,
+    )
+    num_labels = int(np.count_nonzero(layout.labels >= 0))
+    if config.max_labels is not None and num_labels > config.max_labels:
+        raise ExampleError(
+            f"the example has {num_labels} labelled tokens, and a row has room for {config.max_labels}; raise "
+            "max_labels or cut the caption"
+        )
+    return make_row(layout, patches, np.array([grid]))
+
+
+def answer_schedule(
+    example: VideoExample,
+    ids: Int32[np.ndarray, "L"],
+    grid: tuple[int, int, int],
+    config: PipelineConfig,
+    tokenizer: Any,
+    special_tokens: SpecialTokens,
+) -> int | list[int]:
+    """Answer tokens a frame: wait-k, or as the times of the sentences allow.
+
+    Args:
+        example: its sentences matter.
+        ids: its chat.
+        grid: its video in patches.
+        config: wait-k and frame rate.
+        tokenizer: what the chat was encoded with.
+        special_tokens: their ids.
+
+    Raises:
+        ExampleError: if the answer is too short for its frames, or a sentence begins after the video.
+    """
+    spoken, needed = len(first_answer(ids, special_tokens)), config.wait_k * grid[0]
+    if not example.sentences:
+        if spoken < needed:
+            raise ExampleError(
+                f"the caption has {spoken} tokens, too short for its {grid[0]} frames at {config.wait_k} tokens a "
+                f"frame ({needed}); cut the video or lower wait_k"
+            )
+        return config.wait_k
+    # A frame has arrived when the later of its pictures is on screen.
+    arrival_s = (np.arange(1, grid[0] + 1) * TEMPORAL_PATCH_SIZE - 1) / config.fps
+    starts = [sentence.time_s for sentence in example.sentences]
+    end_s = grid[0] * TEMPORAL_PATCH_SIZE / config.fps
+    if starts[-1] > end_s:
+        raise ExampleError(f"a sentence starts at {starts[-1]:g} s, but the video ends at {end_s:g} s")
+    lengths = sentence_tokens(tokenizer, [sentence.text for sentence in example.sentences])
+    starts = np.minimum(starts, arrival_s[-1]).tolist()
+    return aligned_schedule(lengths.tolist(), starts, arrival_s, wait_k=config.wait_k).tolist()
+
+
+def first_answer(ids: Int32[np.ndarray, "L"], special: SpecialTokens) -> Int32[np.ndarray, "N"]:
+    """Tokens of the answer about the video: between the assistant's prefix and its `<|im_end|>`."""
+    after_video = np.flatnonzero(ids == special.video_pad)[-1]
+    starts = np.flatnonzero(ids == special.im_start)
+    answer = ids[starts[starts > after_video][0] + len(special.prefix) :]
+    return answer[: np.flatnonzero(answer == special.im_end)[0]]

@@ -1,0 +1,97 @@
+"""How examples become batches: the settings of the input pipeline, and of what encodes one example."""
+
+import enum
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from swjax.data.patches import MERGE_SIZE, PATCH_SIZE
+from swjax.data.video import DEFAULT_FPS
+from swjax.streaming import Variant
+
+
+class Batching(enum.StrEnum):
+    """How rows are filled."""
+
+    PAD = "pad"
+    """One example a row."""
+    PACK = "pack"
+    """As many examples as fit, none seeing another."""
+    BUCKET = "bucket"
+    """One example a row, in batches of like size and as many shapes as buckets."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How examples become batches.
+
+    Attributes:
+        batch_size: rows of a batch in this process (B).
+        max_tokens: tokens of a row (L); a longer example is set aside.
+        max_patches: patches of a row (P); a video of more is set aside.
+        max_labels: labelled tokens of a row; an example with a longer answer is set aside. None: as many as tokens.
+        batching: how training fills its rows; evaluation pads.
+        max_videos: videos of a row (V); more than one only by packing.
+        window: examples that packing and bucketing choose from at a time. More fill rows better, and take their
+            patches' memory.
+        buckets: (tokens, patches) of rows for bucketing, the smallest first; max_tokens and max_patches are the last.
+        variant: the position design.
+        wait_k: answer tokens spoken after each frame; a caption of fewer tokens a frame is set aside.
+        gap: first id of the answer in GIPE.
+        fps: frames a second that are taken from the video; two of them are one frame of the model.
+        min_pixels: smallest area of a resized frame.
+        max_pixels: largest area of a resized frame.
+        seed: of the order of the examples and of their questions.
+        workers: processes that encode examples; 0 encodes in threads of this process.
+        threads: threads that encode examples, in this process or in each worker; 0 encodes when a batch is asked for.
+        prefetch: examples that are kept ready, in this process or in each worker.
+        cache_mb: megabytes of patches that this process, or each worker, keeps from epoch to epoch instead of decoding
+            their videos again.
+    """
+
+    batch_size: int
+    max_tokens: int
+    max_patches: int
+    max_labels: int | None = None
+    batching: Batching | str = Batching.PAD
+    max_videos: int = 1
+    window: int = 64
+    buckets: tuple[tuple[int, int], ...] = ()
+    variant: Variant | str = Variant.GDPE
+    wait_k: int = 3
+    gap: int = 10_000
+    fps: float = DEFAULT_FPS
+    min_pixels: int = 56 * 56
+    max_pixels: int = 448 * 448
+    seed: int = 0
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 16
+    cache_mb: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        Variant(self.variant)
+        if self.batching not in tuple(Batching):
+            raise ValueError(f"batching must be one of {', '.join(Batching)}, got {self.batching!r}")
+        if self.batching == Batching.BUCKET and self.window % self.batch_size:
+            raise ValueError(f"window must be a multiple of batch_size ({self.batch_size}), got {self.window}")
+        bounds = np.array((*self.buckets, (self.max_tokens, self.max_patches)))
+        if (np.diff(bounds, axis=0) < 0).any() or (bounds < 1).any():
+            raise ValueError(f"buckets must grow up to (max_tokens, max_patches), got {bounds.tolist()}")
+        at_least_one = ("batch_size", "max_tokens", "max_patches", "max_videos", "window", "wait_k", "min_pixels")
+        for name in (*at_least_one, "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gap", "seed", "workers", "threads", "cache_mb"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps must be above 0, got {self.fps}")
+        token_pixels = (PATCH_SIZE * MERGE_SIZE) ** 2
+        if self.max_pixels < max(self.min_pixels, token_pixels):
+            raise ValueError(
+                f"max_pixels must be at least min_pixels ({self.min_pixels}) and the pixels of one token "
+                f"({token_pixels}), got {self.max_pixels}"
+            )

@@ -1,0 +1,116 @@
+"""The engine of a server: sized for its limits, and warm before the first client comes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from swjax.conversion.streaming_model import StreamingRecord
+from swjax.data.patches import MERGE_SIZE, PATCH_DIM, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resized_size
+from swjax.inference import BatchEngine, Frame, StreamSettings
+from swjax.inference.batch_engine import CHUNK_SIZES
+from swjax.models.qwen2_5_vl import Qwen2_5_VL
+from swjax.serving.limits import Limits
+
+QUESTION_SLOTS = 256
+"""Slots for the prompt beside the video's; a longer question leaves fewer for the video."""
+
+USUAL_SHAPES = ((1920, 1080), (1440, 1080), (1080, 1080))
+"""Width and height of the pictures that are usual; those on their side have as many patches."""
+
+
+@dataclass(frozen=True)
+class EngineSize:
+    """How large an engine is.
+
+    Attributes:
+        rows: streams at a time.
+        frame_units: tokens of the largest frame.
+        slots: of a row's cache.
+        word_slots: how many of them are for words, in designs that store words and sources apart.
+        grids: patch rows and columns of frames, by their number of patches: those to be compiled before a client comes.
+    """
+
+    rows: int
+    frame_units: int
+    slots: int
+    word_slots: int
+    grids: dict[int, tuple[int, int]]
+
+    @property
+    def chunk_sizes(self) -> tuple[int, ...]:
+        """Tokens of a pass beside the word: up to as many as a frame has, as each size is compiled."""
+        largest = next((size for size in CHUNK_SIZES if size >= self.frame_units), CHUNK_SIZES[-1])
+        return CHUNK_SIZES[: CHUNK_SIZES.index(largest) + 1]
+
+    @classmethod
+    def of(
+        cls,
+        record: StreamingRecord,
+        limits: Limits,
+        *,
+        rows: int,
+        slots: int | None = None,
+        pictures: Iterable[tuple[int, int]] = USUAL_SHAPES,
+    ) -> "EngineSize":
+        """The size that holds streams of the limits' length.
+
+        Args:
+            record: what the model was trained to do.
+            limits: what the server takes.
+            rows: streams at a time.
+            slots: of a row's cache; None for as many as the longest video needs.
+            pictures: width and height of the pictures that will come.
+
+        Raises:
+            ValueError: if a size makes no sense.
+        """
+        grids = dict(_grid(record, *picture) for picture in pictures)
+        units = max(record.max_pixels // (PATCH_SIZE * MERGE_SIZE) ** 2, *(count // MERGE_SIZE**2 for count in grids))
+        frames = int(limits.max_video_s * record.fps / TEMPORAL_PATCH_SIZE) + 1
+        words = frames * record.wait_k + limits.max_tail + 16
+        sources = QUESTION_SLOTS + frames * units
+        if slots is None:
+            slots = words + sources
+        if rows < 1 or slots < 2:
+            raise ValueError(f"an engine needs at least 1 row and 2 slots, got {rows} and {slots}")
+        return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), grids)
+
+
+def build_engine(model: Qwen2_5_VL, size: EngineSize, tokenizer: Any) -> BatchEngine:
+    """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
+
+    Raises:
+        ValueError: if the tokenizer has no chat template for questions about videos.
+    """
+    engine = BatchEngine(
+        model,
+        rows=size.rows,
+        frame_units=size.frame_units,
+        slots=size.slots,
+        word_slots=size.word_slots,
+        max_slots=size.slots,
+        chunk_sizes=size.chunk_sizes,
+    )
+    for grid in size.grids.values():
+        engine.warm_up(grid)
+    # One stream for nothing, so that no first client waits for what is left to be compiled.
+    stream = engine.open(tokenizer, question="What happens?", settings=StreamSettings(max_tail=1))
+    for rows, columns in size.grids.values():
+        patches = np.zeros((rows * columns, PATCH_DIM), np.uint8)
+        engine.see(stream, Frame(patches, (rows, columns), 0.0))
+    engine.finish(stream)
+    while engine.has_work:
+        engine.step()
+    engine.close(stream)
+    return engine
+
+
+def _grid(record: StreamingRecord, width: int, height: int) -> tuple[int, tuple[int, int]]:
+    """Number of patches of a picture as the model sees it, and their rows and columns."""
+    sides = resized_size(
+        height, width, min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=PATCH_SIZE * MERGE_SIZE
+    )
+    rows, columns = (side // PATCH_SIZE for side in sides)
+    return rows * columns, (rows, columns)

@@ -1,0 +1,223 @@
+"""The server: a page, sockets, health and counts, until a signal or the engine ends it."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from swjax.data.patches import MERGE_SIZE
+from swjax.inference import BatchEngine
+from swjax.serving import counts as counting
+from swjax.serving.access import Access
+from swjax.serving.connection import Connection
+from swjax.serving.counts import Counts
+from swjax.serving.engine import EngineSize
+from swjax.serving.engine_loop import EngineLoop
+from swjax.serving.intake import Shared
+from swjax.serving.offer import Offer
+from swjax.serving.protocol import Failed
+
+PAGE = Path(__file__).parent / "page"
+CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+DECODERS = 2
+"""Threads that decode pictures, for all clients together."""
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class ServingError(RuntimeError):
+    """The server cannot start, or its engine has failed; the message says why."""
+
+
+class Server:
+    """One engine, offered to clients.
+
+    Args:
+        engine: the engine, warm.
+        size: its size.
+        tokenizer: its model's tokenizer.
+        offer: what clients can have.
+        access: who may connect.
+
+    Attributes:
+        failure: what ended the engine, if it has failed.
+        over: set when the server is to end.
+    """
+
+    def __init__(self, engine: BatchEngine, size: EngineSize, tokenizer: Any, offer: Offer, access: Access):
+        self._access, self._rows, self._limits = access, size.rows, offer.limits
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="swjax-pictures")
+        self.failure: BaseException | None = None
+        self.over = asyncio.Event()
+        counts = Counts()
+        loop = EngineLoop(
+            engine,
+            tokenizer,
+            counts,
+            max_waiting=offer.limits.max_waiting,
+            queue_frames=offer.limits.queue_frames,
+            loop=asyncio.get_running_loop(),
+            on_failure=self._engine_failed,
+        )
+        self._shared = Shared(offer, loop, counts, self._decoders, size.frame_units * MERGE_SIZE**2, set(size.grids))
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, port: int) -> int:
+        """Listen; returns the port, which the system chooses where 0 is asked for.
+
+        Raises:
+            ServingError: if the address cannot be had.
+        """
+        app = web.Application(middlewares=[self._guard])
+        app.router.add_get("/", self._page)
+        app.router.add_get("/page/{name}", self._page)
+        app.router.add_get("/ws", self._connect)
+        app.router.add_get("/hello", self._hello)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=2 * self._limits.send_s)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._access.host, port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ServingError(
+                f"{self._access.host}:{port} cannot be listened on ({error}); choose another --port"
+            ) from error
+        self._shared.engine.start()
+        return self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Tell all clients, end their streams, and let the address go."""
+        assert self._runner is not None
+        self.over.set()
+        for site in tuple(self._runner.sites):
+            await site.stop()
+        self._fail_all(Failed("shutdown", "the server is being stopped; try again later"))
+        await self._runner.cleanup()
+        await asyncio.to_thread(self._shared.engine.stop)
+        self._decoders.shutdown(cancel_futures=True)
+
+    def _fail_all(self, failure: Failed) -> None:
+        for connection in tuple(self._shared.connections):
+            connection.fail(failure)
+
+    def _engine_failed(self, error: BaseException) -> None:
+        self.failure = error
+        _log.error("the engine has failed", exc_info=error)
+        self._fail_all(Failed("engine_failure", "the engine has failed, so the server ends; its log says why"))
+        self.over.set()
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Refuse requests that were led here under another name; add headers that keep the page to itself."""
+        if (why := self._access.check_host(request.host)) is not None:
+            raise self._refusal(web.HTTPForbidden, "host", why)
+        response = await handler(request)
+        if not response.prepared:
+            response.headers.update(_HEADERS)
+        return response
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info.get("name", "index.html")
+        files = {file.name: file for file in PAGE.iterdir() if file.suffix in CONTENT_TYPES}
+        if name not in files:
+            raise web.HTTPNotFound(text=f"there is no {name} here\n")
+        return web.Response(
+            text=files[name].read_text(encoding="utf-8"), content_type=CONTENT_TYPES[files[name].suffix]
+        )
+
+    async def _connect(self, request: web.Request) -> web.StreamResponse:
+        if (why := self._access.check_origin(request.headers.get("Origin"), request.host)) is not None:
+            raise self._refusal(web.HTTPForbidden, "origin", why)
+        self._check_token(request)
+        if self.over.is_set():
+            raise self._refusal(web.HTTPServiceUnavailable, "shutdown", "the server is being stopped")
+        if len(self._shared.connections) >= self._limits.max_clients:
+            raise self._refusal(web.HTTPServiceUnavailable, "clients", "there are too many clients; try again later")
+        return await Connection(self._shared).run(request)
+
+    async def _hello(self, request: web.Request) -> web.StreamResponse:
+        """What the first message of a socket says, for a page that wants to know it before."""
+        self._check_token(request)
+        return web.json_response(asdict(self._shared.offer.hello()))
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        status = "failed" if self.failure is not None else "stopping" if self.over.is_set() else "ok"
+        return web.json_response({"status": status}, status=200 if status == "ok" else 503)
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        self._check_token(request)
+        engine = self._shared.engine
+        text = self._shared.counts.render(
+            {
+                "clients": (len(self._shared.connections), "Open sockets."),
+                "clients_waiting": (engine.waiting, "Clients that wait for a row."),
+                "rows": (self._rows, "Rows of the engine."),
+                "rows_free": (engine.free_rows, "Rows without a stream."),
+                "frame_shapes": (len(self._shared.shapes), "Sizes of frames that the model is compiled for."),
+                "engine_passes": (engine.passes, "Passes over the weights."),
+            }
+        )
+        return web.Response(body=text.encode(), headers={"Content-Type": counting.CONTENT_TYPE})
+
+    def _check_token(self, request: web.Request) -> None:
+        if (why := self._access.check_token(request.headers, request.query)) is not None:
+            raise self._refusal(web.HTTPUnauthorized, "token", why)
+
+    def _refusal(self, kind: type[web.HTTPException], by: str, why: str) -> web.HTTPException:
+        self._shared.counts.add("refused", by=by)
+        return kind(text=f"{why}\n")
+
+
+async def serve(
+    engine: BatchEngine,
+    size: EngineSize,
+    tokenizer: Any,
+    offer: Offer,
+    access: Access,
+    *,
+    port: int,
+    on_listening: Callable[[int], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        engine: the engine, warm.
+        size: its size.
+        tokenizer: its model's tokenizer.
+        offer: what clients can have.
+        access: who may connect.
+        port: where to listen; 0 for any that is free.
+        on_listening: called with the port when clients may come.
+
+    Raises:
+        ServingError: if the address cannot be had, or the engine fails.
+    """
+    server = Server(engine, size, tokenizer, offer, access)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.over.set)
+    on_listening(await server.start(port))
+    await server.over.wait()
+    await server.stop()
+    if server.failure is not None:
+        raise ServingError(f"the engine has failed: {server.failure!r}") from server.failure

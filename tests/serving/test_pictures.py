@@ -1,0 +1,120 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving_clients import encode_picture, make_pictures
+
+from swjax.data.video import iter_frames
+from swjax.inference import read_frames
+from swjax.serving import Limits
+from swjax.serving.pictures import check_picture, decode_frame
+from swjax.serving.protocol import ProtocolError
+
+LIMITS = Limits(max_message_bytes=100_000, max_picture_pixels=100_000)
+BUDGET = {"fps": 2.0, "min_pixels": 3136, "max_pixels": 50_176}
+
+
+def png_of(width: int, height: int, *, depth: int = 8) -> bytes:
+    """A PNG file that promises much and holds little."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def webp_of(width: int, height: int) -> bytes:
+    """A WebP file whose canvas is large."""
+    canvas = bytes([0, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBP" + b"VP8X" + struct.pack("<I", len(canvas)) + canvas
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("size", [(64, 48), (255, 301)])
+def test_a_picture_is_measured_and_decoded(kind, size):
+    (picture,) = make_pictures(1, 0, size)
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    file = encode_picture(picture, kind, **lossless)
+    assert check_picture(file, 0, LIMITS) == size
+    frame = decode_frame([file, file], 4, **BUDGET)
+    assert frame.video_s == 2.5
+    assert frame.patches.shape == (np.prod(frame.grid_hw), 1176)
+    if kind != "JPEG":
+        again = decode_frame([encode_picture(picture)] * 2, 0, **BUDGET)
+        np.testing.assert_array_equal(frame.patches, again.patches)
+
+
+def test_a_lossy_webp_is_measured():
+    assert check_picture(encode_picture(make_pictures(1, 0, (90, 34))[0], "WEBP", quality=50), 0, LIMITS) == (90, 34)
+
+
+def test_frames_of_pictures_are_those_of_the_file(tmp_path):
+    import av
+
+    path = tmp_path / "video.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for picture in make_pictures(30, 1, (128, 96)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    files = [encode_picture(picture) for _, picture in iter_frames(str(path), 2.0)]
+    ours = [decode_frame(files[first : first + 2], first, **BUDGET) for first in (0, 2, 4)]
+    theirs = list(read_frames(str(path), **BUDGET))
+    assert len(theirs) == 3
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one.patches, other.patches)
+        assert (one.grid_hw, one.video_s) == (other.grid_hw, other.video_s)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "names"),
+    [
+        (b"", "bad_picture", "picture 7 cannot be read"),
+        (b"garbage" * 100, "bad_picture", "send a whole JPEG, PNG or WebP file"),
+        (b"\xff\xd8\xff" + bytes(100), "bad_picture", "picture 7 cannot be read"),
+        (b"RIFF" + bytes(50), "bad_picture", "head is damaged"),
+        (bytes(100_001), "too_big", "100001 bytes and may have 100000"),
+        (png_of(30_000, 30_000), "too_big", "picture 7 has far too many pixels"),
+        (png_of(400, 300), "too_big", "400 x 300 pixels and may have 100000"),
+        (webp_of(16_383, 16_383), "too_big", "16383 x 16383 pixels"),
+    ],
+    ids=["empty", "garbage", "jpeg head", "webp head", "bytes", "bomb", "pixels", "webp bomb"],
+)
+def test_a_file_that_is_none_is_refused_by_its_head(data, code, names):
+    with pytest.raises(ProtocolError, match=names) as refused:
+        check_picture(data, 7, LIMITS)
+    assert refused.value.code == code
+
+
+def test_other_formats_and_kinds_of_pixels_are_refused():
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        check_picture(encode_picture(make_pictures(1, 0)[0], "BMP"), 0, LIMITS)
+    deep = Image.fromarray(np.zeros((8, 8), np.uint16))
+    deep.save(file := io.BytesIO(), "PNG")
+    with pytest.raises(ProtocolError, match="8 bits a colour"):
+        check_picture(file.getvalue(), 0, LIMITS)
+    pictures = [Image.fromarray(picture) for picture in make_pictures(2, 0)]
+    pictures[0].save(file := io.BytesIO(), "WEBP", save_all=True, append_images=pictures[1:])
+    with pytest.raises(ProtocolError, match="animation"):
+        check_picture(file.getvalue(), 0, LIMITS)
+
+
+def test_a_picture_that_breaks_off_is_refused_when_it_is_decoded():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encode_picture(noise, "JPEG")
+    broken = whole[: len(whole) // 2]
+    assert check_picture(broken, 0, LIMITS) == (64, 64)
+    with pytest.raises(ProtocolError, match="picture 3 cannot be read"):
+        decode_frame([whole, broken], 2, **BUDGET)
+    with pytest.raises(ProtocolError, match="differ in size"):
+        decode_frame([whole, encode_picture(noise[:32])], 2, **BUDGET)
+    thin = encode_picture(np.zeros((2, 600, 3), np.uint8))
+    with pytest.raises(ProtocolError, match="too long for its width"):
+        decode_frame([thin, thin], 0, **BUDGET)

@@ -1,0 +1,111 @@
+"""`swjax serve` as a process of its own."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import aiohttp
+import pytest
+from serving_clients import FRAME_PIXELS, begin, encode_picture, hear, make_pictures, watch, words
+
+from swjax.commands.main import main
+from swjax.conversion import save_hf
+from swjax.conversion.streaming_model import copy_tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve") / "small"
+    record = {"variant": "gdpe", "wait_k": 2, "min_pixels": FRAME_PIXELS, "max_pixels": FRAME_PIXELS}
+    save_hf(source.model, folder, more_config={"streaming": record})
+    copy_tokenizer(source.tokenizer, folder)
+    return folder
+
+
+@contextlib.contextmanager
+def process(checkpoint, *arguments: str):
+    """The server; yields the process and the line that says where it listens."""
+    command = [sys.executable, "-m", "swjax.commands.main", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
+    size = ["--rows", "2", "--max-seconds", "4", "--max-tail", "8", "--picture-size", "64x64"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with subprocess.Popen([*command, *size, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as running:
+        too_long = threading.Timer(240, running.kill)
+        too_long.start()
+        try:
+            assert running.stdout is not None
+            yield running, next(line for line in running.stdout if line.startswith("listening"))
+        finally:
+            too_long.cancel()
+            running.kill()
+
+
+def test_it_serves_until_it_is_terminated(checkpoint):
+    files = [encode_picture(picture) for picture in make_pictures(4, 0)]
+
+    async def talk(url: str, token: str) -> None:
+        headers = {"Authorization": f"Bearer {token}"}
+        async with aiohttp.ClientSession(url, headers=headers) as session:
+            heard = await watch(session, files, max_tail=4)
+            assert len(words(heard)) == 2 + 4
+            async with session.get("/") as page:
+                assert "speak while watching" in await page.text()
+            socket = await begin(session)
+            await socket.send_bytes(files[0])
+            running.send_signal(signal.SIGTERM)
+            heard = await hear(socket)
+            assert (heard[-1]["code"], socket.close_code) == ("shutdown", 1001)
+
+    # An address that others could reach needs a token, which is made here.
+    with process(checkpoint, "--host", "0.0.0.0") as (running, line):
+        found = re.fullmatch(r"listening on http://0.0.0.0:(\d+)/#token=([\w-]{32})\n", line)
+        assert found, line
+        asyncio.run(talk(f"http://127.0.0.1:{found[1]}", found[2]))
+        assert running.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--rows", "0"], "at least 1 row"),
+        (["--max-seconds", "0"], "max_video_s must be above 0"),
+        (["--allow-origin", "example.org"], "https://name"),
+        (["--mode", "interleaved"], "variant gdpe has none of the modes interleaved"),
+        (["--max-pixels", "100"], "room for one token"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(checkpoint, capsys, arguments, names):
+    assert main(["serve", "--checkpoint", str(checkpoint), *arguments]) == 2
+    assert names in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told(source, engine, size, tokenizer):
+    from serving_clients import serving
+
+    from swjax.serving import Access, Offer, Server, ServingError
+
+    async def run():
+        async with serving(source, engine, size, tokenizer) as (_, session):
+            other = Server(engine, size, tokenizer, Offer("tiny", source.record), Access("127.0.0.1"))
+            with pytest.raises(ServingError, match="choose another --port"):
+                await other.start(session._base_url.port)
+
+    asyncio.run(run())
+
+
+def test_a_missing_package_is_named(checkpoint, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    assert main(["serve", "--checkpoint", str(checkpoint)]) == 2
+    assert "pip install 'swjax[serve]'" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    shown = capsys.readouterr().out
+    for words_ in ("docs/serving.md", "--allow-origin", "SIGTERM", "--max-seconds"):
+        assert words_ in shown
