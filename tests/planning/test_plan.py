@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from swjax.commands.main import main
+
 CONFIG = """
 from swjax.training.config import base_config
 
@@ -78,7 +80,7 @@ def test_slices_send_gradients_over_the_network_between_them_and_gather_weights_
         (["--topology", "v5e:2x2", "--model", "8b"], "unknown model preset '8b'"),
     ],
 )
-def test_refusals(tmp_path, arguments, error):
-    done = plan(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert error in done.stderr.replace("\n", " ")
+def test_refusals(tmp_path, capsys, arguments, error):
+    (tmp_path / "config.py").write_text(CONFIG)
+    assert main(["plan", "--config", str(tmp_path / "config.py"), *arguments]) == 2
+    assert error in capsys.readouterr().err.replace("\n", " ")
