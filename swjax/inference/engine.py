@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.conversion.parameters import merge_parameters
 from swjax.inference.sampler import SamplingRows, mark_said, sample
+from swjax.inference.weights import streaming_weights
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
 
@@ -20,7 +21,7 @@ class Engine:
 
     def __init__(self, model: Qwen2_5_VL):
         self.config: Qwen2_5_VLConfig = model.config
-        self._structure, self._parameters = split_parameters(model)
+        self._structure, self._parameters = streaming_weights(model)
         self._dtype = self._parameters["decoder/embedding_vd"].dtype
 
     def new_cache(self, slots: int) -> KeyValueCache:

@@ -51,5 +51,5 @@ def test_slots_beyond_the_cache_are_not_written(model):
     _, after = model.extend(ids, positions, spans, cache=cache, slots=jnp.array([[4]]))
     assert not after.keys.any()
     _, after = model.extend(ids, positions, spans, cache=cache, slots=jnp.array([[3]]))
-    assert after.keys[:, 0, 3].any()
-    assert not after.keys[:, 0, :3].any()
+    assert after.keys[:, 0, :, 3].any()
+    assert not after.keys[:, 0, :, :3].any()
