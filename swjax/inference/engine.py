@@ -45,8 +45,11 @@ class Engine:
 
         The cache that is handed in is used up.
         """
-        rows = (token_ids[None], position_ids[:, None], KeySpans(spans.start[None], spans.stop[None]), slots[None])
-        return _write(self._structure, self._parameters, cache, *rows, features)
+        order = np.argsort(slots)
+        last = np.flatnonzero(order == len(slots) - 1)
+        edges = KeySpans(*(edge[None, order] for edge in spans))
+        rows = token_ids[None, order], position_ids[:, None, order], edges, slots[None, order]
+        return _write(self._structure, self._parameters, cache, *rows, last, features)
 
     def choose(
         self, logits: Float[Array, "1 V"], said: Bool[Array, "1 V"], rows: SamplingRows
@@ -69,11 +72,12 @@ def _write(
     position_ids: Array,
     spans: KeySpans,
     slots: Array,
+    last: Array,
     features: Array | None,
 ) -> tuple[Array, KeyValueCache]:
     model = merge_parameters(structure, parameters)
     hidden, cache = model.extend(token_ids, position_ids, spans, cache=cache, slots=slots, video_features=features)
-    return model.logits(hidden[:, -1]), cache
+    return model.logits(hidden[:, last[0]]), cache
 
 
 @jax.jit

@@ -175,10 +175,10 @@ class Lane:
         packed[:, -1, :2] = 0
         packed[:, -1, 2:] = np.stack([np.asarray(column).view(np.int32) for column in choices], axis=-1)
         for row, (piece, places, origin) in tokens.items():
-            lines = packed[row, : len(piece.token_ids)]
-            lines[:, 0], lines[:, 1:4], lines[:, 7] = piece.token_ids, piece.positions.T, places
-            lines[:, 4], lines[:, 5], lines[:, 6] = piece.start + origin, piece.stop + origin, piece.slots + origin
-            packed[row, -1, 0] = len(lines) - 1
+            columns = piece.token_ids, *piece.positions, piece.start + origin, piece.stop + origin, piece.slots + origin
+            lines, order = np.stack([*columns, places], axis=-1), np.argsort(piece.slots)
+            packed[row, : len(lines)] = lines[order]
+            packed[row, -1, 0] = np.flatnonzero(order == len(lines) - 1)[0]
         packed[list(speaking), -1, 1] = 1
         return packed
 

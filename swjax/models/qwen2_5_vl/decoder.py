@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int32
 
 from swjax.attention import cache_attention, span_attention
-from swjax.models.qwen2_5_vl.cache import KeyValueCache
+from swjax.models.qwen2_5_vl.cache import KeyValueCache, runs_of
 from swjax.models.qwen2_5_vl.config import TextConfig
 from swjax.models.qwen2_5_vl.rotary import Rotation, multimodal_rotation, rotate
 from swjax.models.remat import PROJECTION, rematerialized
@@ -261,10 +261,11 @@ class Decoder(nnx.Module):
             position_ids: their ids.
             spans: int32[B, L] each, the cache slots that each new token sees, its own among them.
             cache: keys and values of what came before.
-            slots: where the keys and values of the new tokens go; slots beyond the cache are not written.
+            slots: where the keys and values of the new tokens go, ascending, in at most two runs of neighbours; slots
+                beyond the cache are not written and stand last.
         """
         rotation = self._rotation(position_ids)
-        rows = jnp.arange(x.shape[0])[:, None]
+        runs = runs_of(slots, cache.slots)
 
         def layer_step(
             carry: tuple[Array, KeyValueCache], indexed: tuple[Array, DecoderLayer]
@@ -272,10 +273,9 @@ class Decoder(nnx.Module):
             (x, cache), (index, layer) = carry, indexed
             with jax.named_scope("attention"):
                 q, k, v = layer.query_key_value(x, rotation)
-                keys = cache.keys.at[index, rows, :, slots].set(k.astype(cache.keys.dtype), mode="drop")
-                values = cache.values.at[index, rows, :, slots].set(v.astype(cache.values.dtype), mode="drop")
-                attended = cache_attention(q, keys, values, index, spans, like=layer.attention)
-            return layer.finish(x, attended), KeyValueCache(keys, values)
+                cache = cache.write(index, runs, k, v)
+                attended = cache_attention(q, *cache, index, spans, like=layer.attention)
+            return layer.finish(x, attended), cache
 
         with jax.named_scope("decoder"):
             index = np.arange(self.config.num_layers, dtype=np.int32)

@@ -154,7 +154,8 @@ class Qwen2_5_VL(nnx.Module):
             position_ids: their ids.
             spans: int32[B, L] each, the cache slots that each new token sees, its own among them.
             cache: keys and values of what came before.
-            slots: where the new keys and values go; slots beyond the cache are not written.
+            slots: where the new keys and values go, ascending, in at most two runs of neighbours; slots beyond the
+                cache are not written and stand last.
             video_features: features of the video tokens among them, in order.
 
         Returns:
