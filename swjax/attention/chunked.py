@@ -114,7 +114,8 @@ def chunked_cache(
         def read(i: Int32[Array, ""]) -> tuple[Array, Array, Bool[Array, "R C"]]:
             place, seen = _place_keys(queries, i, size, slots)
             where, shape = (layer, queries.row, 0, place, 0), (1, 1, key_heads, size, width)
-            return *(jax.lax.dynamic_slice(x, where, shape)[0, 0] for x in (keys, values)), seen
+            k, v = (jax.lax.dynamic_slice(x, where, shape)[0, 0] for x in (keys, values))
+            return k, v, seen
 
         return _attend_block(queries, "ksh", read, _num_key_blocks(queries, size))[0]
 

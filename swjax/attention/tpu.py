@@ -120,7 +120,7 @@ def _attend(
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Attention to the keys of one layer, which are fetched from where they lie."""
-    plan = make_plan(q, *k.shape[2:4], blocks, blocks.keys)
+    plan = make_plan(q, k.shape[2], k.shape[3], blocks, blocks.keys)
     rows = row_spans(spans, plan)
     q_rows = to_rows(q, plan)
     edge, matrix, number = row_specs(plan)

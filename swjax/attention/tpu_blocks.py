@@ -1,5 +1,6 @@
 """Blocks of rows and tiles of keys: what the passes of the TPU kernels have in common (`swjax.attention.tpu`)."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -267,19 +268,19 @@ def row_specs(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
 
 def key_spec(plan: Plan) -> pl.BlockSpec:
     """Blocks of keys or values that a block of rows reaches, on the same grid."""
-
-    def index(b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
-        first, last = fetched(read_reach(reach_ref, b, i, plan), plan)
-        return b, h, jnp.minimum(first + j, last), 0  # staying at the last one fetches nothing
-
-    return pl.BlockSpec((None, None, plan.keys, plan.head_dim), index)
+    return pl.BlockSpec((None, None, plan.keys, plan.head_dim), functools.partial(_key_block, plan))
 
 
 def cache_spec(plan: Plan) -> pl.BlockSpec:
     """The same of one layer of a cache, whose number stands behind all reaches."""
-    keys, layer_at = key_spec(plan), 4 * plan.batch * plan.num_row_blocks
+    layer_at = 4 * plan.batch * plan.num_row_blocks
 
     def index(b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
-        return reach_ref[layer_at], *keys.index_map(b, h, i, j, reach_ref)
+        return reach_ref[layer_at], *_key_block(plan, b, h, i, j, reach_ref)
 
-    return pl.BlockSpec((None, *keys.block_shape), index)
+    return pl.BlockSpec((None, None, None, plan.keys, plan.head_dim), index)
+
+
+def _key_block(plan: Plan, b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
+    first, last = fetched(read_reach(reach_ref, b, i, plan), plan)
+    return b, h, jnp.minimum(first + j, last), 0  # staying at the last one fetches nothing

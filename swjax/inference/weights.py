@@ -1,5 +1,7 @@
 """A model's weights, as they are best held on the devices on which it streams."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -18,5 +20,5 @@ def streaming_weights(
         model: the model.
         sharding: where the parameters are to lie; None leaves them where they are.
     """
-    platform = jax.default_backend() if sharding is None else next(iter(sharding.device_set)).platform
-    return split_parameters(model.with_layers_apart() if platform == "cpu" else model)
+    device: Any = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
+    return split_parameters(model.with_layers_apart() if device.platform == "cpu" else model)

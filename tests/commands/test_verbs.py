@@ -10,6 +10,7 @@ from PIL import Image
 
 from swjax.commands.evaluate_watch import MODES
 from swjax.commands.main import VERBS, main
+from swjax.data.tokenizer import load_tokenizer
 from swjax.inference import Mode, read_frames
 
 TINY = [
@@ -95,9 +96,11 @@ def test_stream_speaks_by_a_schedule_and_stops_at_a_token(made, capsys, tmp_path
         assert spoken == np.repeat(range(frames), [*counts, 4]).tolist()
         assert events[-1]["reason"] == "token_limit"
 
-    tokens = [event for event in words() if event["event"] == "TokenSpoken"]
-    stop = tokens[0]["text"]
-    assert words("--stop-token", "unheard", "--stop-token", stop)[-1]["reason"] == "end_token"
+    first = next(event["token_id"] for event in words() if event["event"] == "TokenSpoken")
+    stop = load_tokenizer(None).convert_ids_to_tokens(first)
+    events = words("--stop-token", "<|im_start|>", "--stop-token", stop)
+    assert [event["event"] for event in events] == ["FrameSeen", "StreamEnded"]
+    assert events[-1]["reason"] == "end_token"
 
 
 def test_stream_draws_a_picture(made, tmp_path):

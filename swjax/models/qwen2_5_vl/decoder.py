@@ -108,7 +108,7 @@ def layers_apart(layers: nnx.Module) -> nnx.List:
 
     leaves, structure = jax.tree.flatten(layers)
     picked = ([pick(leaf, index) for leaf in leaves] for index in range(leaves[0].shape[0]))
-    return nnx.List([structure.unflatten(layer) for layer in picked])
+    return nnx.List([jax.tree.unflatten(structure, layer) for layer in picked])
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: DTypeLike) -> nnx.Param:
