@@ -31,7 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FLAGS = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
+FLAGS = (
+    "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false "
+    "--xla_cpu_experimental_ynn_fusion_type="  # its products take all cores, whatever the flag before it says
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax  # noqa: E402
