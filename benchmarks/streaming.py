@@ -285,7 +285,7 @@ def draw(path: Path, costs: dict[str, list[float]], points: list[tuple[float, fl
         right.plot([one[0] for one in points], [one[1] for one in points], "o-", label="one device, one pass for both")
         if points[0][2] is not None:
             right.plot([one[0] for one in points], [one[2] for one in points], "s-", label="two devices")
-        right.legend(fontsize="small", loc="upper left")
+        right.legend(fontsize="small", loc="lower center")
     right.set(xlabel="r = perceiving / speaking", ylabel="speed-up", xscale="log", title="Parallel over sequential")
     right.set_ylim(bottom=0)
     right.set_xticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
