@@ -177,6 +177,7 @@ class Lane:
         for row, (piece, places, origin) in tokens.items():
             columns = piece.token_ids, *piece.positions, piece.start + origin, piece.stop + origin, piece.slots + origin
             lines, order = np.stack([*columns, places], axis=-1), np.argsort(piece.slots)
+            assert np.count_nonzero(np.diff(piece.slots[order]) != 1) <= 1, "a row's slots are two runs at most"
             packed[row, : len(lines)] = lines[order]
             packed[row, -1, 0] = np.flatnonzero(order == len(lines) - 1)[0]
         packed[list(speaking), -1, 1] = 1
