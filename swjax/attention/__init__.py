@@ -1,5 +1,6 @@
 """Attention in which each query sees one contiguous span of keys: the one attention primitive of swjax."""
 
+from swjax.attention.cached import cache_attention
 from swjax.attention.kernel import ATTENTION_LSE, ATTENTION_OUT
 from swjax.attention.sharded import AttentionSharding, stripe_order
 from swjax.attention.span import IMPLEMENTATIONS, SpanAttention, implementation_for, span_attention
@@ -10,6 +11,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "AttentionSharding",
     "SpanAttention",
+    "cache_attention",
     "implementation_for",
     "span_attention",
     "stripe_order",

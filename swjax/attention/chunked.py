@@ -10,6 +10,7 @@ Blocks of keys start where the union starts, not at multiples of their size, so 
 few keys. The last one is moved back to end inside the array; keys that an earlier one has dealt with are masked.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,9 @@ from swjax.streaming import KeySpans
 
 QUERY_BLOCK = KEY_BLOCK = 256
 """Largest blocks. On two cores nothing from 128 to 512 was quicker over 4 heads of 32 and 28 heads of 128 features."""
+
+CACHE_SCORES = 1 << 17
+"""Scores a head up to which few queries take longer blocks of a cache."""
 
 _UNSEEN = -1e30
 
@@ -48,32 +52,76 @@ def _forward(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     length, key_heads = q.shape[1], k.shape[2]
     block = _query_block(length)
-    outs, lses = jax.lax.map(lambda queries: _attend_block(queries, k, v), _blocks(q, spans, key_heads, block))
+    size = min(KEY_BLOCK, k.shape[1])
+
+    def attend(queries: _Block) -> tuple[Float[Array, "K R H"], Float[Array, "K R"]]:
+        def read(i: Int32[Array, ""]) -> tuple[Array, Array, Bool[Array, "R C"]]:
+            return _key_block(queries, k, v, i)[:3]
+
+        return _attend_block(queries, "skh", read, _num_key_blocks(queries, size))
+
+    outs, lses = jax.lax.map(attend, _blocks(q, spans, key_heads, block))
     out = _from_blocks(outs, q.shape, block).astype(q.dtype)
     return out, _from_blocks(lses[..., None], (*q.shape[:3], 1), block)[..., 0].transpose(0, 2, 1)
 
 
 def _attend_block(
-    block: _Block, k: Float[Array, "B S K H"], v: Float[Array, "B S K H"]
+    block: _Block, axes: str, read: Callable[[Array], tuple[Array, Array, Array]], num_key_blocks: Int32[Array, ""]
 ) -> tuple[Float[Array, "K R H"], Float[Array, "K R"]]:
-    """Attention of one block of queries, in float32."""
+    """Attention of one block of queries, in float32.
+
+    Args:
+        block: the queries.
+        axes: of a block of keys: `skh` or `ksh`.
+        read: number of a block of keys -> the keys, the values, and which query sees which.
+        num_key_blocks: how many of them there are.
+    """
 
     def step(i: Int32[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         largest, total, sums = carry
-        keys, values, seen, _ = _key_block(block, k, v, i)
-        scores = jnp.where(seen, _scores(block.q, keys), _UNSEEN)
+        keys, values, seen = read(i)
+        scores = jnp.where(seen, _scores(block.q, keys, axes), _UNSEEN)
         new_largest = jnp.maximum(largest, scores.max(axis=-1))
         weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0.0)
         shrink = jnp.exp(largest - new_largest)
-        added = jnp.einsum("krs,skh->krh", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
+        added = jnp.einsum(f"krs,{axes}->krh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         return new_largest, total * shrink + weights.sum(axis=-1), sums * shrink[..., None] + added
 
     rows = block.q.shape[:2]
     nothing = jnp.full(rows, _UNSEEN), jnp.zeros(rows), jnp.zeros(block.q.shape)
-    largest, total, sums = jax.lax.fori_loop(0, _num_key_blocks(block, k), step, nothing)
+    largest, total, sums = jax.lax.fori_loop(0, num_key_blocks, step, nothing)
     is_empty = total == 0
     total = jnp.where(is_empty, 1.0, total)
     return sums / total[..., None], jnp.where(is_empty, EMPTY_LSE, largest + jnp.log(total))
+
+
+@jax.jit
+def chunked_cache(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "layers B K S H"],
+    values: Float[Array, "layers B K S H"],
+    layer: Int32[Array, ""],
+    spans: KeySpans,
+) -> Float[Array, "B T N H"]:
+    """Attention to one layer of a cache, which is read where it lies (`swjax.attention.cache_attention`)."""
+    length, (key_heads, slots, width) = q.shape[1], keys.shape[2:]
+    block = _query_block(length)
+    # Few queries go through longer blocks of keys, so that one is worth its while.
+    rows = block * (q.shape[2] // key_heads)
+    size = min(max(KEY_BLOCK, min(CACHE_SCORES // rows, 8 * KEY_BLOCK)), slots)
+
+    def attend(queries: _Block) -> Float[Array, "K R H"]:
+        def read(i: Int32[Array, ""]) -> tuple[Array, Array, Bool[Array, "R C"]]:
+            place, seen = _place_keys(queries, i, size, slots)
+            where, shape = (layer, queries.row, 0, place, 0), (1, 1, key_heads, size, width)
+            k, v = (jax.lax.dynamic_slice(x, where, shape)[0, 0] for x in (keys, values))
+            return k, v, seen
+
+        return _attend_block(queries, "ksh", read, _num_key_blocks(queries, size))[0]
+
+    blocks = _blocks(q, spans, key_heads, block)
+    outs = attend(jax.tree.map(lambda x: x[0], blocks))[None] if len(blocks.row) == 1 else jax.lax.map(attend, blocks)
+    return _from_blocks(outs, q.shape, block).astype(q.dtype)
 
 
 def _backward(
@@ -124,7 +172,7 @@ def _backward_block(
     def step(i: Int32[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         dq, dk, dv = carry
         keys, values, seen, place = _key_block(block, k, v, i)
-        weights = jnp.where(seen, jnp.exp(_scores(block.q, keys) - lse[..., None]), 0.0)
+        weights = jnp.where(seen, jnp.exp(_scores(block.q, keys, "skh") - lse[..., None]), 0.0)
         dweights = jnp.einsum("krh,skh->krs", dout, values, preferred_element_type=jnp.float32)
         dscores = (weights * (dweights - along[..., None]) * scale).astype(k.dtype)
         dq = dq + jnp.einsum("krs,skh->krh", dscores, keys, preferred_element_type=jnp.float32)
@@ -132,7 +180,8 @@ def _backward_block(
         added_v = jnp.einsum("krs,krh->skh", weights.astype(v.dtype), dout, preferred_element_type=jnp.float32)
         return dq, _add_at(dk, block.row, place, added_k), _add_at(dv, block.row, place, added_v)
 
-    return jax.lax.fori_loop(0, _num_key_blocks(block, k), step, (jnp.zeros(block.q.shape), dk, dv))
+    num_key_blocks = _num_key_blocks(block, min(KEY_BLOCK, k.shape[1]))
+    return jax.lax.fori_loop(0, num_key_blocks, step, (jnp.zeros(block.q.shape), dk, dv))
 
 
 def _query_block(length: int) -> int:
@@ -140,12 +189,11 @@ def _query_block(length: int) -> int:
     return -(-length // -(-length // QUERY_BLOCK))
 
 
-def _scores(q: Float[Array, "K R H"], keys: Float[Array, "C K H"]) -> Float[Array, "K R C"]:
-    return jnp.einsum("krh,skh->krs", q, keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _scores(q: Float[Array, "K R H"], keys: Float[Array, "*C"], axes: str) -> Float[Array, "K R C"]:
+    return jnp.einsum(f"krh,{axes}->krs", q, keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
 
 
-def _num_key_blocks(block: _Block, k: Float[Array, "B S K H"]) -> Int32[Array, ""]:
-    size = min(KEY_BLOCK, k.shape[1])
+def _num_key_blocks(block: _Block, size: int) -> Int32[Array, ""]:
     return jnp.maximum(block.high - block.low + size - 1, 0) // size
 
 
@@ -154,12 +202,19 @@ def _key_block(
 ) -> tuple[Float[Array, "C K H"], Float[Array, "C K H"], Bool[Array, "R C"], Int32[Array, ""]]:
     """Block i of the keys and values that a block of queries sees, which query sees which, and where it begins."""
     size = min(KEY_BLOCK, k.shape[1])
-    first = block.low + i * size
-    place = jnp.minimum(first, k.shape[1] - size)
+    place, seen = _place_keys(block, i, size, k.shape[1])
     keys, values = (jax.lax.dynamic_slice(x, (block.row, place, 0, 0), (1, size, *x.shape[2:]))[0] for x in (k, v))
-    index = place + jnp.arange(size, dtype=jnp.int32)
-    seen = (index >= jnp.maximum(block.start, first)[:, None]) & (index < block.stop[:, None])
     return keys, values, seen, place
+
+
+def _place_keys(
+    block: _Block, i: Int32[Array, ""], size: int, num_keys: int
+) -> tuple[Int32[Array, ""], Bool[Array, "R C"]]:
+    """Where block i of the keys that a block of queries sees begins, and which query sees which."""
+    first = block.low + i * size
+    place = jnp.minimum(first, num_keys - size)
+    index = place + jnp.arange(size, dtype=jnp.int32)
+    return place, (index >= jnp.maximum(block.start, first)[:, None]) & (index < block.stop[:, None])
 
 
 def _add_at(

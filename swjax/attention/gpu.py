@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from swjax.attention.gpu_backward import backward
 from swjax.attention.gpu_blocks import (
@@ -37,7 +37,7 @@ from swjax.attention.gpu_blocks import (
     query_specs,
     quotient,
 )
-from swjax.attention.kernel import EMPTY_LSE, Kernel
+from swjax.attention.kernel import EMPTY_LSE, CacheAttention, Kernel
 from swjax.streaming import KeySpans
 
 PACKED_ROWS = 64
@@ -48,26 +48,28 @@ _NO_KEYS = -1e30  # log-sum-exp of a part of the keys that holds none
 
 def _forward(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Float[Array, "*keys"],
+    v: Float[Array, "*keys"],
     spans: KeySpans,
     *,
+    layer: Int32[Array, ""] | None = None,
     blocks: GPUBlocks,
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    """Keys and values are [B, S, K, H], or with `layer` a cache, [layers, B, K, S, H]."""
     batch, length, heads, width = q.shape
     key_heads = k.shape[2]
     group = heads // key_heads
     if length * group > PACKED_ROWS:
         plan, operands = prepare(q, k, v, spans, queries=blocks.queries, keys=blocks.keys)
-        out, lse = _attend(plan, operands, blocks, interpret)
+        out, lse = _attend(plan, operands, layer, blocks, interpret)
         return out[0, :, :length, :, :width], lse[0, :, :, :length]
     rows = q.reshape(batch, length, key_heads, group, width).transpose(0, 1, 3, 2, 4)
     rows = rows.reshape(batch, length * group, key_heads, width)
     spans = KeySpans(*(jnp.repeat(edge, group, axis=1) for edge in spans))
     plan, operands = prepare(rows, k, v, spans, queries=blocks.queries, keys=blocks.keys)
     splits = min(pl.cdiv(blocks.programs, batch * key_heads), pl.cdiv(plan.num_keys, 4 * plan.keys))
-    out, lse = _merge(*_attend(plan._replace(splits=splits), operands, blocks, interpret))
+    out, lse = _merge(*_attend(plan._replace(splits=splits), operands, layer, blocks, interpret))
     out = out[:, : length * group, :, :width].reshape(batch, length, group, key_heads, width)
     lse = lse[:, :, : length * group].reshape(batch, key_heads, length, group)
     return (
@@ -77,7 +79,7 @@ def _forward(
 
 
 def _attend(
-    plan: Plan, operands: Operands, blocks: GPUBlocks, interpret: bool
+    plan: Plan, operands: Operands, layer: Int32[Array, ""] | None, blocks: GPUBlocks, interpret: bool
 ) -> tuple[Float[Array, "splits B T N H"], Float[Array, "splits B N T"]]:
     """Attention to each part of the keys; in float32 if there are several."""
     q = operands.q
@@ -98,26 +100,41 @@ def _attend(
             lambda i, n, b: (jax.lax.rem(i, jnp.int32(splits)), b, n, quotient(i, splits)),
         ),
     )
+    number = [] if layer is None else [pl.BlockSpec((1,), lambda i, n, b: (0,))]
     return pl.pallas_call(
-        functools.partial(_forward_body, plan=plan),
+        functools.partial(_forward_body if layer is None else _cache_body, plan=plan),
         out_shape=out_shapes,
         grid=(plan.num_query_blocks * splits, plan.heads, plan.batch),
-        in_specs=[edge, edge, matrix, keys, keys],
+        in_specs=[*number, edge, edge, matrix, keys, keys],
         out_specs=out_specs,
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=2),
         interpret=interpret,
         name="span_attention_forward",
-    )(*operands)
+    )(*([] if layer is None else [layer.reshape(1)]), *operands)
+
+
+def _cache_body(layer_ref: Any, *refs: Any, plan: Plan) -> None:
+    _forward_body(*refs, plan=plan, layer=layer_ref[0])
 
 
 def _forward_body(
-    start_ref: Any, stop_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, lse_ref: Any, *, plan: Plan
+    start_ref: Any,
+    stop_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    out_ref: Any,
+    lse_ref: Any,
+    *,
+    plan: Plan,
+    layer: Any = None,
 ) -> None:
     q, start, stop = q_ref[...], start_ref[...], stop_ref[...]
 
     def attend_block(place: Any, seen: Array | None, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         largest, total, sums = carry
-        k, v = (ref[pl.ds(place, plan.keys), :] for ref in (k_ref, v_ref))
+        at = pl.ds(place, plan.keys), slice(None)
+        k, v = (ref[at if layer is None else (layer, *at)] for ref in (k_ref, v_ref))
         scores = block_scores(q, k, seen, plan)
         new_largest = jnp.maximum(largest, scores.max(axis=1))
         weights = jnp.exp2(scores - new_largest[:, None])
@@ -165,4 +182,11 @@ def make_gpu_kernel(blocks: GPUBlocks, *, interpret: bool = False) -> Kernel:
     return Kernel(forward_pass, backward_pass, platforms=() if interpret else ("cuda",))
 
 
-gpu_kernel = make_gpu_kernel(GPUBlocks())
+@functools.cache
+def make_gpu_cache(blocks: GPUBlocks, *, interpret: bool = False) -> CacheAttention:
+    """Attention to a cache (`swjax.attention.cache_attention`); arguments as for `make_gpu_kernel`."""
+    forward = functools.partial(_forward, blocks=blocks, interpret=interpret)
+    return jax.jit(lambda q, keys, values, layer, spans: forward(q, keys, values, spans, layer=layer)[0])
+
+
+gpu_kernel, gpu_cache = make_gpu_kernel(GPUBlocks()), make_gpu_cache(GPUBlocks())

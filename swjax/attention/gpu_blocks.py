@@ -49,6 +49,7 @@ class Plan(NamedTuple):
         length, num_keys, width: queries, keys and features of the padded arrays.
         scale: of scores.
         splits: programs among which the keys of one block of queries are divided.
+        layers: of the cache that keys and values lie in; None if they are no cache.
     """
 
     batch: int
@@ -62,6 +63,7 @@ class Plan(NamedTuple):
     scale: float
     precision: Any
     splits: int = 1
+    layers: int | None = None
 
     @property
     def num_query_blocks(self) -> int:
@@ -70,61 +72,64 @@ class Plan(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """Padded arrays: whole blocks of queries, at least a block of keys, features a power of two."""
+    """Padded arrays: whole blocks of queries, at least a block of keys, features a power of two.
+
+    Keys and values are [B, S, K, H], or of a cache [layers, B, K, S, H].
+    """
 
     start: Int32[Array, "B T"]
     stop: Int32[Array, "B T"]
     q: Float[Array, "B T N H"]
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
+    k: Float[Array, "*keys"]
+    v: Float[Array, "*keys"]
 
 
 def prepare(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Float[Array, "*keys"],
+    v: Float[Array, "*keys"],
     spans: KeySpans,
     *,
     queries: int,
     keys: int,
 ) -> tuple[Plan, Operands]:
     """Sizes and operands for blocks of at most so many queries and keys. Added queries see nothing."""
+    layers = k.shape[0] if k.ndim == 5 else None
+    axis, head_axis = (1, 2) if layers is None else (3, 2)
+    num_keys, key_heads = k.shape[axis], k.shape[head_axis]
     shrink = q.dtype.itemsize // 2
     queries = min(queries // shrink, max(_SMALLEST, pl.next_power_of_2(q.shape[1])))
-    keys = min(keys // shrink, max(_SMALLEST, pl.next_power_of_2(k.shape[1])))
-    start, stop = (pad_queries(jnp.clip(edge.astype(jnp.int32), 0, k.shape[1]), queries) for edge in spans)
-    operands = Operands(
-        start,
-        stop,
-        pad_queries(pad_width(q), queries),
-        *(pad_queries(pad_width(x), keys) if x.shape[1] < keys else pad_width(x) for x in (k, v)),
-    )
+    keys = min(keys // shrink, max(_SMALLEST, pl.next_power_of_2(num_keys)))
+    start, stop = (pad_queries(jnp.clip(edge.astype(jnp.int32), 0, num_keys), queries) for edge in spans)
+    k, v = (pad_queries(pad_width(x), keys, axis) if num_keys < keys else pad_width(x) for x in (k, v))
+    operands = Operands(start, stop, pad_queries(pad_width(q), queries), k, v)
     plan = Plan(
         batch=q.shape[0],
         heads=q.shape[2],
-        group=q.shape[2] // k.shape[2],
+        group=q.shape[2] // key_heads,
         queries=queries,
         keys=keys,
         length=operands.q.shape[1],
-        num_keys=operands.k.shape[1],
+        num_keys=k.shape[axis],
         width=operands.q.shape[3],
         scale=q.shape[3] ** -0.5,
         # Not the ten bits of mantissa that tensor cores take float32 for.
         precision=jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
+        layers=layers,
     )
     return plan, operands
 
 
-def pad_queries(x: Array, multiple: int) -> Array:
-    """Zeros after the second axis."""
-    missing = -x.shape[1] % multiple
-    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+def pad_queries(x: Array, multiple: int, axis: int = 1) -> Array:
+    """Zeros after the axis of queries, or of keys."""
+    missing = -x.shape[axis] % multiple
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
 
 
-def pad_width(x: Float[Array, "B L N H"]) -> Float[Array, "B L N W"]:
+def pad_width(x: Float[Array, "*B H"]) -> Float[Array, "*B W"]:
     """Zeros after the features."""
     width = max(_SMALLEST, pl.next_power_of_2(x.shape[-1]))
-    return jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])])
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
 def query_specs(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
@@ -138,7 +143,10 @@ def query_specs(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
 
 
 def key_spec(plan: Plan) -> pl.BlockSpec:
-    """All keys or values of a head, on the same grid: the kernel reads what it needs."""
+    """All keys or values of a head, of all layers of a cache, on the same grid: the kernel reads what it needs."""
+    if plan.layers is not None:
+        block = plan.layers, None, None, plan.num_keys, plan.width
+        return pl.BlockSpec(block, lambda i, n, b: (0, b, quotient(n, plan.group), 0, 0))
     return pl.BlockSpec((None, plan.num_keys, None, plan.width), lambda i, n, b: (b, 0, quotient(n, plan.group), 0))
 
 

@@ -29,6 +29,10 @@ Forward = Callable[[Array, Array, Array, KeySpans], tuple[Array, Array]]
 Backward = Callable[[Array, Array, Array, KeySpans, Array, Array, Array], tuple[Array, Array, Array]]
 
 
+CacheAttention = Callable[[Array, Array, Array, Array, KeySpans], Array]
+"""Attention to a cache: (q [B, T, N, H], keys [layers, B, K, S, H], values, layer int32[], spans) -> [B, T, N, H]."""
+
+
 class Kernel(NamedTuple):
     """One implementation of span attention. Its functions are static keys: module-level ones, or cached.
 

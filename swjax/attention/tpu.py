@@ -24,21 +24,21 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
-from swjax.attention.kernel import EMPTY_LSE, Kernel
+from swjax.attention.kernel import EMPTY_LSE, CacheAttention, Kernel
 from swjax.attention.tpu_backward import backward
 from swjax.attention.tpu_blocks import (
     FIRST_MAXIMUM,
     LOG2E,
     Plan,
     TPUBlocks,
+    cache_spec,
     cost_estimate,
     dot,
     fetched,
     for_each_tile,
     from_rows,
-    key_spec,
     make_plan,
     num_fetched,
     read_reach,
@@ -49,9 +49,6 @@ from swjax.attention.tpu_blocks import (
     to_rows,
 )
 from swjax.streaming import KeySpans
-
-DECODE_ROWS = 512
-"""Queries x heads up to which keys are not taken apart by head."""
 
 
 def _forward_body(
@@ -108,15 +105,27 @@ def _forward(
     blocks: TPUBlocks,
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    key_heads = k.shape[2]
-    if _is_decoding(q, k):
-        k, v = (x.reshape(x.shape[0], -1, 1, x.shape[-1]) for x in (k, v))
-        spans = KeySpans(spans.start * key_heads, spans.stop * key_heads)
-    plan = make_plan(q, k, blocks, blocks.keys)._replace(interleaved=key_heads // k.shape[2])
+    k, v = (x.transpose(0, 2, 1, 3)[None] for x in (k, v))
+    return _attend(q, k, v, jnp.int32(0), spans, blocks=blocks, interpret=interpret)
+
+
+def _attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "layers B K S H"],
+    v: Float[Array, "layers B K S H"],
+    layer: Int32[Array, ""],
+    spans: KeySpans,
+    *,
+    blocks: TPUBlocks,
+    interpret: bool,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    """Attention to the keys of one layer, which are fetched from where they lie."""
+    plan = make_plan(q, k.shape[2], k.shape[3], blocks, blocks.keys)
     rows = row_spans(spans, plan)
     q_rows = to_rows(q, plan)
     edge, matrix, number = row_specs(plan)
-    keys = key_spec(plan)
+    keys = cache_spec(plan)
+    scalars = jnp.append(rows.reach, layer.astype(jnp.int32))
     out, lse = pl.pallas_call(
         functools.partial(_forward_body, plan=plan),
         out_shape=(
@@ -140,19 +149,8 @@ def _forward(
         cost_estimate=cost_estimate(plan, products=2, row_arrays=2),
         interpret=interpret,
         name="span_attention_forward",
-    )(rows.reach, rows.start, rows.stop, q_rows, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+    )(scalars, rows.start, rows.stop, q_rows, k, v)
     return from_rows(out, plan), from_rows(lse.swapaxes(2, 3), plan)[..., 0].swapaxes(1, 2)
-
-
-def _is_decoding(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"]) -> bool:
-    """Whether queries are so few that all heads go through the keys together, which are then read as they lie.
-
-    Keys taken apart by head are a copy of the whole cache, however little of it is seen; and of 128 lanes a register
-    has, few queries fill more with all heads than with one group, so scores of other heads cost next to nothing.
-    """
-    _, length, heads, _ = q.shape
-    key_heads = k.shape[2]
-    return length * heads <= DECODE_ROWS and 1 < key_heads == 1 << (key_heads.bit_length() - 1)
 
 
 @functools.cache
@@ -169,4 +167,11 @@ def make_tpu_kernel(blocks: TPUBlocks, *, interpret: bool = False) -> Kernel:
     return Kernel(forward_pass, backward_pass, platforms=() if interpret else ("tpu",))
 
 
-tpu_kernel = make_tpu_kernel(TPUBlocks())
+@functools.cache
+def make_tpu_cache(blocks: TPUBlocks, *, interpret: bool = False) -> CacheAttention:
+    """Attention to a cache (`swjax.attention.cache_attention`); arguments as for `make_tpu_kernel`."""
+    attend = functools.partial(_attend, blocks=blocks, interpret=interpret)
+    return jax.jit(lambda q, keys, values, layer, spans: attend(q, keys, values, layer, spans)[0])
+
+
+tpu_kernel, tpu_cache = make_tpu_kernel(TPUBlocks()), make_tpu_cache(TPUBlocks())

@@ -53,7 +53,8 @@ def backward(
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """The backward pass, as `swjax.attention.kernel.Kernel` describes it."""
-    plan = make_plan(q, k, blocks, blocks.keys)
+    num_keys, key_heads = k.shape[1:3]
+    plan = make_plan(q, key_heads, num_keys, blocks, blocks.keys)
     rows = row_spans(spans, plan)
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
     along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1)
@@ -68,7 +69,9 @@ def backward(
         v.transpose(0, 2, 1, 3),
     )
     dq = _query_gradient(rows.reach, operands, plan, interpret)
-    dk, dv = _key_gradients(rows.reach, operands, make_plan(q, k, blocks, blocks.backward_keys), interpret)
+    dk, dv = _key_gradients(
+        rows.reach, operands, make_plan(q, k.shape[2], k.shape[1], blocks, blocks.backward_keys), interpret
+    )
     return from_rows(dq, plan), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
 
 

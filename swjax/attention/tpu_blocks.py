@@ -1,5 +1,6 @@
 """Blocks of rows and tiles of keys: what the passes of the TPU kernels have in common (`swjax.attention.tpu`)."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +51,6 @@ class Plan(NamedTuple):
         queries, rows: queries of a block and its rows: queries x group, filled up to whole registers.
         keys, tile: keys fetched and computed at once.
         precision: of products.
-        interleaved: how many key heads take turns along the axis of keys; each row sees its own.
     """
 
     batch: int
@@ -66,7 +66,6 @@ class Plan(NamedTuple):
     head_dim: int
     itemsize: int
     precision: Any
-    interleaved: int = 1
 
     @property
     def num_key_blocks(self) -> int:
@@ -79,10 +78,9 @@ class Plan(NamedTuple):
         return self.head_dim**-0.5 * LOG2E
 
 
-def make_plan(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], blocks: TPUBlocks, keys: int) -> Plan:
+def make_plan(q: Float[Array, "B T N H"], key_heads: int, num_keys: int, blocks: TPUBlocks, keys: int) -> Plan:
     """Sizes for one call: blocks no larger than it needs, of `keys` keys at most."""
     batch, length, heads, head_dim = q.shape
-    num_keys, key_heads = k.shape[1:3]
     group = heads // key_heads
     queries = min(_queries_of_block(group, blocks), length if length < _LANES else _round_up(length, _LANES))
     tile = min(blocks.tile, _round_up(num_keys, _LANES))
@@ -206,8 +204,6 @@ def for_each_tile(reach: Reach, first_key: Any, plan: Plan, body: Callable[[Any,
     def step(t: Any, carry: None) -> None:
         offset = pl.multiple_of(t * plan.tile, plan.tile)
         key = first_key + offset
-        if plan.interleaved > 1:
-            return body(offset, True)
         is_whole = (key >= reach.common_low) & (key + plan.tile <= reach.common_high)
         pl.when(is_whole)(lambda: body(offset, False))
         pl.when(jnp.logical_not(is_whole))(lambda: body(offset, True))
@@ -240,11 +236,6 @@ def tile_scores(
         return scores
     index = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     seen = (index >= start_ref[...]) & (index < stop_ref[...])
-    if plan.interleaved > 1:
-        row = jax.lax.broadcasted_iota(jnp.int32, (1, plan.rows), 1)
-        width = plan.queries * plan.group // plan.interleaved
-        head = sum((row >= width * h).astype(jnp.int32) for h in range(1, plan.interleaved))
-        seen &= index & (plan.interleaved - 1) == head  # a power of two
     return jnp.where(seen, scores, _UNSEEN)
 
 
@@ -277,9 +268,19 @@ def row_specs(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
 
 def key_spec(plan: Plan) -> pl.BlockSpec:
     """Blocks of keys or values that a block of rows reaches, on the same grid."""
+    return pl.BlockSpec((None, None, plan.keys, plan.head_dim), functools.partial(_key_block, plan))
+
+
+def cache_spec(plan: Plan) -> pl.BlockSpec:
+    """The same of one layer of a cache, whose number stands behind all reaches."""
+    layer_at = 4 * plan.batch * plan.num_row_blocks
 
     def index(b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
-        first, last = fetched(read_reach(reach_ref, b, i, plan), plan)
-        return b, h, jnp.minimum(first + j, last), 0  # staying at the last one fetches nothing
+        return reach_ref[layer_at], *_key_block(plan, b, h, i, j, reach_ref)
 
-    return pl.BlockSpec((None, None, plan.keys, plan.head_dim), index)
+    return pl.BlockSpec((None, None, None, plan.keys, plan.head_dim), index)
+
+
+def _key_block(plan: Plan, b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
+    first, last = fetched(read_reach(reach_ref, b, i, plan), plan)
+    return b, h, jnp.minimum(first + j, last), 0  # staying at the last one fetches nothing

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -33,8 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", help="what to ask (default: to describe the scene and the activity)")
     parser.add_argument("--variant", help="position design (default: what the model was trained with)")
     parser.add_argument("--wait-k", type=int, help="answer tokens after each frame (default: as trained)")
+    parser.add_argument(
+        "--schedule",
+        metavar="COUNTS",
+        help="answer tokens after each frame one by one, in the place of --wait-k: 3,0,5,... or a file of such counts; "
+        "what is left follows the last frame, whose count is not used",
+    )
     parser.add_argument("--gap", type=int, help="first position id of the answer in gipe (default: as trained)")
     parser.add_argument("--max-tail", type=int, default=300, help="limit on tokens after the last frame (default: 300)")
+    parser.add_argument(
+        "--stop-token",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a token that ends the answer, beside <|im_end|>; may be given several times",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens (default: from all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest of this probability together")
@@ -64,12 +77,13 @@ def run(args: argparse.Namespace) -> int:
     from swjax.inference import Engine, StreamSession, read_frames
 
     source = load_streaming_model(args.checkpoint, step=args.step)
-    settings = _settings(args, source.record)
+    tokenizer = load_tokenizer(source.tokenizer)
+    settings = _settings(args, source.record, tokenizer)
     record = source.record
     read = functools.partial(
         read_frames, args.video, fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels
     )
-    engine, tokenizer = Engine(source.model), load_tokenizer(source.tokenizer)
+    engine = Engine(source.model)
     question = args.question or EVALUATION_QUESTION
 
     # The first frame once for nothing, so that no compiling stands between the first frame and the first word.
@@ -80,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     session = StreamSession(engine, tokenizer, question=question, settings=settings)
     frames: list[Frame] = []
     words: list[str] = []
-    watched = _keep(read(), frames) if args.picture else read()
+    watched = read() if settings.counts is None else _within(read(), settings.counts)
+    watched = _keep(watched, frames) if args.picture else watched
     events = _collect(session.run(watched, speed=None if args.as_fast_as_possible else 1.0), words)
     if args.json:
         for event in events:
@@ -99,6 +114,17 @@ def _keep(frames: "Iterable[Frame]", kept: "list[Frame]") -> "Iterator[Frame]":
         yield frame
 
 
+def _within(frames: "Iterable[Frame]", counts: tuple[int, ...]) -> "Iterator[Frame]":
+    """Pass on the frames of a schedule that has a count for each but the last."""
+    for index, frame in enumerate(frames):
+        if index > len(counts):
+            raise UsageError(
+                f"--schedule has counts for {len(counts)} frames, and the video has more than {index}; "
+                "give a count for each frame"
+            )
+        yield frame
+
+
 def _collect(events: "Iterator[StreamEvent]", words: list[str]) -> "Iterator[StreamEvent]":
     """Pass events on and gather the words spoken after each frame."""
     from swjax.inference import FrameSeen, TokenSpoken
@@ -111,18 +137,47 @@ def _collect(events: "Iterator[StreamEvent]", words: list[str]) -> "Iterator[Str
         yield event
 
 
-def _settings(args: argparse.Namespace, record: "StreamingRecord") -> "StreamSettings":
+def _schedule(text: str) -> tuple[int, ...]:
+    """The counts of a schedule, given as they are or as a file of them."""
+    file = Path(text)
+    is_file = file.is_file()
+    counts: list[int] = []
+    mend = "write 3,0,5,... or name a file of such counts"
+    for number, line in enumerate((file.read_text() if is_file else text).splitlines(), start=1):
+        for word in line.replace(",", " ").split():
+            if not word.isdecimal():
+                where = f"{file}:{number}" if is_file else f"--schedule {text}"
+                raise UsageError(f"{where}: {word!r} is no count of tokens; {mend}")
+            counts.append(int(word))
+    if not counts:
+        raise UsageError(f"--schedule {text}: there are no counts in it; {mend}")
+    return tuple(counts)
+
+
+def _stop_token(text: str, tokenizer: Any) -> int:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        parts = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
+        raise UsageError(f"--stop-token {text!r} is {len(ids)} tokens ({parts}); name one that the tokenizer has")
+    return int(ids[0])
+
+
+def _settings(args: argparse.Namespace, record: "StreamingRecord", tokenizer: Any) -> "StreamSettings":
     from swjax.data.patches import TEMPORAL_PATCH_SIZE
     from swjax.inference import Sampling, StreamSettings
     from swjax.streaming import Variant
 
+    if args.schedule is not None and args.wait_k is not None:
+        raise UsageError("--schedule and --wait-k both say how many tokens follow a frame; give one of them")
     try:
         return StreamSettings(
             variant=Variant(args.variant or record.variant),
             wait_k=record.wait_k if args.wait_k is None else args.wait_k,
+            counts=None if args.schedule is None else _schedule(args.schedule),
             gap=record.gap if args.gap is None else args.gap,
             second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
             max_tail=args.max_tail,
+            stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),
             sampling=Sampling(
                 temperature=args.temperature,
                 top_k=args.top_k,
@@ -145,7 +200,8 @@ def _show(
     """A line for each frame: the video's clock, and behind it the words as they come."""
     from swjax.inference import FrameSeen, StreamEnded, TokenSpoken
 
-    out.print(f"{args.video}  [dim]{settings.variant}, {settings.wait_k} tokens a frame[/]", soft_wrap=True)
+    pace = f"{settings.wait_k} tokens a frame" if settings.counts is None else "tokens by a schedule"
+    out.print(f"{args.video}  [dim]{settings.variant}, {pace}[/]", soft_wrap=True)
     first_word_s = None
     for event in events:
         match event:

@@ -84,12 +84,16 @@ class BatchEngine:
             raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")
         self._config, self._clock = model.config, clock
         self._max_slots = max_slots
-        self._sizes = (1, *(1 + size for size in chunk_sizes))
+        # What is written at once must fit into a row, also into one that has sources alone.
+        room = slots - word_slots if placement else slots
+        self._sizes = (1, *(1 + size for size in chunk_sizes if size < room))
+        if len(self._sizes) == 1:
+            raise ValueError(f"rows with {room} slots are too small for chunks of {chunk_sizes[0]} tokens")
         shared = {
             "rows": rows,
             "right": slots - word_slots,
             "frame_units": frame_units,
-            "inbox_frames": max(2, -(-chunk_sizes[-1] // frame_units) + 1),
+            "inbox_frames": max(2, -(-self._sizes[-1] // frame_units) + 1),
         }
         self._speaker = self._perceiver = Lane(
             model, left=word_slots, sharding=placement[1] if placement else None, **shared

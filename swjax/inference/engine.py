@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.conversion.parameters import merge_parameters
 from swjax.inference.sampler import SamplingRows, mark_said, sample
+from swjax.inference.weights import streaming_weights
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
 
@@ -20,7 +21,7 @@ class Engine:
 
     def __init__(self, model: Qwen2_5_VL):
         self.config: Qwen2_5_VLConfig = model.config
-        self._structure, self._parameters = split_parameters(model)
+        self._structure, self._parameters = streaming_weights(model)
         self._dtype = self._parameters["decoder/embedding_vd"].dtype
 
     def new_cache(self, slots: int) -> KeyValueCache:
@@ -44,8 +45,11 @@ class Engine:
 
         The cache that is handed in is used up.
         """
-        rows = (token_ids[None], position_ids[:, None], KeySpans(spans.start[None], spans.stop[None]), slots[None])
-        return _write(self._structure, self._parameters, cache, *rows, features)
+        order = np.argsort(slots)
+        last = np.flatnonzero(order == len(slots) - 1)
+        edges = KeySpans(*(edge[None, order] for edge in spans))
+        rows = token_ids[None, order], position_ids[:, None, order], edges, slots[None, order]
+        return _write(self._structure, self._parameters, cache, *rows, last, features)
 
     def choose(
         self, logits: Float[Array, "1 V"], said: Bool[Array, "1 V"], rows: SamplingRows
@@ -68,11 +72,12 @@ def _write(
     position_ids: Array,
     spans: KeySpans,
     slots: Array,
+    last: Array,
     features: Array | None,
 ) -> tuple[Array, KeyValueCache]:
     model = merge_parameters(structure, parameters)
     hidden, cache = model.extend(token_ids, position_ids, spans, cache=cache, slots=slots, video_features=features)
-    return model.logits(hidden[:, -1]), cache
+    return model.logits(hidden[:, last[0]]), cache
 
 
 @jax.jit

@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
-from swjax.conversion.parameters import merge_parameters, split_parameters
-from swjax.inference.sampler import Sampling, SamplingRows, mark_said, sample
+from swjax.conversion.parameters import merge_parameters
+from swjax.inference.sampler import SamplingRows, mark_said, sample
 from swjax.inference.track import Tokens
+from swjax.inference.weights import streaming_weights
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.streaming import KeySpans
@@ -40,13 +41,18 @@ class RowTokens(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Keys and values of some slots of one row: [layers, n, K, H] each."""
+    """Keys and values of some slots of one row: [layers, K, n, H] each."""
 
-    keys: Float[Array, "layers n K H"]
-    values: Float[Array, "layers n K H"]
+    keys: Float[Array, "layers K n H"]
+    values: Float[Array, "layers K n H"]
 
 
 class _Batch(NamedTuple):
+    """What a pass is told, packed into one array, because each array that is handed over costs a transfer.
+
+    The columns of a row's tokens; behind them one more line with numbers of the row.
+    """
+
     token_ids: Any
     positions: Any
     spans: KeySpans
@@ -54,6 +60,19 @@ class _Batch(NamedTuple):
     features: Any
     last: Any
     speaks: Any
+    choices: SamplingRows
+
+    @classmethod
+    def unpack(cls, packed: Int32[Array, "B L+1 8"]) -> "_Batch":
+        """The arrays of a packed batch."""
+        columns = jnp.moveaxis(packed[:, :-1], -1, 0)
+        last, speaks, temperature, top_k, top_p, penalty, seed, spoken = packed[:, -1].T
+        temperature, top_p, penalty = (
+            jax.lax.bitcast_convert_type(x, jnp.float32) for x in (temperature, top_p, penalty)
+        )
+        choices = SamplingRows(temperature, top_k, top_p, penalty, seed.astype(jnp.uint32), spoken)
+        spans = KeySpans(columns[4], columns[5])
+        return cls(columns[0], columns[1:4], spans, columns[6], columns[7], last, speaks.astype(bool), choices)
 
 
 class Lane:
@@ -76,7 +95,7 @@ class Lane:
         inbox_frames: int,
         sharding: jax.sharding.Sharding | None = None,
     ):
-        self._structure, parameters = split_parameters(model)
+        self._structure, parameters = streaming_weights(model, sharding)
         self._config, self._rows, self._sharding = model.config, rows, sharding
         self.frame_units, self.inbox_frames, self.left = frame_units, inbox_frames, left
         self._parameters = parameters if sharding is None else jax.device_put(parameters, sharding)
@@ -125,9 +144,9 @@ class Lane:
         Returns:
             The tokens chosen; those of other rows mean nothing.
         """
-        batch = self._assemble(tokens, size, speaking)
+        packed = self._pack(tokens, size, speaking, choices)
         chosen, self._cache, self._said = _advance(
-            self._structure, bool(speaking), self._parameters, self._cache, self._said, self._inbox, batch, choices
+            self._structure, bool(speaking), self._parameters, self._cache, self._said, self._inbox, packed
         )
         self.passes += 1
         return chosen
@@ -147,23 +166,22 @@ class Lane:
     def _put(self, arrays: Any) -> Any:
         return arrays if self._sharding is None else jax.device_put(arrays, self._sharding)
 
-    def _assemble(self, tokens: Mapping[int, RowTokens], size: int, speaking: Mapping[int, Any]) -> _Batch:
-        shape = (self._rows, size)
-        ids, start, stop = (np.zeros(shape, np.int32) for _ in range(3))
-        positions = np.zeros((3, *shape), np.int32)
+    def _pack(
+        self, tokens: Mapping[int, RowTokens], size: int, speaking: Mapping[int, Any], choices: SamplingRows
+    ) -> Int32[np.ndarray, "B L+1 8"]:
+        packed = np.zeros((self._rows, size + 1, 8), np.int32)
         # Slots beyond the cache are not written, and empty spans see nothing.
-        slots = np.full(shape, self.slots, np.int32)
-        features = np.full(shape, NO_FEATURE, np.int32)
-        last, speaks = np.zeros(self._rows, np.int32), np.zeros(self._rows, bool)
+        packed[:, :, 6:] = self.slots, NO_FEATURE
+        packed[:, -1, :2] = 0
+        packed[:, -1, 2:] = np.stack([np.asarray(column).view(np.int32) for column in choices], axis=-1)
         for row, (piece, places, origin) in tokens.items():
-            count = len(piece.token_ids)
-            ids[row, :count], features[row, :count] = piece.token_ids, places
-            positions[:, row, :count] = piece.positions
-            start[row, :count], stop[row, :count] = piece.start + origin, piece.stop + origin
-            slots[row, :count] = piece.slots + origin
-            last[row] = count - 1
-        speaks[list(speaking)] = True
-        return _Batch(ids, positions, KeySpans(start, stop), slots, features, last, speaks)
+            columns = piece.token_ids, *piece.positions, piece.start + origin, piece.stop + origin, piece.slots + origin
+            lines, order = np.stack([*columns, places], axis=-1), np.argsort(piece.slots)
+            assert np.count_nonzero(np.diff(piece.slots[order]) != 1) <= 1, "a row's slots are two runs at most"
+            packed[row, : len(lines)] = lines[order]
+            packed[row, -1, 0] = np.flatnonzero(order == len(lines) - 1)[0]
+        packed[list(speaking), -1, 1] = 1
+        return packed
 
 
 def lower_pass(
@@ -179,27 +197,15 @@ def lower_pass(
         dtype: of weights, cache and computations.
         sharding: where all of it lies.
     """
-    structure, parameters = split_parameters(abstract_model(config, param_dtype=dtype))
+    structure, parameters = streaming_weights(abstract_model(config, param_dtype=dtype), sharding)
     text, frame_units = config.text, size
 
     def make() -> tuple[Any, ...]:
-        numbers = jnp.zeros((rows, size), jnp.int32)
-        batch = _Batch(
-            token_ids=numbers,
-            positions=jnp.zeros((3, rows, size), jnp.int32),
-            spans=KeySpans(numbers, numbers),
-            slots=numbers,
-            features=numbers,
-            last=jnp.zeros(rows, jnp.int32),
-            speaks=jnp.zeros(rows, bool),
-        )
-        choices = SamplingRows.of([Sampling()] * rows, [0] * rows)
         return (
             KeyValueCache.empty(text, batch=rows, slots=slots, dtype=dtype),
             jnp.zeros((rows, text.vocab_size), bool),
             jnp.zeros((rows, 1, frame_units, text.hidden_size), dtype),
-            batch,
-            jax.tree.map(jnp.asarray, choices),
+            jnp.zeros((rows, size + 1, 8), jnp.int32),
         )
 
     shapes = (parameters, *jax.eval_shape(make))
@@ -223,10 +229,9 @@ def _advance(
     cache: KeyValueCache,
     said: Bool[Array, "B V"],
     inbox: Float[Array, "B R U D"],
-    batch: _Batch,
-    choices: SamplingRows,
+    packed: Int32[Array, "B L+1 8"],
 ) -> tuple[Int32[Array, "B"], KeyValueCache, Bool[Array, "B V"]]:
-    model = merge_parameters(structure, parameters)
+    model, batch = merge_parameters(structure, parameters), _Batch.unpack(packed)
     x = model.decoder.embed(batch.token_ids)
     rows = jnp.arange(x.shape[0])
     flat = inbox.reshape(inbox.shape[0], -1, inbox.shape[-1])
@@ -235,21 +240,21 @@ def _advance(
     hidden, cache = model.decoder.extend(x, batch.positions, batch.spans, cache, batch.slots)
     if not with_head:
         return jnp.zeros(len(rows), jnp.int32), cache, said
-    chosen = sample(model.logits(hidden[rows, batch.last]), said, choices)
+    chosen = sample(model.logits(hidden[rows, batch.last]), said, batch.choices)
     return chosen, cache, mark_said(said, chosen, batch.speaks)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _take(cache: KeyValueCache, row: Array, first: Array, count: int) -> Piece:
-    layers, _, _, heads, width = cache.keys.shape
-    where, size = (0, row, first, 0, 0), (layers, 1, count, heads, width)
+    layers, _, heads, _, width = cache.keys.shape
+    where, size = (0, row, 0, first, 0), (layers, 1, heads, count, width)
     return Piece(*(jax.lax.dynamic_slice(x, where, size)[:, 0] for x in cache))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _store(cache: KeyValueCache, row: Array, first: Array, piece: Piece) -> KeyValueCache:
     pairs = zip(cache, piece, strict=True)
-    where = (0, row, first, 0, 0)
+    where = (0, row, 0, first, 0)
     return KeyValueCache(
         *(jax.lax.dynamic_update_slice(old, new[:, None].astype(old.dtype), where) for old, new in pairs)
     )

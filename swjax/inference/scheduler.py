@@ -251,7 +251,8 @@ class Scheduler:
             if self._queue or self.words_left or not self._hidden:
                 break
             self._reveal(share)
-            if self.words_left:
+            # What is run again has the slots of what was run before, and a pass writes each slot once.
+            if self.words_left or self._mode is Mode.RECOMPUTE:
                 break
             self.lay()
         self._speak(share, room, alone=not together)

@@ -37,7 +37,7 @@ SIZES = [
     (2, 61, 700, 7, 1, 128),  # a group of 7, blocks that end inside of a query
     (1, 300, 650, 2, 2, 80),
     (2, 150, 512, 4, 2, 64),
-    (2, 1, 600, 14, 2, 128),  # decode: all heads together
+    (2, 1, 600, 14, 2, 128),  # decode
     (2, 8, 300, 28, 4, 32),
     (3, 8, 70, 9, 3, 16),
 ]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from swjax.commands.evaluate_watch import MODES
 from swjax.commands.main import VERBS, main
+from swjax.data.tokenizer import load_tokenizer
 from swjax.inference import Mode, read_frames
 
 TINY = [
@@ -75,6 +76,31 @@ def test_stream_prints_the_words_beside_the_clock(made, capsys, checkpoint):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events[:2]] == ["FrameSeen", "TokenSpoken"]
     assert events[-1]["event"] == "StreamEnded"
+
+
+def test_stream_speaks_by_a_schedule_and_stops_at_a_token(made, capsys, tmp_path):
+    video = made / "data" / "test" / "videos" / "test-00000.mp4"
+    arguments = ["stream", "--checkpoint", str(made / "run"), "--video", str(video), "--json", "--as-fast-as-possible"]
+
+    def words(*more):
+        assert main([*arguments, "--max-tail", "4", *more]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    frames = len([event for event in words() if event["event"] == "FrameSeen"])
+    counts = [2, 0, 3, *[1] * (frames - 4)]
+    file = tmp_path / "counts.txt"
+    file.write_text("2, 0\n3 " + " ".join("1" * (frames - 4)))
+    for schedule in (",".join(map(str, counts)), str(file)):
+        events = words("--schedule", schedule)
+        spoken = [event["after_frame"] for event in events if event["event"] == "TokenSpoken"]
+        assert spoken == np.repeat(range(frames), [*counts, 4]).tolist()
+        assert events[-1]["reason"] == "token_limit"
+
+    first = next(event["token_id"] for event in words() if event["event"] == "TokenSpoken")
+    stop = load_tokenizer(None).convert_ids_to_tokens(first)
+    events = words("--stop-token", "<|im_start|>", "--stop-token", stop)
+    assert [event["event"] for event in events] == ["FrameSeen", "StreamEnded"]
+    assert events[-1]["reason"] == "end_token"
 
 
 def test_stream_draws_a_picture(made, tmp_path):
@@ -200,6 +226,17 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
         (["stream", "--checkpoint", "{run}", "--step", "7", "--video", "{video}"], "no checkpoint of step 7"),
         (["stream", "--checkpoint", "{run}", "--video", "{video}", "--variant", "gddpe"], "unknown variant 'gddpe'"),
         (["stream", "--checkpoint", "{run}", "--video", "{video}", "--wait-k", "0"], "wait_k and max_tail"),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--schedule", "3,x"], "'x' is no count of tokens"),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--schedule", ","], "there are no counts in it"),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--schedule", "3"], "has counts for 1 frames"),
+        (
+            ["stream", "--checkpoint", "{run}", "--video", "{video}", "--schedule", "3", "--wait-k", "3"],
+            "give one of them",
+        ),
+        (
+            ["stream", "--checkpoint", "{run}", "--video", "{video}", "--stop-token", "a b"],
+            "name one that",
+        ),
         (["stream", "--checkpoint", "{run}", "--video", "{video}", "--wat"], "does not know --wat"),
         (["stream", "--checkpoint", "{run}", "--video", "{run}/config.json"], "cannot be decoded"),
         (["export", "--checkpoint", "{export}", "--step", "1", "--output", "x"], "is no run folder"),

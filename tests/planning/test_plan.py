@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from swjax.commands.main import main
+
 CONFIG = """
 from swjax.training.config import base_config
 
@@ -68,6 +70,19 @@ def test_slices_send_gradients_over_the_network_between_them_and_gather_weights_
     assert found["sent"]["fsdp"] > found["sent"]["slices"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+def test_a_pass_of_the_streaming_engine_copies_no_cache(tmp_path):
+    # Heads as wide as a register, as those of all published sizes are.
+    text = "{'hidden_size': 512, 'mrope_section': (16, 24, 24)}"
+    overrides = f"--config.model.overrides={{'text': {text}, 'vision': {{'out_hidden_size': 512}}}}"
+    sizes = ["--rows", "2", "--pass-tokens", "17", "--slots", "65536", overrides]
+    done = plan(tmp_path, "--topology", "v5e:2x2", "--streaming", *sizes, "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["temporary"] < found["cache"] / 20
+    assert found["peak"] < 1.1 * (found["weights"] + found["cache"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -78,7 +93,7 @@ def test_slices_send_gradients_over_the_network_between_them_and_gather_weights_
         (["--topology", "v5e:2x2", "--model", "8b"], "unknown model preset '8b'"),
     ],
 )
-def test_refusals(tmp_path, arguments, error):
-    done = plan(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert error in done.stderr.replace("\n", " ")
+def test_refusals(tmp_path, capsys, arguments, error):
+    (tmp_path / "config.py").write_text(CONFIG)
+    assert main(["plan", "--config", str(tmp_path / "config.py"), *arguments]) == 2
+    assert error in capsys.readouterr().err.replace("\n", " ")

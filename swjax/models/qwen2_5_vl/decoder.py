@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int32
 
-from swjax.attention import span_attention
-from swjax.models.qwen2_5_vl.cache import KeyValueCache
+from swjax.attention import cache_attention, span_attention
+from swjax.models.qwen2_5_vl.cache import KeyValueCache, runs_of
 from swjax.models.qwen2_5_vl.config import TextConfig
 from swjax.models.qwen2_5_vl.rotary import Rotation, multimodal_rotation, rotate
 from swjax.models.remat import PROJECTION, rematerialized
@@ -72,19 +73,42 @@ def project(
     return checkpoint_name(product, PROJECTION)
 
 
-def scan_layers(step: Callable[..., Any], carry: Any, layers: Any, num_layers: int, *, remat: str = "nothing") -> Any:
-    """Run stacked layers one after another; few layers are unrolled, which is quicker than a loop on a CPU.
+def scan_layers(
+    step: Callable[..., Any], carry: Any, layers: Any, each: np.ndarray | None = None, *, remat: str = "nothing"
+) -> Any:
+    """Run layers one after another; few stacked ones are unrolled, which is quicker than a loop on a CPU.
 
     Args:
-        step: (carry, layer) -> carry.
+        step: (carry, layer) -> carry; with `each`, (carry, (its element, layer)) -> carry.
         carry: what goes through the layers.
-        layers: a pytree whose leaves have a leading axis of layers.
-        num_layers: length of that axis.
+        layers: a pytree whose leaves have a leading axis of layers, or a list of layers (`layers_apart`).
+        each: something for each layer.
         remat: what the backward pass computes again, one of `swjax.models.remat.REMAT`.
     """
     step = rematerialized(step, remat)
+    if isinstance(layers, nnx.List):
+        for index, layer in enumerate(layers):
+            carry = step(carry, layer if each is None else (each[index], layer))
+        return carry
+    num_layers = jax.tree.leaves(layers)[0].shape[0]
     unroll = num_layers if num_layers <= UNROLLED_LAYERS and remat == "nothing" else 1
-    return jax.lax.scan(lambda carry, layer: (step(carry, layer), None), carry, layers, unroll=unroll)[0]
+    scanned = layers if each is None else (jnp.asarray(each), layers)
+    return jax.lax.scan(lambda carry, layer: (step(carry, layer), None), carry, scanned, unroll=unroll)[0]
+
+
+def layers_apart(layers: nnx.Module) -> nnx.List:
+    """Stacked layers as a list, each with arrays of its own.
+
+    To run one layer of a stack, XLA copies its weights out of it first on a CPU, which takes longer than a decode step.
+    """
+
+    def pick(leaf: Any, index: int) -> Any:
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if is_shape else leaf[index]
+
+    leaves, structure = jax.tree.flatten(layers)
+    picked = ([pick(leaf, index) for leaf in leaves] for index in range(leaves[0].shape[0]))
+    return nnx.List([jax.tree.unflatten(structure, layer) for layer in picked])
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: DTypeLike) -> nnx.Param:
@@ -219,9 +243,7 @@ class Decoder(nnx.Module):
         rotation = self._rotation(position_ids)
 
         with jax.named_scope("decoder"):
-            x = scan_layers(
-                lambda x, layer: layer(x, rotation, spans), x, self.layers, self.config.num_layers, remat=self.remat
-            )
+            x = scan_layers(lambda x, layer: layer(x, rotation, spans), x, self.layers, remat=self.remat)
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps)
 
     def extend(
@@ -239,10 +261,11 @@ class Decoder(nnx.Module):
             position_ids: their ids.
             spans: int32[B, L] each, the cache slots that each new token sees, its own among them.
             cache: keys and values of what came before.
-            slots: where the keys and values of the new tokens go; slots beyond the cache are not written.
+            slots: where the keys and values of the new tokens go, ascending, in at most two runs of neighbours; slots
+                beyond the cache are not written and stand last.
         """
         rotation = self._rotation(position_ids)
-        rows = jnp.arange(x.shape[0])[:, None]
+        runs = runs_of(slots, cache.slots)
 
         def layer_step(
             carry: tuple[Array, KeyValueCache], indexed: tuple[Array, DecoderLayer]
@@ -250,12 +273,11 @@ class Decoder(nnx.Module):
             (x, cache), (index, layer) = carry, indexed
             with jax.named_scope("attention"):
                 q, k, v = layer.query_key_value(x, rotation)
-                keys = cache.keys.at[index, rows, slots].set(k.astype(cache.keys.dtype), mode="drop")
-                values = cache.values.at[index, rows, slots].set(v.astype(cache.values.dtype), mode="drop")
-                attended = layer.attention(q, keys[index], values[index], spans)
-            return layer.finish(x, attended), KeyValueCache(keys, values)
+                cache = cache.write(index, runs, k, v)
+                attended = cache_attention(q, *cache, index, spans, like=layer.attention)
+            return layer.finish(x, attended), cache
 
         with jax.named_scope("decoder"):
-            num_layers = self.config.num_layers
-            x, cache = scan_layers(layer_step, (x, cache), (jnp.arange(num_layers), self.layers), num_layers)
+            index = np.arange(self.config.num_layers, dtype=np.int32)
+            x, cache = scan_layers(layer_step, (x, cache), self.layers, index)
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps), cache

@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Int32, UInt8
 from swjax.attention import span_attention
 from swjax.models.qwen2_5_vl.cache import KeyValueCache
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.decoder import Attention, Constrain, Decoder, unconstrained
+from swjax.models.qwen2_5_vl.decoder import Attention, Constrain, Decoder, layers_apart, unconstrained
 from swjax.models.qwen2_5_vl.vision import VisionTower
 from swjax.streaming import KeySpans
 
@@ -104,6 +104,12 @@ class Qwen2_5_VL(nnx.Module):
         """Features of the merged patches of some videos, in the processor's order."""
         return self.visual(pixel_values[None], jnp.asarray(grid_thw)[None])[0]
 
+    def with_layers_apart(self) -> "Qwen2_5_VL":
+        """The same model with its layers as lists in the place of stacks (`layers_apart`); other weights are shared."""
+        model = nnx.merge(*nnx.split(self))
+        model.decoder.layers, model.visual.blocks = layers_apart(self.decoder.layers), layers_apart(self.visual.blocks)
+        return model
+
     def embed(
         self,
         token_ids: Int32[Array, "B L"],
@@ -148,7 +154,8 @@ class Qwen2_5_VL(nnx.Module):
             position_ids: their ids.
             spans: int32[B, L] each, the cache slots that each new token sees, its own among them.
             cache: keys and values of what came before.
-            slots: where the new keys and values go; slots beyond the cache are not written.
+            slots: where the new keys and values go, ascending, in at most two runs of neighbours; slots beyond the
+                cache are not written and stand last.
             video_features: features of the video tokens among them, in order.
 
         Returns:

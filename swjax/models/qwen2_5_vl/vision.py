@@ -231,7 +231,7 @@ class VisionTower(nnx.Module):
                 return block(x, rotation, spans)
 
             full = np.isin(np.arange(config.depth), config.full_attention_blocks)
-            x = scan_layers(block_step, x, (jnp.asarray(full), self.blocks), config.depth, remat=self.remat)
+            x = scan_layers(block_step, x, self.blocks, full, remat=self.remat)
             return self._reordered(self.merger(x), jnp.argsort(layout.order, axis=1))
 
     def _reordered(self, units: Float[Array, "B U D"], order: Int32[Array, "B U"]) -> Float[Array, "B U D"]:
