@@ -1,4 +1,4 @@
-"""Whether interleave only needs longer: it and GDPE fine-tuned for four times as many steps.
+"""Whether interleave only needs longer: it, GDPE and offline fine-tuned for four times as many steps.
 
 Make the data and the base model first: docs/results/README.md.
 """
@@ -9,5 +9,5 @@ from swjax.evaluation.sweep import Sweep
 
 
 def get_sweep() -> Sweep:
-    """Returns 6 runs."""
-    return miniature("longer", {"variant": ("interleave", "gdpe"), "steps": (640,)}, random_schedules=1)
+    """Returns 9 runs."""
+    return miniature("longer", {"variant": ("interleave", "gdpe", "offline"), "steps": (640,)}, random_schedules=1)
