@@ -97,7 +97,7 @@ def perturbation(rows: Sequence[Row], metrics: Sequence[str], column: str) -> Fi
         axis.errorbar(range(len(drops)), means, yerr=errors, fmt="o", capsize=3)
         axis.axhline(0, color="grey", linewidth=0.8)
         axis.set_xticks(range(len(drops)), [str(value) for value in drops], rotation=45, ha="right")
-        axis.set_ylabel(f"{title(metric)}, random - fixed")
+        axis.set_ylabel(f"{title(metric)},\nrandom - fixed")
         axis.set_xlabel(column)
     return figure
 

@@ -92,7 +92,7 @@ def test_a_sweep_that_was_killed_ends_with_the_same_table(made):
 def test_a_finished_sweep_is_reported(made, capsys):
     folder = made / "whole"
     assert main(["report", "--sweep", str(folder), "--metrics", "event_accuracy,cider,word_s"]) == 0
-    assert "| schedule | runs | event accuracy (%) | CIDEr | mean token (s) |" in capsys.readouterr().out
+    assert "| schedule | runs | schedules | event accuracy (%) | CIDEr | mean token (s) |" in capsys.readouterr().out
     written = {path.name for path in (folder / "report").iterdir()}
     assert written == {"table.md", "table.tex"}, "with one variant and one gap there is nothing to draw"
     by_table = ["report", "--table", str(folder / "results.csv"), "--output", str(made / "tables"), "--no-figures"]
