@@ -67,7 +67,12 @@ HEADS = {"num_kv_heads": 2, "mrope_section": (8, 12, 12)}
 MODELS = {
     "small": {"hidden_size": 384, "intermediate_size": 1024, "num_layers": 4, "num_heads": 6, **HEADS},
     "wide": {"hidden_size": 1024, "intermediate_size": 2816, "num_layers": 8, "num_heads": 16, **HEADS},
+    "3b-2-layers": {
+        **{"hidden_size": 2048, "intermediate_size": 11008, "num_layers": 2, "num_heads": 16},
+        **{"num_kv_heads": 2, "mrope_section": (16, 24, 24)},
+    },
 }
+"""Models with a small vision tower and the vocabulary of the tokenizer; the last has two layers of the 3B model."""
 
 
 @dataclass(frozen=True)

@@ -2,5 +2,30 @@
 
 import os
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """A tiny model that knows the words of the project's own tokenizer and has learned nothing.
+
+    Its weights are large, so that its answer changes with what it sees all the same.
+    """
+    # Here, as they import jax, which reads the variables above once.
+    from flax import nnx
+
+    from swjax.data.tokenizer import load_tokenizer
+    from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+    from swjax.streaming import SpecialTokens
+
+    tokenizer = load_tokenizer(None)
+    config = Qwen2_5_VLConfig.preset(
+        "tiny",
+        text={"vocab_size": len(tokenizer), "initializer_range": 0.25, "num_layers": 2},
+        vision={"initializer_range": 0.15},
+        video_token_id=SpecialTokens.from_tokenizer(tokenizer).video_pad,
+    )
+    return Qwen2_5_VL(config, rngs=nnx.Rngs(3))

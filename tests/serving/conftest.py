@@ -1,12 +1,9 @@
 import pytest
-from flax import nnx
 from serving_clients import FRAME_PIXELS, ROWS
 
 from swjax.conversion.streaming_model import StreamingModel, StreamingRecord
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.serving import EngineSize, Limits, build_engine
-from swjax.streaming import SpecialTokens
 
 
 @pytest.fixture(scope="session")
@@ -15,17 +12,9 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def source(tokenizer):
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    # Large weights, so that the answer of a model that has learned nothing still changes with what it sees.
-    config = Qwen2_5_VLConfig.preset(
-        "tiny",
-        text={"vocab_size": len(tokenizer), "initializer_range": 0.25, "num_layers": 2},
-        vision={"initializer_range": 0.15},
-        video_token_id=special.video_pad,
-    )
+def source(random_model):
     record = StreamingRecord(min_pixels=FRAME_PIXELS, max_pixels=FRAME_PIXELS)
-    return StreamingModel(Qwen2_5_VL(config, rngs=nnx.Rngs(3)), SHIPPED_TOKENIZER, record)
+    return StreamingModel(random_model, SHIPPED_TOKENIZER, record)
 
 
 @pytest.fixture(scope="session")
