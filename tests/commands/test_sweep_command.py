@@ -61,14 +61,20 @@ def environment(made):
     return {**os.environ, "XLA_FLAGS": "", **kept}
 
 
-@pytest.mark.slow
-def test_a_sweep_that_was_killed_ends_with_the_same_table(made):
+@pytest.fixture(scope="module")
+def whole(made):
+    """The folder of the sweep, made in peace, and the seconds that it took."""
     began = time.monotonic()
     subprocess.run(command(made, "whole"), env=environment(made), check=True)
-    whole = (made / "whole" / "results.csv").read_bytes()
-    assert len(whole.splitlines()) == 1 + 2 * 3
+    return made / "whole", time.monotonic() - began
 
-    wait_s = random.uniform(0.1, 0.9) * (time.monotonic() - began)
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_ends_with_the_same_table(made, whole):
+    table = (whole[0] / "results.csv").read_bytes()
+    assert len(table.splitlines()) == 1 + 2 * 3
+
+    wait_s = random.uniform(0.1, 0.9) * whole[1]
     print(f"killed after {wait_s:.1f} s")
     with subprocess.Popen(command(made, "killed"), env=environment(made), start_new_session=True) as process:
         try:
@@ -76,7 +82,7 @@ def test_a_sweep_that_was_killed_ends_with_the_same_table(made):
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
     subprocess.run([*command(made, "killed"), "--parallel", "2"], env=environment(made), check=True)
-    assert (made / "killed" / "results.csv").read_bytes() == whole
+    assert (made / "killed" / "results.csv").read_bytes() == table
 
     for folder in ("evaluation", "evaluation_random_0", "evaluation_random_1"):
         (scores, *_) = (made / "killed").glob(f"runs/*/{folder}/scores.json")
@@ -89,8 +95,8 @@ def test_a_sweep_that_was_killed_ends_with_the_same_table(made):
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run is not made again"
 
 
-def test_a_finished_sweep_is_reported(made, capsys):
-    folder = made / "whole"
+def test_a_finished_sweep_is_reported(made, whole, capsys):
+    folder = whole[0]
     assert main(["report", "--sweep", str(folder), "--metrics", "event_accuracy,cider,word_s"]) == 0
     assert "| schedule | runs | schedules | event accuracy (%) | CIDEr | mean token (s) |" in capsys.readouterr().out
     written = {path.name for path in (folder / "report").iterdir()}
@@ -100,7 +106,7 @@ def test_a_finished_sweep_is_reported(made, capsys):
     assert (made / "tables" / "table.md").read_text() == (folder / "report" / "table.md").read_text()
 
 
-def test_jobs_are_the_unfinished_runs(made, capsys):
+def test_jobs_are_the_unfinished_runs(made, whole, capsys):
     words = ["sweep", "--config", str(made / "sweep.py"), "--output", str(made / "new"), "--config.steps=1"]
     assert main([*words, "--print-jobs"]) == 0
     jobs = capsys.readouterr().out.splitlines()
@@ -110,7 +116,7 @@ def test_jobs_are_the_unfinished_runs(made, capsys):
         for seed in (0, 1)
     ]
     assert not (made / "new").exists()
-    assert main([*words[:4], str(made / "whole"), "--print-jobs"]) == 0
+    assert main([*words[:4], str(whole[0]), "--print-jobs"]) == 0
     assert capsys.readouterr().out == ""
 
 
@@ -127,8 +133,8 @@ def test_jobs_are_the_unfinished_runs(made, capsys):
         (["--config", "{sweep}", "--output", "{whole}", "--config.steps=9"], "defined otherwise (config.steps)"),
     ],
 )
-def test_what_cannot_be_swept_is_named(made, capsys, words, message):
-    places = {"sweep": made / "sweep.py", "whole": made / "whole"}
+def test_what_cannot_be_swept_is_named(made, whole, capsys, words, message):
+    places = {"sweep": made / "sweep.py", "whole": whole[0]}
     assert main(["sweep", *(word.format(**places) for word in words)]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
