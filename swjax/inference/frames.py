@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 
 from swjax.data.example import Video
 from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
-from swjax.data.video import VideoError, iter_frames
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,9 @@ def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: 
     Raises:
         VideoError: if the video cannot be decoded or is shorter than one frame.
     """
+    # Here, as an engine whose frames come from elsewhere needs no decoder.
+    from swjax.data.video import VideoError, iter_frames
+
     pictures: list[np.ndarray] = []
     count = 0
     for video_s, picture in iter_frames(video, fps):
