@@ -160,13 +160,21 @@ def tables(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join('---' for _ in columns)} |"
         for record in chosen:
             yield f"| {' | '.join(_cell(record, column, causal) for column in columns)} |"
+    for record in records:
+        if profile := record.get("profile"):
+            label = " ".join(str(record[key]) for key in ("model", "case", "method") if key in record)
+            shares = (profile["busy_ms"], profile["span_ms"], profile["launches"])
+            yield "\n{}: kernels are busy for {:.1f} of {:.1f} ms, {} launches\n".format(label, *shares)
+            yield "| ms | runs | kernel |\n| ---: | ---: | --- |"
+            for name, milliseconds, runs in profile["kernels"]:
+                yield f"| {milliseconds:.2f} | {runs} | {name} |"
 
 
 def _cell(record: dict[str, Any], column: str, causal: dict[tuple[int, str], float]) -> str:
     if column in ("ms", "error", "figures") and "failed" in record:
         return str(record["failed"]).replace("|", "/")
     if column == "figures":
-        known = ("part", "model", "case", "method")
+        known = ("part", "model", "case", "method", "profile")
         return ", ".join(f"{key} {_number(value)}" for key, value in record.items() if key not in known)
     value = record.get(column)
     if column == "ms":

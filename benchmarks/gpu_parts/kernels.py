@@ -98,11 +98,8 @@ def compare(
         name: float(np.linalg.norm(np.asarray(one, np.float64) - other) / max(np.linalg.norm(other), 1e-30))
         for name, one, other in zip(("out", "dq", "dk", "dv"), found, expected, strict=True)
     }
-    # Blocks may begin and end up to 256 keys outside of what a row sees.
-    empty = spans.start >= spans.stop
-    low = np.where(empty, keys, spans.start).min(axis=1, keepdims=True) // 256 * 256
-    high = -(-np.where(empty, 0, spans.stop).max(axis=1, keepdims=True) // 256) * 256
-    outside = ((np.arange(keys) < low) | (np.arange(keys) >= high))[..., None, None]
+    seen = np.asarray(spans.to_mask(keys)).any(axis=1)
+    outside = ~seen[..., None, None]
     poisoned = run(q, jnp.where(outside, jnp.nan, k), jnp.where(outside, jnp.nan, v), dout, spans)
     clean = all(bool(jnp.array_equal(one, other)) for one, other in zip(found, poisoned, strict=True))
     worst = max(errors.values())

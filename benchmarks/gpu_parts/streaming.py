@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from common import FRAME_PATCHES, FRAME_TOKENS, MODELS, PATCH_NUMBERS, TINY_MODELS, WAIT_K, Records, part_arguments
 from flax import nnx
+from profiled import kernels_of
 from train_step import model_config
 
 from swjax.data.tokenizer import load_tokenizer
@@ -111,6 +112,7 @@ def measure_modes(bench: Bench, records: Records, name: str, count: int) -> None
             frame_to_word_ms=1e3 * statistics.median(lags),
             frame_to_word_ms_most=1e3 * max(lags),
             question_to_word_ms=1e3 * spoken[0],
+            profile=kernels_of(lambda request=request: bench.run(engine, [request])),
         )
 
 

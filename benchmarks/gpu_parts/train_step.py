@@ -25,6 +25,7 @@ from common import (
     visible_pairs,
 )
 from ml_collections import ConfigDict
+from profiled import kernels_of
 
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.planning.chips import chip_of
@@ -122,6 +123,7 @@ def measure(shape: ModelShape, attention: str, remat: str, length: int, repeats:
         "mfu": mfu,
         "peak_bytes": memory.get("peak_bytes_in_use"),
         "loss": float(losses[-1]),
+        "profile": kernels_of(lambda: jax.block_until_ready(step())),
     }
 
 

@@ -32,6 +32,7 @@ from swjax.attention.gpu_blocks import (
     block_scores,
     dot,
     for_each_block,
+    hidden_as_zeros,
     key_spec,
     prepare,
     query_specs,
@@ -134,7 +135,7 @@ def _forward_body(
     def attend_block(place: Any, seen: Array | None, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         largest, total, sums = carry
         at = pl.ds(place, plan.keys), slice(None)
-        k, v = (ref[at if layer is None else (layer, *at)] for ref in (k_ref, v_ref))
+        k, v = hidden_as_zeros(seen, *(ref[at if layer is None else (layer, *at)] for ref in (k_ref, v_ref)))
         scores = block_scores(q, k, seen, plan)
         new_largest = jnp.maximum(largest, scores.max(axis=1))
         weights = jnp.exp2(scores - new_largest[:, None])

@@ -167,6 +167,19 @@ def block_scores(q: Array, k: Array, seen: Array | None, plan: Plan) -> Float[Ar
     return scores if seen is None else jnp.where(seen, scores, _UNSEEN)
 
 
+def hidden_as_zeros(seen: Array | None, *keys: Array) -> tuple[Array, ...]:
+    """Keys or values with zeros where no query of the block sees them: weights of zero do not hide what is not finite.
+
+    Args:
+        seen: which query sees which key, None where all see all.
+        keys: [keys, H] each.
+    """
+    if seen is None:
+        return keys
+    is_seen = seen.any(axis=0)[:, None]
+    return tuple(jnp.where(is_seen, x, jnp.zeros_like(x)) for x in keys)
+
+
 def for_each_block(
     start: Int32[Array, "queries"],
     stop: Int32[Array, "queries"],

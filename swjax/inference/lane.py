@@ -95,7 +95,8 @@ class Lane:
         inbox_frames: int,
         sharding: jax.sharding.Sharding | None = None,
     ):
-        self._structure, parameters = streaming_weights(model, sharding)
+        structure, parameters = streaming_weights(model, sharding)
+        self._compiled = _compiled(structure)
         self._config, self._rows, self._sharding = model.config, rows, sharding
         self.frame_units, self.inbox_frames, self.left = frame_units, inbox_frames, left
         self._parameters = parameters if sharding is None else jax.device_put(parameters, sharding)
@@ -122,8 +123,8 @@ class Lane:
     def encode(self, row: int, place: int, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> None:
         """Encode a frame into a place of a row's inbox; returns before it is done."""
         grid = np.array([[1, *grid_hw]], np.int32)
-        self._inbox = _encode(
-            self._structure, self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(place)
+        self._inbox = self._compiled.encode(
+            self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(place)
         )
 
     def advance(
@@ -145,8 +146,8 @@ class Lane:
             The tokens chosen; those of other rows mean nothing.
         """
         packed = self._pack(tokens, size, speaking, choices)
-        chosen, self._cache, self._said = _advance(
-            self._structure, bool(speaking), self._parameters, self._cache, self._said, self._inbox, packed
+        chosen, self._cache, self._said = self._compiled.advance(
+            bool(speaking), self._parameters, self._cache, self._said, self._inbox, packed
         )
         self.passes += 1
         return chosen
@@ -210,10 +211,25 @@ def lower_pass(
 
     shapes = (parameters, *jax.eval_shape(make))
     placed = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes)
-    return _advance.lower(structure, True, *placed)
+    return _compiled(structure).advance.lower(True, *placed)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+class _Compiled(NamedTuple):
+    """What a lane runs of one structure."""
+
+    encode: Any
+    advance: Any
+
+
+@functools.cache
+def _compiled(structure: nnx.GraphDef) -> _Compiled:
+    """Bound to its structure, whose hash, were it an argument, each call would compute: half a millisecond."""
+    return _Compiled(
+        jax.jit(functools.partial(_encode, structure), donate_argnums=1),
+        jax.jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
+    )
+
+
 def _encode(
     structure: nnx.GraphDef, parameters: Any, inbox: Array, patches: Array, grid_thw: Array, row: Array, place: Array
 ) -> Array:
@@ -221,7 +237,6 @@ def _encode(
     return jax.lax.dynamic_update_slice(inbox, features[None, None].astype(inbox.dtype), (row, place, 0, 0))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
 def _advance(
     structure: nnx.GraphDef,
     with_head: bool,
