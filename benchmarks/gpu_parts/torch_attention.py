@@ -198,7 +198,9 @@ def errors(method: str, sizes: AttentionSizes, length: int) -> dict[str, Any]:
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             continue
-        off = [float((a.detach().float() - b).abs().max() / b.abs().max()) for a, b in zip(ours, right_all, strict=True)]
+        off = [
+            float((a.detach().float() - b).abs().max() / b.abs().max()) for a, b in zip(ours, right_all, strict=True)
+        ]
         found[name] = {"error": off[0], "gradient_error": max(off[1:])}
     worked = [each for each in found.values() if isinstance(each, dict)]
     if not worked:
