@@ -15,6 +15,7 @@ difference over the largest value; `torch_flex_block_mask` is the time to make a
 what a backward pass would need. Peak memory has the inputs in it.
 """
 
+import functools
 import itertools
 import time
 import warnings
@@ -80,6 +81,7 @@ def causal_mod(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
     return query >= key
 
 
+@functools.cache  # a mask made anew could have it compiled anew
 def flex(method: str, length: int) -> Attend:
     """FlexAttention with its block mask made; on a CPU without torch.compile, and dense where there are gradients."""
     mask_mod = causal_mod if method == "torch_flex_causal" else sees(spans_of("gdpe", length))

@@ -3,11 +3,8 @@
 A mask is made from the spans that `common.streaming_row` gives, so that both sides measure the same pairs.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # read at the first allocation
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask

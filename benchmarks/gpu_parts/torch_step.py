@@ -17,14 +17,17 @@ where they fit into memory, else recomputed (`gradient_checkpointing`).
 """
 
 import gc
+import os
 import time
 import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # PyTorch may read it when imported
+
 import numpy as np
-import torch  # after torch_common, which says how memory is allocated
+import torch
 from jaxtyping import Int32
 from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
