@@ -1,0 +1,193 @@
+"""Tiles of queries and blocks of keys: what the Mosaic GPU kernels have in common (`swjax.attention.mosaic`)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int32
+
+from swjax.attention.reach import union
+from swjax.streaming import KeySpans
+
+LOG2E = math.log2(math.e)
+ROWS = 64
+"""Rows of a tile that one warpgroup multiplies: the tensor cores of Hopper take no fewer."""
+
+MATRIX = plgpu.Layout.WGMMA
+BY_ROW, BY_COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)
+"""Registers with a matrix that tensor cores multiply, and with one number for each of its rows or columns."""
+
+MAX_WIDTH = 128
+
+_ALIGNED = 8  # keys that the hardware's copies take at once
+_UNSEEN = -1e32  # far below any real score, before and after scaling
+
+
+@dataclass(frozen=True)
+class MosaicBlocks:
+    """Sizes of blocks and pipelines. Every compute warpgroup has `ROWS` queries (or keys, for their gradients).
+
+    Attributes:
+        keys, stages: keys of one step, a multiple of 64, and steps that are fetched ahead, forward.
+        backward_keys, backward_stages: the same for gradients of queries; those of keys take `ROWS` queries a step.
+        programs: as many as keep a GPU busy; with fewer, the keys of few queries are divided.
+    """
+
+    keys: int = 128
+    stages: int = 2
+    backward_keys: int = 64
+    backward_stages: int = 2
+    programs: int = 132
+
+
+class Plan(NamedTuple):
+    """Static sizes of one call.
+
+    Attributes:
+        group: query heads to a key head.
+        warpgroups: that compute, each with `ROWS` of a tile's queries.
+        keys, stages: of a step, and steps that are fetched ahead.
+        length, num_keys, width: queries, keys and features of the padded arrays.
+        scale: of scores, to base two.
+        splits: programs among which the keys of one tile are divided.
+    """
+
+    batch: int
+    heads: int
+    group: int
+    warpgroups: int
+    keys: int
+    stages: int
+    length: int
+    num_keys: int
+    width: int
+    scale: float
+    splits: int = 1
+
+    @property
+    def tile(self) -> int:
+        """Queries of one program."""
+        return self.warpgroups * ROWS
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of queries in a row."""
+        return self.length // self.tile
+
+
+class Operands(NamedTuple):
+    """Padded arrays: whole tiles of queries, eights of keys, features a multiple of 64.
+
+    Keys and values are [B, S, K, H], or of a cache [layers, B, K, S, H].
+
+    Attributes:
+        reach: the first block of keys of each tile, and the one after the last.
+        whole: of each warpgroup's queries, the first block that all see whole, and the one after the last.
+    """
+
+    reach: Int32[Array, "B tiles 2"]
+    whole: Int32[Array, "B parts 2"]
+    start: Int32[Array, "B T"]
+    stop: Int32[Array, "B T"]
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "*keys"]
+    v: Float[Array, "*keys"]
+
+
+def prepare(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "*keys"],
+    v: Float[Array, "*keys"],
+    spans: KeySpans,
+    *,
+    keys: int,
+    stages: int,
+    scale: float,
+) -> tuple[Plan, Operands]:
+    """Sizes and operands for steps of so many keys. Added queries see nothing."""
+    axis, head_axis = (3, 2) if k.ndim == 5 else (1, 2)
+    num_keys, key_heads = k.shape[axis], k.shape[head_axis]
+    warpgroups = 1 if q.shape[1] <= ROWS else 2
+    tile = warpgroups * ROWS
+    start, stop = (pad(jnp.clip(edge.astype(jnp.int32), 0, num_keys), 1, tile) for edge in spans)
+    q = pad(pad(q, 1, tile), 3, 64)
+    k, v = (pad(pad(x, axis, _ALIGNED), -1, 64) for x in (k, v))
+    tiles = (q.shape[0], -1, tile)
+    low, high = union(start.reshape(tiles), stop.reshape(tiles), num_keys)
+    parts = (q.shape[0], -1, ROWS)
+    first_whole = -(-start.reshape(parts).max(axis=-1) // keys)
+    operands = Operands(
+        reach=jnp.stack([low // keys, -(-high // keys)], axis=-1),
+        whole=jnp.stack([first_whole, stop.reshape(parts).min(axis=-1) // keys], axis=-1),
+        start=start,
+        stop=stop,
+        q=q,
+        k=k,
+        v=v,
+    )
+    plan = Plan(
+        batch=q.shape[0],
+        heads=q.shape[2],
+        group=q.shape[2] // key_heads,
+        warpgroups=warpgroups,
+        keys=keys,
+        stages=stages,
+        length=q.shape[1],
+        num_keys=k.shape[axis],
+        width=q.shape[3],
+        scale=scale * LOG2E,
+    )
+    return plan, operands
+
+
+def pad(x: Array, axis: int, multiple: int) -> Array:
+    """Zeros at the end of an axis."""
+    missing = -x.shape[axis] % multiple
+    return jnp.pad(x, [(0, missing if i == axis % x.ndim else 0) for i in range(x.ndim)]) if missing else x
+
+
+def shared(dtype: Any, *shape: int) -> Any:
+    """Shared memory for matrices, in the order in which copies write and tensor cores read them."""
+    columns = 128 // jnp.dtype(dtype).itemsize
+    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
+
+
+def across(numbers: Array, shape: tuple[int, ...]) -> Array:
+    """A number for each row, in all columns."""
+    return jax.lax.broadcast_in_dim(numbers, shape, [0])
+
+
+def down(numbers: Array, shape: tuple[int, ...]) -> Array:
+    """A number for each column, in all rows."""
+    return jax.lax.broadcast_in_dim(numbers, shape, [1])
+
+
+def index_along(axis: int, first: Any, shape: tuple[int, ...]) -> Array:
+    """Index of each row (or column), the first of which is given."""
+    return first + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=MATRIX)
+
+
+def mask_rows(scores: Array, is_whole: Any, first: Any, start: Array, stop: Array) -> Array:
+    """Scores [queries, keys] with those of unseen keys far below all others, unless all are seen."""
+
+    def masked() -> Array:
+        key = index_along(1, first, scores.shape)
+        seen = (key >= across(start, scores.shape)) & (key < across(stop, scores.shape))
+        return jnp.where(seen, scores, _UNSEEN)
+
+    return jax.lax.cond(is_whole, lambda: scores, masked)
+
+
+def key_copies(k_ref: Any, v_ref: Any, row: Any, head: Any, layer: Any, plan: Plan) -> Any:
+    """A function of a block's number that gives the keys and values of one head, where they lie."""
+
+    def at(block: Any) -> tuple[Any, Any]:
+        some = pl.ds(block * plan.keys, plan.keys)
+        where = (row, some, head) if layer is None else (layer, row, head, some)
+        return k_ref.at[where], v_ref.at[where]
+
+    return at
