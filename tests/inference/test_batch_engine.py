@@ -1,7 +1,7 @@
-import gc
 """Batches of streams, in every mode, against full forward passes over the growing training layout."""
 
 import collections
+import gc
 
 import jax
 import numpy as np
