@@ -17,8 +17,8 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture
 def step(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("benchmarks.gpu_parts.torch_step")
+    monkeypatch.syspath_prepend(str(PARTS))
+    return importlib.import_module("torch_step")
 
 
 def records_of(out: Path, part: str, *words: str) -> list[dict]:
