@@ -23,11 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
-from torch.nn.functional import scaled_dot_product_attention as sdpa
-
-from benchmarks.gpu_parts.common import (
+from common import (
     TINY_ATTENTION,
     AttentionSizes,
     Records,
@@ -37,7 +33,10 @@ from benchmarks.gpu_parts.common import (
     timed,
     visible_pairs,
 )
-from benchmarks.gpu_parts.torch_common import (
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+from torch_common import (
     DENSE_FALLBACK,
     DEVICE,
     ON_GPU,
@@ -50,6 +49,7 @@ from benchmarks.gpu_parts.torch_common import (
     sees,
     wait,
 )
+
 from swjax.streaming import KeySpans
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

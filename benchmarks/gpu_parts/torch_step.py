@@ -28,14 +28,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # 
 
 import numpy as np
 import torch
-from jaxtyping import Int32
-from torch import nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.initialization import no_init_weights
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-
-from benchmarks.gpu_parts.common import (
+from common import (
     FRAME_PATCHES,
     MODELS,
     PATCH_NUMBERS,
@@ -51,7 +44,10 @@ from benchmarks.gpu_parts.common import (
     timed,
     visible_pairs,
 )
-from benchmarks.gpu_parts.torch_common import (
+from jaxtyping import Int32
+from torch import nn
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch_common import (
     DENSE_FALLBACK,
     DEVICE,
     ON_GPU,
@@ -64,6 +60,10 @@ from benchmarks.gpu_parts.torch_common import (
     sees,
     wait,
 )
+from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
 from swjax.streaming import KeySpans, SpecialTokens, StreamLayout
 
 METHODS = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention" if ON_GPU else "dense_for_flex"}

@@ -17,8 +17,8 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture
 def step(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("benchmarks.gpu_parts.torch_step")
+    monkeypatch.syspath_prepend(str(PARTS))
+    return importlib.import_module("torch_step")
 
 
 def records_of(out: Path, part: str, *words: str) -> list[dict]:
@@ -71,26 +71,31 @@ def test_a_step_is_timed_or_says_why_not(tmp_path):
     assert np.isfinite(record["loss"])
 
 
-@pytest.mark.parametrize("method", ["eager", "sdpa", "flex"])
-def test_logits_are_those_of_our_model(step, tmp_path, method):
+def test_logits_of_every_method_are_those_of_our_model(step, tmp_path):
     import jax.numpy as jnp
+    from flax import nnx
 
     from swjax.conversion import load_hf
     from swjax.streaming import KeySpans
 
-    model, batch, mask, layout = tiny(step, method)
+    model, batch, _, layout = tiny(step, "eager")
     model.save_pretrained(tmp_path)
-    ours = load_hf(tmp_path)(
+    ours = nnx.jit(lambda model, *arguments, **pixels: model(*arguments, **pixels))(
+        load_hf(tmp_path),
         jnp.asarray(batch.inputs["input_ids"].numpy(), jnp.int32),
         jnp.asarray(layout.position_ids[:, None]),
         KeySpans(jnp.asarray(layout.spans.start[None]), jnp.asarray(layout.spans.stop[None])),
         pixel_values=jnp.asarray(batch.inputs["pixel_values_videos"].numpy()[None]),
         video_grid_thw=jnp.asarray(batch.inputs["video_grid_thw"].numpy()[None], jnp.int32),
     )
-    theirs = logits_of(model, batch, mask)
     real = layout.chat_index >= 0
-    assert np.std(theirs[real]) > 0.1
-    np.testing.assert_allclose(np.asarray(ours[0])[real], theirs[real], rtol=0, atol=2e-5 * np.abs(theirs).max())
+    right = np.asarray(ours[0])[real]
+    assert np.std(right) > 0.1
+    for method in step.METHODS:
+        other = tiny(step, method)[0]
+        other.load_state_dict(model.state_dict())
+        theirs = logits_of(other, batch, step.attention_mask(method, layout.spans, dtype=torch.float32))[real]
+        np.testing.assert_allclose(theirs, right, rtol=0, atol=2e-5 * np.abs(right).max(), err_msg=method)
 
 
 @pytest.mark.parametrize("method", ["eager", "sdpa", "flex"])
@@ -109,7 +114,7 @@ def test_only_those_who_see_a_token_notice_that_it_changed(step, method):
 
 def test_the_loss_of_all_logits_is_that_of_the_labelled_ones(step):
     model, batch, mask, _ = tiny(step, "sdpa")
-    losses = [float(step.loss_of(model, batch, mask, every_logit=every)) for every in (True, False)]
+    losses = [step.loss_of(model, batch, mask, every_logit=every).item() for every in (True, False)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
