@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ SIZES = [
     (2, 8, 3000, 28, 4, 128),
 ]
 TINY_SIZES = [(1, 100, 100, 4, 2, 32), (2, 1, 150, 4, 2, 32)]
+HOPPER = jax.sharding.AbstractMesh(
+    (1,),
+    ("devices",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"),
+)
+"""What kernels are lowered for where there is no GPU."""
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 """Largest difference as a share of the norm."""
 
@@ -126,6 +133,8 @@ def main() -> None:
     args = part_arguments(__doc__)
     records = Records(args.out, "kernels")
     names = [name for name, kernel in KERNELS.items() if "cuda" in kernel.platforms]
+    if args.dry_run:
+        lower_for_cuda(records, names)
     for size in TINY_SIZES if args.dry_run else SIZES:
         for dtype in TOLERANCE:
             for name in names:
@@ -140,6 +149,27 @@ def main() -> None:
                 attention = _cache_attention(args.dry_run)
                 measure = functools.partial(compare_cache, attention, size, dtype, np.random.default_rng(1))
                 records.attempt(measure, method="gpu cache", size=list(size), dtype=dtype, spans="one range")
+
+
+def lower_for_cuda(records: Records, names: Sequence[str]) -> None:
+    """Lowers all that a GPU will be given, which needs none."""
+    for size in SIZES:
+        batch, queries, keys, heads, key_heads, width = size
+        edge = jax.ShapeDtypeStruct((batch, queries), jnp.int32)
+        for dtype in TOLERANCE:
+            q, k = (
+                jax.ShapeDtypeStruct((batch, length, number, width), dtype)
+                for length, number in ((queries, heads), (keys, key_heads))
+            )
+            for name in names:
+
+                def lower(name: str = name, q: Any = q, k: Any = k, edge: Any = edge) -> dict[str, Any]:
+                    run = _with_gradients(functools.partial(span_attention, implementation=name))
+                    with jax.sharding.use_abstract_mesh(HOPPER):
+                        lowered = run.trace(q, k, k, q, KeySpans(edge, edge)).lower(lowering_platforms=("cuda",))
+                    return {"ok": "custom_call" in lowered.as_text()}
+
+                records.attempt(lower, method=f"{name}, lowered for CUDA", size=list(size), dtype=dtype)
 
 
 def _with_gradients(attention: Callable[..., Any]) -> Callable[..., Any]:

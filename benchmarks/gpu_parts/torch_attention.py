@@ -255,7 +255,7 @@ def main() -> None:
     arguments = part_arguments(__doc__)
     warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
     sizes = TINY_ATTENTION if arguments.dry_run else AttentionSizes()
-    records = Records(arguments.out, "torch_attention")
+    records = Records(arguments.out, "attention")
     until = time.perf_counter() + PART_SECONDS
     measure(records, sizes, FIRST, until)
     measure(records, sizes, THEN, until)

@@ -176,7 +176,7 @@ def hidden_as_zeros(seen: Array | None, *keys: Array) -> tuple[Array, ...]:
     """
     if seen is None:
         return keys
-    is_seen = seen.any(axis=0)[:, None]
+    is_seen = (seen.astype(jnp.int32).max(axis=0) > 0)[:, None]  # Triton has no any
     return tuple(jnp.where(is_seen, x, jnp.zeros_like(x)) for x in keys)
 
 

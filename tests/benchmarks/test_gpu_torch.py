@@ -64,7 +64,7 @@ def test_every_method_of_attention_is_exact_and_timed(tmp_path):
 def test_a_step_is_timed_or_says_why_not(tmp_path):
     (record,) = records_of(tmp_path / "records.jsonl", "torch_step.py", "--case", "3b:sdpa")
     assert "failed" not in record
-    assert (record["method"], record["model"], record["runs"]) == ("sdpa", "3b", 1)
+    assert (record["method"], record["model"], record["runs"]) == ("HF sdpa", "3b", 1)
     assert record["tokens"] == 280
     assert record["tokens_per_second"] == pytest.approx(280 / record["seconds"])
     assert record["labels"] == 13
