@@ -20,11 +20,12 @@ from swjax.attention.mosaic_blocks import (
     Operands,
     Plan,
     across,
-    add_product,
+    add_products,
     fetch_ahead,
-    key_copies,
+    key_blocks,
     mask_rows,
     prepare,
+    set_registers,
     shared,
 )
 from swjax.streaming import KeySpans
@@ -49,16 +50,12 @@ def _attend(
         ),
         scratch_types=dict(
             q_shared=shared(dtype, groups, ROWS, plan.width),
-            k_shared=shared(dtype, stages, plan.keys, plan.width),
-            v_shared=shared(dtype, stages, plan.keys, plan.width),
+            keys=Channel((shared(dtype, stages, plan.keys, plan.width),), filled, freed),
+            values=Channel((shared(dtype, stages, plan.keys, plan.width),), filled, freed),
             out_shared=None if plan.splits == 1 else shared(out_dtype, groups, ROWS, plan.width),
             lse_shared=plgpu.SMEM((groups, ROWS), jnp.float32),
             edges_shared=plgpu.SMEM((groups, 2, ROWS), jnp.int32),
             q_filled=plgpu.Barrier(num_arrivals=2, num_barriers=groups),
-            k_filled=filled,
-            v_filled=filled,
-            k_freed=freed,
-            v_freed=freed,
             turn=plgpu.Barrier(num_arrivals=groups) if groups > 1 else None,
         ),
         grid=(plan.heads, plan.num_tiles * plan.splits, plan.batch),
@@ -88,8 +85,7 @@ def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
 
     @pl.when(warpgroup < plan.warpgroups)
     def _compute() -> None:
-        if plan.warpgroups > 1:
-            plgpu.set_max_registers(232, action="increase")
+        set_registers(plan.warpgroups, compute=True)
         rows = pl.ds(tile * plan.tile + warpgroup * ROWS, ROWS)
         part = tile * plan.warpgroups + warpgroup
         _forward_rows(
@@ -107,14 +103,9 @@ def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
 
     @pl.when(warpgroup == plan.warpgroups)
     def _fetch() -> None:
-        if plan.warpgroups > 1:
-            plgpu.set_max_registers(40, action="decrease")
-        at = key_copies(k, v, row, key_head, layer, plan)
-
-        keys, values = (
-            Channel((scratch[f"{x}_shared"],), scratch[f"{x}_filled"], scratch[f"{x}_freed"]) for x in "kv"
-        )
-        fetch_ahead(steps, plan.stages, (keys, values), lambda step: [(ref,) for ref in at(first + step)])
+        set_registers(plan.warpgroups, compute=False)
+        at = key_blocks(k, v, row, key_head, layer, plan)
+        fetch_ahead(steps, plan.stages, (scratch["keys"], scratch["values"]), lambda step: at(first + step))
 
 
 def _forward_rows(
@@ -130,15 +121,11 @@ def _forward_rows(
     *,
     q_shared: Any,
     edges_shared: Any,
-    k_shared: Any,
-    v_shared: Any,
+    keys: Channel,
+    values: Channel,
     out_shared: Any,
     lse_shared: Any,
     q_filled: Any,
-    k_filled: Any,
-    v_filled: Any,
-    k_freed: Any,
-    v_freed: Any,
     turn: Any,
 ) -> None:
     """What one warpgroup does with its queries."""
@@ -168,12 +155,12 @@ def _forward_rows(
         block = first + step
 
         def multiply_keys(product: Any) -> Array:
-            plgpu.wgmma(product, q_shared, k_shared.at[slot].transpose((1, 0)))
+            plgpu.wgmma(product, q_shared, keys.buffers[0].at[slot].transpose((1, 0)))
             swap_turns()
             return product[...]
 
         scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, plan.keys), jnp.float32))
-        plgpu.barrier_arrive(k_freed.at[slot])
+        plgpu.barrier_arrive(keys.freed.at[slot])
         scores = mask_rows(scores, (block >= whole[0]) & (block < whole[1]), block * plan.keys, start, stop)
 
         new_largest = jnp.maximum(largest, scores.max(axis=1) * plan.scale)
@@ -181,20 +168,20 @@ def _forward_rows(
         shrink = jnp.exp2(largest - new_largest)
         total = total * shrink + weights.sum(axis=1)
         sums = sums * across(shrink, sums.shape)
-        narrow = weights.astype(v_shared.dtype)
+        narrow = weights.astype(q_shared.dtype)
         sums, total, new_largest, narrow = jax.lax.optimization_barrier((sums, total, new_largest, narrow))
 
         finish_turn()
-        plgpu.barrier_wait(v_filled.at[slot])
+        plgpu.barrier_wait(values.filled.at[slot])
         await_turn()
 
         def await_keys() -> None:
             @pl.when(step + 1 < steps)
             def _() -> None:
-                plgpu.barrier_wait(k_filled.at[jax.lax.rem(step + 1, jnp.int32(plan.stages))])
+                plgpu.barrier_wait(keys.filled.at[jax.lax.rem(step + 1, jnp.int32(plan.stages))])
 
-        sums = add_product(sums, narrow, v_shared.at[slot], plan, meanwhile=await_keys)
-        plgpu.barrier_arrive(v_freed.at[slot])
+        (sums,) = add_products(plan, (sums, narrow, values.buffers[0].at[slot]), meanwhile=await_keys)
+        plgpu.barrier_arrive(values.freed.at[slot])
         return sums, new_largest, total
 
     nothing = (
@@ -204,7 +191,7 @@ def _forward_rows(
     )
     plgpu.barrier_wait(q_filled)
     start, stop = (plgpu.layout_cast(edges_shared[i], BY_ROW) for i in range(2))
-    pl.when(steps > 0)(lambda: plgpu.barrier_wait(k_filled.at[0]))
+    pl.when(steps > 0)(lambda: plgpu.barrier_wait(keys.filled.at[0]))
     pl.when(warpgroup == 1)(swap_turns)
     sums, largest, total = jax.lax.fori_loop(0, steps, attend_block, nothing)
     pl.when(warpgroup == 0)(swap_turns)

@@ -187,28 +187,55 @@ def mask_rows(scores: Array, is_whole: Any, first: Any, start: Array, stop: Arra
     return jax.lax.cond(is_whole, lambda: scores, masked)
 
 
-def key_copies(k_ref: Any, v_ref: Any, row: Any, head: Any, layer: Any, plan: Plan) -> Any:
-    """A function of a block's number that gives the keys and values of one head, where they lie."""
+def key_blocks(k_ref: Any, v_ref: Any, row: Any, head: Any, layer: Any, plan: Plan) -> Any:
+    """A function of a block's number that gives the keys, and the values, of one head where they lie."""
 
     def at(block: Any) -> tuple[Any, Any]:
         some = pl.ds(block * plan.keys, plan.keys)
         where = (row, some, head) if layer is None else (layer, row, head, some)
-        return k_ref.at[where], v_ref.at[where]
+        return (k_ref.at[where],), (v_ref.at[where],)
 
     return at
 
 
-def add_product(sums: Array, a: Array, b: Any, plan: Plan, *, meanwhile: Callable[[], None] = lambda: None) -> Array:
-    """Sums and a @ b, of a matrix in registers and one in shared memory, and something else while that is computed."""
+def mask_columns(scores: Array, is_whole: Any, first: Any, edges: Any) -> Array:
+    """Scores [keys, queries] as `mask_rows` has them; edges are in shared memory, [2, queries]."""
+
+    def masked() -> Array:
+        start, stop = (plgpu.layout_cast(edges[i], BY_COLUMN) for i in range(2))
+        key = index_along(0, first, scores.shape)
+        seen = (key >= down(start, scores.shape)) & (key < down(stop, scores.shape))
+        return jnp.where(seen, scores, _UNSEEN)
+
+    return jax.lax.cond(is_whole, lambda: scores, masked)
+
+
+def add_products(
+    plan: Plan, *terms: tuple[Array, Array, Any], meanwhile: Callable[[], None] = lambda: None
+) -> tuple[Array, ...]:
+    """Of each (sums, a, b), sums + a @ b, where a is in registers and b in shared memory.
+
+    Args:
+        plan: sizes.
+        terms: what to multiply and add.
+        meanwhile: something to do while that is computed.
+    """
     if plan.interpret:  # the interpreter knows of no product with a matrix in registers
         meanwhile()
-        return sums + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
+        return tuple(sums + jnp.dot(a, b[...], preferred_element_type=jnp.float32) for sums, a, b in terms)
 
-    def multiply(product: Any) -> None:
-        plgpu.wgmma(product, a, b)
+    def multiply(products: Any) -> None:
+        for product, (_, a, b) in zip(products, terms, strict=True):
+            plgpu.wgmma(product, a, b)
         meanwhile()
 
-    return pl.run_state(multiply)(plgpu.ACC.init(sums))
+    return pl.run_state(multiply)(tuple(plgpu.ACC.init(sums) for sums, _, _ in terms))
+
+
+def set_registers(warpgroups: int, *, compute: bool) -> None:
+    """Gives the registers that the memory's warpgroup has no use for to the two that compute."""
+    if warpgroups == 2:
+        plgpu.set_max_registers(232 if compute else 40, action="increase" if compute else "decrease")
 
 
 class Channel(NamedTuple):
