@@ -15,13 +15,17 @@ from swjax.attention.mosaic_blocks import (
     LOG2E,
     MATRIX,
     ROWS,
+    Channel,
     MosaicBlocks,
     Operands,
     Plan,
     across,
-    key_copies,
+    add_products,
+    fetch_ahead,
+    key_blocks,
     mask_rows,
     prepare,
+    set_registers,
     shared,
 )
 from swjax.streaming import KeySpans
@@ -31,7 +35,7 @@ _NO_KEYS = -1e30
 
 
 def _attend(
-    plan: Plan, operands: Operands, layer: Int32[Array, ""] | None, interpret: Any
+    plan: Plan, operands: Operands, layer: Int32[Array, ""] | None
 ) -> tuple[Float[Array, "splits B T N H"], Float[Array, "splits B N T"]]:
     """Attention to each part of the keys; in float32 if there are several."""
     dtype = operands.q.dtype
@@ -46,15 +50,12 @@ def _attend(
         ),
         scratch_types=dict(
             q_shared=shared(dtype, groups, ROWS, plan.width),
-            k_shared=shared(dtype, stages, plan.keys, plan.width),
-            v_shared=shared(dtype, stages, plan.keys, plan.width),
+            keys=Channel((shared(dtype, stages, plan.keys, plan.width),), filled, freed),
+            values=Channel((shared(dtype, stages, plan.keys, plan.width),), filled, freed),
             out_shared=None if plan.splits == 1 else shared(out_dtype, groups, ROWS, plan.width),
             lse_shared=plgpu.SMEM((groups, ROWS), jnp.float32),
-            q_filled=plgpu.Barrier(num_barriers=groups),
-            k_filled=filled,
-            v_filled=filled,
-            k_freed=freed,
-            v_freed=freed,
+            edges_shared=plgpu.SMEM((groups, 2, ROWS), jnp.int32),
+            q_filled=plgpu.Barrier(num_arrivals=2, num_barriers=groups),
             turn=plgpu.Barrier(num_arrivals=groups) if groups > 1 else None,
         ),
         grid=(plan.heads, plan.num_tiles * plan.splits, plan.batch),
@@ -63,14 +64,14 @@ def _attend(
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         kernel_name="span_attention_forward",
-        interpret=interpret,
+        interpret=plan.interpret,
     )
     return kernel(*([] if layer is None else [layer.reshape(1)]), *operands)
 
 
 def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
     layer = refs[0][0] if cached else None
-    reach, whole, start, stop, q, k, v, out, lse = refs[cached:]
+    reach, whole, edges, q, k, v, out, lse = refs[cached:]
     warpgroup = jax.lax.axis_index("warpgroup")
     head, row, cell = jax.lax.axis_index("head"), jax.lax.axis_index("row"), jax.lax.axis_index("tile")
     split = jax.lax.rem(cell, jnp.int32(plan.splits))
@@ -84,13 +85,12 @@ def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
 
     @pl.when(warpgroup < plan.warpgroups)
     def _compute() -> None:
-        if plan.warpgroups > 1:
-            plgpu.set_max_registers(232, action="increase")
+        set_registers(plan.warpgroups, compute=True)
         rows = pl.ds(tile * plan.tile + warpgroup * ROWS, ROWS)
         part = tile * plan.warpgroups + warpgroup
         _forward_rows(
             q.at[row, rows, head],
-            tuple(plgpu.load(edge.at[row, rows], layout=BY_ROW, optimized=False) for edge in (start, stop)),
+            edges.at[row, part],
             (whole[row, part, 0], whole[row, part, 1]),
             out.at[split, row, rows, head],
             lse.at[split, row, head, rows],
@@ -103,21 +103,14 @@ def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
 
     @pl.when(warpgroup == plan.warpgroups)
     def _fetch() -> None:
-        if plan.warpgroups > 1:
-            plgpu.set_max_registers(40, action="decrease")
-        at = key_copies(k, v, row, key_head, layer, plan)
-
-        @pl.loop(0, steps)
-        def _step(step: Any) -> None:
-            slot = jax.lax.rem(step, jnp.int32(plan.stages))
-            for ref, name in zip(at(first + step), "kv", strict=True):
-                pl.when(step >= plan.stages)(lambda name=name: plgpu.barrier_wait(scratch[f"{name}_freed"].at[slot]))
-                plgpu.copy_gmem_to_smem(ref, scratch[f"{name}_shared"].at[slot], scratch[f"{name}_filled"].at[slot])
+        set_registers(plan.warpgroups, compute=False)
+        at = key_blocks(k, v, row, key_head, layer, plan)
+        fetch_ahead(steps, plan.stages, (scratch["keys"], scratch["values"]), lambda step: at(first + step))
 
 
 def _forward_rows(
     q: Any,
-    edges: tuple[Array, Array],
+    edges: Any,
     whole: tuple[Any, Any],
     out: Any,
     lse: Any,
@@ -127,21 +120,21 @@ def _forward_rows(
     plan: Plan,
     *,
     q_shared: Any,
-    k_shared: Any,
-    v_shared: Any,
+    edges_shared: Any,
+    keys: Channel,
+    values: Channel,
     out_shared: Any,
     lse_shared: Any,
     q_filled: Any,
-    k_filled: Any,
-    v_filled: Any,
-    k_freed: Any,
-    v_freed: Any,
     turn: Any,
 ) -> None:
     """What one warpgroup does with its queries."""
-    q_shared, lse_shared, q_filled = (ref.at[warpgroup] for ref in (q_shared, lse_shared, q_filled))
+    q_shared, edges_shared, lse_shared, q_filled = (
+        ref.at[warpgroup] for ref in (q_shared, edges_shared, lse_shared, q_filled)
+    )
     out_shared = q_shared if out_shared is None else out_shared.at[warpgroup]
     plgpu.copy_gmem_to_smem(q, q_shared, q_filled)
+    plgpu.copy_gmem_to_smem(edges, edges_shared, q_filled)
 
     # Two warpgroups take turns: while one raises its scores, the other has the tensor cores.
     def finish_turn() -> None:
@@ -162,35 +155,33 @@ def _forward_rows(
         block = first + step
 
         def multiply_keys(product: Any) -> Array:
-            plgpu.wgmma(product, q_shared, k_shared.at[slot].transpose((1, 0)))
+            plgpu.wgmma(product, q_shared, keys.buffers[0].at[slot].transpose((1, 0)))
             swap_turns()
             return product[...]
 
         scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, plan.keys), jnp.float32))
-        plgpu.barrier_arrive(k_freed.at[slot])
-        scores = mask_rows(scores, (block >= whole[0]) & (block < whole[1]), block * plan.keys, *edges)
+        plgpu.barrier_arrive(keys.freed.at[slot])
+        scores = mask_rows(scores, (block >= whole[0]) & (block < whole[1]), block * plan.keys, start, stop)
 
         new_largest = jnp.maximum(largest, scores.max(axis=1) * plan.scale)
         weights = jnp.exp2(scores * plan.scale - across(new_largest, scores.shape))
         shrink = jnp.exp2(largest - new_largest)
         total = total * shrink + weights.sum(axis=1)
         sums = sums * across(shrink, sums.shape)
-        narrow = weights.astype(v_shared.dtype)
+        narrow = weights.astype(q_shared.dtype)
         sums, total, new_largest, narrow = jax.lax.optimization_barrier((sums, total, new_largest, narrow))
 
         finish_turn()
-        plgpu.barrier_wait(v_filled.at[slot])
+        plgpu.barrier_wait(values.filled.at[slot])
         await_turn()
 
-        def multiply_values(product: Any) -> None:
-            plgpu.wgmma(product, narrow, v_shared.at[slot])
-
+        def await_keys() -> None:
             @pl.when(step + 1 < steps)
-            def _await_keys() -> None:
-                plgpu.barrier_wait(k_filled.at[jax.lax.rem(step + 1, jnp.int32(plan.stages))])
+            def _() -> None:
+                plgpu.barrier_wait(keys.filled.at[jax.lax.rem(step + 1, jnp.int32(plan.stages))])
 
-        sums = pl.run_state(multiply_values)(plgpu.ACC.init(sums))
-        plgpu.barrier_arrive(v_freed.at[slot])
+        (sums,) = add_products(plan, (sums, narrow, values.buffers[0].at[slot]), meanwhile=await_keys)
+        plgpu.barrier_arrive(values.freed.at[slot])
         return sums, new_largest, total
 
     nothing = (
@@ -199,7 +190,8 @@ def _forward_rows(
         plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), BY_ROW),
     )
     plgpu.barrier_wait(q_filled)
-    pl.when(steps > 0)(lambda: plgpu.barrier_wait(k_filled.at[0]))
+    start, stop = (plgpu.layout_cast(edges_shared[i], BY_ROW) for i in range(2))
+    pl.when(steps > 0)(lambda: plgpu.barrier_wait(keys.filled.at[0]))
     pl.when(warpgroup == 1)(swap_turns)
     sums, largest, total = jax.lax.fori_loop(0, steps, attend_block, nothing)
     pl.when(warpgroup == 0)(swap_turns)
@@ -224,6 +216,6 @@ def _forward(
     blocks: MosaicBlocks,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    plan, operands = prepare(q, k, v, spans, keys=blocks.keys, stages=blocks.stages, scale=q.shape[-1] ** -0.5)
-    out, lse = _attend(plan, operands, None, interpret)
+    plan, operands = prepare(q, k, v, spans, keys=blocks.keys, stages=blocks.stages, interpret=interpret)
+    out, lse = _attend(plan, operands, None)
     return out[0, :, : q.shape[1], :, : q.shape[3]], lse[0, :, :, : q.shape[1]]

@@ -1,6 +1,8 @@
 """Tiles of queries and blocks of keys: what the Mosaic GPU kernels have in common (`swjax.attention.mosaic`)."""
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,6 +55,7 @@ class Plan(NamedTuple):
         keys, stages: of a step, and steps that are fetched ahead.
         length, num_keys, width: queries, keys and features of the padded arrays.
         scale: of scores, to base two.
+        interpret: what Pallas is to interpret the kernel with, if it is to.
         splits: programs among which the keys of one tile are divided.
     """
 
@@ -66,6 +69,7 @@ class Plan(NamedTuple):
     num_keys: int
     width: int
     scale: float
+    interpret: Any
     splits: int = 1
 
     @property
@@ -87,12 +91,12 @@ class Operands(NamedTuple):
     Attributes:
         reach: the first block of keys of each tile, and the one after the last.
         whole: of each warpgroup's queries, the first block that all see whole, and the one after the last.
+        edges: their spans' starts and stops.
     """
 
     reach: Int32[Array, "B tiles 2"]
     whole: Int32[Array, "B parts 2"]
-    start: Int32[Array, "B T"]
-    stop: Int32[Array, "B T"]
+    edges: Int32[Array, "B parts 2 64"]
     q: Float[Array, "B T N H"]
     k: Float[Array, "*keys"]
     v: Float[Array, "*keys"]
@@ -106,7 +110,7 @@ def prepare(
     *,
     keys: int,
     stages: int,
-    scale: float,
+    interpret: Any,
 ) -> tuple[Plan, Operands]:
     """Sizes and operands for steps of so many keys. Added queries see nothing."""
     axis, head_axis = (3, 2) if k.ndim == 5 else (1, 2)
@@ -114,6 +118,7 @@ def prepare(
     warpgroups = 1 if q.shape[1] <= ROWS else 2
     tile = warpgroups * ROWS
     start, stop = (pad(jnp.clip(edge.astype(jnp.int32), 0, num_keys), 1, tile) for edge in spans)
+    scale = q.shape[3] ** -0.5
     q = pad(pad(q, 1, tile), 3, 64)
     k, v = (pad(pad(x, axis, _ALIGNED), -1, 64) for x in (k, v))
     tiles = (q.shape[0], -1, tile)
@@ -123,8 +128,7 @@ def prepare(
     operands = Operands(
         reach=jnp.stack([low // keys, -(-high // keys)], axis=-1),
         whole=jnp.stack([first_whole, stop.reshape(parts).min(axis=-1) // keys], axis=-1),
-        start=start,
-        stop=stop,
+        edges=jnp.stack([start.reshape(parts), stop.reshape(parts)], axis=2),
         q=q,
         k=k,
         v=v,
@@ -140,6 +144,7 @@ def prepare(
         num_keys=k.shape[axis],
         width=q.shape[3],
         scale=scale * LOG2E,
+        interpret=interpret,
     )
     return plan, operands
 
@@ -182,12 +187,92 @@ def mask_rows(scores: Array, is_whole: Any, first: Any, start: Array, stop: Arra
     return jax.lax.cond(is_whole, lambda: scores, masked)
 
 
-def key_copies(k_ref: Any, v_ref: Any, row: Any, head: Any, layer: Any, plan: Plan) -> Any:
-    """A function of a block's number that gives the keys and values of one head, where they lie."""
+def key_blocks(k_ref: Any, v_ref: Any, row: Any, head: Any, layer: Any, plan: Plan) -> Any:
+    """A function of a block's number that gives the keys, and the values, of one head where they lie."""
 
     def at(block: Any) -> tuple[Any, Any]:
         some = pl.ds(block * plan.keys, plan.keys)
         where = (row, some, head) if layer is None else (layer, row, head, some)
-        return k_ref.at[where], v_ref.at[where]
+        return (k_ref.at[where],), (v_ref.at[where],)
 
     return at
+
+
+def mask_columns(scores: Array, is_whole: Any, first: Any, edges: Any) -> Array:
+    """Scores [keys, queries] as `mask_rows` has them; edges are in shared memory, [2, queries]."""
+
+    def masked() -> Array:
+        start, stop = (plgpu.layout_cast(edges[i], BY_COLUMN) for i in range(2))
+        key = index_along(0, first, scores.shape)
+        seen = (key >= down(start, scores.shape)) & (key < down(stop, scores.shape))
+        return jnp.where(seen, scores, _UNSEEN)
+
+    return jax.lax.cond(is_whole, lambda: scores, masked)
+
+
+def add_products(
+    plan: Plan, *terms: tuple[Array, Array, Any], meanwhile: Callable[[], None] = lambda: None
+) -> tuple[Array, ...]:
+    """Of each (sums, a, b), sums + a @ b, where a is in registers and b in shared memory.
+
+    Args:
+        plan: sizes.
+        terms: what to multiply and add.
+        meanwhile: something to do while that is computed.
+    """
+    if plan.interpret:  # the interpreter knows of no product with a matrix in registers
+        meanwhile()
+        return tuple(sums + jnp.dot(a, b[...], preferred_element_type=jnp.float32) for sums, a, b in terms)
+
+    def multiply(products: Any) -> None:
+        for product, (_, a, b) in zip(products, terms, strict=True):
+            plgpu.wgmma(product, a, b)
+        meanwhile()
+
+    return pl.run_state(multiply)(tuple(plgpu.ACC.init(sums) for sums, _, _ in terms))
+
+
+def set_registers(warpgroups: int, *, compute: bool) -> None:
+    """Gives the registers that the memory's warpgroup has no use for to the two that compute."""
+    if warpgroups == 2:
+        plgpu.set_max_registers(232 if compute else 40, action="increase" if compute else "decrease")
+
+
+class Channel(NamedTuple):
+    """What is fetched and freed together.
+
+    Attributes:
+        buffers: shared memory with a slot for each stage.
+        filled: completes when all buffers of a slot are there.
+        freed: completes when all warpgroups have done with them.
+    """
+
+    buffers: tuple[Any, ...]
+    filled: Any
+    freed: Any
+
+
+def fetch_ahead(
+    steps: Any, stages: int, channels: Sequence[Channel], sources: Callable[[Any], Sequence[Sequence[Any]]]
+) -> None:
+    """Copies what every step needs, as soon as there is room: all that the memory's warpgroup does.
+
+    Args:
+        steps: of the computation.
+        stages: that shared memory has room for.
+        channels: where to.
+        sources: of a step's number, references to copy from, for each buffer of each channel.
+    """
+
+    @pl.loop(0, steps)
+    def _step(step: Any) -> None:
+        slot = jax.lax.rem(step, jnp.int32(stages))
+        for channel, refs in zip(channels, sources(step), strict=True):
+            pl.when(step >= stages)(functools.partial(plgpu.barrier_wait, channel.freed.at[slot]))
+            for ref, buffer in zip(refs, channel.buffers, strict=True):
+                plgpu.copy_gmem_to_smem(ref, buffer.at[slot], channel.filled.at[slot])
+
+    @pl.loop(jnp.maximum(steps - stages, 0), steps)
+    def _last(step: Any) -> None:
+        for channel in channels:
+            plgpu.barrier_wait(channel.freed.at[jax.lax.rem(step, jnp.int32(stages))])
