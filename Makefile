@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test install dev lint format lock clean
+.PHONY: help quickstart test gpu install dev lint format lock clean
 
 help: ## show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,10 @@ quickstart: install ## make a data set, train, evaluate, stream and export, in u
 
 test: dev lint ## everything that a change must pass
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The Python and the packages that are there, as a machine with a GPU brings its own.
+gpu: ## measure what is claimed of an NVIDIA GPU, in ten minutes; benchmarks/gpu.py --help says what
+	$(PYTHON) benchmarks/gpu.py
 
 install: $(VENV)/.installed ## the environment that users need, in .venv
 

@@ -13,7 +13,8 @@ on disk before the next is measured, and what failed says why in the table.
                 FlexAttention with a compiled block mask of the same group mask
     step        a training step of 8k tokens with random weights: ours beside Hugging Face with eager attention, a dense
                 float mask and all logits (the authors' way), with SDPA and with FlexAttention; same tokens and tower
-    streaming   frames taken in while speaking, time to the first word, parallel over sequential, many streams, a long one
+    streaming   frames taken in while speaking, time to the first word, parallel over sequential, many streams, a long
+                stream
 """
 
 import argparse
@@ -58,7 +59,7 @@ class Part:
 
 PARTS = (
     Part("kernels", "kernels", limit_s=110),
-    Part("attention", "attention", limit_s=120),
+    Part("attention", "jax_attention", limit_s=120),
     Part("step", "train_step", "3b:auto:minimal", 120),
     Part("step", "torch_step", "3b:eager"),
     Part("step", "torch_step", "3b:flex"),
@@ -108,7 +109,11 @@ def run_parts(parts: Sequence[Part], out: Path, minutes: float, limit_s: float, 
         with log.open("w") as stream:
             try:
                 status = subprocess.run(
-                    command, stdout=stream, stderr=subprocess.STDOUT, env=environment, timeout=min(part.limit_s, limit_s, left)
+                    command,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    timeout=min(part.limit_s, limit_s, left),
                 ).returncode
                 reason = "" if status == 0 else f"ended with status {status}: {_last_line(log)}"
             except subprocess.TimeoutExpired:
@@ -128,15 +133,15 @@ def _last_line(log: Path) -> str:
     return lines[-1][:200] if lines else "no output"
 
 
-def describe_machine(dry_run: bool) -> dict[str, str]:
+def describe_machine(dry_run: bool, commit: str) -> dict[str, str]:
     """Card, driver, versions, date and commit."""
     found = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "python": platform.python_version()}
     if not dry_run:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         found["card"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    if shutil.which("git"):
-        commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        found["commit"] = commit.stdout.strip() or "unknown"
+    if commit or shutil.which("git"):
+        asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+        found["commit"] = commit or subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
     for name in ("jax", "torch", "transformers"):
         code = f"import importlib.metadata as m; print(m.version('{name}'))"
         version = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -260,7 +265,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9, help="time for all parts (9)")
     parser.add_argument("--limit-s", type=float, default=600, help="most seconds of a part (its own limit)")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder for results (runs/gpu)")
-    parser.add_argument("--parts", nargs="+", default=[part.label for part in PARTS], help="names or 'script case' (all)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=[part.label for part in PARTS],
+        help="kernels, attention, step, streaming, or 'script case' (all)",
+    )
+    parser.add_argument("--commit", default="", help="what is measured, where the copy has no history of its own")
     parser.add_argument("--dry-run", action="store_true", help="in miniature, on a CPU")
     parser.add_argument("--tables", type=Path, metavar="FOLDER", help="print the tables of a run and end")
     parser.add_argument("--wheels", action="store_true", help="print packages to carry along and end")
@@ -271,12 +282,12 @@ def main() -> None:
     if args.tables:
         report(args.tables)
         return
-    chosen = [part for part in PARTS if part.name in args.parts or part.label in args.parts or part.script in args.parts]
+    chosen = [part for part in PARTS if part.name in args.parts or part.label in args.parts]
     if not chosen:
         parser.error(f"no such part; choose from {', '.join(sorted({part.name for part in PARTS}))} or a 'script case'")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "records.jsonl").write_text("")
-    (args.out / "machine.json").write_text(json.dumps(describe_machine(args.dry_run)))
+    (args.out / "machine.json").write_text(json.dumps(describe_machine(args.dry_run, args.commit)))
     run_parts(chosen, args.out, args.minutes, args.limit_s, args.dry_run)
     report(args.out)
 

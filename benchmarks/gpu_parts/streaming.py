@@ -1,10 +1,10 @@
 """The engine at the shapes of 3B and 7B with random weights: frames of 224 x 224, three words after each.
 
-    modes     frames a second taken in while speaking; by the clock, the time from a frame's arrival to its first word;
-              the time from a question to the first word
-    gain      parallel over sequential against r, perceiving over speaking; the paper's model is (1 + r) / max(1, r)
-    streams   frames a second of 1 to 32 streams at once
-    long      the time of a frame over a stream of 2,000
+modes     frames a second taken in while speaking; by the clock, the time from a frame's arrival to its first word;
+          the time from a question to the first word
+gain      parallel over sequential against r, perceiving over speaking; the paper's model is (1 + r) / max(1, r)
+streams   frames a second of 1 to 32 streams at once
+long      the time of a frame over a stream of 2,000
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ from swjax.inference import (
     TokenSpoken,
     run_streams,
 )
+from swjax.inference.batch_engine import CHUNK_SIZES
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
 from swjax.streaming import SpecialTokens
 
@@ -41,13 +42,15 @@ QUESTION = "What happens?"
 GRID = (16, 16)
 WORDS = (1, 3, 8, 16, 32)
 STREAMS = (1, 4, 16, 32)
+TINY_FRAMES = 6
+"""Of every case in miniature, so that they share what is compiled."""
 
 
 class Bench:
     """A model with random weights whose answers do not end, and its tokenizer."""
 
     def __init__(self, name: str, dry_run: bool):
-        self.tokenizer = load_tokenizer(None)
+        self.tokenizer, self.chunks = load_tokenizer(None), (64,) if dry_run else CHUNK_SIZES
         special = SpecialTokens.from_tokenizer(self.tokenizer)
         config = model_config((TINY_MODELS if dry_run else MODELS)[name])
         config = dataclasses.replace(config, video_token_id=special.video_pad, eos_token_id=special.im_end)
@@ -75,7 +78,13 @@ class Bench:
         """An engine with room for so many frames and words in each row, compiled."""
         slots = frames * FRAME_TOKENS + words + 256
         engine = BatchEngine(
-            self.model, rows=rows, frame_units=FRAME_TOKENS, slots=slots, word_slots=words + 128, max_slots=slots
+            self.model,
+            rows=rows,
+            frame_units=FRAME_TOKENS,
+            slots=slots,
+            word_slots=words + 128,
+            max_slots=slots,
+            chunk_sizes=self.chunks,
         )
         engine.warm_up(GRID)
         return engine
@@ -166,8 +175,8 @@ def measure_long(bench: Bench, records: Records, name: str, count: int) -> None:
     frames, settings = bench.frames(count), StreamSettings(wait_k=WAIT_K, max_tail=WAIT_K)
     engine = bench.engine(count, WAIT_K * count)
     seconds, seen, _ = bench.run(engine, [Request(QUESTION, frames, settings, Mode.PARALLEL)])
-    steps, tenth = np.diff(seen), max(1, (count - 1) // 10)
-    tenths = [1e3 * float(np.median(steps[i * tenth : (i + 1) * tenth])) for i in range(10)]
+    steps = np.diff(seen)
+    tenths = [1e3 * float(np.median(part)) for part in np.array_split(steps, min(10, len(steps)))]
     memory = jax.devices()[0].memory_stats() or {}
     records.add(
         model=name,
@@ -186,10 +195,10 @@ def main() -> None:
     name, tiny = args.case, args.dry_run
     records, bench = Records(args.out, "streaming"), Bench(name, tiny)
     for case, measure in {
-        "modes": lambda: measure_modes(bench, records, name, 4 if tiny else 60),
-        "gain": lambda: measure_gain(bench, records, name, *((4, (1, 3)) if tiny else (20, WORDS))),
-        "streams": lambda: measure_streams(bench, records, name, *((3, (1, 2)) if tiny else (20, STREAMS))),
-        "long": lambda: measure_long(bench, records, name, 24 if tiny else 2000),
+        "modes": lambda: measure_modes(bench, records, name, TINY_FRAMES if tiny else 60),
+        "gain": lambda: measure_gain(bench, records, name, *((TINY_FRAMES, (1, WAIT_K)) if tiny else (20, WORDS))),
+        "streams": lambda: measure_streams(bench, records, name, *((TINY_FRAMES, (1, 2)) if tiny else (20, STREAMS))),
+        "long": lambda: measure_long(bench, records, name, TINY_FRAMES if tiny else 2000),
     }.items():
         try:
             measure()

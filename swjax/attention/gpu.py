@@ -2,11 +2,12 @@
 
 One program goes through the union of the spans of a block of queries of one head, starting where it starts; blocks of
 keys that all queries see whole are not masked. For gradients of keys and values, one program goes through a list of
-the blocks of queries that touch its keys, for each head of the group. Queries too few to fill a block are packed with
-the heads of their group, and the keys are divided over several programs, whose results are merged.
+the blocks of queries that touch its keys, for each head of the group. Where queries are too few to keep a GPU busy,
+they are packed with the heads of their group, and the keys are divided over several programs, whose results are merged.
 
-It has been compared with the dense attention in interpret mode and lowered for CUDA. It has not yet run on a GPU:
-nothing is known of its speed, and the sizes of blocks are those that such kernels commonly take.
+The last block of keys may go up to a block beyond the union: what is stored there is not seen, but must be finite. (To
+hide it inside of the kernel costs a third of its speed on an H200.) Sizes of blocks are those that such kernels
+commonly take; benchmarks/RESULTS.md has what they reach.
 
 Why not Tokamax, whose attention takes one range of keys a query: its Triton kernel uses the range in the forward pass
 only, it asks for exact versions of other packages and an older CUDA, and its modules are private. Why not cuDNN: it has
@@ -32,7 +33,6 @@ from swjax.attention.gpu_blocks import (
     block_scores,
     dot,
     for_each_block,
-    hidden_as_zeros,
     key_spec,
     prepare,
     query_specs,
@@ -40,9 +40,6 @@ from swjax.attention.gpu_blocks import (
 )
 from swjax.attention.kernel import EMPTY_LSE, CacheAttention, Kernel
 from swjax.streaming import KeySpans
-
-PACKED_ROWS = 64
-"""Queries x heads of a group up to which they are packed."""
 
 _NO_KEYS = -1e30  # log-sum-exp of a part of the keys that holds none
 
@@ -61,15 +58,16 @@ def _forward(
     batch, length, heads, width = q.shape
     key_heads = k.shape[2]
     group = heads // key_heads
-    if length * group > PACKED_ROWS:
-        plan, operands = prepare(q, k, v, spans, queries=blocks.queries, keys=blocks.keys)
+    plan, operands = prepare(q, k, v, spans, queries=blocks.queries, keys=blocks.keys)
+    if batch * heads * plan.num_query_blocks >= blocks.programs:
         out, lse = _attend(plan, operands, layer, blocks, interpret)
         return out[0, :, :length, :, :width], lse[0, :, :, :length]
     rows = q.reshape(batch, length, key_heads, group, width).transpose(0, 1, 3, 2, 4)
     rows = rows.reshape(batch, length * group, key_heads, width)
     spans = KeySpans(*(jnp.repeat(edge, group, axis=1) for edge in spans))
     plan, operands = prepare(rows, k, v, spans, queries=blocks.queries, keys=blocks.keys)
-    splits = min(pl.cdiv(blocks.programs, batch * key_heads), pl.cdiv(plan.num_keys, 4 * plan.keys))
+    programs = batch * key_heads * plan.num_query_blocks
+    splits = min(pl.cdiv(blocks.programs, programs), pl.cdiv(plan.num_keys, 4 * plan.keys))
     out, lse = _merge(*_attend(plan._replace(splits=splits), operands, layer, blocks, interpret))
     out = out[:, : length * group, :, :width].reshape(batch, length, group, key_heads, width)
     lse = lse[:, :, : length * group].reshape(batch, key_heads, length, group)
@@ -135,7 +133,7 @@ def _forward_body(
     def attend_block(place: Any, seen: Array | None, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         largest, total, sums = carry
         at = pl.ds(place, plan.keys), slice(None)
-        k, v = hidden_as_zeros(seen, *(ref[at if layer is None else (layer, *at)] for ref in (k_ref, v_ref)))
+        k, v = (ref[at if layer is None else (layer, *at)] for ref in (k_ref, v_ref))
         scores = block_scores(q, k, seen, plan)
         new_largest = jnp.maximum(largest, scores.max(axis=1))
         weights = jnp.exp2(scores - new_largest[:, None])

@@ -17,7 +17,6 @@ from swjax.attention.gpu_blocks import (
     block_scores,
     dot,
     for_each_block,
-    hidden_as_zeros,
     key_spec,
     pad_queries,
     pad_width,
@@ -88,7 +87,7 @@ def _query_gradient_body(
     q, dout, lse, along = q_ref[...], dout_ref[...], lse_ref[...], along_ref[...]
 
     def add_block(place: Any, seen: Array | None, dq: Array) -> Array:
-        k, v = hidden_as_zeros(seen, *(ref[pl.ds(place, plan.keys), :] for ref in (k_ref, v_ref)))
+        k, v = (ref[pl.ds(place, plan.keys), :] for ref in (k_ref, v_ref))
         weights = jnp.exp2(block_scores(q, k, seen, plan) - lse[:, None])
         dscores = weights * (dot(dout, v, (1, 1), plan) - along[:, None])
         return dq + dot(dscores.astype(k.dtype), k, (1, 0), plan)
@@ -155,7 +154,6 @@ def _key_gradients_body(
         weights = jnp.exp2(block_scores(q, k, seen, plan) - lse_ref[head, rows][:, None])
         dv = dv + dot(weights.astype(dout.dtype), dout, (0, 0), plan)
         dscores = weights * (dot(dout, v, (1, 1), plan) - along_ref[head, rows][:, None])
-        dscores = jnp.where(seen, dscores, 0.0)  # of a value that is not finite, a weight of zero makes no zero
         return dk + dot(dscores.astype(q.dtype), q, (0, 0), plan), dv
 
     def add_head(head: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:

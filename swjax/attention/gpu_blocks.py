@@ -28,7 +28,7 @@ class GPUBlocks:
     Attributes:
         queries, keys: of one program and one of its steps, forward.
         backward_queries, backward_keys: the same backward; gradients of keys and values have them the other way round.
-        programs: as many as keep a GPU busy; with fewer, the keys of few queries are divided.
+        programs: as many as keep a GPU busy; with fewer, queries are packed with their heads and keys are divided.
         warps: of each program, 32 threads each.
     """
 
@@ -165,19 +165,6 @@ def block_scores(q: Array, k: Array, seen: Array | None, plan: Plan) -> Float[Ar
     """Logits to base two, which is what the hardware raises."""
     scores = dot(q, k, (1, 1), plan) * (plan.scale * LOG2E)
     return scores if seen is None else jnp.where(seen, scores, _UNSEEN)
-
-
-def hidden_as_zeros(seen: Array | None, *keys: Array) -> tuple[Array, ...]:
-    """Keys or values with zeros where no query of the block sees them: weights of zero do not hide what is not finite.
-
-    Args:
-        seen: which query sees which key, None where all see all.
-        keys: [keys, H] each.
-    """
-    if seen is None:
-        return keys
-    is_seen = (seen.astype(jnp.int32).max(axis=0) > 0)[:, None]  # Triton has no any
-    return tuple(jnp.where(is_seen, x, jnp.zeros_like(x)) for x in keys)
 
 
 def for_each_block(

@@ -284,9 +284,7 @@ def _key_gradients_body(
 
             accumulator = plgpu.ACC((ROWS, ROWS), jnp.float32)
             weights, dscores = pl.run_scoped(weights_and_gradients, accumulator, accumulator)
-            total_dv, total_dk = add_products(
-                plan, (total_dv, weights, dout_shared), (total_dk, dscores, q_shared)
-            )
+            total_dv, total_dk = add_products(plan, (total_dv, weights, dout_shared), (total_dk, dscores, q_shared))
             plgpu.barrier_arrive(douts.freed.at[slot])
             plgpu.barrier_arrive(queries.freed.at[slot])
             return total_dk, total_dv, next_part

@@ -168,7 +168,9 @@ def test_frames_ride_along_with_words(model, tokenizer, monkeypatch):
 
 def _passes_compiled():
     found = gc.get_objects()
-    return sum(one.advance._cache_size() + one.encode._cache_size() for one in found if type(one) is lane_module._Compiled)
+    return sum(
+        one.advance._cache_size() + one.encode._cache_size() for one in found if type(one) is lane_module._Compiled
+    )
 
 
 def test_nothing_is_compiled_twice(model, tokenizer):

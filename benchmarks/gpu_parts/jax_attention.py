@@ -54,6 +54,7 @@ def methods(dry_run: bool) -> dict[str, tuple[str, Callable[[KeySpans], Callable
 
 def measure(attention: Callable[..., Any], sizes: AttentionSizes, length: int, which: str, pairs: int) -> dict:
     """Median seconds of a call over inputs that change, and the operations that it needs a second."""
+
     def draw(key: jax.Array, heads: int) -> jax.Array:
         return jax.random.normal(key, (1, length, heads, sizes.head_dim), jnp.bfloat16)
 
@@ -73,7 +74,10 @@ def measure(attention: Callable[..., Any], sizes: AttentionSizes, length: int, w
     turn = iter(range(10**9))
     calls = max(1, min(20, 65536 // length))
     found = timed(
-        lambda: compiled(*sets[next(turn) % SETS]), jax.block_until_ready, max(2, sizes.repeats // calls + 2), calls=calls
+        lambda: compiled(*sets[next(turn) % SETS]),
+        jax.block_until_ready,
+        max(2, sizes.repeats // calls + 2),
+        calls=calls,
     )
     products = 2 if which == "forward" else 7
     flops = 2.0 * products * sizes.head_dim * sizes.heads * pairs
