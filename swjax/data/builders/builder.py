@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from swjax.data.builders.recipe import LeftOut, Recipe, Record, make_record
 from swjax.data.example import Rejected, VideoExample
+from swjax.data.json_lines import readable_lines
 from swjax.data.records import FEATURES
 
 REJECTED = "rejected.jsonl"
@@ -145,10 +146,10 @@ class Outcomes:
     def write(self, folder: Path, split: str) -> None:
         """Put the split's outcomes into the two files of the data set, in the place of what stood there before."""
         folder.mkdir(parents=True, exist_ok=True)
-        rejected = [line for line in _lines(folder / REJECTED) if json.loads(line).get("split") != split]
-        rejected += [json.dumps({"split": split, "where": r.where, "reason": r.reason}) for r in self.rejected]
-        _replace(folder / REJECTED, "".join(line + "\n" for line in rejected))
-        report = json.loads("\n".join(_lines(folder / REPORT)) or "{}")
+        rejected = [line for line in readable_lines(folder / REJECTED) if line.get("split") != split]
+        rejected += [{"split": split, "where": r.where, "reason": r.reason} for r in self.rejected]
+        _replace(folder / REJECTED, "".join(json.dumps(line) + "\n" for line in rejected))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
         report[split] = {"records": self.made, "rejected": len(self.rejected), "left_out": dict(self.left_out)}
         _replace(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
@@ -186,8 +187,8 @@ def gather_outcomes(builder: ReleaseBuilder) -> Mapping[str, Outcomes]:
     gathered: dict[str, Outcomes] = {}
     for path in sorted(folder.glob("*-of-*")):
         outcomes = gathered.setdefault(path.name.rsplit("-", 3)[0], Outcomes())
-        for line in _lines(path):
-            ((kind, what),) = json.loads(line).items()
+        for line in readable_lines(path):
+            ((kind, what),) = line.items()
             outcomes.note(Rejected(*what) if kind == "rejected" else LeftOut(*what) if kind == "left_out" else {})
         path.unlink()
     if folder.is_dir():
@@ -216,10 +217,6 @@ def _work(
 
 def _result(outcome: Rejected | Future) -> Record | Rejected | LeftOut:
     return outcome if isinstance(outcome, Rejected) else outcome.result()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _replace(path: Path, text: str) -> None:

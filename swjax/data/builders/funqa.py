@@ -36,8 +36,8 @@ class Funqa(ReleaseBuilder):
         """The examples of a split."""
         path = Path(part)
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise SourceError(f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(entries, list):
             raise SourceError(f"{path} is not a list of questions")
@@ -59,7 +59,7 @@ class Funqa(ReleaseBuilder):
             if found is None:
                 yield Rejected(key, f"neither the folder {name} nor {name}.zip has the video {video}")
             else:
-                yield VideoExample(key, found, 0.0, answer, question, others=tuple(others))
+                yield VideoExample(key, found, None, answer, question, others=tuple(others))
 
 
 def _fault(entry: Any) -> str | None:

@@ -32,5 +32,4 @@ def _example(path: Path, sample: TarSample) -> VideoExample | Rejected:
     caption = sample.fields.get("human_caption")
     if not isinstance(caption, str) or not caption.strip():
         return Rejected(key, f"{path}: {sample.key}.json has no human_caption")
-    # The length that the JSON claims is not trusted; the recipe looks at what is decoded.
-    return VideoExample(key, VideoFile(path, member=sample.video), duration_s=0.0, caption=caption.strip())
+    return VideoExample(key, VideoFile(path, member=sample.video), duration_s=None, caption=caption.strip())
