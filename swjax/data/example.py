@@ -54,11 +54,13 @@ class EncodedClip:
         name: in messages.
         frames: one JPEG file a frame.
         fps: frames a second.
+        original_size: height and width of the video's own frames; None if those of `frames` are.
     """
 
     name: str
     frames: tuple[bytes, ...] = field(repr=False)
     fps: float
+    original_size: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return self.name

@@ -88,8 +88,8 @@ REASONS = {
     "brief": "the caption has 2 tokens, too short for its 2 frames at 3 tokens a frame (6)",
     "special": "the answer contains the special token <|im_end|>",
     "wordy": "tokens, and a row has room for 256; raise max_tokens",
-    "long": "long.mp4 has more than 32 frames at 2 fps (16 s)",
-    "wide": "wide.mp4 has 144 patches (grid (2, 6, 12)), and a row has room for 64; raise max_patches",
+    "long": "long.mp4 has more than the 64 patches that a row has room for: those of 4 frames (4 s) of 4 x 4",
+    "wide": "wide.mp4 has more than the 64 patches that a row has room for: those of 0 frames (0 s) of 6 x 12",
 }
 
 

@@ -119,6 +119,8 @@ def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
         "key": example.key,
         "source": str(example.video),
         "frames": list(encode_clip(resize(clip, height, width), quality=recipe.quality)),
+        "height": clip.shape[1],
+        "width": clip.shape[2],
         "fps": recipe.fps,
         "questions": [question or "" for question, _ in texts],
         "answers": [answer for _, answer in texts],
