@@ -28,8 +28,11 @@ manifest       records of your own videos: --source is a manifest, one JSON obje
 Without --source, moving_shapes renders videos and writes manifests; with --source, it makes records of them.
 
 Records hold each clip at the training frame rate and resolution in ArrayRecord files, which train many times faster
-than the videos themselves. Train on them with --config.data.train=OUTPUT/NAME:train. Examples that cannot be used are
-set aside and listed, with the reason, in rejected.jsonl; if their share is above --max-rejected, nothing is made.
+than the videos themselves. Train on them with --config.data.train=OUTPUT/NAME:train; --max-pixels must be at least
+config.data.max_pixels, and --fps a multiple of config.data.fps, so that training sees what streaming will see. Records
+that are there of the same source by the same recipe are not made again; those of another are kept, and an error says
+so. Examples that cannot be used are skipped and listed, with the reason, in rejected.jsonl; if their share is above
+--max-rejected, nothing is made.
 
 The same seed makes the same Moving Shapes, whatever the number of workers. If rendering is interrupted, start it
 again: videos that are whole are kept.
@@ -58,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--seed", type=int, default=0, help="another seed makes other videos (default: 0)")
     records = parser.add_argument_group("making records")
     records.add_argument("--source", type=Path, help="folder or manifest of the original videos")
+    records.add_argument(
+        "--name", default="", help="what to call the records, and their folder in --output (default: as DATA_SET)"
+    )
+    records.add_argument(
+        "--overwrite", action="store_true", help="make records anew in the place of others of that name"
+    )
     records.add_argument("--download", action="store_true", help="fetch the release into --source first (from the Hub)")
     records.add_argument("--fps", type=float, default=2.0, help="frames kept a second (default: 2)")
     records.add_argument("--min-pixels", type=int, default=56 * 56, help="smallest area of a frame (default: 3136)")
@@ -145,6 +154,8 @@ def _make_records(args: argparse.Namespace) -> int:
         args.source,
         args.output or Path("data"),
         recipe,
+        data_set=args.name,
+        overwrite=args.overwrite,
         workers=num_cores() if args.workers is None else args.workers,
         max_rejected=args.max_rejected,
         beam_runner=args.beam_runner,

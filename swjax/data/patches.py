@@ -117,7 +117,8 @@ def size_for_model(
     )
     if original_size is not None and (height > size[0] or width > size[1]):
         was_shrunk = any(
-            side < round(before / factor) * factor for side, before in zip(size, original_size, strict=True)
+            side < min(before, round(before / factor) * factor)
+            for side, before in zip(size, original_size, strict=True)
         )
         if was_shrunk:
             raise ExampleError(

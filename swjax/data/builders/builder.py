@@ -7,6 +7,7 @@ is counted, by limit, in report.json; both lie beside the version folder of the 
 
 import collections
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -40,6 +41,8 @@ class RecipeConfig(tfds.core.BuilderConfig):
     Attributes:
         recipe: how records are made.
         source: folder or manifest of the release.
+        data_set: name of the data set, and of its folder; "" for the builder's own.
+        digest: what tells the source apart from another (`ReleaseBuilder.digest`).
         workers: processes that make records; 0 makes them in this one. Not used with Beam.
         max_rejected: share of bad examples beyond which nothing is made.
         beam: make records in a Beam pipeline.
@@ -47,9 +50,15 @@ class RecipeConfig(tfds.core.BuilderConfig):
 
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     source: Path = Path()
+    data_set: str = ""
+    digest: str = ""
     workers: int = 0
     max_rejected: float = 0.05
     beam: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """All that the records depend on; kept beside them."""
+        return self.recipe.to_json() | {"digest of the source": self.digest}
 
 
 class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -65,8 +74,30 @@ class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
 
     builder_config: RecipeConfig
 
+    def __init__(self, *, config: RecipeConfig, **options: Any) -> None:
+        if config.data_set:
+            self.name = config.data_set
+        super().__init__(config=config, **options)
+
+    @classmethod
+    def digest(cls, source: Path) -> str:
+        """SHA-256 of what a release is made of: the content of lists, the names and sizes of videos and archives."""
+        digest = hashlib.sha256()
+        for split, parts in sorted(cls.find_parts(source).items()):
+            for part in map(Path, parts):
+                digest.update(f"{split} {part.name} {part.stat().st_size}\n".encode())
+                for line in cls.content(part):
+                    digest.update(line)
+        return digest.hexdigest()
+
+    @classmethod
+    def content(cls, part: Path) -> Iterator[bytes]:
+        """What tells a part apart from one of the same name and size, as far as that is quickly known."""
+        return iter(())
+
+    @classmethod
     @abstractmethod
-    def find_parts(self, source: Path) -> dict[str, list[str]]:
+    def find_parts(cls, source: Path) -> dict[str, list[str]]:
         """Split -> its parts, each a path."""
 
     @abstractmethod
@@ -80,7 +111,7 @@ class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=FEATURES, metadata=tfds.core.MetadataDict(self.builder_config.recipe.to_json())
+            features=FEATURES, metadata=tfds.core.MetadataDict(self.builder_config.describe())
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:

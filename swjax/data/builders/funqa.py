@@ -22,7 +22,8 @@ class Funqa(ReleaseBuilder):
     HUB_ID = "fesvhtr/FunQA"
     HUB_PATTERNS = ("*.zip", "*.json")
 
-    def find_parts(self, source: Path) -> dict[str, list[str]]:
+    @classmethod
+    def find_parts(cls, source: Path) -> dict[str, list[str]]:
         """The list of questions of each split."""
         lists = {split: source / f"FunQA_{name}.json" for name, split in _SPLITS.items()}
         found = {split: [str(path)] for split, path in lists.items() if path.is_file()}
@@ -31,6 +32,14 @@ class Funqa(ReleaseBuilder):
                 f"{source} has none of {', '.join(p.name for p in lists.values())}; give the release's folder"
             )
         return found
+
+    @classmethod
+    def content(cls, part: Path) -> Iterator[bytes]:
+        """The list of questions, and the size of the archive of its videos."""
+        yield part.read_bytes()
+        archive = part.with_name(f"{part.stem.removeprefix('FunQA_')}.zip")
+        if archive.is_file():
+            yield f"{archive.stat().st_size}\n".encode()
 
     def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
         """The examples of a split."""

@@ -14,7 +14,8 @@ class PeVideo(ReleaseBuilder):
     HUB_ID = "facebook/PE-Video"
     HUB_PATTERNS = ("train/*.tar", "test/*.tar")
 
-    def find_parts(self, source: Path) -> dict[str, list[str]]:
+    @classmethod
+    def find_parts(cls, source: Path) -> dict[str, list[str]]:
         """The shards of each split."""
         splits = {split: sorted(map(str, (source / split).glob("*.tar"))) for split in ("train", "test")}
         if not any(splits.values()):
