@@ -39,6 +39,10 @@ METEOR 1.5 (which needs Java). --metric adds one of your own, such as BLEURT wit
 is the share of 4-grams that an answer has said before, fragments the share of sentences that break off, begin in the
 middle or have fewer than three words.
 
+Videos are measured, whatever the data set claims. One that needs more than 1,048,576 / --rows slots (one for each of
+its tokens) is skipped and listed, as is one that cannot be read. Of several turns about a video, the first is asked and
+scored; the loss is of all turns.
+
 --judge-url has a language model grade the fluency of every answer, from 1 to 5; grades are kept, so that none is paid
 for twice.
 

@@ -89,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--tokens", type=Path, metavar="FILE", help="JSON file of a chat")
     chat.add_argument("--key", help="video_id of the example, with --manifest (default: the first)")
     chat.add_argument("--question", help="what is asked about the video, with --text or --manifest")
-    chat.add_argument("--max-pixels", type=int, help="largest area of a frame, with --manifest (default: 200704)")
+    chat.add_argument(
+        "--max-pixels", type=int, help="largest area of a frame, 784 or more, with --manifest (default: 200704)"
+    )
     chat.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the chat (default: the small one of swjax)")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from swjax.commands.say import UsageError, console, refusing
+from swjax.commands.say import SMALL_TOKENIZER, UsageError, console, refusing
 
 NAME = "prepare"
 HELP = "make a data set on disk, ready for training"
@@ -45,7 +45,7 @@ examples:
   swjax prepare pe_video --source /shared/PE-Video --output /shared/data --beam-runner FlinkRunner --beam-option=...
 """
 
-_PAPER = "the paper's {} for pe_video and funqa, none for the others"
+_PAPER = "the paper's {} for pe_video and funqa, {} for the others"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,15 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     records.add_argument("--download", action="store_true", help="fetch the release into --source first (from the Hub)")
     records.add_argument("--fps", type=float, default=2.0, help="frames kept a second (default: 2)")
-    records.add_argument("--min-pixels", type=int, default=56 * 56, help="smallest area of a frame (default: 3136)")
-    records.add_argument("--max-pixels", type=int, default=448 * 448, help="largest area of a frame (default: 200704)")
+    records.add_argument(
+        "--min-pixels", type=int, default=56 * 56, help="smallest area of a frame, at most --max-pixels (default: 3136)"
+    )
+    records.add_argument(
+        "--max-pixels", type=int, default=448 * 448, help="largest area of a frame, 784 or more (default: 200704)"
+    )
     for name, what, limit in (
-        ("min-seconds", "shortest video", "5"),
-        ("max-seconds", "longest video", "30"),
-        ("min-rate", "fewest answer tokens to a second", "3"),
-        ("max-rate", "most answer tokens to a second", "6"),
+        ("min-seconds", "shortest video", ("5", "none")),
+        ("max-seconds", "longest video", ("30", "that of 768 frames")),
+        ("min-rate", "fewest answer tokens to a second", ("3", "none")),
+        ("max-rate", "most answer tokens to a second", ("6", "none")),
     ):
-        records.add_argument(f"--{name}", type=float, help=f"{what} (default: {_PAPER.format(limit)})")
+        records.add_argument(f"--{name}", type=float, help=f"{what} (default: {_PAPER.format(*limit)})")
     records.add_argument("--prefix", default="", help="take only answers that begin so, such as 'The video shows'")
     records.add_argument("--tokenizer", default="", help="folder of the tokenizer that counts (default: a small one)")
     records.add_argument("--max-rejected", type=float, default=0.05, help="share that may be bad (default: 0.05)")
@@ -146,7 +150,7 @@ def _make_records(args: argparse.Namespace) -> int:
     if recipe.min_rate is not None or recipe.max_rate is not None:
         load_tokenizer(args.tokenizer or None)  # refuses before hours of work, not after
         if not args.tokenizer:
-            out.print("tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer for your model's")
+            out.print(SMALL_TOKENIZER)
     if args.download:
         download_release(args.data_set, args.source)
     made = prepare_records(

@@ -11,6 +11,10 @@ class UsageError(ValueError):
     """A verb was asked for something that makes no sense; the message says what and how to mend it."""
 
 
+SMALL_TOKENIZER = "tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer for your model's"
+"""What to say where a tokenizer was not chosen and its counts matter."""
+
+
 def console() -> Console:
     """A console on the standard output that leaves numbers and paths uncoloured."""
     return Console(highlight=False, emoji=False)
@@ -32,7 +36,7 @@ def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
             return refuse(f"swjax {args.verb} does not know {' '.join(extra)}; see swjax {args.verb} --help")
         try:
             return run(args)
-        except _known_errors() as error:
+        except known_errors() as error:
             return refuse(error)
         except KeyboardInterrupt:
             return 130
@@ -40,7 +44,7 @@ def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
     return checked
 
 
-def _known_errors() -> tuple[type[Exception], ...]:
+def known_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user. Imported only when something has gone wrong."""
     from swjax.conversion import CheckpointError
     from swjax.data.builders.builder import SourceError

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from swjax.commands.say import console, refuse
+from swjax.commands.say import console, known_errors, refuse
 
 NAME = "train"
 HELP = "train a model; goes on by itself where a run was stopped"
@@ -71,10 +71,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         return 0
 
     # Here, because they take seconds to import, which help and a mistyped key need not wait for.
-    from swjax.conversion import CheckpointError
-    from swjax.data.manifest import ManifestError
     from swjax.data.rejected import TooManyRejectedError
-    from swjax.data.tokenizer import TokenizerError
     from swjax.training.loop import TooManyBadStepsError
     from swjax.training.preemption import EXIT_PREEMPTED, PreemptedError
     from swjax.training.processes import start_processes
@@ -83,8 +80,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     try:
         start_processes(args.coordinator, args.processes, args.process)
         train(config, console=out)
-    except (ConfigError, CheckpointError, ManifestError, TokenizerError, TooManyRejectedError) as error:
-        return refuse(error)
     except TooManyBadStepsError as error:
         refuse(error)
         return 1
@@ -94,4 +89,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     except KeyboardInterrupt:
         out.print("stopped; the same command goes on from the latest checkpoint")
         return 130
+    except Exception as error:
+        if isinstance(error, (ConfigError, TooManyRejectedError, *known_errors())):
+            return refuse(error)
+        raise
     return 0

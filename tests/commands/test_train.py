@@ -37,6 +37,12 @@ def test_the_configuration_is_shown_with_its_overrides(capsys: pytest.CaptureFix
         (["--config.model.preset=9b"], "unknown model preset '9b'; choose one of: tiny, 3b, 7b, 32b, 72b"),
         (["--config.init_from=./nowhere"], "./nowhere: no such checkpoint folder"),
         (["--config.tokenizer=./nowhere"], "nowhere is not a folder"),
+        (["--config.data.train=tests:train"], "there is no data set in tests"),
+        (
+            ["--config.data.max_patches=1999"],
+            "config.data.max_patches is 1999; it must be a multiple of 4, the patches",
+        ),
+        (["--config.data.batching=bucket", "--config.data.buckets=((64, 30),)"], "of buckets must be multiples of 4"),
         (["--config.wait_k=3", "--verbose"], "unknown argument '--verbose'"),
     ],
 )

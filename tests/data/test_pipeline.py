@@ -296,6 +296,11 @@ def test_time_ids_follow_the_sampling_rate(examples, tokenizer):
     [
         ({"variant": "nope"}, "unknown variant 'nope'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (
+            {"max_patches": 1999},
+            "max_patches and the patches of buckets must be multiples of 4, .* got 1999; give 1996",
+        ),
+        ({"max_patches": 3}, "got 3; give 4"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"fps": 0.0}, "fps must be above 0, got 0"),
         ({"max_pixels": 100}, r"max_pixels must be at least min_pixels \(3136\)"),
