@@ -7,6 +7,20 @@ from swjax.commands.main import main
 CONFIG = str(Path(__file__).parents[2] / "configs" / "moving_shapes.py")
 
 
+def test_help_says_what_each_exit_status_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    told = (
+        "0 the run is at its end",
+        "75 it was asked to stop",
+        "1 too many",
+        "2 the configuration",
+        "130 interrupted",
+    )
+    assert all(words in shown for words in (*told, "by abort (134)"))
+
+
 def call(*arguments: str) -> int:
     return main(["train", *arguments])
 
