@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     found = measure(track(examples, "encoding", total=count, console=out, transient=True), config, tokenizer)
     rejected = (*source.rejected, *damaged, *found.rejected)
     if args.tokenizer is None:
-        out.print(SMALL_TOKENIZER)
+        out.print(SMALL_TOKENIZER, soft_wrap=True)
     out.print(
         f"{args.source}: {len(source.examples)} examples, the first {count} looked at, {len(found.sizes)} usable",
         soft_wrap=True,

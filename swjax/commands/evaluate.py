@@ -132,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
     read = list(itertools.islice(readable_examples(data.examples), count))
     examples = [example for example in read if not isinstance(example, Rejected)]
     damaged = [*data.rejected, *(example for example in read if isinstance(example, Rejected))]
+    chats = sum(bool(example.later) for example in examples)
     if not examples:
         return refuse(f"no example of {args.data} can be read; the first reason: {damaged[0].reason}")
     tokenizer = load_tokenizer(source.tokenizer)
@@ -147,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         _write_scores(out, task, predictions, events, losses, events_file)
         _list_rejected(out, [*damaged, *rejected])
         _explain_losses(out, losses, {video.where for video in rejected}, len(predictions))
-        if chats := sum(bool(example.later) for example in examples):
+        if chats:
             out.print(f"{chats} videos have later turns: the loss is of all turns, the other scores are of the first")
         written = task.folder / "scores.json", task.folder / "predictions.jsonl"
         out.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)

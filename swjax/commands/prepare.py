@@ -150,7 +150,7 @@ def _make_records(args: argparse.Namespace) -> int:
     if recipe.min_rate is not None or recipe.max_rate is not None:
         load_tokenizer(args.tokenizer or None)  # refuses before hours of work, not after
         if not args.tokenizer:
-            out.print(SMALL_TOKENIZER)
+            out.print(SMALL_TOKENIZER, soft_wrap=True)
     if args.download:
         download_release(args.data_set, args.source)
     made = prepare_records(

@@ -123,9 +123,19 @@ def predict(
     """
     mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
     mode.check(settings.variant)
-    waiting = list(examples)
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    waiting, prompts = [], {}
+    for example in examples:
+        asked = example.question or question
+        try:
+            if asked not in prompts:
+                prompts[asked] = len(encode_prompt(tokenizer, special, asked))
+            waiting.append(example)
+        except ExampleError as error:
+            yield Rejected(example.key, str(error))
     while waiting:
-        slots, word_slots = _first_slots(tokenizer, waiting, question, settings, frame_units)
+        longest = max(prompts[example.question or question] for example in waiting)
+        slots, word_slots = _first_slots(longest, waiting, special, settings, frame_units)
         max_slots = max(slots, all_slots // rows)
         engine = BatchEngine(
             model,
@@ -254,12 +264,9 @@ class _Books:
 
 
 def _first_slots(
-    tokenizer: Any, examples: Sequence[VideoExample], question: str, settings: StreamSettings, frame_units: int
+    prompt: int, examples: Sequence[VideoExample], special: SpecialTokens, settings: StreamSettings, frame_units: int
 ) -> tuple[int, int]:
     """Slots that hold the longest of the videos by the durations that the data set claims, and those for words."""
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    questions = {example.question or question for example in examples}
-    prompt = max(len(encode_prompt(tokenizer, special, one)) for one in questions)
     longest_s = max(example.duration_s or 0.0 for example in examples)
     frames = 1 + int(min(FIRST_SLOTS, max(0.0, longest_s / settings.second_per_grid_t)))
     sources = prompt + frames * frame_units + len(special.trailer)

@@ -127,6 +127,21 @@ def test_videos_that_cannot_be_used_do_not_disturb_the_others(watch):
     assert watch("broken") == [broken]
 
 
+def test_a_question_that_cannot_be_asked_does_not_disturb_the_others(model, tokenizer, watch):
+    good, special, half = (
+        VideoExample(key, Path("x.mp4"), None, "A caption.", question)
+        for key, question in (("a", None), ("b", "What <|im_end|>?"), ("c", "What \ud83d?"))
+    )
+    how = {"question": "What?", "settings": SHORT, "read": read, "frame_units": 1, "rows": 2}
+    outcomes = {
+        getattr(one, "where", None) or one.key: one for one in predict(model, tokenizer, [special, good, half], **how)
+    }
+    assert without_walls([outcomes["a"]]) == without_walls(watch("a"))
+    assert outcomes["b"].reason == "the question contains the special token <|im_end|>; remove it from the text"
+    assert outcomes["c"].reason.startswith("the question has half a character")
+    assert list(predict(model, tokenizer, [half], **how)) == [outcomes["c"]]
+
+
 def test_larger_frames_than_usual_have_an_engine_of_their_own(watch):
     small, wide = watch("a", "wide")
     assert wide.frames == FRAMES + 1
