@@ -24,7 +24,8 @@ def refuse(error: object) -> int:
     """Print an error that the user can mend; returns the exit status 2."""
     out = Console(highlight=False, stderr=True, emoji=False)
     out.print("[bold red]error:[/] ", end="")
-    out.print(str(error), markup=False, soft_wrap=True)
+    # Names of files and JSON may hold what no terminal's encoding can say.
+    out.print(str(error).encode("utf-8", "backslashreplace").decode(), markup=False, soft_wrap=True)
     return 2
 
 

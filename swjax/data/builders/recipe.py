@@ -83,6 +83,8 @@ def make_record(example: VideoExample, recipe: Recipe) -> Record | Rejected | Le
 
 def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
     texts = [(example.question, example.caption), *example.others]
+    check_text(example.key, "key")
+    check_text(str(example.video), "path of the video")
     for question, answer in (*texts, *example.later):
         check_text(question or "", "question")
         check_text(answer, "answer")

@@ -5,18 +5,20 @@ import json
 import tarfile
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from damaged_files import DAMAGED, SOUND
 from video_files import number_of, write_video
 
+from swjax.commands.main import main
 from swjax.data.builders import prepare as preparing
 from swjax.data.builders.builder import SourceError
 from swjax.data.builders.prepare import prepare_records
 from swjax.data.builders.recipe import LeftOut, Recipe, make_record
 from swjax.data.encoding import load_patches
-from swjax.data.example import ExampleError, VideoExample
+from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.records import RecordsError, open_records
 from swjax.data.video import decode_video
@@ -248,6 +250,25 @@ def test_funqa(tmp_path, packed):
     assert (described.question, described.caption) == ("What?", "A man falls.")
     assert described.others == (("Tell.", "Somebody falls."),)
     assert made.report["train"]["rejected"] == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"key": "\udcff"}, "key"),
+        ({"video": Path("\udcff.mp4")}, "path of the video"),
+        ({"caption": "A \ud83d"}, "answer"),
+        ({"question": "\ud83d?"}, "question"),
+        ({"others": (("?", "\ud83d"),)}, "answer"),
+        ({"later": (("\ud83d", "!"),)}, "question"),
+    ],
+)
+def test_half_a_character_in_a_release_is_set_aside(fields, name):
+    example = VideoExample(**{"key": "a", "video": Path("a.mp4"), "duration_s": None, "caption": "A."} | fields)
+    outcome = make_record(example, Recipe(min_rate=1))
+    assert isinstance(outcome, Rejected)
+    assert f"the {name} has half a character" in outcome.reason
+    assert main(["data", "inspect", outcome.reason]) == 2, "it can be printed"
 
 
 def test_limits(tmp_path):
