@@ -149,7 +149,8 @@ def run(args: argparse.Namespace) -> int:
         _list_rejected(out, [*damaged, *rejected])
         _explain_losses(out, losses, {video.where for video in rejected}, len(predictions))
         if chats:
-            out.print(f"{chats} videos have later turns: the loss is of all turns, the other scores are of the first")
+            told = f"{chats} videos have later turns: the loss is of all turns, the other scores are of the first"
+            out.print(told, soft_wrap=True)
         written = task.folder / "scores.json", task.folder / "predictions.jsonl"
         out.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     return 0
@@ -274,7 +275,7 @@ def _explain_losses(out: Console, losses: "CaptionLosses", known: set[str], watc
     """Say of how many videos the loss is, and why it is not of those that could be watched."""
     others = [video for video in losses.rejected if video.where not in known]
     if others or losses.videos != watched:
-        out.print(f"loss and perplexity are of {losses.videos} videos, and {watched} were watched:")
+        out.print(f"loss and perplexity are of {losses.videos} videos, and {watched} were watched:", soft_wrap=True)
     for video in others[:10]:
         out.print(f"  {video.where}: {video.reason}", markup=False, soft_wrap=True)
 

@@ -224,6 +224,10 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 4
     model = json.loads((tmp_path / "out" / "scores.json").read_text())["model"]
     assert (model["videos"], model["loss_videos"]) == (4, 3)
+    with (folder / "manifest.jsonl").open("a") as manifest:
+        manifest.write(json.dumps(video | {"human_caption": "Another."}) + "\n")
+    assert main([*arguments, "--max-tail", "3", "--output", str(tmp_path / "out")]) == 2
+    assert "digest of the data was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
