@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config.variant = "offline"
     config.model.overrides = {"text": {"num_layers": 3, "intermediate_size": 256}}  # minutes on one core
 
-    config.data.train = "data/records_base/moving_shapes/2fps_3136px/1.0.0:train"
-    config.data.validation = "data/records/moving_shapes/2fps_3136px/1.0.0:validation"
+    config.data.train = "data/records_base/moving_shapes/2fps_3136px:train"
+    config.data.validation = "data/records/moving_shapes/2fps_3136px:validation"
     config.data.batching = "bucket"  # half of the videos are far shorter than the longest
     config.data.buckets = ((96, 112), (112, 144))
     config.data.cache_mb = 2048

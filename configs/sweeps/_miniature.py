@@ -26,7 +26,7 @@ def miniature(name: str, grid: dict[str, Sequence[Any]], *, random_schedules: in
             "model.preset": "",
             "model.overrides": {},
             "frozen": ("visual/(?!merger)",),  # as in the paper
-            "data.train": "data/records/moving_shapes/2fps_3136px/1.0.0:train",
+            "data.train": "data/records/moving_shapes/2fps_3136px:train",
             "data.validation": "",
             "steps": 160,
             "batch_size": 16,

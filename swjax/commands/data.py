@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import track
 from rich.table import Table
 
-from swjax.commands.say import UsageError, console, refusing
+from swjax.commands.say import SMALL_TOKENIZER, UsageError, console, refusing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from swjax.data.example import Rejected, VideoExample
     from swjax.data.pipeline_config import PipelineConfig
     from swjax.data.statistics import Statistics
 
@@ -56,10 +59,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="folder of the tokenizer (default: the small one of Moving Shapes)")
     parser.add_argument("--root", type=Path, help="folder that a manifest's videos must lie in (default: its own)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames taken a second (default: 2)")
-    parser.add_argument("--min-pixels", type=int, default=56 * 56, help="smallest area of a frame (default: 3136)")
-    parser.add_argument("--max-pixels", type=int, default=448 * 448, help="largest area of a frame (default: 200704)")
-    parser.add_argument("--max-tokens", type=int, default=8192, help="tokens of a row (default: 8192)")
-    parser.add_argument("--max-patches", type=int, default=30 * 1024, help="patches of a row (default: 30720)")
+    parser.add_argument(
+        "--min-pixels", type=int, default=56 * 56, help="smallest area of a frame, at most --max-pixels (default: 3136)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=448 * 448, help="largest area of a frame, 784 or more (default: 200704)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192, help="tokens of a row; longer examples are skipped (default: 8192)"
+    )
+    parser.add_argument(
+        "--max-patches",
+        type=int,
+        default=30 * 1024,
+        help="patches of a row, a multiple of 4; longer videos are skipped (default: 30720)",
+    )
     parser.add_argument("--wait-k", type=int, default=3, help="answer tokens after each frame (default: 3)")
 
 
@@ -67,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for."""
     from swjax.data.pipeline_config import PipelineConfig
-    from swjax.data.sources import open_source
+    from swjax.data.sources import open_source, readable_examples
     from swjax.data.statistics import measure
     from swjax.data.tokenizer import load_tokenizer
 
@@ -88,15 +102,18 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     source = open_source(args.source, root=args.root)
     count = min(args.limit, len(source.examples))
-    examples = (_example(source.examples, number) for number in range(count))
+    damaged: list[Rejected] = []
+    examples = _usable(itertools.islice(readable_examples(source.examples), count), damaged)
     found = measure(track(examples, "encoding", total=count, console=out, transient=True), config, tokenizer)
-    rejected = (*source.rejected, *found.rejected)
+    rejected = (*source.rejected, *damaged, *found.rejected)
+    if args.tokenizer is None:
+        out.print(SMALL_TOKENIZER, soft_wrap=True)
     out.print(
         f"{args.source}: {len(source.examples)} examples, the first {count} looked at, {len(found.sizes)} usable",
         soft_wrap=True,
     )
     for bad in rejected[:5]:
-        out.print(f"  set aside: {bad.where}: {bad.reason}", markup=False, soft_wrap=True)
+        out.print(f"  skipped: {bad.where}: {bad.reason}", markup=False, soft_wrap=True)
     if len(rejected) > 5:
         out.print(f"  ... and {len(rejected) - 5} more")
     if not found.sizes:
@@ -110,14 +127,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _example(examples: Any, number: int) -> Any:
-    """An example, or in the place of a damaged record one that says so when it is encoded."""
-    from swjax.data.example import ExampleError, VideoExample
+def _usable(examples: Iterable[VideoExample | Rejected], damaged: list[Rejected]) -> Iterator[VideoExample]:
+    """Those that can be read; the others go into `damaged`."""
+    from swjax.data.example import Rejected
 
-    try:
-        return examples[number]
-    except ExampleError as error:
-        return VideoExample(f"record {number}", Path(f"({error})"), 0.0, "")
+    for example in examples:
+        if isinstance(example, Rejected):
+            damaged.append(example)
+        else:
+            yield example
 
 
 def _print_table(found: Statistics, out: Any) -> None:
@@ -136,6 +154,7 @@ def _write(
     args: argparse.Namespace, found: Statistics, rejected: Any, examples: Any, config: PipelineConfig, tokenizer: Any
 ) -> None:
     from swjax.commands.data_figures import draw_histograms, draw_sheet
+    from swjax.data.sources import readable_examples
 
     args.output.mkdir(parents=True, exist_ok=True)
     summary = {
@@ -150,6 +169,6 @@ def _write(
     (args.output / "statistics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     draw_histograms(found, COLUMNS, args.output / "histograms.png")
     usable = {size.key for size in found.sizes}
-    shown = (example for example in (_example(examples, i) for i in range(len(examples))) if example.key in usable)
+    shown = (example for example in _usable(readable_examples(examples), []) if example.key in usable)
     for number, example in enumerate(itertools.islice(shown, args.sheets)):
         draw_sheet(example, config, tokenizer, args.output / f"example_{number}.png")

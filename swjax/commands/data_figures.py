@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from swjax.commands.say import UsageError
+from swjax.data.encoding import load_patches
 from swjax.data.example import VideoExample
-from swjax.data.patches import TEMPORAL_PATCH_SIZE, video_to_patches
+from swjax.data.patches import TEMPORAL_PATCH_SIZE
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.statistics import Statistics, words_by_frame
 from swjax.data.video import decode_video
@@ -54,8 +55,8 @@ def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Any, fi
         UsageError: if matplotlib is not installed.
     """
     figure = _figure()
-    frames = decode_video(example.video, fps=config.fps)
-    _, grid = video_to_patches(frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+    _, grid = load_patches(example.video, config)
+    frames = decode_video(example.video, fps=config.fps, max_frames=(grid[0] + 1) * TEMPORAL_PATCH_SIZE - 1)
     words = words_by_frame(example, grid, config, tokenizer)
     across = min(8, grid[0])
     down = -(-grid[0] // across)

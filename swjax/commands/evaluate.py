@@ -1,6 +1,7 @@
 """`swjax evaluate`: how good a checkpoint is on videos that it has not seen."""
 
 import argparse
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
+    from swjax.commands.evaluate_loss import CaptionLosses
     from swjax.data.example import Rejected
     from swjax.evaluation import Prediction, Score
     from swjax.evaluation.shapes import Events
@@ -36,6 +38,10 @@ With the extra `eval` answers are compared with the captions by CIDEr, BLEU-1, B
 METEOR 1.5 (which needs Java). --metric adds one of your own, such as BLEURT with the weights that you have. Repetition
 is the share of 4-grams that an answer has said before, fragments the share of sentences that break off, begin in the
 middle or have fewer than three words.
+
+Videos are measured, whatever the data set claims. One that needs more than 1,048,576 / --rows slots (one for each of
+its tokens) is skipped and listed, as is one that cannot be read. Of several turns about a video, the first is asked and
+scored; the loss is of all turns.
 
 --judge-url has a language model grade the fluency of every answer, from 1 to 5; grades are kept, so that none is paid
 for twice.
@@ -112,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table and write the files."""
     from swjax.commands.evaluate_loss import caption_losses
     from swjax.conversion.streaming_model import load_streaming_model
-    from swjax.data.sources import open_source
+    from swjax.data.example import Rejected
+    from swjax.data.sources import open_source, readable_examples
     from swjax.data.tokenizer import load_tokenizer
     from swjax.evaluation import read_events
 
@@ -121,11 +128,17 @@ def run(args: argparse.Namespace) -> int:
     data = open_source(args.data)
     source = load_streaming_model(args.checkpoint, step=args.step)
     mode = choose_mode(args.mode, source.record.variant)
-    examples = data.examples[: args.limit]
+    count = len(data.examples) if args.limit is None else args.limit
+    read = list(itertools.islice(readable_examples(data.examples), count))
+    examples = [example for example in read if not isinstance(example, Rejected)]
+    damaged = [*data.rejected, *(example for example in read if isinstance(example, Rejected))]
+    chats = sum(bool(example.later) for example in examples)
+    if not examples:
+        return refuse(f"no example of {args.data} can be read; the first reason: {damaged[0].reason}")
     tokenizer = load_tokenizer(source.tokenizer)
     events_file = args.events or Path(args.data).parent / "events.jsonl"
     events = read_events(events_file) if args.events or events_file.exists() else None
-    losses: dict[str, Score] | None = None
+    losses: CaptionLosses | None = None
     for seed in args.schedule_seed if args.schedule == "random" else [None]:
         task = Watch(source, tokenizer, examples, args, _folder(args, seed), mode, seed)
         predictions, rejected = task.watch("predictions.jsonl", "watching")
@@ -133,7 +146,11 @@ def run(args: argparse.Namespace) -> int:
             return refuse(f"no video of {args.data} could be used; the first reason: {rejected[0].reason}")
         losses = caption_losses(source, tokenizer, examples) if losses is None else losses
         _write_scores(out, task, predictions, events, losses, events_file)
-        _list_rejected(out, [*data.rejected, *rejected])
+        _list_rejected(out, [*damaged, *rejected])
+        _explain_losses(out, losses, {video.where for video in rejected}, len(predictions))
+        if chats:
+            told = f"{chats} videos have later turns: the loss is of all turns, the other scores are of the first"
+            out.print(told, soft_wrap=True)
         written = task.folder / "scores.json", task.folder / "predictions.jsonl"
         out.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     return 0
@@ -169,7 +186,7 @@ def _write_scores(
     task: Watch,
     predictions: "Sequence[Prediction]",
     events: "Mapping[str, Events] | None",
-    losses: "Mapping[str, Score]",
+    losses: "CaptionLosses",
     events_file: Path,
 ) -> None:
     """Score predictions; write scores.json and what else was asked for, and show a table."""
@@ -180,7 +197,7 @@ def _write_scores(
     args, folder = task.args, task.folder
     own = _own_metrics(args.metric)
     scores = {
-        **losses,
+        **losses.scores,
         **score_predictions(
             predictions, events=events, references=_has_packages(args, out), meteor=args.meteor, own=own
         ),
@@ -188,6 +205,8 @@ def _write_scores(
     if args.judge_url:
         scores["fluency"] = judge_fluency(args, folder, predictions)
     row = to_row(scores, videos=len(predictions))
+    if losses.videos != len(predictions):
+        row["loss_videos"] = losses.videos
     rows = {"model": row | {"mode": str(task.mode), "wall": wall_times(predictions, mode=task.mode, rows=args.rows)}}
     if args.baselines:
         rows |= _baselines(task, events_file, [prediction.key for prediction in predictions])
@@ -202,7 +221,8 @@ def _write_scores(
 def _baselines(task: Watch, events_file: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Scores of the best constant answer, and of the same model shown blank frames, on the same videos."""
     from swjax.conversion.run_folder import MODEL, read_run_config
-    from swjax.data.sources import open_source
+    from swjax.data.example import Rejected
+    from swjax.data.sources import open_source, readable_examples
     from swjax.evaluation import best_constant_answer, blank_frames, read_events, score_captions
     from swjax.evaluation.scores import to_row
 
@@ -213,7 +233,12 @@ def _baselines(task: Watch, events_file: Path, keys: Sequence[str]) -> dict[str,
         train = read_run_config(args.checkpoint)["data"]["train"]
     if train is None:
         raise UsageError("--baselines chooses a constant answer from training captions; give --train-manifest")
-    answer, _ = best_constant_answer([example.caption for example in open_source(train).examples], events)
+    captions = [
+        example.caption
+        for example in readable_examples(open_source(train).examples)
+        if not isinstance(example, Rejected)
+    ]
+    answer, _ = best_constant_answer(captions, events)
     blank, _ = task.watch("blank_frames.jsonl", "watching blank frames", blank_frames)
 
     def row(captions: dict[str, str]) -> dict[str, Any]:
@@ -244,6 +269,15 @@ def _has_packages(args: argparse.Namespace, out: Console) -> bool:
         return True
     out.print("[dim]CIDEr, BLEU and ROUGE-L are left out: they need the extra `eval` (pip install 'swjax\\[eval]')[/]")
     return False
+
+
+def _explain_losses(out: Console, losses: "CaptionLosses", known: set[str], watched: int) -> None:
+    """Say of how many videos the loss is, and why it is not of those that could be watched."""
+    others = [video for video in losses.rejected if video.where not in known]
+    if others or losses.videos != watched:
+        out.print(f"loss and perplexity are of {losses.videos} videos, and {watched} were watched:", soft_wrap=True)
+    for video in others[:10]:
+        out.print(f"  {video.where}: {video.reason}", markup=False, soft_wrap=True)
 
 
 def _list_rejected(out: Console, skipped: "Sequence[Rejected]") -> None:

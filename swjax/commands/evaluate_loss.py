@@ -1,35 +1,65 @@
 """Loss and perplexity of the captions of a split, read by the model as in training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
 if TYPE_CHECKING:
     from swjax.conversion.streaming_model import StreamingModel
-    from swjax.data.example import VideoExample
+    from swjax.data.batching import Batch, Row
+    from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Score
 
+MAX_TOKENS = 2**17
+"""Tokens of the longest example that is read: as many as a row of the engine may have when videos are watched."""
+ROWS = 16
+"""Rows of a batch, where they are short."""
+PATCHES_OF_A_BATCH = 2**18
 
-def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence[VideoExample]") -> "dict[str, Score]":
-    """`loss`, the mean cross entropy of the captions' tokens in nats, and `perplexity`, its exponential."""
+
+@dataclass(frozen=True)
+class CaptionLosses:
+    """How well the captions of a split were predicted.
+
+    Attributes:
+        scores: `loss`, the mean cross entropy of the captions' tokens in nats, and `perplexity`, its exponential;
+            nothing where no caption could be read.
+        videos: how many they are of.
+        rejected: the others, and why.
+    """
+
+    scores: "Mapping[str, Score]"
+    videos: int
+    rejected: "tuple[Rejected, ...]"
+
+
+def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence[VideoExample]") -> CaptionLosses:
+    """Read the captions of examples, later turns included, in rows of the lengths that their videos turn out to have.
+
+    Rows are padded to powers of two, so that few shapes are compiled.
+    """
     import jax
     import numpy as np
 
     from swjax.conversion.parameters import merge_parameters, split_parameters
-    from swjax.data.pipeline import build_pipeline
+    from swjax.data.chat import EVALUATION_QUESTION
+    from swjax.data.encoding import encode_example
+    from swjax.data.example import ExampleError, Rejected
+    from swjax.data.patches import MERGE_SIZE
     from swjax.data.pipeline_config import PipelineConfig
-    from swjax.data.rejected import RejectedLog
+    from swjax.evaluation.ahead import work_ahead
     from swjax.evaluation.bootstrap import ratio_score
     from swjax.evaluation.metrics import perplexity
+    from swjax.streaming import SpecialTokens
     from swjax.training.loss import IGNORED, losses_by_row
 
     record = source.record
-    max_tokens, max_patches = _row_lengths(source, tokenizer, examples)
     config = PipelineConfig(
-        batch_size=min(16, len(examples)),
-        max_tokens=max_tokens,
-        max_patches=max_patches,
+        batch_size=1,
+        max_tokens=MAX_TOKENS,
+        max_patches=MAX_TOKENS * MERGE_SIZE**2,
         variant=record.variant,
         wait_k=record.wait_k,
         gap=record.gap,
@@ -37,39 +67,66 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
         min_pixels=record.min_pixels,
         max_pixels=record.max_pixels,
     )
-    batches = build_pipeline(examples, config, tokenizer, train=False, rejected=RejectedLog(max_share=1.0))
+    special = SpecialTokens.from_tokenizer(tokenizer)
     structure, parameters = split_parameters(source.model)
+    rejected: list[Rejected] = []
+
+    def encode(example: "VideoExample") -> "Row":
+        return encode_example(example, config, tokenizer, special, question=example.question or EVALUATION_QUESTION)
+
+    def usable_rows() -> "Iterator[Row]":
+        for example, row in track(
+            work_ahead(examples, encode), "reading captions", total=len(examples), transient=True
+        ):
+            if isinstance(row, ExampleError):
+                rejected.append(Rejected(example.key, str(row)))
+            else:
+                yield row
 
     @jax.jit
     def sums(parameters: Any, batch: Any) -> Any:
         model = merge_parameters(structure, parameters)
         labels = (batch["labels"] != IGNORED).sum(-1)
-        return losses_by_row(model, batch, max_labels=config.max_tokens), labels
+        return losses_by_row(model, batch, max_labels=batch["labels"].shape[-1]), labels
 
-    steps = -(-len(examples) // config.batch_size)
-    by_batch = [sums(parameters, batch) for batch in track(batches, "reading captions", total=steps, transient=True)]
-    if not by_batch:
-        return {}  # no video can be used, which is told when they are watched
-    losses, labels = (np.concatenate(part) for part in zip(*jax.device_get(by_batch), strict=True))
-    real = labels > 0
-    return {
-        "loss": ratio_score(losses[real], labels[real]),
-        "perplexity": perplexity(losses[real], labels[real]),
-    }
+    batches = _batches(usable_rows(), most=min(ROWS, len(examples)))
+    found: dict[int, tuple[float, int]] = {}
+    for numbers, batch in batches:
+        by_row = zip(*jax.device_get(sums(parameters, batch)), strict=True)
+        found.update(zip(numbers, by_row, strict=False))  # empty rows fill the batch
+    if not found:
+        return CaptionLosses({}, 0, tuple(rejected))
+    losses, labels = (np.array(part) for part in zip(*(found[number] for number in sorted(found)), strict=True))
+    scores = {"loss": ratio_score(losses, labels), "perplexity": perplexity(losses, labels)}
+    return CaptionLosses(scores, len(found), tuple(rejected))
 
 
-def _row_lengths(source: "StreamingModel", tokenizer: Any, examples: "Sequence[VideoExample]") -> tuple[int, int]:
-    """Tokens and patches that hold the longest example, by the durations that the data set gives."""
-    from swjax.data.chat import EVALUATION_QUESTION, encode_chat
-    from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+def _batches(rows: "Iterable[Row]", *, most: int) -> "Iterator[tuple[list[int], Batch]]":
+    """Rows of like size in batches of as many as there is room for, each with the numbers of its rows."""
+    from swjax.data.batching import empty_row, pad_rows, row_size
 
-    record = source.record
-    longest_s = max(example.duration_s for example in examples)
-    frames = int(longest_s * record.fps / TEMPORAL_PATCH_SIZE) + 1
-    patches = frames * (record.max_pixels // PATCH_SIZE**2)
-    texts = {(example.question or EVALUATION_QUESTION, example.caption) for example in examples}
-    text_tokens = max(
-        len(encode_chat(tokenizer, question=question, answer=answer, video_grid_thw=(1, 2, 2)))
-        for question, answer in texts
-    )
-    return text_tokens + patches // MERGE_SIZE**2, patches
+    waiting: dict[tuple[int, int], list[tuple[int, Row]]] = {}
+
+    def batch(size: tuple[int, int]) -> "tuple[list[int], Batch]":
+        tokens, patches = size
+        numbers, members = map(list, zip(*waiting.pop(size), strict=True))
+        members += [empty_row()] * (_num_rows(patches, most) - len(members))
+        return numbers, pad_rows(members, tokens=tokens, patches=patches, videos=1)
+
+    for number, row in enumerate(rows):
+        tokens, patches, _ = row_size(row)
+        size = _power_of_two(tokens), _power_of_two(patches)
+        waiting.setdefault(size, []).append((number, row))
+        if len(waiting[size]) == _num_rows(size[1], most):
+            yield batch(size)
+    for size in list(waiting):
+        yield batch(size)
+
+
+def _num_rows(patches: int, most: int) -> int:
+    return max(1, min(most, PATCHES_OF_A_BATCH // patches))
+
+
+def _power_of_two(count: int) -> int:
+    """The least power of two that is no less, from 64 on: whole tokens of patches."""
+    return max(64, 1 << (count - 1).bit_length())

@@ -119,12 +119,14 @@ class Watch:
         from swjax.data.chat import EVALUATION_QUESTION
         from swjax.inference import Mode
         from swjax.streaming import DESIGNS, Variant
+        from swjax.training.environment import fingerprint_data
 
         record = self.source.record
         speaks_while_watching = DESIGNS[Variant(record.variant)].speaks_while_watching
         return {
             "weights": fingerprint(split_parameters(self.source.model)[1]),
             "data": str(self.args.data),
+            "digest of the data": list(fingerprint_data(str(self.args.data)).values()),
             "question": EVALUATION_QUESTION,
             **asdict(record),
             "max_tail": self.args.max_tail,

@@ -21,9 +21,10 @@ Show what a position design makes of a chat: its tokens in the order of time, th
 what each sees and what it is trained to predict. Several designs are shown beside one another. --figure draws ids and
 masks.
 
-The chat is a short example, unless you give one: --text an answer of yours, --manifest an example of a data set, with
-its video decoded and sized as in training, or --tokens a JSON file of any chat of Qwen2.5-VL, several turns, videos
-and images included:
+The chat is a short example, unless you give one: --text an answer of yours; --manifest an example of a data set with
+all of its turns, its video decoded and sized as in training, and, unless you give --schedule or --random, its words
+after the frames that the times of its `sentences` allow; or --tokens a JSON file of any chat of Qwen2.5-VL, several
+turns, videos and images included:
 
   {"input_ids": [151644, 8948, ...], "video_grid_thw": [[4, 2, 4]], "image_grid_thw": []}
 
@@ -88,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--tokens", type=Path, metavar="FILE", help="JSON file of a chat")
     chat.add_argument("--key", help="video_id of the example, with --manifest (default: the first)")
     chat.add_argument("--question", help="what is asked about the video, with --text or --manifest")
-    chat.add_argument("--max-pixels", type=int, help="largest area of a frame, with --manifest (default: 200704)")
+    chat.add_argument(
+        "--max-pixels", type=int, help="largest area of a frame, 784 or more, with --manifest (default: 200704)"
+    )
     chat.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the chat (default: the small one of swjax)")
 
 
@@ -161,6 +164,8 @@ def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argpa
 
 
 def _chat_and_schedule(args: argparse.Namespace) -> "tuple[Chat, np.ndarray]":
+    import numpy as np
+
     from swjax.commands.layout_chat import example_chat, manifest_chat, read_chat, text_chat
 
     source = next((name for name in ("text", "manifest", "tokens") if getattr(args, name) is not None), "example")
@@ -175,7 +180,11 @@ def _chat_and_schedule(args: argparse.Namespace) -> "tuple[Chat, np.ndarray]":
     elif args.manifest is not None:
         most = MAX_PIXELS if args.max_pixels is None else args.max_pixels
         pixels = (min(56 * 56, most), most)
-        chat = manifest_chat(args.manifest, args.key, args.question, args.tokenizer, fps=args.fps, pixels=pixels)
+        chat, by_sentences = manifest_chat(
+            args.manifest, args.key, args.question, args.tokenizer, fps=args.fps, pixels=pixels, wait_k=args.wait_k
+        )
+        if by_sentences is not None and args.schedule is None and args.random is None:
+            return chat, np.array(by_sentences)
     elif args.text is not None:
         chat = text_chat(_grid(args), args.question or "What happens?", args.text, args.tokenizer)
     else:

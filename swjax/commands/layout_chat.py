@@ -1,9 +1,10 @@
 """The chats that `swjax layout` lays out: an example, a text, a line of a manifest, or token ids from a file."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +15,8 @@ from swjax.streaming import SpecialTokens
 FIRST_WORD, FIRST_OF_QUESTION = 100_000, 149_000
 """Ids that stand for words where no tokenizer is asked."""
 QUESTION = ("user", "What", "happens?")
+MAX_PATCHES = 2**19
+"""Of an example; a longer video is refused."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def text_chat(grid: tuple[int, int, int], question: str, answer: str, tokenizer_
         tokenizer_path: folder of the tokenizer; None for the small one that is shipped.
     """
     frames, rows, columns = grid
-    return _encoded(tokenizer_path, question, answer, (frames, 2 * rows, 2 * columns))
+    from swjax.data.tokenizer import load_tokenizer
+
+    return _encoded(load_tokenizer(tokenizer_path), question, answer, (frames, 2 * rows, 2 * columns))
 
 
 def manifest_chat(
@@ -76,8 +81,9 @@ def manifest_chat(
     *,
     fps: float,
     pixels: tuple[int, int],
-) -> Chat:
-    """An example of a data set, its video decoded and sized as training would.
+    wait_k: int,
+) -> tuple[Chat, list[int] | None]:
+    """An example of a data set, all of its turns, with its video decoded and sized as training would.
 
     Args:
         manifest: the JSON lines file.
@@ -86,27 +92,43 @@ def manifest_chat(
         tokenizer_path: folder of the tokenizer; None for the small one that is shipped.
         fps: frames a second that are taken from the video.
         pixels: smallest and largest area of a resized frame.
+        wait_k: most answer tokens after a frame, where the example's sentences have times.
+
+    Returns:
+        The chat, and the answer tokens after each frame as the times of its sentences allow; None without such times.
 
     Raises:
         UsageError: if the manifest has no such example.
         ExampleError: if its video cannot be used.
     """
     from swjax.data.chat import EVALUATION_QUESTION
+    from swjax.data.encoding import answer_schedule, load_patches
     from swjax.data.manifest import read_manifest
-    from swjax.data.patches import video_to_patches
-    from swjax.data.video import decode_video
+    from swjax.data.pipeline_config import PipelineConfig
+    from swjax.data.tokenizer import load_tokenizer
 
     examples = {example.key: example for example in read_manifest(manifest).examples}
-    if not examples:
-        raise UsageError(f"no line of {manifest} can be used")
     if key is not None and key not in examples:
         known = ", ".join(list(examples)[:3])
         raise UsageError(f"{manifest} has no usable example {key!r}; the first of its {len(examples)} keys are {known}")
     example = examples[key] if key is not None else next(iter(examples.values()))
-    least, most = pixels
-    _, grid = video_to_patches(decode_video(example.video, fps=fps), min_pixels=least, max_pixels=most)
+    config = PipelineConfig(
+        batch_size=1,
+        max_tokens=MAX_PATCHES,
+        max_patches=MAX_PATCHES,
+        wait_k=wait_k,
+        fps=fps,
+        min_pixels=pixels[0],
+        max_pixels=pixels[1],
+    )
+    _, grid = load_patches(example.video, config)
     asked = question or example.question or EVALUATION_QUESTION
-    return _encoded(tokenizer_path, asked, example.caption, grid)
+    tokenizer = load_tokenizer(tokenizer_path)
+    chat = _encoded(tokenizer, asked, example.caption, grid, example.later)
+    if not example.sentences:
+        return chat, None
+    schedule = answer_schedule(example, chat.input_ids, grid, config, tokenizer, chat.special)
+    return chat, schedule if isinstance(schedule, list) else None
 
 
 def read_chat(file: Path, tokenizer_path: str | None) -> Chat:
@@ -139,12 +161,12 @@ def read_chat(file: Path, tokenizer_path: str | None) -> Chat:
     return Chat(ids, videos, images, SpecialTokens.from_tokenizer(tokenizer), tokenizer.decode)
 
 
-def _encoded(tokenizer_path: str | None, question: str, answer: str, grid: tuple[int, int, int]) -> Chat:
+def _encoded(
+    tokenizer: Any, question: str, answer: str, grid: tuple[int, int, int], later: Sequence[tuple[str, str]] = ()
+) -> Chat:
     from swjax.data.chat import encode_chat
-    from swjax.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(tokenizer_path)
-    ids = encode_chat(tokenizer, question=question, answer=answer, video_grid_thw=grid)
+    ids = encode_chat(tokenizer, question=question, answer=answer, later=later, video_grid_thw=grid)
     return Chat(ids, np.array([grid]), _none(), SpecialTokens.from_tokenizer(tokenizer), tokenizer.decode)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from swjax.commands.say import UsageError, console, refusing
+from swjax.commands.say import SMALL_TOKENIZER, UsageError, console, refusing
 
 NAME = "prepare"
 HELP = "make a data set on disk, ready for training"
@@ -23,13 +23,16 @@ pe_video       records of PE-Video: --source is the folder with train/*.tar and 
 funqa          records of FunQA, tasks H2 H3 C2 C3 M2 M3: --source is the folder with FunQA_train.json and train.zip or
                train/, likewise val and test.
 manifest       records of your own videos: --source is a manifest, one JSON object a line (video_path,
-               video_duration_in_s, human_caption; see the README), or a folder with train/manifest.jsonl.
+               human_caption; see the README), or a folder with train/manifest.jsonl.
 
 Without --source, moving_shapes renders videos and writes manifests; with --source, it makes records of them.
 
 Records hold each clip at the training frame rate and resolution in ArrayRecord files, which train many times faster
-than the videos themselves. Train on them with --config.data.train=OUTPUT/NAME:train. Examples that cannot be used are
-set aside and listed, with the reason, in rejected.jsonl; if their share is above --max-rejected, nothing is made.
+than the videos themselves. Train on them with --config.data.train=OUTPUT/NAME:train; --max-pixels must be at least
+config.data.max_pixels, and --fps a multiple of config.data.fps, so that training sees what streaming will see. Records
+that are there of the same source by the same recipe are not made again; those of another are kept, and an error says
+so. Examples that cannot be used are skipped and listed, with the reason, in rejected.jsonl; if their share is above
+--max-rejected, nothing is made.
 
 The same seed makes the same Moving Shapes, whatever the number of workers. If rendering is interrupted, start it
 again: videos that are whole are kept.
@@ -42,7 +45,7 @@ examples:
   swjax prepare pe_video --source /shared/PE-Video --output /shared/data --beam-runner FlinkRunner --beam-option=...
 """
 
-_PAPER = "the paper's {} for pe_video and funqa, none for the others"
+_PAPER = "the paper's {} for pe_video and funqa, {} for the others"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,17 +61,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--seed", type=int, default=0, help="another seed makes other videos (default: 0)")
     records = parser.add_argument_group("making records")
     records.add_argument("--source", type=Path, help="folder or manifest of the original videos")
+    records.add_argument(
+        "--name", default="", help="what to call the records, and their folder in --output (default: as DATA_SET)"
+    )
+    records.add_argument(
+        "--overwrite", action="store_true", help="make records anew in the place of others of that name"
+    )
     records.add_argument("--download", action="store_true", help="fetch the release into --source first (from the Hub)")
     records.add_argument("--fps", type=float, default=2.0, help="frames kept a second (default: 2)")
-    records.add_argument("--min-pixels", type=int, default=56 * 56, help="smallest area of a frame (default: 3136)")
-    records.add_argument("--max-pixels", type=int, default=448 * 448, help="largest area of a frame (default: 200704)")
+    records.add_argument(
+        "--min-pixels", type=int, default=56 * 56, help="smallest area of a frame, at most --max-pixels (default: 3136)"
+    )
+    records.add_argument(
+        "--max-pixels", type=int, default=448 * 448, help="largest area of a frame, 784 or more (default: 200704)"
+    )
     for name, what, limit in (
-        ("min-seconds", "shortest video", "5"),
-        ("max-seconds", "longest video", "30"),
-        ("min-rate", "fewest answer tokens to a second", "3"),
-        ("max-rate", "most answer tokens to a second", "6"),
+        ("min-seconds", "shortest video", ("5", "none")),
+        ("max-seconds", "longest video", ("30", "that of 768 frames")),
+        ("min-rate", "fewest answer tokens to a second", ("3", "none")),
+        ("max-rate", "most answer tokens to a second", ("6", "none")),
     ):
-        records.add_argument(f"--{name}", type=float, help=f"{what} (default: {_PAPER.format(limit)})")
+        records.add_argument(f"--{name}", type=float, help=f"{what} (default: {_PAPER.format(*limit)})")
     records.add_argument("--prefix", default="", help="take only answers that begin so, such as 'The video shows'")
     records.add_argument("--tokenizer", default="", help="folder of the tokenizer that counts (default: a small one)")
     records.add_argument("--max-rejected", type=float, default=0.05, help="share that may be bad (default: 0.05)")
@@ -137,7 +150,7 @@ def _make_records(args: argparse.Namespace) -> int:
     if recipe.min_rate is not None or recipe.max_rate is not None:
         load_tokenizer(args.tokenizer or None)  # refuses before hours of work, not after
         if not args.tokenizer:
-            out.print("tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer for your model's")
+            out.print(SMALL_TOKENIZER, soft_wrap=True)
     if args.download:
         download_release(args.data_set, args.source)
     made = prepare_records(
@@ -145,6 +158,8 @@ def _make_records(args: argparse.Namespace) -> int:
         args.source,
         args.output or Path("data"),
         recipe,
+        data_set=args.name,
+        overwrite=args.overwrite,
         workers=num_cores() if args.workers is None else args.workers,
         max_rejected=args.max_rejected,
         beam_runner=args.beam_runner,

@@ -71,8 +71,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _sum_up(args: argparse.Namespace, video: Path, seconds: float) -> None:
+    from swjax.data.manifest import read_manifest
+
     scores = json.loads((args.run_dir / "evaluation" / "scores.json").read_text())
-    caption = json.loads((video.parents[1] / "manifest.jsonl").read_text().splitlines()[0])["human_caption"]
+    caption = read_manifest(video.parents[1] / "manifest.jsonl").examples[0].caption
     model, constant, blank = (scores[name] for name in ("model", "best constant answer", "model, blank frames"))
     out = console()
     out.rule("[bold]done", align="left")

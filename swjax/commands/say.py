@@ -11,6 +11,10 @@ class UsageError(ValueError):
     """A verb was asked for something that makes no sense; the message says what and how to mend it."""
 
 
+SMALL_TOKENIZER = "tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer for your model's"
+"""What to say where a tokenizer was not chosen and its counts matter."""
+
+
 def console() -> Console:
     """A console on the standard output that leaves numbers and paths uncoloured."""
     return Console(highlight=False, emoji=False)
@@ -20,7 +24,8 @@ def refuse(error: object) -> int:
     """Print an error that the user can mend; returns the exit status 2."""
     out = Console(highlight=False, stderr=True, emoji=False)
     out.print("[bold red]error:[/] ", end="")
-    out.print(str(error), markup=False, soft_wrap=True)
+    # Names of files and JSON may hold what no terminal's encoding can say.
+    out.print(str(error).encode("utf-8", "backslashreplace").decode(), markup=False, soft_wrap=True)
     return 2
 
 
@@ -32,7 +37,7 @@ def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
             return refuse(f"swjax {args.verb} does not know {' '.join(extra)}; see swjax {args.verb} --help")
         try:
             return run(args)
-        except _known_errors() as error:
+        except known_errors() as error:
             return refuse(error)
         except KeyboardInterrupt:
             return 130
@@ -40,7 +45,7 @@ def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
     return checked
 
 
-def _known_errors() -> tuple[type[Exception], ...]:
+def known_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user. Imported only when something has gone wrong."""
     from swjax.conversion import CheckpointError
     from swjax.data.builders.builder import SourceError

@@ -240,10 +240,10 @@ def _failed(status: int) -> bool:
 
 def _commit(folder: Path, steps: int) -> str | None:
     """The commit that the run's last steps were made with, by its environment.jsonl."""
-    from swjax.training.environment import ENVIRONMENT
+    from swjax.training.environment import recorded_starts
 
-    starts = [json.loads(line) for line in (folder / ENVIRONMENT).read_text().splitlines()]
-    return [start["commit"] for start in starts if start["step"] < steps][-1]
+    commits = [start["commit"] for start in recorded_starts(folder) if start["step"] < steps]
+    return commits[-1] if commits else None
 
 
 def _job(args: argparse.Namespace, extra: Sequence[str], run: "SweepRun") -> list[str]:

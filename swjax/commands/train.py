@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from swjax.commands.say import console, refuse
+from swjax.commands.say import console, known_errors, refuse
 
 NAME = "train"
 HELP = "train a model; goes on by itself where a run was stopped"
@@ -17,7 +17,9 @@ On TPU pods, GKE, Slurm and Open MPI, start the same command on every host (or f
 other. Elsewhere give each --coordinator, --processes and --process. They share one run folder.
 
 Exit status: 0 the run is at its end; 75 it was asked to stop (SIGTERM) and saved its state: start it again; 1 too many
-steps were not finite; 2 the configuration, a checkpoint or the data cannot be used; 130 interrupted.
+steps were not finite; 2 the configuration, a checkpoint or the data cannot be used; 130 interrupted. Where several
+processes train as one and one of them dies, JAX ends the others within some two minutes, by abort (134): look into the
+log of the one that died, and start all of them again; they resume from the latest checkpoint.
 
 Every key of the configuration can be changed on the command line: --config.KEY=VALUE.
 """
@@ -56,7 +58,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     Returns:
         0, or 75 if preempted (`EXIT_PREEMPTED`), 1 if too many steps were not finite, 2 where the configuration, the
-        checkpoint or the data cannot be used, or 130 if stopped by the user.
+        checkpoint or the data cannot be used, or 130 if stopped by the user. If another process of the run dies, JAX
+        aborts this one.
     """
     from swjax.training.config import ConfigError, describe_keys
     from swjax.training.config_file import load_config
@@ -71,10 +74,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         return 0
 
     # Here, because they take seconds to import, which help and a mistyped key need not wait for.
-    from swjax.conversion import CheckpointError
-    from swjax.data.manifest import ManifestError
     from swjax.data.rejected import TooManyRejectedError
-    from swjax.data.tokenizer import TokenizerError
     from swjax.training.loop import TooManyBadStepsError
     from swjax.training.preemption import EXIT_PREEMPTED, PreemptedError
     from swjax.training.processes import start_processes
@@ -83,8 +83,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     try:
         start_processes(args.coordinator, args.processes, args.process)
         train(config, console=out)
-    except (ConfigError, CheckpointError, ManifestError, TokenizerError, TooManyRejectedError) as error:
-        return refuse(error)
     except TooManyBadStepsError as error:
         refuse(error)
         return 1
@@ -94,4 +92,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     except KeyboardInterrupt:
         out.print("stopped; the same command goes on from the latest checkpoint")
         return 130
+    except Exception as error:
+        if isinstance(error, (ConfigError, TooManyRejectedError, *known_errors())):
+            return refuse(error)
+        raise
     return 0

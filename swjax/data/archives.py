@@ -1,6 +1,5 @@
 """Videos inside of tar and zip archives, read without unpacking the archive."""
 
-import json
 import tarfile
 import zipfile
 import zlib
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swjax.data.example import ArchiveMember, ExampleError, Rejected
+from swjax.data.json_lines import JsonLineError, parse_line
 
 MAX_MEMBER_BYTES = 4 * 2**30
 """Of one file in an archive; a larger one is refused before it is read."""
@@ -112,9 +112,7 @@ def _sample(path: Path, found: dict[str, Any], seen: set[str]) -> TarSample | Re
         return Rejected(where, "the archive has an earlier sample of that name")
     seen.add(found["key"])
     try:
-        fields = json.loads(found["json"])
-    except (ValueError, RecursionError) as error:
-        return Rejected(where, f"{found['key']}.json is not JSON: {error}")
-    if not isinstance(fields, dict):
-        return Rejected(where, f"{found['key']}.json is not a JSON object")
+        fields = parse_line(found["json"])
+    except JsonLineError as error:
+        return Rejected(where, f"{found['key']}.json: {error}")
     return TarSample(found["key"], fields, found["mp4"])

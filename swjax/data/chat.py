@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from swjax.data.example import ExampleError
+from swjax.data.text import check_text
+from swjax.data.tokenizer import NEEDED_TOKENS
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 VIDEO_PAD = "<|video_pad|>"
@@ -53,15 +55,17 @@ def encode_chat(
         int32[L] in chat order, with t * h * w / merge_size**2 `<|video_pad|>` tokens.
 
     Raises:
-        ExampleError: if question or answer contain a special token written out.
+        ExampleError: if question or answer contain a special token written out, or half a character.
         ValueError: if the chat template does not place the video exactly once.
     """
     if answer is None and later:
         raise ValueError("the first answer is open, so no turn can follow it")
     texts = [("question", question), ("answer", answer or "")]
     texts += [pair for asked, answered in later for pair in (("question", asked), ("answer", answered))]
+    structure = _structural_tokens(tokenizer)
     for name, text in texts:
-        written = [token for token in tokenizer.get_added_vocab() if token in text]
+        check_text(text, name)
+        written = [token for token in structure if token in text]
         if written:
             raise ExampleError(f"the {name} contains the special token {written[0]}; remove it from the text")
     messages = [
@@ -85,6 +89,15 @@ def encode_chat(
         )
     t, h, w = (int(size) for size in np.asarray(video_grid_thw).reshape(3))
     return np.repeat(ids, np.where(is_video, t * h * w // merge_size**2, 1))
+
+
+def _structural_tokens(tokenizer: Any) -> list[str]:
+    """The tokens that a text may not hold: those that give a chat its structure, and others marked as special.
+
+    Words that somebody added to the vocabulary, and Qwen's <tool_call>, are text like any other.
+    """
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return list(dict.fromkeys([*NEEDED_TOKENS, *special]))
 
 
 def sentence_tokens(tokenizer: Any, sentences: Sequence[str]) -> Int32[np.ndarray, "sentences"]:

@@ -9,27 +9,44 @@ from jaxtyping import Int32
 from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import encode_chat, sentence_tokens
-from swjax.data.example import ExampleError, Video, VideoExample
-from swjax.data.patches import MERGE_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
+from swjax.data.example import EncodedClip, ExampleError, Video, VideoExample
+from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, resize, size_for_model, video_to_patches
 from swjax.data.pipeline_config import PipelineConfig
-from swjax.data.video import decode_video
+from swjax.data.video import iter_frames
 from swjax.streaming import SpecialTokens, aligned_schedule, build_layout
 
 
 def load_patches(video: Video, config: PipelineConfig) -> Patches:
     """Decode a video, or a clip of a record, and cut it up, as the config says.
 
+    Frames are resized as they come, and no more of them are decoded than a row has room for.
+
     Raises:
         ExampleError: if the video cannot be used or has more patches than a row.
     """
-    frames = decode_video(video, fps=config.fps, max_frames=config.max_patches // MERGE_SIZE**2 * TEMPORAL_PATCH_SIZE)
-    patches, grid = video_to_patches(frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
-    if len(patches) > config.max_patches:
+    budget = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+    original_size = video.original_size if isinstance(video, EncodedClip) else None
+    frames: list[np.ndarray] = []
+    most = height = width = 0
+    for _, frame in iter_frames(video, config.fps):
+        if not frames:
+            original_size = original_size or (frame.shape[0], frame.shape[1])
+            height, width = size_for_model(frame.shape[:2], original_size, **budget)
+            most = config.max_patches // (height * width // PATCH_SIZE**2) * TEMPORAL_PATCH_SIZE
+        if len(frames) == most + TEMPORAL_PATCH_SIZE - 1:
+            raise ExampleError(
+                f"{video} has more than the {config.max_patches} patches that a row has room for: those of "
+                f"{most // TEMPORAL_PATCH_SIZE} frames ({most / config.fps:g} s) of {height // PATCH_SIZE} x "
+                f"{width // PATCH_SIZE}; raise max_patches, lower max_pixels or cut the video"
+            )
+        frames.append(resize(frame[None], height, width)[0])
+    usable = len(frames) - len(frames) % TEMPORAL_PATCH_SIZE
+    if not usable:
         raise ExampleError(
-            f"{video} has {len(patches)} patches (grid {grid}), and a row has room for {config.max_patches}; raise "
-            "max_patches, lower max_pixels or cut the video"
+            f"{video} is too short: {len(frames)} frame(s) at {config.fps:g} fps, and one step of the model needs "
+            f"{TEMPORAL_PATCH_SIZE} ({TEMPORAL_PATCH_SIZE / config.fps:g} s); leave the video out or sample faster"
         )
-    return patches, grid
+    return video_to_patches(np.stack(frames[:usable]), original_size=original_size, **budget)
 
 
 def encode_example(

@@ -54,11 +54,13 @@ class EncodedClip:
         name: in messages.
         frames: one JPEG file a frame.
         fps: frames a second.
+        original_size: height and width of the video's own frames; None if those of `frames` are.
     """
 
     name: str
     frames: tuple[bytes, ...] = field(repr=False)
     fps: float
+    original_size: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -83,7 +85,8 @@ class VideoExample:
     Attributes:
         key: names the example in messages; unique in its data set.
         video: where its frames come from.
-        duration_s: length in seconds that the data set claims. The decoder trusts the file, not this.
+        duration_s: length in seconds that the data set claims, None where it claims none: a hint, as the file is
+            measured.
         caption: the answer to learn.
         question: what to ask about the video; None leaves it to the pipeline.
         sentences: the caption cut into sentences with times, if these are known; joined by spaces they are the caption.
@@ -94,7 +97,7 @@ class VideoExample:
 
     key: str
     video: Video
-    duration_s: float
+    duration_s: float | None
     caption: str
     question: str | None = None
     sentences: tuple[Sentence, ...] = ()

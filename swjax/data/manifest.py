@@ -1,9 +1,10 @@
 """Manifests: one JSON object a line, in the fields of PE-Video.
 
-    {"video_path": "videos/0001.mp4", "video_duration_in_s": 8.0, "human_caption": "The video shows ..."}
+    {"video_path": "videos/0001.mp4", "human_caption": "The video shows ..."}
 
 Beside them may stand
 
+    video_duration_in_s   how long the video is; a hint, as the file itself is measured
     video_id              names the example; by default its line does
     question              what to ask; by default a generic question
     start_s, end_s        the part of the file that is meant, in seconds after its first frame
@@ -12,17 +13,20 @@ Beside them may stand
     turns                 [{"question": "What is it?", "answer": "A dog."}, ...]: a chat; instead of question and
                           human_caption
 
-Other fields are left alone.
+Other fields are left alone. Times are in seconds, up to `MAX_SECONDS`.
 """
 
-import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swjax.data.example import Rejected, Sentence, VideoExample, VideoFile
+from swjax.data.example import ExampleError, Rejected, Sentence, VideoExample, VideoFile
+from swjax.data.json_lines import JsonLineError, json_type, parse_line, read_lines, shown
+from swjax.data.text import check_text
+
+MAX_SECONDS = 1e9
+"""The latest time in a video, some thirty years: no file is longer, and timestamps of nanoseconds still hold it."""
 
 
 class ManifestError(ValueError):
@@ -51,26 +55,25 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: b
         strict: raise at the first bad line instead of setting it aside.
 
     Returns:
-        The good lines as examples. A bad line (not JSON, a field missing or of the wrong type, a video that is not
-        there or outside of the root, a `video_id` seen before) becomes a `Rejected` whose `where` is like
-        "manifest.jsonl:17". Empty lines are skipped.
+        The good lines as examples. A bad line (not UTF-8 or not JSON, a field missing or of the wrong type, half a
+        character in a text, a video that is not there or outside of the root, a `video_id` seen before) becomes a
+        `Rejected` whose `where` is like "manifest.jsonl:17". Empty lines are skipped.
 
     Raises:
-        ManifestError: if the file is missing or not UTF-8, has no good line, or, when strict, has a bad one.
+        ManifestError: if the file is missing, cannot be read or is UTF-16, has no good line, or, when strict, has a
+            bad one.
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
     examples: dict[str, VideoExample] = {}
     rejected = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in _read_lines(path):
         where = f"{path.name}:{number}"
         try:
             example = _parse_line(line, path.parent, root, default_key=where)
             if example.key in examples:
                 raise _LineError(f"video_id {example.key!r} was used by an earlier line; every line needs its own")
-        except _LineError as error:
+        except (_LineError, JsonLineError, ExampleError) as error:
             if strict:
                 raise ManifestError(f"{path}:{number}: {error}") from error
             rejected.append(Rejected(where, str(error)))
@@ -86,27 +89,20 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: b
     return Manifest(tuple(examples.values()), tuple(rejected))
 
 
-def _read_text(path: Path) -> str:
+def _read_lines(path: Path) -> list[tuple[int, bytes]]:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_lines(path)
     except FileNotFoundError as error:
         raise ManifestError(
             f"there is no manifest {path}; check the path, or make a data set with `swjax prepare`"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, JsonLineError) as error:
         raise ManifestError(f"the manifest {path} cannot be read as UTF-8 text: {error}") from error
 
 
-def _parse_line(line: str, folder: Path, root: Path, *, default_key: str) -> VideoExample:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _LineError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise _LineError("not JSON that can be read: nested too deeply") from error
-    if not isinstance(record, dict):
-        raise _LineError(f"expected a JSON object, found {_json_type(record)}")
-    video, duration_s = _video(record, folder / _text(record, "video_path"))
+def _parse_line(line: bytes, folder: Path, root: Path, *, default_key: str) -> VideoExample:
+    record = parse_line(line)
+    video, duration_s = _video(record, folder / _path(record))
     sentences = _sentences(record)
     (question, caption), *later = _turns(record, sentences)
     example = VideoExample(
@@ -121,23 +117,35 @@ def _parse_line(line: str, folder: Path, root: Path, *, default_key: str) -> Vid
     path = video.path if isinstance(video, VideoFile) else video
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         raise _LineError(f"the video {path} lies outside of the data root {root}; move it there, or name another root")
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise _LineError(f"there can be no video file {shown(path)}: {error.strerror}") from error
+    if not is_file:
         raise _LineError(f"there is no video file {path}")
     return example
 
 
-def _video(record: dict[str, Any], path: Path) -> tuple[Path | VideoFile, float]:
-    """What is to be watched, and how long it is."""
-    if record.get("start_s") is None and record.get("end_s") is None:
-        return path, _seconds(record, "video_duration_in_s")
-    start_s = 0.0 if record.get("start_s") is None else _seconds(record, "start_s", or_zero=True)
-    if record.get("end_s") is None:
-        end_s, last = None, _seconds(record, "video_duration_in_s")
-    else:
-        last = end_s = _seconds(record, "end_s")
-    if start_s >= last:
+def _path(record: dict[str, Any]) -> str:
+    path = _text(record, "video_path")
+    if "\0" in path:
+        raise _LineError("the field 'video_path' has a NUL character, which no file name has")
+    if "://" in path:
+        raise _LineError(f"the field 'video_path' is the address {shown(path)}; fetch the video, and name the file")
+    return path
+
+
+def _video(record: dict[str, Any], path: Path) -> tuple[Path | VideoFile, float | None]:
+    """What is to be watched, and how long it is said to be."""
+    claimed_s, end_s = _optional_seconds(record, "video_duration_in_s"), _optional_seconds(record, "end_s")
+    start_s = _optional_seconds(record, "start_s", or_zero=True)
+    last = claimed_s if end_s is None else end_s
+    if start_s is None and end_s is None:
+        return path, claimed_s
+    start_s = start_s or 0.0
+    if last is not None and start_s >= last:
         raise _LineError(f"the clip would begin at {start_s:g} s and end at {last:g} s")
-    return VideoFile(path, start_s, end_s), last - start_s
+    return VideoFile(path, start_s, end_s), None if last is None else last - start_s
 
 
 def _turns(record: dict[str, Any], sentences: tuple[Sentence, ...]) -> list[tuple[str | None, str]]:
@@ -165,14 +173,14 @@ def _sentences(record: dict[str, Any]) -> tuple[Sentence, ...]:
     )
     times = [sentence.time_s for sentence in sentences]
     if times != sorted(times):
-        raise _LineError(f"the sentences' start_s run backwards: {times}")
+        raise _LineError(f"the sentences' start_s run backwards: {shown(times)}")
     return sentences
 
 
 def _objects(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
     value = record[name]
     if not (isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)):
-        raise _LineError(f"the field {name!r} must be a list of objects, with one at least, found {_json_type(value)}")
+        raise _LineError(f"the field {name!r} must be a list of objects, with one at least, found {json_type(value)}")
     return value
 
 
@@ -185,18 +193,25 @@ def _field(record: dict[str, Any], name: str) -> Any:
 def _text(record: dict[str, Any], name: str) -> str:
     value = _field(record, name)
     if not isinstance(value, str):
-        raise _LineError(f"the field {name!r} must be text, found {_json_type(value)}")
+        raise _LineError(f"the field {name!r} must be text, found {json_type(value)}")
     if not value.strip():
         raise _LineError(f"the field {name!r} is empty")
-    return value.strip()
+    return check_text(value.strip(), f"field {name!r}")
+
+
+def _optional_seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> float | None:
+    return None if record.get(name) is None else _seconds(record, name, or_zero=or_zero)
 
 
 def _seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> float:
     value = _field(record, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _LineError(f"the field {name!r} must be a number of seconds, found {_json_type(value)}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
-        raise _LineError(f"the field {name!r} must be {'at least' if or_zero else 'above'} 0 seconds, found {value}")
+        raise _LineError(f"the field {name!r} must be a number of seconds, found {json_type(value)}")
+    if not value >= 0 or (value == 0 and not or_zero):  # NaN is not at least 0
+        least = "at least" if or_zero else "above"
+        raise _LineError(f"the field {name!r} must be {least} 0 seconds, found {shown(value)}")
+    if value > MAX_SECONDS:
+        raise _LineError(f"the field {name!r} must be at most {MAX_SECONDS:g} seconds, found {shown(value)}")
     return float(value)
 
 
@@ -205,10 +220,5 @@ def _key(record: dict[str, Any], default: str) -> str:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise _LineError(f"the field 'video_id' must be text or an integer, found {_json_type(value)}")
-    return str(value)
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), f"the number {value}")
+        raise _LineError(f"the field 'video_id' must be text or an integer, found {json_type(value)}")
+    return check_text(str(value), "field 'video_id'")

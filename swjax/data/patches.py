@@ -24,6 +24,7 @@ def video_to_patches(
     *,
     min_pixels: int,
     max_pixels: int,
+    original_size: tuple[int, int] | None = None,
     patch_size: int = PATCH_SIZE,
     merge_size: int = MERGE_SIZE,
     temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
@@ -34,6 +35,7 @@ def video_to_patches(
         frames: uint8[frames, height, width, 3], RGB, a whole number of temporal patches.
         min_pixels: smallest area of a resized frame.
         max_pixels: largest area of a resized frame.
+        original_size: height and width that the frames had in the video, if they were resized before.
         patch_size: pixels on a side of a patch.
         merge_size: patches on a side of the square that becomes one token.
         temporal_patch_size: frames to a patch.
@@ -44,15 +46,20 @@ def video_to_patches(
         column).
 
     Raises:
-        ExampleError: if a frame is more than 200 times as long as it is wide, or wide as it is long.
+        ExampleError: if a frame is more than 200 times as long as it is wide, or wide as it is long, or was resized
+            to less than is wanted.
         ValueError: if the frames are not of the shape and type above.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"frames must be uint8[frames, height, width, 3], got {frames.dtype}{list(frames.shape)}")
     if len(frames) == 0 or len(frames) % temporal_patch_size:
         raise ValueError(f"{len(frames)} frames are not a whole number of temporal patches of {temporal_patch_size}")
-    height, width = resized_size(
-        *frames.shape[1:3], min_pixels=min_pixels, max_pixels=max_pixels, factor=patch_size * merge_size
+    height, width = size_for_model(
+        frames.shape[1:3],
+        original_size,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        factor=patch_size * merge_size,
     )
     resized = resize(frames, height, width)
     grid = len(frames) // temporal_patch_size, height // patch_size, width // patch_size
@@ -80,6 +87,46 @@ def resize(
     return np.stack(
         [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
     )
+
+
+def size_for_model(
+    size: tuple[int, ...],
+    original_size: tuple[int, int] | None,
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    factor: int = PATCH_SIZE * MERGE_SIZE,
+) -> tuple[int, int]:
+    """The size that the model sees frames at: it follows from the video, whether or not its frames were resized before.
+
+    Resizing by the budget twice would give another grid than doing it once, for a quarter of the usual sizes.
+
+    Args:
+        size: height and width of the frames.
+        original_size: those that they had in the video, if they were resized before.
+        min_pixels: smallest area of a resized frame.
+        max_pixels: largest area of a resized frame.
+        factor: what sides are multiples of.
+
+    Raises:
+        ExampleError: if the frames were shrunk to less than is wanted, or one side is more than 200 times the other.
+        ValueError: if the budget is empty or has no room for a token.
+    """
+    height, width = resized_size(
+        *(original_size or size[:2]), min_pixels=min_pixels, max_pixels=max_pixels, factor=factor
+    )
+    if original_size is not None and (height > size[0] or width > size[1]):
+        was_shrunk = any(
+            side < min(before, round(before / factor) * factor)
+            for side, before in zip(size, original_size, strict=True)
+        )
+        if was_shrunk:
+            raise ExampleError(
+                f"its frames are kept at {size[1]} x {size[0]} pixels, and max_pixels {max_pixels} wants {width} x "
+                f"{height}, as the video itself would have; set max_pixels to what it was prepared with, or prepare it "
+                f"again with --max-pixels {max_pixels}"
+            )
+    return height, width
 
 
 def resized_size(height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ class PipelineConfig:
     Attributes:
         batch_size: rows of a batch in this process (B).
         max_tokens: tokens of a row (L); a longer example is set aside.
-        max_patches: patches of a row (P); a video of more is set aside.
+        max_patches: patches of a row (P), a multiple of the 4 of a token; a video of more is set aside.
         max_labels: labelled tokens of a row; an example with a longer answer is set aside. None: as many as tokens.
         batching: how training fills its rows; evaluation pads.
         max_videos: videos of a row (V); more than one only by packing.
@@ -80,6 +80,11 @@ class PipelineConfig:
         bounds = np.array((*self.buckets, (self.max_tokens, self.max_patches)))
         if (np.diff(bounds, axis=0) < 0).any() or (bounds < 1).any():
             raise ValueError(f"buckets must grow up to (max_tokens, max_patches), got {bounds.tolist()}")
+        if odd := [int(patches) for patches in bounds[:, 1] if patches % MERGE_SIZE**2]:
+            raise ValueError(
+                f"max_patches and the patches of buckets must be multiples of {MERGE_SIZE**2}, which make a token, "
+                f"got {odd[0]}; give {odd[0] // MERGE_SIZE**2 * MERGE_SIZE**2 or MERGE_SIZE**2}"
+            )
         at_least_one = ("batch_size", "max_tokens", "max_patches", "max_videos", "window", "wait_k", "min_pixels")
         for name in (*at_least_one, "prefetch"):
             if getattr(self, name) < 1:

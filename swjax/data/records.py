@@ -22,6 +22,8 @@ FEATURES = tfds.features.FeaturesDict(
         "key": tfds.features.Text(),
         "source": tfds.features.Text(),
         "frames": _TEXTS,
+        "height": np.int32,
+        "width": np.int32,
         "fps": np.float64,
         "questions": _TEXTS,
         "answers": _TEXTS,
@@ -31,7 +33,8 @@ FEATURES = tfds.features.FeaturesDict(
         "later_answers": _TEXTS,
     }
 )
-"""What a record holds: its key and where it came from; frames as JPEG files and how many there are a second; questions
+"""What a record holds: its key and where it came from; frames as JPEG files, the size that they had in the video,
+and how many there are a second; questions
 (empty for a generic one) and answers about the video, of which training draws one each epoch; the parts of the first
 answer and when each may be said, if known; the turns that follow."""
 
@@ -144,7 +147,9 @@ def _example(record: dict[str, Any]) -> VideoExample:
     fps = float(record["fps"])
     return VideoExample(
         key=key,
-        video=EncodedClip(f"{key} ({_text(record['source'])})", frames, fps),
+        video=EncodedClip(
+            f"{key} ({_text(record['source'])})", frames, fps, (int(record["height"]), int(record["width"]))
+        ),
         duration_s=len(frames) / fps,
         caption=caption,
         question=question or None,

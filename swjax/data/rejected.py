@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from swjax.data.example import Rejected
+from swjax.data.json_lines import JsonLineError, cut_half_line, parse_line, read_lines
 
 # Before so many examples are seen, a share says little: two bad ones among the first ten may be chance.
 _FEWEST_FOR_A_SHARE = 100
@@ -24,11 +25,12 @@ class RejectedLog:
 
         Args:
             path: a JSON lines file, `{"where": key, "reason": text}`, that bad examples are appended to. What it
-                lists already (from before a restart) is kept. None keeps the list in memory only.
+                lists already (from before a restart) is kept, without half a line, which a killed process leaves.
+                None keeps the list in memory only.
             max_share: the run stops when more than this share of the examples seen since its start is bad.
 
         Raises:
-            ValueError: if the share is not between 0 and 1.
+            ValueError: if the share is not between 0 and 1, or the file is something else.
         """
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share must be between 0 and 1, got {max_share}")
@@ -92,11 +94,12 @@ def check_rejected(log: RejectedLog, *, num_examples: int) -> tuple[Rejected, ..
 def _read(path: Path | None) -> list[Rejected]:
     if path is None or not path.exists():
         return []
+    cut_half_line(path)
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(path):
         try:
-            record = json.loads(line)
+            record = parse_line(line)
             entries.append(Rejected(record["where"], record["reason"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (JsonLineError, KeyError) as error:
             raise ValueError(f"{path}:{number} is not a line of a list of rejected examples: {error!r}") from error
     return entries

@@ -1,10 +1,10 @@
 """Data sets by name: a manifest, or a split of prepared records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swjax.data.example import Rejected, VideoExample
+from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.manifest import read_manifest
 from swjax.data.records import open_records
 
@@ -20,6 +20,15 @@ class Source:
 
     examples: Sequence[VideoExample]
     rejected: tuple[Rejected, ...] = ()
+
+
+def readable_examples(examples: Sequence[VideoExample]) -> Iterator[VideoExample | Rejected]:
+    """Examples one by one; in the place of a record that is damaged, what is wrong with it."""
+    for number in range(len(examples)):
+        try:
+            yield examples[number]
+        except ExampleError as error:
+            yield Rejected(f"record {number}", str(error))
 
 
 def open_sources(names: str, *, root: str | Path | None = None) -> tuple[Source, ...]:

@@ -10,7 +10,8 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be loaded, or does not speak Qwen2.5-VL's chat format."""
 
 
-_NEEDED_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+NEEDED_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+"""Those that give a chat its structure."""
 
 
 def load_tokenizer(path: str | Path | None = None) -> Any:
@@ -38,7 +39,7 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
     except Exception as error:  # transformers and tokenizers raise many kinds, bare Exception among them
         raise TokenizerError(f"the tokenizer in {folder} cannot be read: {error}") from error
     added = tokenizer.get_added_vocab()
-    missing = [token for token in _NEEDED_TOKENS if token not in added]
+    missing = [token for token in NEEDED_TOKENS if token not in added]
     if missing:
         raise TokenizerError(f"the tokenizer in {folder} lacks Qwen2.5-VL's special tokens {', '.join(missing)}")
     if not tokenizer.chat_template:

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from swjax.data.json_lines import cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
 
 PROMPT = """\
@@ -127,7 +128,7 @@ class Judge:
         for _ in range(MALFORMED_TRIES):
             reply = self._send(body)
             try:
-                parsed = json.loads(reply)
+                parsed = parse_line(reply)
                 self.tokens += _used_tokens(parsed)
                 content = parsed["choices"][0]["message"]["content"]
             except (ValueError, LookupError, TypeError):
@@ -178,14 +179,11 @@ class Judge:
 def _read_cache(path: Path) -> dict[str, int]:
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]  # a killed process may leave half a line
-    if whole != content:
-        path.write_bytes(whole)
+    cut_half_line(path)
     grades = {}
-    for number, line in enumerate(whole.decode().splitlines(), start=1):
+    for number, line in read_lines(path):
         try:
-            record = json.loads(line)
+            record = parse_line(line)
             grades[record["request"]] = int(record["fluency"])
         except (ValueError, LookupError, TypeError) as error:
             raise JudgeError(
@@ -194,8 +192,8 @@ def _read_cache(path: Path) -> dict[str, int]:
     return grades
 
 
-def _used_tokens(reply: Any) -> int:
-    used = reply.get("usage") if isinstance(reply, dict) else None
+def _used_tokens(reply: Mapping[str, Any]) -> int:
+    used = reply.get("usage")
     total = used.get("total_tokens") if isinstance(used, dict) else None
     return total if isinstance(total, int) and total > 0 else 0
 

@@ -4,7 +4,6 @@ import itertools
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.patches import MERGE_SIZE
+from swjax.evaluation.ahead import work_ahead
 from swjax.inference import (
     BatchEngine,
     Frame,
@@ -42,9 +42,6 @@ FIRST_SLOTS = 16_384
 
 SLOTS_OF_ALL_ROWS = 2**20
 """Slots up to which all rows may grow together."""
-
-DECODED_AHEAD = 4
-"""Videos that are decoded before a row is free for them, each in a thread."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,19 @@ def predict(
     """
     mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
     mode.check(settings.variant)
-    waiting = list(examples)
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    waiting, prompts = [], {}
+    for example in examples:
+        asked = example.question or question
+        try:
+            if asked not in prompts:
+                prompts[asked] = len(encode_prompt(tokenizer, special, asked))
+            waiting.append(example)
+        except ExampleError as error:
+            yield Rejected(example.key, str(error))
     while waiting:
-        slots, word_slots = _first_slots(tokenizer, waiting, question, settings, frame_units)
+        longest = max(prompts[example.question or question] for example in waiting)
+        slots, word_slots = _first_slots(longest, waiting, special, settings, frame_units)
         max_slots = max(slots, all_slots // rows)
         engine = BatchEngine(
             model,
@@ -202,7 +209,7 @@ class _Books:
     def requests(self) -> Iterator[Request]:
         """One for each video that can be read and has frames of the engine's size."""
         numbers = itertools.count()
-        for example, video in _decode_ahead(self.examples, self.read):
+        for example, video in work_ahead(self.examples, lambda example: deque(self.read(example))):
             if isinstance(video, ExampleError):
                 self._ready.append(Rejected(example.key, str(video)))
                 continue
@@ -257,44 +264,15 @@ class _Books:
 
 
 def _first_slots(
-    tokenizer: Any, examples: Sequence[VideoExample], question: str, settings: StreamSettings, frame_units: int
+    prompt: int, examples: Sequence[VideoExample], special: SpecialTokens, settings: StreamSettings, frame_units: int
 ) -> tuple[int, int]:
-    """Slots that hold the longest of the videos by the durations that the data set gives, and those for words."""
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    questions = {example.question or question for example in examples}
-    prompt = max(len(encode_prompt(tokenizer, special, one)) for one in questions)
-    longest_s = max(example.duration_s for example in examples)
+    """Slots that hold the longest of the videos by the durations that the data set claims, and those for words."""
+    longest_s = max(example.duration_s or 0.0 for example in examples)
     frames = 1 + int(min(FIRST_SLOTS, max(0.0, longest_s / settings.second_per_grid_t)))
     sources = prompt + frames * frame_units + len(special.trailer)
     words = len(special.prefix) + frames * settings.wait_k + settings.max_tail
     sources, words = (min(FIRST_SLOTS // 2, -(-count // 128) * 128) for count in (sources, words))
     return sources + words, words
-
-
-def _decode_ahead(
-    examples: Iterable[VideoExample], read: Callable[[VideoExample], Iterable[Frame]]
-) -> Iterator[tuple[VideoExample, deque[Frame] | ExampleError]]:
-    """Examples in their order with all of their frames, or with what is wrong with them."""
-
-    def decode(example: VideoExample) -> deque[Frame] | ExampleError:
-        try:
-            return deque(read(example))
-        except ExampleError as error:
-            return error
-
-    pool = ThreadPoolExecutor(DECODED_AHEAD)
-    begun: deque[tuple[VideoExample, Future[deque[Frame] | ExampleError]]] = deque()
-    try:
-        for example in examples:
-            begun.append((example, pool.submit(decode, example)))
-            if len(begun) > DECODED_AHEAD:
-                first, future = begun.popleft()
-                yield first, future.result()
-        while begun:
-            first, future = begun.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _hand_out(frames: deque[Frame]) -> Iterator[Frame]:

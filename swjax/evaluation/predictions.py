@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from swjax.data.json_lines import JsonLineError, cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.predict import Prediction
 
@@ -63,11 +64,7 @@ def open_predictions(
         replacement.write_text(json.dumps(settings, indent=2) + "\n")
         replacement.replace(record)
         path.touch()
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    cut_half_line(path)
     return PredictionFile(path, {p.key: p for p in read_predictions(path)})
 
 
@@ -80,11 +77,11 @@ def read_predictions(path: Path) -> list[Prediction]:
     if not path.is_file():
         raise EvaluationError(f"there are no predictions {path}; make them with `swjax evaluate`")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(path):
         try:
-            record = json.loads(line)
+            record = parse_line(line)
             values: dict[str, Any] = {field.name: record[field.name] for field in fields(Prediction)}
-        except (ValueError, KeyError, TypeError) as error:
+        except (JsonLineError, KeyError) as error:
             raise EvaluationError(f"{path}:{number} cannot be read: {error!r}; begin anew with --overwrite") from error
         for column, value in values.items():
             if isinstance(value, list):

@@ -1,10 +1,10 @@
 """Scores of captions of Moving Shapes, exact, by parsing."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from swjax.data.json_lines import parse_line, read_lines
 from swjax.data.moving_shapes.grammar import Event, event_accuracy, parse_caption
 from swjax.evaluation.bootstrap import Score, mean_score
 from swjax.evaluation.errors import EvaluationError
@@ -21,9 +21,9 @@ def read_events(path: Path) -> dict[str, Events]:
     if not path.exists():
         raise EvaluationError(f"{path} is missing; `swjax prepare moving_shapes` writes it beside the manifest")
     found: dict[str, Events] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(path):
         try:
-            record = json.loads(line)
+            record = parse_line(line)
             found[record["video_id"]] = tuple(
                 Event(**{slot: value for slot, value in event.items() if slot not in ("time_s", "visible_s")})
                 for event in record["events"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from swjax.data.example import Video
+from swjax.data.example import EncodedClip, Video
 from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
 
 
@@ -26,14 +26,29 @@ class Frame:
 
 
 def make_frame(
-    pictures: Sequence[UInt8[np.ndarray, "height width 3"]], *, video_s: float, min_pixels: int, max_pixels: int
+    pictures: Sequence[UInt8[np.ndarray, "height width 3"]],
+    *,
+    video_s: float,
+    min_pixels: int,
+    max_pixels: int,
+    original_size: tuple[int, int] | None = None,
 ) -> Frame:
     """Make a frame of its pictures, RGB and of one size.
 
+    Args:
+        pictures: of one temporal patch.
+        video_s: time in the video, in seconds, of the later of them.
+        min_pixels: smallest area of a resized picture.
+        max_pixels: largest area of a resized picture.
+        original_size: height and width that the pictures had in the video, if they were resized before.
+
     Raises:
-        ExampleError: if they are more than 200 times as long as they are wide, or wide as they are long.
+        ExampleError: if they are more than 200 times as long as they are wide, or wide as they are long, or were
+            resized to less than is wanted.
     """
-    patches, (_, rows, columns) = video_to_patches(np.stack(pictures), min_pixels=min_pixels, max_pixels=max_pixels)
+    patches, (_, rows, columns) = video_to_patches(
+        np.stack(pictures), min_pixels=min_pixels, max_pixels=max_pixels, original_size=original_size
+    )
     return Frame(patches, (rows, columns), video_s)
 
 
@@ -42,16 +57,20 @@ def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: 
 
     Raises:
         VideoError: if the video cannot be decoded or is shorter than one frame.
+        ExampleError: if a clip of a record is damaged, or has another rate or smaller frames than is wanted.
     """
     # Here, as an engine whose frames come from elsewhere needs no decoder.
     from swjax.data.video import VideoError, iter_frames
 
+    original_size = video.original_size if isinstance(video, EncodedClip) else None
     pictures: list[np.ndarray] = []
     count = 0
     for video_s, picture in iter_frames(video, fps):
         pictures.append(picture)
         if len(pictures) == TEMPORAL_PATCH_SIZE:
-            yield make_frame(pictures, video_s=video_s, min_pixels=min_pixels, max_pixels=max_pixels)
+            yield make_frame(
+                pictures, video_s=video_s, min_pixels=min_pixels, max_pixels=max_pixels, original_size=original_size
+            )
             pictures = []
             count += 1
     if count == 0:

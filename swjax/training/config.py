@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
+from swjax.data.patches import MERGE_SIZE
 from swjax.models.remat import REMAT
 from swjax.streaming import Variant
 from swjax.training.profiling import parse_steps
@@ -55,16 +56,32 @@ KEYS = (
     Key("data.weights", (), "how often each of data.train is drawn from; () = alike"),
     Key("data.root", "", "folder that the videos of manifests must lie in; '' = each manifest's own", free=True),
     Key("data.validation", "", "validation data, as data.train; '' for no validation", free=True),
-    Key("data.fps", 2.0, "video frames taken a second"),
-    Key("data.min_pixels", 56 * 56, "smallest area of a resized video frame"),
-    Key("data.max_pixels", 448 * 448, "largest area of a resized video frame"),
-    Key("data.max_tokens", 8192, "tokens of a row; longer examples are set aside"),
-    Key("data.max_patches", 30 * 1024, "patches of a row; larger videos are set aside"),
-    Key("data.max_labels", 256, "labelled tokens of a row; examples with longer answers are set aside"),
-    Key("data.batching", "pad", "how rows are filled: pad (one example each), pack (all that fit) or bucket (by size)"),
+    Key("data.fps", 2.0, "video frames taken a second; two of them are one frame of the model"),
+    Key("data.min_pixels", 56 * 56, "smallest area of a resized video frame, at most max_pixels"),
+    Key("data.max_pixels", 448 * 448, "largest area of a resized video frame, 784 (one token) or more"),
+    Key("data.max_tokens", 8192, "tokens of a row; longer examples are skipped"),
+    Key(
+        "data.max_patches",
+        30 * 1024,
+        "patches of a row, a multiple of 4; a frame takes its area / 196 of them, and longer videos are skipped",
+    ),
+    Key("data.max_labels", 256, "labelled tokens of a row; examples with longer answers are skipped"),
+    Key(
+        "data.batching",
+        "pad",
+        "how rows are filled: pad (one example each), pack (all that fit) or bucket (by size; in one process)",
+    ),
     Key("data.max_videos", 1, "videos of a row; packing needs more than one"),
-    Key("data.window", 64, "examples that packing and bucketing choose from at a time; their pixels wait in memory"),
-    Key("data.buckets", (), "(tokens, patches) of the buckets below max_tokens and max_patches, the smallest first"),
+    Key(
+        "data.window",
+        64,
+        "examples that packing and bucketing choose from at a time; bucketing needs a multiple of a step's rows",
+    ),
+    Key(
+        "data.buckets",
+        (),
+        "(tokens, patches) of the buckets, growing up to max_tokens and max_patches; patches in multiples of 4",
+    ),
     Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
     Key("data.workers", 0, "processes that decode videos; 0 decodes in threads", free=True),
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
@@ -165,6 +182,11 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
+    if odd := values["data.max_patches"] % MERGE_SIZE**2:
+        raise ConfigError(
+            f"config.data.max_patches is {values['data.max_patches']}; it must be a multiple of {MERGE_SIZE**2}, the "
+            f"patches of a token, such as {values['data.max_patches'] + MERGE_SIZE**2 - odd}"
+        )
     for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha", "data.fps"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")

@@ -7,26 +7,28 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import swjax
+from swjax.data.json_lines import cut_half_line, readable_lines
 
 ENVIRONMENT = "environment.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "av", "numpy")
 
 
 def record_start(run_dir: Path, *, step: int, data: Mapping[str, str] | None = None) -> None:
-    """Appends a line on this start of the run to the run folder's environment.jsonl.
+    """Appends a line on this start of the run to the run folder's environment.jsonl, after half a line is cut off.
 
     Args:
         run_dir: the run folder.
         step: steps that were already taken.
         data: name -> fingerprint of what the run reads.
     """
+    cut_half_line(run_dir / ENVIRONMENT)
     with (run_dir / ENVIRONMENT).open("a") as file:
         file.write(json.dumps(describe_environment() | {"step": step, "data": dict(data or {})}) + "\n")
 
@@ -54,11 +56,16 @@ def fingerprint_data(names: str) -> dict[str, str]:
 
 
 def changed_data(run_dir: Path, data: Mapping[str, str]) -> list[str]:
-    """The data sets, by name, that are not what they were when the run was last started."""
-    file = run_dir / ENVIRONMENT
-    lines = file.read_text().splitlines() if file.exists() else []
-    last = json.loads(lines[-1]).get("data", {}) if lines else {}
+    """The data sets, by name, that are not what they were when the run was last started, as far as that is known."""
+    last: Mapping[str, str] = {}
+    for start in recorded_starts(run_dir):
+        last = start.get("data", {})
     return [name for name, digest in data.items() if last.get(name, digest) != digest]
+
+
+def recorded_starts(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """What was written down at each start of the run (`describe_environment`, `step` and `data`); spoiled lines not."""
+    return readable_lines(run_dir / ENVIRONMENT, ["step", "commit"])
 
 
 def describe_environment() -> dict[str, Any]:

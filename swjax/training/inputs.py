@@ -50,10 +50,13 @@ def open_inputs(config: ConfigDict, tokenizer: Any, mesh: Mesh) -> Inputs:
     folder = Path(config.run_dir) / REJECTED
     # Every process lists what it was given itself.
     suffix = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
-    logs = {
-        split: RejectedLog(folder / f"{split}{suffix}.jsonl", max_share=config.data.max_rejected)
-        for split in ("train", "validation")
-    }
+    try:
+        logs = {
+            split: RejectedLog(folder / f"{split}{suffix}.jsonl", max_share=config.data.max_rejected)
+            for split in ("train", "validation")
+        }
+    except ValueError as error:
+        raise ConfigError(f"{error}; delete that file, or choose another config.run_dir") from error
     rows = config.batch_size * config.accumulation
     share = row_share(mesh)
     batches = iter(_stream(config, config.data.train, tokenizer, logs["train"], rows=rows, share=share, train=True))
@@ -93,14 +96,7 @@ def _stream(
     share: tuple[int, int],
     train: bool,
 ) -> grain.IterDataset:
-    sources = open_sources(names, root=config.data.root or None)
-    lines = [line for source in sources for line in source.rejected]
-    for line in lines:
-        log.note(line.where, line.reason)
-    check_rejected(log, num_examples=sum(len(source.examples) for source in sources) + len(lines))
-    weights = tuple(config.data.weights) if train and config.data.weights else (1.0,) * len(sources)
     try:
-        mixture = Mixture(tuple(source.examples for source in sources), weights)
         pipeline_config = PipelineConfig(
             batch_size=rows // share[1],
             max_tokens=config.data.max_tokens,
@@ -120,6 +116,16 @@ def _stream(
             workers=config.data.workers,
             cache_mb=config.data.cache_mb,
         )
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from error
+    sources = open_sources(names, root=config.data.root or None)
+    lines = [line for source in sources for line in source.rejected]
+    for line in lines:
+        log.note(line.where, line.reason)
+    check_rejected(log, num_examples=sum(len(source.examples) for source in sources) + len(lines))
+    weights = tuple(config.data.weights) if train and config.data.weights else (1.0,) * len(sources)
+    try:
+        mixture = Mixture(tuple(source.examples for source in sources), weights)
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error
     return build_pipeline(

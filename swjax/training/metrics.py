@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from swjax.data.json_lines import cut_half_line, readable_lines
 from swjax.training.config import ConfigError
 
 METRICS = "metrics.jsonl"
@@ -29,7 +30,8 @@ def open_metrics(
 ) -> Iterator[Write]:
     """Opens the run folder's metrics for steps that follow `after_step`; one process of a run does.
 
-    What a killed run wrote of later steps is dropped, as those steps are taken again.
+    What a killed run wrote of later steps is dropped, as those steps are taken again; so are lines that a crash has
+    spoiled.
 
     Args:
         run_dir: the run folder.
@@ -44,9 +46,10 @@ def open_metrics(
         A function that writes the metrics of a step.
     """
     file = run_dir / METRICS
-    kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= after_step]
+    cut_half_line(file)
+    kept = [line for line in readable_lines(file, ["step"]) if line["step"] <= after_step]
     replacement = file.with_suffix(".tmp")
-    replacement.write_text("".join(line + "\n" for line in kept))
+    replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
     replacement.replace(file)
     with (
         file.open("a", buffering=1) as lines,
@@ -119,10 +122,3 @@ def _open_wandb(run_dir: Path, project: str, config: Mapping[str, Any]) -> Itera
         yield lambda step, metrics: run.log(dict(metrics), step=step)
     finally:
         run.finish()
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """The lines that were written to their end: a killed run may leave half a line."""
-    if not file.exists():
-        return []
-    return file.read_text().split("\n")[:-1]

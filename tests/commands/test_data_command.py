@@ -1,11 +1,13 @@
 """`swjax data inspect` and `swjax prepare` with a source, as a user calls them."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from swjax.commands.main import main
+from swjax.data.tokenizer import SHIPPED_TOKENIZER
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,34 @@ def test_records_of_moving_shapes(shapes, capsys):
     said = capsys.readouterr().out
     assert "--config.data.train=" in said
     assert "validation" in said
-    assert main(["data", "inspect", f"{shapes / 'out' / 'moving_shapes'}:validation", "--max-tokens", "512"]) == 0
+    pixels = ["--max-pixels", "12544"]
+    assert (
+        main(["data", "inspect", f"{shapes / 'out' / 'moving_shapes'}:validation", "--max-tokens", "512", *pixels]) == 0
+    )
     said = capsys.readouterr().out
     assert "2 examples, the first 2 looked at, 2 usable" in said
+    assert "tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer" in said
+    assert main(["data", "inspect", f"{shapes / 'out' / 'moving_shapes'}:nosuch"]) == 2
+    assert "has no split 'nosuch'; it has train, validation" in " ".join(capsys.readouterr().err.split())
+    train = ["train", "--config", "configs/moving_shapes.py", "--run-dir", str(shapes / "run")]
+    assert main([*train, f"--config.data.train={shapes / 'out' / 'moving_shapes'}:nosuch"]) == 2
+    assert "has no split 'nosuch'; it has train, validation" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_damaged_record_is_skipped(shapes, capsys):
+    arguments = ["--source", str(shapes / "videos"), "--output", str(shapes / "damaged"), "--workers", "0"]
+    assert main(["prepare", "moving_shapes", *arguments, "--max-pixels", "12544"]) == 0
+    (shard,) = (shapes / "damaged").rglob("*train.array_record*")
+    whole = shard.read_bytes()
+    middle = whole.rindex(b"JFIF") + 100
+    shard.write_bytes(whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 64]) + whole[middle + 64 :])
+    capsys.readouterr()
+    limits = ["--max-tokens", "512", "--max-pixels", "12544", "--tokenizer", str(SHIPPED_TOKENIZER)]
+    assert main(["data", "inspect", f"{shapes / 'damaged'}:train", *limits]) == 0
+    said = capsys.readouterr().out
+    assert "4 examples, the first 4 looked at, 3 usable" in said
+    assert re.search(r"skipped: record \d: record \d of .*:train is damaged", said)
+    assert "small tokenizer" not in said
 
 
 def test_inspect(shapes, tmp_path, capsys):

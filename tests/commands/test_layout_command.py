@@ -201,6 +201,19 @@ def test_an_example_of_a_data_set_has_its_own_grid_and_caption(capsys, tmp_path)
     assert len(re.findall(r" frame 1 {2,}\d", text)) == 4, "56 x 56 pixels are 2 x 2 tokens"
     answer = re.findall(r"^\d+ +target +\d+ +word \d+ +(\S+)", text, re.M)
     assert "".join(answer) == record["human_caption"].replace(" ", "")
+    turns = [{"question": "What?", "answer": record["human_caption"]}, {"question": "And then?", "answer": "It ends."}]
+    sentences = [{"text": "It waits.", "start_s": 2.5}, {"text": "It ends.", "start_s": 4.0}]
+    video = {"video_path": record["video_path"]}
+    lines = [video | {"video_id": "chat", "turns": turns}, video | {"video_id": "timed", "sentences": sentences}]
+    more = manifest.with_name("more.jsonl")
+    more.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    chat = shown(capsys, "--manifest", more, "--key", "chat", "--max-pixels", 3136, "--every-token")
+    answer = re.findall(r"^\d+ +target +\d+ +word \d+ +(\S+)", chat, re.M)
+    assert "".join(answer) == record["human_caption"].replace(" ", "") + "Itends."
+    timed = shown(capsys, "--manifest", more, "--key", "timed", "--max-pixels", 3136, "--every-token")
+    order = re.findall(r" (frame \d+|word \d+) {2,}", timed)
+    assert order.index("word 0") > order.index("frame 2"), "it may not be said before 2.5 s"
+    assert order.index("word 0") < order.index("frame 4")
     assert main(["layout", "--manifest", str(manifest), "--key", "nobody"]) == 2
     assert "no usable example 'nobody'" in capsys.readouterr().err
 

@@ -7,6 +7,20 @@ from swjax.commands.main import main
 CONFIG = str(Path(__file__).parents[2] / "configs" / "moving_shapes.py")
 
 
+def test_help_says_what_each_exit_status_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    told = (
+        "0 the run is at its end",
+        "75 it was asked to stop",
+        "1 too many",
+        "2 the configuration",
+        "130 interrupted",
+    )
+    assert all(words in shown for words in (*told, "by abort (134)"))
+
+
 def call(*arguments: str) -> int:
     return main(["train", *arguments])
 
@@ -37,6 +51,12 @@ def test_the_configuration_is_shown_with_its_overrides(capsys: pytest.CaptureFix
         (["--config.model.preset=9b"], "unknown model preset '9b'; choose one of: tiny, 3b, 7b, 32b, 72b"),
         (["--config.init_from=./nowhere"], "./nowhere: no such checkpoint folder"),
         (["--config.tokenizer=./nowhere"], "nowhere is not a folder"),
+        (["--config.data.train=tests:train"], "there is no data set in tests"),
+        (
+            ["--config.data.max_patches=1999"],
+            "config.data.max_patches is 1999; it must be a multiple of 4, the patches",
+        ),
+        (["--config.data.batching=bucket", "--config.data.buckets=((64, 30),)"], "of buckets must be multiples of 4"),
         (["--config.wait_k=3", "--verbose"], "unknown argument '--verbose'"),
     ],
 )

@@ -206,15 +206,28 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
     folder = tmp_path / "damaged"
     shutil.copytree(made / "data" / "test", folder)
     (folder / "videos" / "test-00001.mp4").write_bytes(b"not a video")
+    (folder / "events.jsonl").unlink()  # which knows nothing of the lines that are added
+    video = {"video_path": "videos/test-00002.mp4"}
+    turns = [{"question": "What?", "answer": "The video shows a circle. " * 9}, {"question": "And?", "answer": "No."}]
+    lines = ["not JSON", json.dumps(video | {"turns": turns}), json.dumps(video | {"human_caption": "It."})]
     with (folder / "manifest.jsonl").open("a") as manifest:
-        manifest.write("not JSON\n")
+        manifest.write("\n".join(lines) + "\n")
     arguments = ["evaluate", "--checkpoint", str(made / "run"), "--data", str(folder / "manifest.jsonl")]
     assert main([*arguments, "--max-tail", "3", "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "2 examples could not be used" in shown
     assert "manifest.jsonl:4: not JSON" in shown
     assert "test-00001.mp4 cannot be decoded" in shown
-    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+    assert "loss and perplexity are of 3 videos, and 4 were watched:" in shown
+    assert "manifest.jsonl:6: the caption has" in shown
+    assert "1 videos have later turns: the loss is of all turns, the other scores are of the first" in shown
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 4
+    model = json.loads((tmp_path / "out" / "scores.json").read_text())["model"]
+    assert (model["videos"], model["loss_videos"]) == (4, 3)
+    with (folder / "manifest.jsonl").open("a") as manifest:
+        manifest.write(json.dumps(video | {"human_caption": "Another."}) + "\n")
+    assert main([*arguments, "--max-tail", "3", "--output", str(tmp_path / "out")]) == 2
+    assert "digest of the data was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

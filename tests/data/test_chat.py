@@ -1,5 +1,7 @@
 """Chats: their order, the room for the video, and the questions."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,25 @@ def test_tokens_of_sentences(tokenizer):
     assert [tokenizer.decode(part).strip() for part in parts] == sentences
     with pytest.raises(ExampleError, match="the sentence '' has no token of its own"):
         sentence_tokens(tokenizer, ["A.", "", "B."])
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"question": "\ud83d?"}, "question"), ({"answer": "\ude00"}, "answer"), ({"later": [("?", "\udc80")]}, "answer")],
+)
+def test_half_a_character_is_refused_and_a_whole_one_is_not(tokenizer, changes, name):
+    texts = {"question": "What \U0001f600?", "answer": "A \U0001f600.", "later": []}
+    assert "A \U0001f600." in tokenizer.decode(encode_chat(tokenizer, **texts, video_grid_thw=GRID))
+    with pytest.raises(ExampleError, match=rf"the {name} has half a character \(\\ud[0-9a-f]{{3}} at position 0\)"):
+        encode_chat(tokenizer, **texts | changes, video_grid_thw=GRID)
+
+
+def test_words_that_were_added_to_the_vocabulary_are_text(tokenizer):
+    with_words = copy.deepcopy(tokenizer)
+    with_words.add_tokens(["square", "<tool_call>"])
+    with_words.add_tokens(["<|wave|>"], special_tokens=True)
+    ids = encode_chat(with_words, question="What?", answer="A square <tool_call>.", video_grid_thw=GRID)
+    assert with_words.convert_tokens_to_ids("square") in ids
+    assert "A square <tool_call>." in with_words.decode(ids)
+    with pytest.raises(ExampleError, match=r"the answer contains the special token <\|wave\|>"):
+        encode_chat(with_words, question="What?", answer="A <|wave|>.", video_grid_thw=GRID)

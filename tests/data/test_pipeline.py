@@ -88,8 +88,8 @@ REASONS = {
     "brief": "the caption has 2 tokens, too short for its 2 frames at 3 tokens a frame (6)",
     "special": "the answer contains the special token <|im_end|>",
     "wordy": "tokens, and a row has room for 256; raise max_tokens",
-    "long": "long.mp4 has more than 32 frames at 2 fps (16 s)",
-    "wide": "wide.mp4 has 144 patches (grid (2, 6, 12)), and a row has room for 64; raise max_patches",
+    "long": "long.mp4 has more than the 64 patches that a row has room for: those of 4 frames (4 s) of 4 x 4",
+    "wide": "wide.mp4 has more than the 64 patches that a row has room for: those of 0 frames (0 s) of 6 x 12",
 }
 
 
@@ -296,6 +296,11 @@ def test_time_ids_follow_the_sampling_rate(examples, tokenizer):
     [
         ({"variant": "nope"}, "unknown variant 'nope'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (
+            {"max_patches": 1999},
+            "max_patches and the patches of buckets must be multiples of 4, .* got 1999; give 1996",
+        ),
+        ({"max_patches": 3}, "got 3; give 4"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"fps": 0.0}, "fps must be above 0, got 0"),
         ({"max_pixels": 100}, r"max_pixels must be at least min_pixels \(3136\)"),

@@ -22,6 +22,15 @@ def test_each_once_and_kept(tmp_path):
     assert RejectedLog(path).rejected == again.rejected
 
 
+def test_half_a_line_and_characters_that_end_none(tmp_path):
+    path = tmp_path / "rejected.jsonl"
+    RejectedLog(path).note("a\u2028b", "damaged")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_text().encode().decode("unicode_escape").encode() + b'{"where": "c')
+    again = RejectedLog(path)
+    again.note("d", "cut off")
+    assert RejectedLog(path).rejected == (Rejected("a\u2028b", "damaged"), Rejected("d", "cut off"))
+
+
 def test_nothing_is_written_without_bad_examples(tmp_path):
     log = RejectedLog(tmp_path / "rejected.jsonl")
     log.note("a")

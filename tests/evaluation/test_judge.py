@@ -92,6 +92,21 @@ def test_graded_texts_are_never_asked_for_again(server, make):
         make()
 
 
+def test_grades_that_another_program_wrote_again_are_read(server, make):
+    """With characters that end no line, Windows' line ends, a byte order mark and half a line at the end."""
+    texts = ["One.\u2028Two.", "Three.\x85Four."]
+    judge = make()
+    assert list(judge.fluency(texts)) == [4, 4]
+    lines = [json.dumps(json.loads(line), ensure_ascii=False) for line in judge.cache.read_text().splitlines()]
+    judge.cache.write_bytes(b"\xef\xbb\xbf" + "".join(f"{line}\r\n" for line in lines).encode() + b'{"request": "a')
+    server.replies = [grade(1)]
+    assert list(make().fluency(texts)) == [4, 4]
+    assert len(server.seen) == 2
+    judge.cache.write_text("[" * 100_000 + "\n")
+    with pytest.raises(JudgeError, match=r"j\.jsonl:1 is no grade"):
+        make()
+
+
 def test_failures_that_pass_are_waited_for_longer_and_longer(server, make):
     server.replies = [(500, {}, "oh"), (503, {}, ""), (None, {}, ""), grade(2)]
     assert list(make().fluency([FLUENT])) == [2]

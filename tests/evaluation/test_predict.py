@@ -1,7 +1,7 @@
 """Predictions over a few frames: schedules, times, and what is kept on disk."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from swjax.evaluation import (
     score_predictions,
     wall_times,
 )
-from swjax.evaluation.predictions import open_predictions, write_authors_results
+from swjax.evaluation.predictions import open_predictions, read_predictions, write_authors_results
 from swjax.evaluation.scores import average_lagging
 from swjax.inference import Engine, Frame, FrameSeen, Mode, StreamSession, StreamSettings, TokenSpoken
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
@@ -127,6 +127,21 @@ def test_videos_that_cannot_be_used_do_not_disturb_the_others(watch):
     assert watch("broken") == [broken]
 
 
+def test_a_question_that_cannot_be_asked_does_not_disturb_the_others(model, tokenizer, watch):
+    good, special, half = (
+        VideoExample(key, Path("x.mp4"), None, "A caption.", question)
+        for key, question in (("a", None), ("b", "What <|im_end|>?"), ("c", "What \ud83d?"))
+    )
+    how = {"question": "What?", "settings": SHORT, "read": read, "frame_units": 1, "rows": 2}
+    outcomes = {
+        getattr(one, "where", None) or one.key: one for one in predict(model, tokenizer, [special, good, half], **how)
+    }
+    assert without_walls([outcomes["a"]]) == without_walls(watch("a"))
+    assert outcomes["b"].reason == "the question contains the special token <|im_end|>; remove it from the text"
+    assert outcomes["c"].reason.startswith("the question has half a character")
+    assert list(predict(model, tokenizer, [half], **how)) == [outcomes["c"]]
+
+
 def test_larger_frames_than_usual_have_an_engine_of_their_own(watch):
     small, wide = watch("a", "wide")
     assert wide.frames == FRAMES + 1
@@ -229,6 +244,15 @@ def test_predictions_are_found_again_and_half_a_line_is_cut_off(tmp_path):
     assert again.found == {"k": PREDICTION}
     again.append(replace(PREDICTION, key="m"))
     assert list(open_predictions(tmp_path, SETTINGS).found) == ["k", "m"]
+
+
+def test_predictions_that_another_program_wrote_again_are_read(tmp_path):
+    """With characters that end no line, Windows' line ends and a byte order mark."""
+    predictions = [replace(PREDICTION, key=key, reference="One.\u2028Two.\x85Three.") for key in ("k", "l")]
+    lines = [json.dumps(asdict(one), ensure_ascii=False) for one in predictions]
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(f"{line}\r\n" for line in lines).encode())
+    assert read_predictions(path) == predictions
 
 
 def test_predictions_made_otherwise_are_not_mixed(tmp_path):

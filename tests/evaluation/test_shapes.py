@@ -36,6 +36,8 @@ def test_events_are_read_as_prepare_writes_them(tmp_path):
     line = {"video_id": "a", "events": [{"kind": "turn", "direction": "up", "time_s": 2.5, "visible_s": 3.0}]}
     file.write_text(json.dumps(line) + "\n")
     assert read_events(file) == {"a": (TURN,)}
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(line | {"video_id": "a\x85b"}, ensure_ascii=False).encode() + b"\r\n")
+    assert read_events(file) == {"a\x85b": (TURN,)}
     file.write_text(json.dumps(line) + "\n{}\n")
     with pytest.raises(EvaluationError, match=r"events\.jsonl:2 cannot be read"):
         read_events(file)

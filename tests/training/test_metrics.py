@@ -53,6 +53,13 @@ def test_a_loss_that_is_not_finite_is_null(tmp_path: Path) -> None:
     assert line == {"step": 1, "loss": None, "grad_norm": None, "labels": 3.0}
 
 
+def test_steps_that_are_taken_again_and_spoiled_lines_are_dropped(tmp_path: Path) -> None:
+    kept = b'{"step": 1, "loss": 0.1}\n{"step": 2, "loss": null}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(kept + b'\0\0\n{"loss": 1.0}\n{"step": 3, "loss": 0.5}\n{"step": 2, "lo')
+    with open_metrics(tmp_path, after_step=2):
+        assert (tmp_path / "metrics.jsonl").read_bytes() == kept
+
+
 def test_the_steps_asked_for_are_traced(tmp_path: Path) -> None:
     double = jax.jit(lambda x: x * 2)
     found = []

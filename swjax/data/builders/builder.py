@@ -7,6 +7,7 @@ is counted, by limit, in report.json; both lie beside the version folder of the 
 
 import collections
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from swjax.data.builders.recipe import LeftOut, Recipe, Record, make_record
 from swjax.data.example import Rejected, VideoExample
+from swjax.data.json_lines import readable_lines
 from swjax.data.records import FEATURES
 
 REJECTED = "rejected.jsonl"
@@ -39,6 +41,8 @@ class RecipeConfig(tfds.core.BuilderConfig):
     Attributes:
         recipe: how records are made.
         source: folder or manifest of the release.
+        data_set: name of the data set, and of its folder; "" for the builder's own.
+        digest: what tells the source apart from another (`ReleaseBuilder.digest`).
         workers: processes that make records; 0 makes them in this one. Not used with Beam.
         max_rejected: share of bad examples beyond which nothing is made.
         beam: make records in a Beam pipeline.
@@ -46,23 +50,54 @@ class RecipeConfig(tfds.core.BuilderConfig):
 
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     source: Path = Path()
+    data_set: str = ""
+    digest: str = ""
     workers: int = 0
     max_rejected: float = 0.05
     beam: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """All that the records depend on; kept beside them."""
+        return self.recipe.to_json() | {"digest of the source": self.digest}
 
 
 class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A builder over a local copy of a release."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Frames as JPEG, several questions to a record."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "Frames as JPEG, several questions to a record.",
+        "1.1.0": "The size of the video's own frames.",
+    }
     HUB_ID = ""
     HUB_PATTERNS: tuple[str, ...] = ()
 
     builder_config: RecipeConfig
 
+    def __init__(self, *, config: RecipeConfig, **options: Any) -> None:
+        if config.data_set:
+            self.name = config.data_set
+        super().__init__(config=config, **options)
+
+    @classmethod
+    def digest(cls, source: Path) -> str:
+        """SHA-256 of what a release is made of: the content of lists, the names and sizes of videos and archives."""
+        digest = hashlib.sha256()
+        for split, parts in sorted(cls.find_parts(source).items()):
+            for part in map(Path, parts):
+                digest.update(f"{split} {part.name} {part.stat().st_size}\n".encode())
+                for line in cls.content(part):
+                    digest.update(line)
+        return digest.hexdigest()
+
+    @classmethod
+    def content(cls, part: Path) -> Iterator[bytes]:
+        """What tells a part apart from one of the same name and size, as far as that is quickly known."""
+        return iter(())
+
+    @classmethod
     @abstractmethod
-    def find_parts(self, source: Path) -> dict[str, list[str]]:
+    def find_parts(cls, source: Path) -> dict[str, list[str]]:
         """Split -> its parts, each a path."""
 
     @abstractmethod
@@ -76,7 +111,7 @@ class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=FEATURES, metadata=tfds.core.MetadataDict(self.builder_config.recipe.to_json())
+            features=FEATURES, metadata=tfds.core.MetadataDict(self.builder_config.describe())
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -145,10 +180,10 @@ class Outcomes:
     def write(self, folder: Path, split: str) -> None:
         """Put the split's outcomes into the two files of the data set, in the place of what stood there before."""
         folder.mkdir(parents=True, exist_ok=True)
-        rejected = [line for line in _lines(folder / REJECTED) if json.loads(line).get("split") != split]
-        rejected += [json.dumps({"split": split, "where": r.where, "reason": r.reason}) for r in self.rejected]
-        _replace(folder / REJECTED, "".join(line + "\n" for line in rejected))
-        report = json.loads("\n".join(_lines(folder / REPORT)) or "{}")
+        rejected = [line for line in readable_lines(folder / REJECTED) if line.get("split") != split]
+        rejected += [{"split": split, "where": r.where, "reason": r.reason} for r in self.rejected]
+        _replace(folder / REJECTED, "".join(json.dumps(line) + "\n" for line in rejected))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
         report[split] = {"records": self.made, "rejected": len(self.rejected), "left_out": dict(self.left_out)}
         _replace(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
@@ -186,8 +221,8 @@ def gather_outcomes(builder: ReleaseBuilder) -> Mapping[str, Outcomes]:
     gathered: dict[str, Outcomes] = {}
     for path in sorted(folder.glob("*-of-*")):
         outcomes = gathered.setdefault(path.name.rsplit("-", 3)[0], Outcomes())
-        for line in _lines(path):
-            ((kind, what),) = json.loads(line).items()
+        for line in readable_lines(path):
+            ((kind, what),) = line.items()
             outcomes.note(Rejected(*what) if kind == "rejected" else LeftOut(*what) if kind == "left_out" else {})
         path.unlink()
     if folder.is_dir():
@@ -216,10 +251,6 @@ def _work(
 
 def _result(outcome: Rejected | Future) -> Record | Rejected | LeftOut:
     return outcome if isinstance(outcome, Rejected) else outcome.result()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _replace(path: Path, text: str) -> None:

@@ -22,7 +22,8 @@ class Funqa(ReleaseBuilder):
     HUB_ID = "fesvhtr/FunQA"
     HUB_PATTERNS = ("*.zip", "*.json")
 
-    def find_parts(self, source: Path) -> dict[str, list[str]]:
+    @classmethod
+    def find_parts(cls, source: Path) -> dict[str, list[str]]:
         """The list of questions of each split."""
         lists = {split: source / f"FunQA_{name}.json" for name, split in _SPLITS.items()}
         found = {split: [str(path)] for split, path in lists.items() if path.is_file()}
@@ -32,12 +33,20 @@ class Funqa(ReleaseBuilder):
             )
         return found
 
+    @classmethod
+    def content(cls, part: Path) -> Iterator[bytes]:
+        """The list of questions, and the size of the archive of its videos."""
+        yield part.read_bytes()
+        archive = part.with_name(f"{part.stem.removeprefix('FunQA_')}.zip")
+        if archive.is_file():
+            yield f"{archive.stat().st_size}\n".encode()
+
     def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
         """The examples of a split."""
         path = Path(part)
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise SourceError(f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(entries, list):
             raise SourceError(f"{path} is not a list of questions")
@@ -59,7 +68,7 @@ class Funqa(ReleaseBuilder):
             if found is None:
                 yield Rejected(key, f"neither the folder {name} nor {name}.zip has the video {video}")
             else:
-                yield VideoExample(key, found, 0.0, answer, question, others=tuple(others))
+                yield VideoExample(key, found, None, answer, question, others=tuple(others))
 
 
 def _fault(entry: Any) -> str | None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from swjax.data.builders.builder import ReleaseBuilder, SourceError
-from swjax.data.example import Rejected, VideoExample
+from swjax.data.example import Rejected, VideoExample, VideoFile
+from swjax.data.manifest import Manifest as ManifestLines
 from swjax.data.manifest import ManifestError, read_manifest
 
 SPLITS = ("train", "validation", "test")
@@ -13,7 +14,8 @@ SPLITS = ("train", "validation", "test")
 class Manifest(ReleaseBuilder):
     """A manifest (split `train`), or a folder with train/manifest.jsonl and, if wanted, validation and test."""
 
-    def find_parts(self, source: Path) -> dict[str, list[str]]:
+    @classmethod
+    def find_parts(cls, source: Path) -> dict[str, list[str]]:
         """The manifest of each split."""
         if source.is_file():
             return {"train": [str(source)]}
@@ -23,14 +25,26 @@ class Manifest(ReleaseBuilder):
             raise SourceError(f"{source} is no manifest, and has none in {', '.join(SPLITS)}")
         return found
 
+    @classmethod
+    def content(cls, part: Path) -> Iterator[bytes]:
+        """The manifest, and the sizes of its videos."""
+        yield part.read_bytes()
+        for example in _read(part).examples:
+            path = example.video.path if isinstance(example.video, VideoFile) else Path(str(example.video))
+            yield f"{path.stat().st_size}\n".encode()
+
     def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
         """The lines of a manifest."""
-        try:
-            manifest = read_manifest(part)
-        except ManifestError as error:
-            raise SourceError(str(error)) from error
+        manifest = _read(part)
         yield from manifest.rejected
         yield from manifest.examples
+
+
+def _read(part: str | Path) -> ManifestLines:
+    try:
+        return read_manifest(part)
+    except ManifestError as error:
+        raise SourceError(str(error)) from error
 
 
 class MovingShapes(Manifest):

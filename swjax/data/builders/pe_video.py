@@ -14,7 +14,8 @@ class PeVideo(ReleaseBuilder):
     HUB_ID = "facebook/PE-Video"
     HUB_PATTERNS = ("train/*.tar", "test/*.tar")
 
-    def find_parts(self, source: Path) -> dict[str, list[str]]:
+    @classmethod
+    def find_parts(cls, source: Path) -> dict[str, list[str]]:
         """The shards of each split."""
         splits = {split: sorted(map(str, (source / split).glob("*.tar"))) for split in ("train", "test")}
         if not any(splits.values()):
@@ -32,5 +33,4 @@ def _example(path: Path, sample: TarSample) -> VideoExample | Rejected:
     caption = sample.fields.get("human_caption")
     if not isinstance(caption, str) or not caption.strip():
         return Rejected(key, f"{path}: {sample.key}.json has no human_caption")
-    # The length that the JSON claims is not trusted; the recipe looks at what is decoded.
-    return VideoExample(key, VideoFile(path, member=sample.video), duration_s=0.0, caption=caption.strip())
+    return VideoExample(key, VideoFile(path, member=sample.video), duration_s=None, caption=caption.strip())

@@ -1,6 +1,7 @@
 """Makes records of a release: runs its builder here or over Beam, and reports what came of it."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ PAPER_LIMITS: Mapping[str, float] = MappingProxyType(
     {"min_seconds": 5.0, "max_seconds": 30.0, "min_rate": 3.0, "max_rate": 6.0}
 )
 """Which examples the paper takes: 5 to 30 s long, with 3 to 6 answer tokens a second."""
+
+
+_NAME = re.compile("[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -75,46 +79,66 @@ def prepare_records(
     recipe: Recipe,
     *,
     workers: int = 0,
+    data_set: str = "",
+    overwrite: bool = False,
     max_rejected: float = 0.05,
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
 ) -> Prepared:
-    """Make the records of a release, unless they are there already.
+    """Make the records of a release, unless they are there already, of the same source by the same recipe.
 
     Args:
         name: one of `BUILDERS`.
         source: folder or manifest of the release.
         output: folder of data sets; this one goes to output/NAME/RATE_PIXELS/VERSION.
         recipe: how records are made.
+        data_set: what to call the data set; "" for the name of the builder.
+        overwrite: make it anew, in the place of one of that name.
         workers: processes that make them; 0 makes them in this one.
         max_rejected: share of bad examples of a split beyond which nothing is made.
         beam_runner: a runner of Apache Beam to make them with, such as DirectRunner or DataflowRunner.
         beam_options: options of the pipeline, as Beam's command line takes them.
 
     Raises:
-        SourceError: if the release cannot be read, too much of it is bad, nothing is left, or the folder holds a data
-            set of another recipe.
+        SourceError: if the release cannot be read, too much of it is bad, nothing is left, the folder holds a data
+            set of another source or recipe, or a data set cannot be called so.
     """
+    if data_set and not _NAME.fullmatch(data_set):
+        raise SourceError(
+            f"a data set cannot be called {data_set!r}; use small letters, digits and _, such as my_videos"
+        )
     if not source.exists():
         raise SourceError(f"there is no {source}; give the release's folder with --source")
     config = RecipeConfig(
         name=f"{recipe.fps:g}fps_{recipe.max_pixels}px",
         recipe=recipe,
         source=source,
+        data_set=data_set,
+        digest=BUILDERS[name].digest(source),
         workers=workers,
         max_rejected=max_rejected,
         beam=beam_runner is not None,
     )
     builder = BUILDERS[name](data_dir=str(output), config=config, file_format="array_record")
     folder = Path(builder.data_dir)
+    if (folder / "dataset_info.json").exists() and overwrite:
+        shutil.rmtree(folder)
+        builder = BUILDERS[name](data_dir=str(output), config=config, file_format="array_record")
     if (folder / "dataset_info.json").exists():
-        _check_same_recipe(folder, builder, recipe)
-    elif beam_runner is None:
+        _check_same(folder, builder)
+        return _prepared(builder)
+    for file in (REPORT, REJECTED):  # of records that are no longer there
+        (builder.report_folder / file).unlink(missing_ok=True)
+    if beam_runner is None:
         builder.download_and_prepare()
     else:
         _prepare_over_beam(builder, beam_runner, beam_options)
+    return _prepared(builder)
+
+
+def _prepared(builder: ReleaseBuilder) -> Prepared:
     report = json.loads((builder.report_folder / REPORT).read_text(encoding="utf-8"))
-    return Prepared(folder, builder.report_folder / REJECTED, report)
+    return Prepared(Path(builder.data_dir), builder.report_folder / REJECTED, report)
 
 
 def _prepare_over_beam(builder: ReleaseBuilder, runner: str, options: Sequence[str]) -> None:
@@ -137,15 +161,15 @@ def _prepare_over_beam(builder: ReleaseBuilder, runner: str, options: Sequence[s
         raise
 
 
-def _check_same_recipe(folder: Path, builder: ReleaseBuilder, recipe: Recipe) -> None:
+def _check_same(folder: Path, builder: ReleaseBuilder) -> None:
     found = dict(builder.info.metadata or {})
     differing = [
         f"{key} was {found.get(key)!r}, is {value!r}"
-        for key, value in recipe.to_json().items()
+        for key, value in builder.builder_config.describe().items()
         if found.get(key) != value
     ]
     if differing:
         raise SourceError(
-            f"{folder} holds a data set of another recipe ({'; '.join(differing)}); choose another "
-            "--output, or delete that one"
+            f"{folder} holds a data set of another source or recipe ({'; '.join(differing)}); give this one another "
+            "--name or --output, or put it in the place of that one with --overwrite"
         )

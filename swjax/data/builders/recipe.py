@@ -10,6 +10,7 @@ import numpy as np
 from swjax.data.clips import QUALITY, encode_clip
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resize, resized_size
+from swjax.data.text import check_text
 from swjax.data.tokenizer import load_tokenizer
 from swjax.data.video import DEFAULT_MAX_FRAMES, iter_frames
 
@@ -82,6 +83,11 @@ def make_record(example: VideoExample, recipe: Recipe) -> Record | Rejected | Le
 
 def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
     texts = [(example.question, example.caption), *example.others]
+    check_text(example.key, "key")
+    check_text(str(example.video), "path of the video")
+    for question, answer in (*texts, *example.later):
+        check_text(question or "", "question")
+        check_text(answer, "answer")
     texts = [(question, answer) for question, answer in texts if answer.startswith(recipe.prefix)]
     if not texts:
         return LeftOut(example.key, f"no answer begins with {recipe.prefix!r}")
@@ -115,6 +121,8 @@ def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
         "key": example.key,
         "source": str(example.video),
         "frames": list(encode_clip(resize(clip, height, width), quality=recipe.quality)),
+        "height": clip.shape[1],
+        "width": clip.shape[2],
         "fps": recipe.fps,
         "questions": [question or "" for question, _ in texts],
         "answers": [answer for _, answer in texts],

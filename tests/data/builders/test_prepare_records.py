@@ -4,19 +4,25 @@ import io
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from damaged_files import DAMAGED, SOUND
 from video_files import number_of, write_video
 
+from swjax.commands.main import main
 from swjax.data.builders import prepare as preparing
 from swjax.data.builders.builder import SourceError
 from swjax.data.builders.prepare import prepare_records
 from swjax.data.builders.recipe import LeftOut, Recipe, make_record
-from swjax.data.example import ExampleError, VideoExample
+from swjax.data.encoding import load_patches
+from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.records import RecordsError, open_records
 from swjax.data.video import decode_video
+from swjax.inference import read_frames
 
 ANY = Recipe(min_pixels=28 * 28)
 CAPTION = "The video shows a square that turns."
@@ -109,8 +115,66 @@ def test_the_same_recipe_is_not_made_again_and_another_is_refused(tmp_path):
     time = (first.folder / "dataset_info.json").stat().st_mtime_ns
     assert prepare_records("manifest", manifest, tmp_path / "out", ANY) == first
     assert (first.folder / "dataset_info.json").stat().st_mtime_ns == time
-    with pytest.raises(SourceError, match=r"another recipe .quality was 95, is 80"):
+    with pytest.raises(SourceError, match=r"another source or recipe .quality was 95, is 80"):
         prepare_records("manifest", manifest, tmp_path / "out", Recipe(min_pixels=28 * 28, quality=80))
+
+
+def test_another_source_is_refused_named_or_put_in_the_place(tmp_path):
+    write_video(tmp_path / "a.mp4", num_frames=96)
+    write_video(tmp_path / "b.mp4", num_frames=96)
+    out = tmp_path / "out"
+
+    def make(lines, **how):
+        return prepare_records("manifest", write_manifest(tmp_path, lines), out, ANY, **how)
+
+    def keys(made):
+        return [example.key for example in open_records(made.folder, "train")]
+
+    first = make([line("a")])
+    with pytest.raises(SourceError, match=r"digest of the source was '[0-9a-f]{64}'(.|\n)*--name(.|\n)*--overwrite"):
+        make([line("b")])
+    assert keys(first) == ["a"]
+    with pytest.raises(SourceError, match="another source or recipe"):
+        make([line("a", human_caption="The video shows something else.")])
+    second = make([line("b"), "not JSON"], data_set="others", max_rejected=0.5)
+    assert (keys(first), keys(second)) == (["a"], ["b"])
+    assert second.folder.relative_to(out).parts[0] == "others"
+    assert make([line("b"), "not JSON"], data_set="others", max_rejected=0.5) == second
+    again = make([line("b")], overwrite=True)
+    assert (again.folder, keys(again)) == (first.folder, ["b"])
+    assert again.rejected.read_text() == ""
+    write_video(tmp_path / "b.mp4", num_frames=144)
+    with pytest.raises(SourceError, match="another source or recipe"):
+        make([line("b")])
+    with pytest.raises(SourceError, match="cannot be called 'My videos'; use small letters"):
+        make([line("b")], data_set="My videos")
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 176), (202, 118), (60, 42)])
+def test_records_are_seen_at_the_size_of_the_video_itself(tmp_path, width, height):
+    """Whatever they are kept at; frames that were shrunk to less than is wanted are refused."""
+    frames = list(np.random.default_rng(0).integers(0, 255, (8, height, width, 3), np.uint8))
+    path = write_video(tmp_path / "v.mp4", frames=frames, rate=2)
+    kept = Recipe(min_pixels=28 * 28, max_pixels=112 * 112)
+    manifest = write_manifest(tmp_path, [line("v")])
+    (example,) = open_records(prepare_records("manifest", manifest, tmp_path / "out", kept).folder, "train")
+    for max_pixels in (28 * 28, 56 * 56, 70 * 70, 112 * 112):
+        budget = {"min_pixels": 28 * 28, "max_pixels": max_pixels}
+        config = PipelineConfig(batch_size=1, max_tokens=2**12, max_patches=2**12, **budget)
+        grids = [load_patches(video, config)[1] for video in (path, example.video)]
+        assert grids[0] == grids[1]
+        sizes = [next(read_frames(video, fps=2.0, **budget)).grid_hw for video in (path, example.video)]
+        assert sizes == [grids[0][1:]] * 2
+    more = replace(config, max_pixels=224 * 224)
+    if width > 112:
+        for load in (
+            lambda: load_patches(example.video, more),
+            lambda: next(read_frames(example.video, fps=2.0, min_pixels=28 * 28, max_pixels=224 * 224)),
+        ):
+            with pytest.raises(ExampleError, match=r"frames are kept at \d+ x \d+ pixels, and max_pixels 50176 wants"):
+                load()
+    else:
+        assert load_patches(example.video, more)[1] == load_patches(path, more)[1], "nothing was lost in keeping it"
 
 
 def add(archive, name, content):
@@ -186,6 +250,25 @@ def test_funqa(tmp_path, packed):
     assert (described.question, described.caption) == ("What?", "A man falls.")
     assert described.others == (("Tell.", "Somebody falls."),)
     assert made.report["train"]["rejected"] == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"key": "\udcff"}, "key"),
+        ({"video": Path("\udcff.mp4")}, "path of the video"),
+        ({"caption": "A \ud83d"}, "answer"),
+        ({"question": "\ud83d?"}, "question"),
+        ({"others": (("?", "\ud83d"),)}, "answer"),
+        ({"later": (("\ud83d", "!"),)}, "question"),
+    ],
+)
+def test_half_a_character_in_a_release_is_set_aside(fields, name):
+    example = VideoExample(**{"key": "a", "video": Path("a.mp4"), "duration_s": None, "caption": "A."} | fields)
+    outcome = make_record(example, Recipe(min_rate=1))
+    assert isinstance(outcome, Rejected)
+    assert f"the {name} has half a character" in outcome.reason
+    assert main(["data", "inspect", outcome.reason]) == 2, "it can be printed"
 
 
 def test_limits(tmp_path):
