@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from video_files import number_of, numbered_frame, write_video
 
-from swjax.data import video
+from swjax.data import decoding
 from swjax.data.example import VideoFile
 from swjax.data.video import VideoError, decode_video, iter_frames
 
@@ -209,7 +209,7 @@ def test_a_part_that_is_not_there(tmp_path):
 
 def test_a_part_of_a_long_file_is_not_read_from_its_beginning(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", num_frames=24 * 60)
-    monkeypatch.setattr(video, "MAX_DECODED_FRAMES", 400)
+    monkeypatch.setattr(decoding, "MAX_DECODED_FRAMES", 400)
     assert len(decode_video(VideoFile(path, 40.0, 44.0))) == 8
     with pytest.raises(VideoError, match="has more than 400 video frames; cut it into parts"):
         decode_video(path)
