@@ -13,7 +13,8 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import av
 from av.container import InputContainer
@@ -32,6 +33,10 @@ TIMESTAMP_TOLERANCE_S = 0.0011
 
 # Pictures beside a film: covers, chapter pictures, stills.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+
+# Containers in which every packet after a seek has its own time. MPEG program streams begin in the middle of a frame
+# there, with times that are guessed; others are rare or short, and are read from their beginning.
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpegts")
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +106,8 @@ def open_film(file: VideoFile, *, max_frame_pixels: int) -> Iterator[Film]:
         if first is None:
             raise VideoError(f"{file} has a video stream without a single frame; fetch or encode it again")
         if skipped:
-            _warn_of_missing(file, len(skipped), first.time_s - _start_time(stream))
+            whole = replace(file, start_s=0.0, end_s=None)
+            _warn_of_missing(whole, len(skipped), first.time_s - _start_time(stream))
         begins_s, ends_s = first.time_s, _claimed_end(container, stream)
         frames = (
             _frames_from(begins_s + file.start_s, begins_s, container, stream, decode, reopen)
@@ -126,28 +132,33 @@ def _open(file: VideoFile) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = next((track for track in tracks if track.frames > 1), tracks[0])
         if stream.frames <= 1 and len(tracks) > 1:
             with opened() as other:
-                stream = container.streams[_first_with_two_packets(other, [track.index for track in tracks])]
+                stream = tracks[_first_with_two_packets(other, [track.index for track in tracks])]
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 def _first_with_two_packets(container: InputContainer, tracks: list[int]) -> int:
-    """Which track is a film and no still, where the container does not count its frames."""
+    """Which of the tracks is a film and no still, where the container does not count their frames."""
     seen = set()
     for packet in container.demux([container.streams[index] for index in tracks]):
         if packet.size and packet.stream.index in seen:
-            return packet.stream.index
+            return tracks.index(packet.stream.index)
         seen.add(packet.stream.index)
-    return tracks[0]
+    return 0
+
+
+def _time_base(stream: VideoStream) -> Fraction:
+    assert stream.time_base is not None  # of a stream that is read
+    return stream.time_base
 
 
 def _start_time(stream: VideoStream) -> float:
-    return 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
+    return 0.0 if stream.start_time is None else float(stream.start_time * _time_base(stream))
 
 
 def _claimed_end(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration is not None:
-        return _start_time(stream) + float(stream.duration * stream.time_base)
+        return _start_time(stream) + float(stream.duration * _time_base(stream))
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base  # Matroska counts from zero, not from its first frame
     return None
@@ -156,8 +167,8 @@ def _claimed_end(container: InputContainer, stream: VideoStream) -> float | None
 @functools.lru_cache(maxsize=4096)  # a file is read once an epoch
 def _warn_of_missing(file: VideoFile, pictures: int, seconds: float) -> None:
     _log.warning(
-        "%s begins between key frames: its first %.2f s cannot be decoded and are left out (%d pictures before the "
-        "first key frame); its times count from the first frame that can be shown",
+        "%s begins between key frames: its first %.2f s cannot be decoded and are left out (pictures before the first "
+        "key frame: %d); its times count from the first frame that can be shown",
         file,
         seconds,
         pictures,
@@ -174,9 +185,9 @@ def _frames_from(
 ) -> Iterator[TimedFrame]:
     """Frames from one that is shown at this time or earlier, by the seek that goes back least."""
     back_s = 0.0
-    while wanted_s - back_s > begins_s:
+    while container.format.name in _SEEKABLE and wanted_s - back_s > begins_s:
         try:
-            container.seek(math.floor((wanted_s - back_s) / stream.time_base), stream=stream, backward=True)
+            container.seek(math.floor((wanted_s - back_s) / _time_base(stream)), stream=stream, backward=True)
             frames = decode(container, stream)
             first = next(frames, None)
         except (av.FFmpegError, VideoError):
@@ -226,7 +237,9 @@ def _decode(
         if shape not in (None, shown):
             raise VideoError(f"{file} changes its frame size from {shape} to {shown} {at}; encode it again at one size")
         if time_s < last_s:
-            raise VideoError(f"{file} has timestamps that run backwards {at}; encode it again")
+            raise VideoError(
+                f"{file} has timestamps that run backwards at {last_s - _start_time(stream):.2f} s; encode it again"
+            )
         if frame.is_corrupt:
             raise VideoError(f"{file} has a damaged frame {at}; fetch or encode it again")
         shape, last_s = shown, time_s
