@@ -19,12 +19,26 @@ class Orientation(NamedTuple):
     rows_flipped: bool = False
 
 
+# Counterclockwise.
+_TURNS = {
+    0: Orientation(),
+    90: Orientation(transposed=True, rows_flipped=True),
+    180: Orientation(columns_flipped=True, rows_flipped=True),
+    270: Orientation(transposed=True, columns_flipped=True),
+}
+
+
 def read_orientation(frame: av.VideoFrame) -> Orientation | None:
     """The orientation of a frame; upright where the file says nothing, None for an angle that is no quarter turn.
 
     The matrix (ISO/IEC 14496-12, 6.2.2) takes column x and row y to (a x + c y, b x + d y). Its scale is not looked at.
     """
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    try:
+        data = frame.side_data.get(Type.DISPLAYMATRIX)
+    except (
+        ValueError
+    ):  # PyAV reads no side data of a frame that has a kind unknown to it, such as EXIF or a view's number
+        return _TURNS.get(frame.rotation % 360)
     if data is None:
         return Orientation()
     (a, b), (c, d) = np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2].astype(float)

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import number_of, numbered_frame, write_video
 
 from swjax.data import decoding
@@ -107,6 +108,17 @@ def test_every_quarter_turn_and_mirroring_is_applied(tmp_path, matrix):
         expected[y if b + d > 0 else y - 1, x if a + c > 0 else x - 1] = 240
     assert decoded.shape == (*expected.shape, 3)
     assert np.abs(decoded.astype(int) - expected[..., None]).mean() < 5
+
+
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_frames_with_side_data_that_pyav_does_not_know(tmp_path, tag, turns):
+    pixels = np.full((64, 96, 3), 60, np.uint8)
+    pixels[:32, :32] = 240
+    exif = Image.Exif()
+    exif[0x0112] = tag  # orientation
+    Image.fromarray(pixels).save(tmp_path / "picture.jpg", exif=exif, quality=95)
+    _, decoded = next(iter_frames(tmp_path / "picture.jpg"))
+    assert np.abs(decoded.astype(int) - np.rot90(pixels, turns)).mean() < 5
 
 
 def test_a_display_matrix_of_zeros_says_nothing(tmp_path):
