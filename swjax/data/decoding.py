@@ -34,6 +34,9 @@ TIMESTAMP_TOLERANCE_S = 0.0011
 # Pictures beside a film: covers, chapter pictures, stills.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
+# No file is longer; more units of a stream's time may be too many for 64 bits.
+_LATEST_S = 2.0**31
+
 # Containers in which every packet after a seek has its own time. MPEG program streams begin in the middle of a frame
 # there, with times that are guessed; others are rare or short, and are read from their beginning.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpegts")
@@ -129,6 +132,9 @@ def _open(file: VideoFile) -> Iterator[tuple[InputContainer, VideoStream]]:
         if not tracks:
             only = "only a cover picture" if container.streams.video else "only sound or subtitles"
             raise VideoError(f"{file} has no video stream; give a file with moving pictures, not {only}")
+        tracks = [track for track in tracks if track.codec_context is not None and track.time_base]
+        if not tracks:
+            raise VideoError(f"{file} is in a format that FFmpeg cannot decode; encode it again, as H.264 for example")
         stream = next((track for track in tracks if track.frames > 1), tracks[0])
         if stream.frames <= 1 and len(tracks) > 1:
             with opened() as other:
@@ -185,6 +191,7 @@ def _frames_from(
 ) -> Iterator[TimedFrame]:
     """Frames from one that is shown at this time or earlier, by the seek that goes back least."""
     back_s = 0.0
+    wanted_s = min(wanted_s, _LATEST_S)
     while container.format.name in _SEEKABLE and wanted_s - back_s > begins_s:
         try:
             container.seek(math.floor((wanted_s - back_s) / _time_base(stream)), stream=stream, backward=True)

@@ -102,6 +102,8 @@ def test_a_part_after_the_end(tmp_path, suffix):
     path = write_video(tmp_path / f"v.{suffix}", num_frames=40, rate=RATE)
     with pytest.raises(VideoError, match=r"\[30 s to the end\] has no frame that late, the file ends at 4\.\d0 s; "):
         list(iter_frames(VideoFile(path, 30.0), 2.0))
+    with pytest.raises(VideoError, match=r"has no frame that late"):
+        list(iter_frames(VideoFile(path, 1e300), 2.0))
 
 
 def test_a_part_behind_a_damaged_one(tmp_path):
@@ -266,3 +268,10 @@ def test_sound_with_a_cover(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(VideoError, match=r"song\.mp4 has no video stream; .* not only a cover picture"):
         decode_video(add_cover(path))
+
+
+def test_a_codec_that_nothing_decodes(tmp_path):
+    path = write_video(tmp_path / "v.mp4", num_frames=20)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoError, match=r"v\.mp4 is in a format that FFmpeg cannot decode; encode it again"):
+        decode_video(path)
