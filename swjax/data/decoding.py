@@ -12,13 +12,13 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from swjax.data.archives import read_member
@@ -146,7 +146,7 @@ def _open(file: VideoFile) -> Iterator[tuple[InputContainer, VideoStream]]:
 def _first_with_two_packets(container: InputContainer, tracks: list[int]) -> int:
     """Which of the tracks is a film and no still, where the container does not count their frames."""
     seen = set()
-    for packet in container.demux([container.streams[index] for index in tracks]):
+    for packet in _demux(container, *(container.streams[index] for index in tracks)):
         if packet.size and packet.stream.index in seen:
             return tracks.index(packet.stream.index)
         seen.add(packet.stream.index)
@@ -257,7 +257,7 @@ def _packets(
     container: InputContainer, stream: VideoStream, from_key_frame: bool, skipped: list[int]
 ) -> Iterator[av.Packet]:
     begun = not from_key_frame
-    for packet in container.demux(stream):
+    for packet in _demux(container, stream):
         begun = begun or packet.is_keyframe
         if begun:
             yield packet

@@ -1,8 +1,10 @@
 """Parts of files of every kind against the whole file, and files that begin badly or hold more than a film."""
 
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -275,3 +277,16 @@ def test_a_codec_that_nothing_decodes(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     with pytest.raises(VideoError, match=r"v\.mp4 is in a format that FFmpeg cannot decode; encode it again"):
         decode_video(path)
+
+
+def test_a_stream_that_turns_up_after_the_file_was_opened(tmp_path):
+    path = write_video(tmp_path / "v.mp4", num_frames=20)
+    with av.open(str(path)) as opened:
+        stream = opened.streams.video[0]
+
+        def demux(wanted: av.VideoStream) -> Iterator[av.Packet]:
+            yield from opened.demux(wanted)
+            raise IndexError("list index out of range")
+
+        packets = decoding._demux(SimpleNamespace(demux=demux), stream)
+        assert len([frame for packet in packets for frame in packet.decode()]) == 20
