@@ -265,6 +265,13 @@ def _packets(
             skipped.append(packet.size)
 
 
+def _demux(container: InputContainer, *streams: Stream) -> Iterator[av.Packet]:
+    # When the file ends, PyAV may take a stream that turned up after it was opened for one of ours and not find it; by
+    # then ours are at their end.
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def _timed(frames: Iterator[av.VideoFrame], file: VideoFile, *, has_pts: bool) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames with the best time that is known of each, as FFmpeg's `best_effort_timestamp` has it.
 
