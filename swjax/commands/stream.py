@@ -29,7 +29,7 @@ EXAMPLE = "example: swjax stream --checkpoint runs/moving_shapes --video data/mo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--video", required=True, type=Path, metavar="FILE", help="the video")
+    parser.add_argument("--video", required=True, metavar="FILE", help="the video, a local file")
     parser.add_argument("--question", help="what to ask (default: to describe the scene and the activity)")
     parser.add_argument("--variant", help="position design (default: what the model was trained with)")
     parser.add_argument("--wait-k", type=int, help="answer tokens after each frame (default: as trained)")

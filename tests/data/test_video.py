@@ -1,14 +1,17 @@
 """Sampling times at several frame rates, and the error of every kind of bad file."""
 
 import itertools
+import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import number_of, numbered_frame, write_video
 
-from swjax.data import video
+from swjax.data import decoding
 from swjax.data.example import VideoFile
 from swjax.data.video import VideoError, decode_video, iter_frames
 
@@ -77,6 +80,98 @@ def test_rotation_is_applied(tmp_path, rotation):
     decoded = decode_video(path)[0]
     assert decoded.shape == upright.shape
     assert np.abs(decoded.astype(int) - upright).mean() < 5
+
+
+def with_display_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """An MP4 file that takes column x and row y to (a x + c y, b x + d y)."""
+    pixels = np.full((64, 96, 3), 60, np.uint8)
+    pixels[:32, :32] = 240
+    data = bytearray(write_video(path, frames=[pixels] * 24).read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    data[matrix : matrix + 36] = struct.pack(">9i", *(round(65536 * v) for v in (a, b, 0, c, d, 0, 0, 0, 16384)))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [(x * s, 0, 0, y * s) for x in (1, -1) for y in (1, -1) for s in (1, 2)]
+    + [(0, x, y, 0) for x in (1, -1) for y in (1, -1)]
+    + [(0.00001, -1, 1, 0.00001)],
+)
+def test_every_quarter_turn_and_mirroring_is_applied(tmp_path, matrix):
+    a, b, c, d = np.sign(np.round(matrix)).astype(int)
+    decoded = decode_video(with_display_matrix(tmp_path / "v.mp4", *matrix))[0]
+    expected = np.full((64, 96) if a else (96, 64), 60)
+    for row, column in np.ndindex(32, 32):  # the light corner, pixel by pixel; what is below zero counts from the end
+        x, y = a * column + c * row, b * column + d * row
+        expected[y if b + d > 0 else y - 1, x if a + c > 0 else x - 1] = 240
+    assert decoded.shape == (*expected.shape, 3)
+    assert np.abs(decoded.astype(int) - expected[..., None]).mean() < 5
+
+
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_frames_with_side_data_that_pyav_does_not_know(tmp_path, tag, turns):
+    pixels = np.full((64, 96, 3), 60, np.uint8)
+    pixels[:32, :32] = 240
+    exif = Image.Exif()
+    exif[0x0112] = tag  # orientation
+    Image.fromarray(pixels).save(tmp_path / "picture.jpg", exif=exif, quality=95)
+    _, decoded = next(iter_frames(tmp_path / "picture.jpg"))
+    assert np.abs(decoded.astype(int) - np.rot90(pixels, turns)).mean() < 5
+
+
+def test_a_display_matrix_of_zeros_says_nothing(tmp_path):
+    decoded = decode_video(with_display_matrix(tmp_path / "v.mp4", 0, 0, 0, 0))[0]
+    assert decoded.shape == (64, 96, 3)
+    assert decoded[:30, :30].mean() > 230
+
+
+def test_other_angles_are_refused(tmp_path):
+    with pytest.raises(VideoError, match=r"v\.mp4 is to be shown at an angle that is no quarter turn; encode it again"):
+        decode_video(with_display_matrix(tmp_path / "v.mp4", 0.7071, 0.7071, -0.7071, 0.7071))
+
+
+COLORS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255), (0, 0, 0), (200, 120, 60)])
+
+
+@pytest.mark.parametrize(
+    ("standard", "red", "blue", "tag"),
+    [
+        ("bt709", 0.2126, 0.0722, 1),
+        ("smpte170m", 0.299, 0.114, 6),
+        ("bt2020nc", 0.2627, 0.0593, 9),
+        (None, 0.299, 0.114, 2),
+    ],
+)
+@pytest.mark.parametrize("full_range", [False, True])
+def test_colors_are_those_of_the_standard_that_the_file_names(tmp_path, standard, red, blue, tag, full_range):
+    """Y'CbCr as ITU-R BT.601, BT.709 and BT.2020 write it; a file that names no standard is read as BT.601."""
+    luma = np.array([red, 1 - red - blue, blue])
+    from_rgb = np.stack([luma, (np.eye(3)[2] - luma) / (2 * (1 - blue)), (np.eye(3)[0] - luma) / (2 * (1 - red))])
+    scale, offset = ((255, 255, 255), (0, 128, 128)) if full_range else ((219, 224, 224), (16, 128, 128))
+    components = np.clip(np.rint(COLORS / 255 @ from_rgb.T * scale + offset), 0, 255).astype(np.uint8)
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        named = f"fullrange={'on' if full_range else 'off'}" + (f":colormatrix={standard}" if standard else "")
+        stream = container.add_stream("libx264", rate=2, options={"qp": "0", "x264-params": named})
+        stream.width, stream.height, stream.pix_fmt = 16 * len(COLORS), 64, "yuv444p"
+        for index in range(2):
+            frame = av.VideoFrame(stream.width, 64, "yuv444p")
+            frame.pts, frame.colorspace, frame.color_range = index, tag, 2 if full_range else 1
+            for plane, values in zip(frame.planes, np.repeat(components.T, 16, axis=1), strict=True):
+                padded = np.zeros((64, plane.line_size), np.uint8)
+                padded[:, : stream.width] = values
+                plane.update(padded.tobytes())
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    decoded = decode_video(path)[0]
+    assert np.abs(decoded[32, 8::16].astype(int) - COLORS).max() <= 2
+
+
+def test_a_url_is_no_file():
+    with pytest.raises(VideoError, match=r"https://example\.org/a\.mp4 is a URL, .*; download it and give the file"):
+        decode_video("https://example.org/a.mp4")
 
 
 def test_missing_file(tmp_path):
@@ -209,7 +304,7 @@ def test_a_part_that_is_not_there(tmp_path):
 
 def test_a_part_of_a_long_file_is_not_read_from_its_beginning(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", num_frames=24 * 60)
-    monkeypatch.setattr(video, "MAX_DECODED_FRAMES", 400)
+    monkeypatch.setattr(decoding, "MAX_DECODED_FRAMES", 400)
     assert len(decode_video(VideoFile(path, 40.0, 44.0))) == 8
     with pytest.raises(VideoError, match="has more than 400 video frames; cut it into parts"):
         decode_video(path)

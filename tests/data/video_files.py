@@ -1,6 +1,6 @@
 """Real videos, small, whose frames show their numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -35,13 +35,36 @@ def write_video(
     width: int = 96,
     rotation: int = 0,
     options: dict[str, str] | None = None,
+    codec: str = "libx264",
+    codec_options: dict[str, str] | None = None,
+    container_format: str | None = None,
+    shift_s: float = 0.0,
+    change: Callable[[int, av.Packet], bool] = lambda number, packet: True,
 ) -> Path:
-    """Encode H.264. Without frames, frame i shows the number i; times (seconds) make the frame rate variable."""
+    """Encode a video. Without frames, frame i shows the number i; times (seconds) make the frame rate variable.
+
+    `options` are the container's. All timestamps are shifted by `shift_s`; `change` may change the packets that were
+    encoded, and says which are written.
+    """
     if frames is None:
         frames = [numbered_frame(i, height, width) for i in range(len(times) if times else num_frames)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+    written = 0
+
+    def mux(packets: list[av.Packet]) -> None:
+        nonlocal written
+        for packet in packets:
+            if shift_s and packet.pts is not None:
+                packet.pts += round(shift_s / packet.time_base)
+                packet.dts += round(shift_s / packet.time_base)
+            if change(written, packet):
+                container.mux(packet)
+            written += 1
+
+    with av.open(str(path), "w", format=container_format, options=options or {}) as container:
+        if codec_options is None:
+            codec_options = {"preset": "ultrafast"} if codec == "libx264" else {}
+        stream = container.add_stream(codec, rate=rate, options=codec_options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         if rotation:
@@ -52,6 +75,6 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
             frame.pts = round(1000 * times[index]) if times else index
             frame.time_base = Fraction(1, 1000) if times else 1 / Fraction(rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            mux(stream.encode(frame))
+        mux(stream.encode())
     return path
