@@ -106,6 +106,10 @@ class Mode(enum.StrEnum):
     again, then words are decoded from its cache."""
 
     @classmethod
+    def _missing_(cls, value: object) -> "Mode":
+        raise ValueError(f"unknown mode {shown(value)}; choose one of {', '.join(cls)}")
+
+    @classmethod
     def usual(cls, variant: Variant) -> "Mode":
         """The quickest mode that a variant allows."""
         design = DESIGNS[variant]

