@@ -346,7 +346,7 @@ def test_what_is_not_finite_stays_with_its_stream(tokenizer, random_model, imple
     """Numbers that overflow end their stream with an error of its own, and leave nothing in the row."""
     from swjax.attention import SpanAttention
 
-    model = nnx.merge(*nnx.split(random_model))
+    model = nnx.clone(random_model)
     model.decoder.layers.attention = SpanAttention(implementation)
     engine = BatchEngine(model, rows=2, frame_units=6, slots=128, chunk_sizes=(16,), max_slots=128)
     runs = [request_words(engine, tokenizer) for _ in range(2)]
@@ -393,7 +393,7 @@ def test_a_session_says_when_scores_are_not_finite(engine, tokenizer, monkeypatc
 
 @pytest.mark.parametrize("holder", [Engine, lambda model: BatchEngine(model, rows=1, frame_units=6)])
 def test_weights_that_are_not_finite_are_found_at_load(random_model, holder):
-    model = nnx.merge(*nnx.split(random_model))
+    model = nnx.clone(random_model)
     weight = model.decoder.embedding_vd
     weight[...] = weight[...].at[5, 1].set(NAN).at[6, 1].set(INF)
     with pytest.raises(CheckpointError, match=r"decoder/embedding_vd \(2 of \d+\)"):
