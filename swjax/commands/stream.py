@@ -1,6 +1,7 @@
 """`swjax stream`: describe a video while watching it, in the terminal."""
 
 import argparse
+import errno
 import functools
 import json
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
     from swjax.data.chat import EVALUATION_QUESTION
     from swjax.data.tokenizer import load_tokenizer
     from swjax.inference import Engine, StreamSession, read_frames
+    from swjax.inference.sampler import NotFiniteError
+
+    if args.picture and (args.picture.is_dir() or args.picture.suffix.lower() != ".png"):
+        raise UsageError(f"--picture {args.picture} must name a PNG file, as stream.png")
 
     source = load_streaming_model(args.checkpoint, step=args.step)
     tokenizer = load_tokenizer(source.tokenizer)
@@ -87,9 +92,12 @@ def run(args: argparse.Namespace) -> int:
     question = args.question or EVALUATION_QUESTION
 
     # The first frame once for nothing, so that no compiling stands between the first frame and the first word.
-    rehearsal = StreamSession(engine, tokenizer, question=question, settings=settings)
-    rehearsal.see(next(read()), last=True)
-    list(rehearsal.speak(2))
+    try:
+        rehearsal = StreamSession(engine, tokenizer, question=question, settings=settings)
+        rehearsal.see(next(read()), last=True)
+        list(rehearsal.speak(2))
+    except (ValueError, NotFiniteError) as error:
+        raise UsageError(str(error)) from error
 
     session = StreamSession(engine, tokenizer, question=question, settings=settings)
     frames: list[Frame] = []
@@ -97,13 +105,19 @@ def run(args: argparse.Namespace) -> int:
     watched = read() if settings.counts is None else _within(read(), settings.counts)
     watched = _keep(watched, frames) if args.picture else watched
     events = _collect(session.run(watched, speed=None if args.as_fast_as_possible else 1.0), words)
-    if args.json:
-        for event in events:
-            print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
-    else:
-        _show(console(), args, settings, session, events)
+    try:
+        if args.json:
+            for event in events:
+                print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
+        else:
+            _show(console(), args, settings, session, events)
+    except NotFiniteError as error:
+        raise UsageError(str(error)) from error
     if args.picture:
-        draw_stream(frames[: len(words)], words, args.picture)  # one frame is read ahead
+        try:
+            draw_stream(frames[: len(words)], words, args.picture)  # one frame is read ahead
+        except OSError as error:
+            raise UsageError(f"--picture {args.picture} cannot be written: {error.strerror}") from error
     return 0
 
 
@@ -140,12 +154,20 @@ def _collect(events: "Iterator[StreamEvent]", words: list[str]) -> "Iterator[Str
 def _schedule(text: str) -> tuple[int, ...]:
     """The counts of a schedule, given as they are or as a file of them."""
     file = Path(text)
-    is_file = file.is_file()
     counts: list[int] = []
     mend = "write 3,0,5,... or name a file of such counts"
-    for number, line in enumerate((file.read_text() if is_file else text).splitlines(), start=1):
+    try:
+        is_file = file.is_file()
+        lines = (file.read_text() if is_file else text).splitlines()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise UsageError(f"--schedule {text}: {error.strerror}; {mend}") from error
+        is_file, lines = False, text.splitlines()  # counts of a long video
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--schedule {text}: it is no text; {mend}") from error
+    for number, line in enumerate(lines, start=1):
         for word in line.replace(",", " ").split():
-            if not word.isdecimal():
+            if not word.isdecimal() or len(word) > 10:
                 where = f"{file}:{number}" if is_file else f"--schedule {text}"
                 raise UsageError(f"{where}: {word!r} is no count of tokens; {mend}")
             counts.append(int(word))
@@ -155,6 +177,9 @@ def _schedule(text: str) -> tuple[int, ...]:
 
 
 def _stop_token(text: str, tokenizer: Any) -> int:
+    from swjax.inference.prompt import check_text
+
+    check_text("--stop-token", text)
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         parts = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))

@@ -231,14 +231,16 @@ class _Books:
         elif isinstance(event, TokenSpoken):
             book.spoken.append(event)
         elif isinstance(event, StreamEnded):
-            self._ready.append(self._outcome(self._open.pop(number), event))
+            self._ready.append(self._outcome(self._open.pop(number), event, stream.fault))
 
     def outcomes(self) -> Iterator[Prediction | Rejected]:
         """Those that are ready, once."""
         while self._ready:
             yield self._ready.popleft()
 
-    def _outcome(self, book: _Book, end: StreamEnded) -> Prediction | Rejected:
+    def _outcome(self, book: _Book, end: StreamEnded, fault: Exception | None) -> Prediction | Rejected:
+        if fault is not None:
+            return Rejected(book.example.key, str(fault))
         if end.reason == "capacity":
             return Rejected(
                 book.example.key,

@@ -8,22 +8,25 @@ while words are spoken.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from swjax.inference.events import EndReason, FrameSeen, StreamEnded, StreamEvent, TokenSpoken
-from swjax.inference.frames import Frame
-from swjax.inference.lane import NO_FEATURE, Lane, RowTokens
-from swjax.inference.prompt import encode_prompt
-from swjax.inference.sampler import GREEDY, SamplingRows
-from swjax.inference.scheduler import Part, Scheduler, Share
-from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind
+from swjax.inference.frames import Frame, check_frame
+from swjax.inference.lane import Lane, RowTokens, row_tokens
+from swjax.inference.prompt import begin_stream
+from swjax.inference.room import LOOK_AHEAD, padded_size, slots_to_add
+from swjax.inference.sampler import GREEDY, NO_TOKEN, NotFiniteError, SamplingRows
+from swjax.inference.scheduler import Scheduler, Share
+from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
 from swjax.inference.stream import Stream
-from swjax.inference.track import Track, join
+from swjax.inference.track import Track
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
-from swjax.streaming import SpecialTokens
+
+Result = TypeVar("Result")
 
 CHUNK_SIZES = (16, 64, 256)
 """Tokens of frames in a pass beside the word; each size is compiled once."""
@@ -53,6 +56,7 @@ class BatchEngine:
         clock: seconds; events carry its time.
 
     Attributes:
+        config: the model's.
         passes: passes over the weights that the speaker has run.
     """
 
@@ -82,7 +86,7 @@ class BatchEngine:
         word_slots = slots // 2 if word_slots is None else word_slots
         if not 0 < word_slots < slots:
             raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")
-        self._config, self._clock = model.config, clock
+        self.config, self._clock = model.config, clock
         self._max_slots = max_slots
         # What is written at once must fit into a row, also into one that has sources alone.
         room = slots - word_slots if placement else slots
@@ -115,7 +119,7 @@ class BatchEngine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return any(stream._scheduler.has_work for stream in self._open())
+        return any(self._attempt(stream, _has_work, stream) or stream.fault for stream in self._open())
 
     def warm_up(self, grid_hw: tuple[int, int]) -> None:
         """Compile all that streams need, while none is open, so that no word waits for it.
@@ -123,18 +127,21 @@ class BatchEngine:
         Rows that are doubled later are compiled again, so give the engine the slots that it will need.
 
         Args:
-            grid_hw: patch rows and columns of the frames that will come.
+            grid_hw: patch rows and columns of the frames that will come. Those of another number of patches are padded
+                from now on, to the next larger one that has been warmed up or to the largest that the engine takes.
         """
         if self._open():
             raise ValueError("the engine has open streams; warm it up before the first, or after the last of them")
-        vision = self._config.vision
-        self._perceiver.encode(0, 0, np.zeros((grid_hw[0] * grid_hw[1], vision.patch_dim), np.uint8), grid_hw)
+        self._perceiver.warm_encode(grid_hw)
+        for lane in self._lanes:
+            lane.forget(0)
+        nobody = SamplingRows.of([GREEDY] * len(self._streams), [0] * len(self._streams))
         for size in self._sizes:
             for lane, speaks in ((self._perceiver, False), (self._speaker, False), (self._speaker, True)):
-                jax.block_until_ready(lane.advance({}, size, {0: None} if speaks else {}, self._choices()))
+                jax.block_until_ready(lane.advance({}, size, {0: None} if speaks else {}, nobody))
         if self._apart:
             # Questions are of any length, so pieces of all sizes up to the largest chunk.
-            largest = max(_padded(self._sizes[-1]), _padded(self._perceiver.frame_units))
+            largest = max(padded_size(self._sizes[-1]), padded_size(self._perceiver.frame_units))
             for size in (2**power for power in range(2, largest.bit_length())):
                 if size <= min(self._perceiver.slots, self._speaker.slots):
                     self._speaker.put(0, 0, self._speaker.fetch(self._perceiver.take(0, 0, size)))
@@ -158,19 +165,20 @@ class BatchEngine:
             when_behind: for frames that come by a clock: what becomes of those that cannot be taken in in time.
 
         Raises:
-            ValueError: if no row is free, or the variant does not allow the mode.
+            ValueError: if no row is free, the variant does not allow the mode, or something else cannot be used.
         """
         if not self.free:
             raise ValueError(f"all {len(self._streams)} rows are taken; wait until a stream ends, or give more rows")
+        special, prompt = begin_stream(tokenizer, question, settings, vocab_size=self.config.text.vocab_size)
+        check_when_behind(when_behind)
         mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
         if self._apart and mode is not Mode.PARALLEL:
             raise ValueError(f"an engine whose perceiver and speaker are apart runs in mode parallel, not {mode}")
-        special = SpecialTokens.from_tokenizer(tokenizer)
         row = self._streams.index(None)
-        vision = self._config.vision
+        vision = self.config.vision
         scheduler = Scheduler(
             Track(settings, special, tokens_per_second=vision.tokens_per_second),
-            encode_prompt(tokenizer, special, question),
+            prompt,
             settings=settings,
             mode=mode,
             merge_size=vision.spatial_merge_size,
@@ -191,7 +199,8 @@ class BatchEngine:
             _places=list(range(self._perceiver.inbox_frames)),
         )
         self._streams[row] = stream
-        self._speaker.forget(row)
+        for lane in self._lanes:
+            lane.forget(row)
         return stream
 
     def see(self, stream: Stream, frame: Frame, *, last: bool = False) -> None:
@@ -201,8 +210,16 @@ class BatchEngine:
             stream: the stream.
             frame: its next frame.
             last: whether it ends the video.
+
+        Raises:
+            ValueError: if the stream has ended or its video has, the frame cannot be used, or it is one too many for an
+                explicit schedule. The stream is left as it was.
         """
-        units = len(frame.patches) // self._config.vision.spatial_merge_size**2
+        if stream.ended is not None:
+            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more frames")
+        self._check_own(stream)
+        check_frame(frame, self.config.vision)
+        units = len(frame.patches) // self.config.vision.spatial_merge_size**2
         if units > self._perceiver.frame_units:
             raise ValueError(
                 f"the frame has {units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
@@ -211,34 +228,68 @@ class BatchEngine:
         stream._scheduler.arrive(frame, self._clock(), last=last)
 
     def finish(self, stream: Stream) -> None:
-        """Say that no frame follows."""
-        stream._scheduler.finish()
+        """Say that no frame follows; after the end it does nothing.
+
+        Raises:
+            ValueError: if there was no frame.
+        """
+        if stream.ended is None:
+            self._check_own(stream)
+            stream._scheduler.finish()
 
     def close(self, stream: Stream) -> None:
         """Give a stream up, and its row to the next one."""
         if stream.ended is None:
+            self._check_own(stream)
             self._end(stream, "closed")
 
     def step(self) -> list[tuple[Stream, StreamEvent]]:
-        """Advance all streams by one pass; returns what has happened in them, and nothing if there was no work."""
-        working = [stream for stream in self._open() if stream._scheduler.has_work]
-        if not working:
-            return []
+        """Advance all streams by one pass; returns what has happened in them, and nothing if there was no work.
+
+        An error of one stream ends it, with the reason `fault`; the others are advanced as if it were not there.
+        """
+        working = [stream for stream in self._open() if self._attempt(stream, _has_work, stream)]
+        # Whose larger rows are being compiled waits for them alone, unless nobody else has work.
+        working = [stream for stream in working if self._attempt(stream, self._has_room, stream)] or working
+        events = self._pass(working) if working else []
+        return events + [(stream, self._end(stream, "fault")) for stream in self._open() if stream.fault]
+
+    def _pass(self, working: list[Stream]) -> list[tuple[Stream, StreamEvent]]:
         self._encode_ahead()
-        needed = max(stream._scheduler.need() for stream in working)
-        room = self._size_for(needed)
-        shares = {stream: stream._scheduler.plan(room) for stream in working}
+        room = self._size_for(max(self._attempt(stream, stream._scheduler.need) or 0 for stream in working))
         events: list[tuple[Stream, StreamEvent]] = []
-        for stream in [stream for stream, share in shares.items() if not self._make_room(stream, share)]:
-            events.append((stream, self._end(stream, "capacity")))
-            del shares[stream]
+        shares: dict[Stream, Share] = {}
+        for stream in working:
+            share = self._attempt(stream, stream._scheduler.plan, room)
+            has_room = share is not None and self._attempt(stream, self._make_room, stream, share)
+            if share is not None and has_room:
+                shares[stream] = share
+            elif not stream.fault:
+                events.append((stream, self._end(stream, "capacity")))
         chosen = self._advance(shares)
         self._encode_ahead()  # for the next passes, while this one runs
         tokens = np.asarray(chosen) if chosen is not None else None
         now = self._clock()
         for stream, share in shares.items():
-            events += [(stream, event) for event in self._tell(stream, share, tokens, now)]
+            events += [(stream, event) for event in self._attempt(stream, self._tell, stream, share, tokens, now) or ()]
         return events
+
+    def _attempt(self, stream: Stream, call: Callable[..., Result], *args: Any) -> Result | None:
+        """Call what concerns one stream alone. What it raises is that stream's fault, which the step ends it for."""
+        if stream.fault is None:
+            try:
+                return call(*args)
+            except Exception as error:
+                stream.fault = error
+        return None
+
+    def _check_own(self, stream: Stream) -> None:
+        if self._streams[stream._row] is not stream:
+            raise ValueError("the stream is another engine's; hand it to the engine that opened it")
+
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (self._speaker, self._perceiver) if self._apart else (self._speaker,)
 
     @property
     def _apart(self) -> bool:
@@ -253,35 +304,36 @@ class BatchEngine:
     def _encode_ahead(self) -> None:
         """Start the vision tower on the frames that are needed next, as far as there is room for their features."""
         for stream in self._open():
-            for arrival in stream._scheduler.to_encode():
-                if not stream._places:
-                    break
-                arrival.place = stream._places.pop()
-                self._perceiver.encode(stream._row, arrival.place, arrival.frame.patches, arrival.frame.grid_hw)
-                stream.tally.frames_encoded += 1
+            self._attempt(stream, self._encode, stream)
+
+    def _encode(self, stream: Stream) -> None:
+        for arrival in stream._scheduler.to_encode():
+            if not stream._places:
+                break
+            arrival.place = stream._places.pop()
+            self._perceiver.encode(stream._row, arrival.place, arrival.frame.patches, arrival.frame.grid_hw)
+            stream.tally.frames_encoded += 1
 
     def _advance(self, shares: dict[Stream, Share]) -> Any:
-        """Run the pass, or one on each lane; returns the chosen tokens of all rows, None if nobody speaks."""
-        words = {stream: share for stream, share in shares.items() if share.speaks}
-        speaking = {stream._row: share for stream, share in words.items()}
-        choices = self._choices()
+        """Run the pass, or one on each lane; returns the chosen tokens of all rows, None if nobody speaks.
+
+        Takes out of the shares those whose tokens cannot be put together.
+        """
         sources: dict[int, RowTokens] = {}
         targets: dict[int, RowTokens] = {}
-        for stream, share in shares.items():
-            stream.tally.tokens_computed += len(share)
-            if not self._apart:
-                parts = {True: share.parts, False: []}
-            else:
-                parts = {side: [part for part in share.parts if part.group.is_target is side] for side in (True, False)}
-            if parts[True]:
-                targets[stream._row] = self._row_tokens(parts[True], stream._origin)
-            if parts[False]:
-                sources[stream._row] = self._row_tokens(parts[False], 0)
-            for part in share.parts:
-                if part.group.arrival is not None and part.completes:
-                    place = part.group.arrival.place
-                    assert place is not None
-                    stream._places.append(place)
+        sampling, spoken = [GREEDY] * len(self._streams), [0] * len(self._streams)
+        for stream, share in tuple(shares.items()):
+            row = stream._row
+            made = self._attempt(stream, self._row_tokens, stream, share)
+            if made is None:
+                del shares[stream]
+                continue
+            for rows, tokens in zip((sources, targets), made, strict=True):
+                if tokens is not None:
+                    rows[row] = tokens
+            sampling[row], spoken[row] = stream._scheduler.settings.sampling, stream._scheduler.spoken
+        choices = SamplingRows.of(sampling, spoken)
+        speaking = {stream._row: share for stream, share in shares.items() if share.speaks}
         if sources:
             self._perceiver.advance(sources, self._longest(sources), {}, choices)
         if self._apart:
@@ -291,37 +343,37 @@ class BatchEngine:
         chosen = self._speaker.advance(targets, self._longest(targets), speaking, choices)
         return chosen if speaking else None
 
+    def _row_tokens(self, stream: Stream, share: Share) -> tuple[RowTokens | None, RowTokens | None]:
+        """What the perceiver and the speaker are given of a share; its frames give their places up."""
+        units = self._perceiver.frame_units
+        here = [part for part in share.parts if part.group.is_target or not self._apart]
+        there = [part for part in share.parts if self._apart and not part.group.is_target]
+        made = (
+            row_tokens(there, 0, units) if there else None,
+            row_tokens(here, stream._origin, units) if here else None,
+        )
+        stream.tally.tokens_computed += len(share)
+        for part in share.parts:
+            if part.group.arrival is not None and part.completes:
+                assert part.group.arrival.place is not None
+                stream._places.append(part.group.arrival.place)
+        return made
+
     def _hand_over(self, shares: dict[Stream, Share]) -> None:
         """Start to move what has been perceived; what words may see now is stored on the speaker's side."""
         for stream, share in shares.items():
             for part in share.parts:
                 if part.completes and not part.group.is_target:
                     first = int(part.group.tokens.slots[0])
-                    piece = self._perceiver.take(stream._row, first, _padded(len(part.group.tokens.slots)))
+                    piece = self._perceiver.take(stream._row, first, padded_size(len(part.group.tokens.slots)))
                     stream._held.append((first, self._speaker.fetch(piece)))
             if share.shows:
                 for first, piece in stream._held:
                     self._speaker.put(stream._row, stream._origin + first, piece)
                 stream._held.clear()
 
-    def _row_tokens(self, parts: Sequence[Part], origin: int) -> RowTokens:
-        features = [np.full(part.stop - part.first, NO_FEATURE, np.int32) for part in parts]
-        for part, places in zip(parts, features, strict=True):
-            if part.group.arrival is not None:
-                assert part.group.arrival.place is not None
-                first = part.group.arrival.place * self._perceiver.frame_units
-                places[:] = np.arange(first + part.first, first + part.stop)
-        tokens = join([part.group.tokens.part(part.first, part.stop) for part in parts])
-        return RowTokens(tokens, np.concatenate(features), origin)
-
     def _longest(self, rows: dict[int, RowTokens]) -> int:
         return self._size_for(max(len(row.features) for row in rows.values()))
-
-    def _choices(self) -> SamplingRows:
-        return SamplingRows.of(
-            [GREEDY if stream is None else stream.settings.sampling for stream in self._streams],
-            [0 if stream is None else len(stream.answer) for stream in self._streams],
-        )
 
     def _make_room(self, stream: Stream, share: Share) -> bool:
         """Double the end of the rows that would run over, as far as the limit allows; false if that is not enough."""
@@ -329,21 +381,38 @@ class BatchEngine:
             return True
         slots = [part.group.tokens.slots for part in share.parts]
         lowest = min(int(piece.min()) for piece in slots)
-        highest = max(int(piece[0]) + _padded(len(piece)) if self._apart else int(piece.max()) + 1 for piece in slots)
-        room_right = self._speaker.slots - stream._origin
-        need_left, need_right = max(0, -lowest - stream._origin), max(0, highest - room_right)
-        spare = self._max_slots - self._speaker.slots
-        if need_left + need_right > spare:
-            return False
-        left = min(max(need_left, stream._origin), spare - need_right) if need_left else 0
-        right = min(max(need_right, room_right), spare - left) if need_right else 0
-        if left or right:
-            self._speaker.grow(left, right)
-            for other in self._open():
-                other._origin += left
-        if self._apart and highest > self._perceiver.slots:
-            self._perceiver.grow(0, max(self._perceiver.slots, highest - self._perceiver.slots))
+        highest = max(
+            int(piece[0]) + padded_size(len(piece)) if self._apart else int(piece.max()) + 1 for piece in slots
+        )
+        for lane in self._lanes:
+            added = self._slots_to_add(lane, stream, lowest, highest)
+            if added is None:
+                return False
+            if sum(added):
+                self._prepare(lane, added).result()
+                lane.grow(*added)
+                for other in self._open() if lane is self._speaker else ():
+                    other._origin += added[0]
         return True
+
+    def _slots_to_add(self, lane: Lane, stream: Stream, lowest: int, highest: int) -> tuple[int, int] | None:
+        if lane is self._speaker:
+            left, slots = stream._origin, lane.slots
+            return slots_to_add(left, slots - left, lowest, highest, self._max_slots - slots)
+        return slots_to_add(0, lane.slots, 0, highest, max(lane.slots, highest))
+
+    def _has_room(self, stream: Stream) -> bool:
+        """Whether no larger rows must be waited for; those that the stream will need are compiled before it does."""
+        lowest, highest = stream._scheduler.ends
+        ready = True
+        for lane in self._lanes:
+            for end in ((int(lowest * LOOK_AHEAD), 0), (0, int(highest * LOOK_AHEAD))):
+                self._prepare(lane, self._slots_to_add(lane, stream, *end))
+            ready &= self._prepare(lane, self._slots_to_add(lane, stream, lowest, highest)).done()
+        return ready
+
+    def _prepare(self, lane: Lane, added: tuple[int, int] | None) -> Future[None]:
+        return lane.prepare(lane.slots + sum(added or ()), self._sizes)
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
         wall_s = now - stream._opened_s
@@ -355,6 +424,9 @@ class BatchEngine:
             return events
         assert tokens is not None
         token = int(tokens[stream._row])
+        if token == NO_TOKEN:
+            stream.fault = NotFiniteError(stream._scheduler.spoken)
+            return events
         if token in stream._stops:
             return [*events, self._end(stream, "end_token")]
         stream._scheduler.spoke(token)
@@ -373,6 +445,5 @@ class BatchEngine:
         return StreamEnded(reason, stream.text, self._clock() - stream._opened_s)
 
 
-def _padded(count: int) -> int:
-    """Sizes in which keys and values are moved: powers of two, so that few are compiled."""
-    return max(4, 1 << (count - 1).bit_length())
+def _has_work(stream: Stream) -> bool:
+    return stream._scheduler.has_work

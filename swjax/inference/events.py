@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-EndReason = Literal["end_token", "token_limit", "capacity", "closed"]
+EndReason = Literal["end_token", "token_limit", "capacity", "closed", "fault"]
 """Why an answer ends: at its end token, at the limit on tokens after the last frame, as the engine's cache cannot hold
-more of it, or as the stream was given up."""
+more of it, as the stream was given up, or at an error of its own (`Stream.fault`)."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,13 @@ from typing import Any
 
 from swjax.inference.batch_engine import BatchEngine, Stream
 from swjax.inference.events import StreamEvent
-from swjax.inference.frames import Frame, mark_last
-from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind
+from swjax.inference.frames import Frame, check_frame, mark_last
+from swjax.inference.numbers import shown
+from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_speed
+from swjax.models.qwen2_5_vl.config import VisionConfig
+
+LONGEST_SLEEP_S = 60.0
+"""Seconds after which the clock is looked at again, however late the next frame is due."""
 
 READ_AHEAD = 2
 """Frames that are handed over before they are needed, where they do not come by the clock."""
@@ -34,6 +39,9 @@ class Request:
     speed: float | None = None
     when_behind: WhenBehind = "delay"
 
+    def __post_init__(self) -> None:
+        check_speed(self.speed)
+
 
 @dataclass
 class _Feed:
@@ -44,10 +52,20 @@ class _Feed:
     began_s: float
     next: tuple[Frame, bool] | None
 
+    def hand_over(self, engine: BatchEngine, clock: Callable[[], float]) -> None:
+        """Hand over the frames that are due; an error of theirs ends their stream at the engine's next step."""
+        try:
+            while self.due_s <= clock():
+                assert self.next is not None
+                engine.see(self.stream, self.next[0], last=self.next[1])
+                self.next = next(self.frames, None)
+        except Exception as error:
+            self.stream.fault = error
+
     @property
     def due_s(self) -> float:
         """When the next frame is to be handed over."""
-        if self.next is None or self.stream.ended:
+        if self.next is None or self.stream.ended or self.stream.fault:
             return float("inf")
         if self.request.speed is None:
             return float("-inf") if self.stream.backlog < READ_AHEAD else float("inf")
@@ -72,44 +90,59 @@ def run_streams(
         sleep: waits for some seconds.
 
     Yields:
-        The number of the request, its stream, and what has happened.
+        The number of the request, its stream, and what has happened. A stream whose frames cannot be used ends with the
+        reason `fault`.
+
+    Raises:
+        Exception: when all others have ended, the error of the first request for which no stream could be opened.
     """
     waiting = enumerate(requests)
     feeds: list[_Feed] = []
+    refused: list[Exception] = []
     more = True
     while more or feeds:
         while more and engine.free:
-            more = (begun := _begin(engine, tokenizer, waiting, clock)) is not None
-            feeds += [begun] if begun else []
+            more = (numbered := next(waiting, None)) is not None
+            try:
+                feeds += [_begin(engine, tokenizer, *numbered, clock)] if numbered else []
+            except Exception as error:
+                refused.append(error)
         for feed in feeds:
-            while feed.due_s <= clock():
-                assert feed.next is not None
-                engine.see(feed.stream, feed.next[0], last=feed.next[1])
-                feed.next = next(feed.frames, None)
+            feed.hand_over(engine, clock)
         if not engine.has_work and feeds:
-            sleep(max(0.0, min(feed.due_s for feed in feeds) - clock()))
+            sleep(min(max(0.0, min(feed.due_s for feed in feeds) - clock()), LONGEST_SLEEP_S))
             continue
         index = {feed.stream: feed.index for feed in feeds}
         for stream, event in engine.step():
-            yield index[stream], stream, event
+            if stream in index:  # the engine may have streams of others
+                yield index[stream], stream, event
         feeds = [feed for feed in feeds if feed.stream.ended is None]
+    if refused:
+        if refused[1:]:
+            refused[0].add_note(f"{len(refused) - 1} more requests could not begin, the next one as: {refused[1]}")
+        raise refused[0]
 
 
-def _begin(
-    engine: BatchEngine, tokenizer: Any, waiting: Iterator[tuple[int, Request]], clock: Callable[[], float]
-) -> _Feed | None:
-    """Open a stream for the next request; None if there is none."""
-    for index, request in waiting:
-        frames = mark_last(request.frames)
-        first = next(frames, None)
-        if first is None:
-            raise ValueError(f"request {index} ({request.question!r}) is about a video without frames")
-        stream = engine.open(
-            tokenizer,
-            question=request.question,
-            settings=request.settings,
-            mode=request.mode,
-            when_behind=None if request.speed is None else request.when_behind,
-        )
-        return _Feed(index, request, stream, frames, clock(), first)
-    return None
+def _begin(engine: BatchEngine, tokenizer: Any, index: int, request: Request, clock: Callable[[], float]) -> _Feed:
+    """Open a stream for a request."""
+    if not isinstance(request, Request):
+        raise ValueError(f"request {index} must be a Request, got {shown(request)}")
+    frames = mark_last(_checked(request.frames, engine.config.vision))
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"request {index} ({shown(request.question)}) is about a video without frames")
+    stream = engine.open(
+        tokenizer,
+        question=request.question,
+        settings=request.settings,
+        mode=request.mode,
+        when_behind=None if request.speed is None else request.when_behind,
+    )
+    return _Feed(index, request, stream, frames, clock(), first)
+
+
+def _checked(frames: Iterable[Frame], config: VisionConfig) -> Iterator[Frame]:
+    """Frames whose time can be waited for."""
+    for frame in frames:
+        check_frame(frame, config)
+        yield frame

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from swjax.data.example import EncodedClip, Video
 from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
+from swjax.inference.numbers import real, shown, whole
+from swjax.models.qwen2_5_vl.config import VisionConfig
+
+MAX_SIDE = 2**15
+"""The most patches on a side of a frame, so that their number is within int32."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,29 @@ def mark_last(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
         waiting = (frame,)
     for frame in waiting:
         yield frame, True
+
+
+def check_frame(frame: Any, config: VisionConfig) -> None:
+    """Refuse what the vision tower would not take, or would take for something else.
+
+    Raises:
+        ValueError: if it is no frame of uint8 patches, whose number is that of its grid, at a finite time.
+    """
+    if not isinstance(frame, Frame):
+        raise ValueError(f"a stream sees a Frame at a time (make_frame, read_frames), got {shown(frame)}")
+    patches, merge = frame.patches, config.spatial_merge_size
+    if not isinstance(frame.grid_hw, tuple) or len(frame.grid_hw) != 2:
+        raise ValueError(f"grid_hw must be the rows and columns of a frame's patches, got {shown(frame.grid_hw)}")
+    rows, columns = (whole("a side of grid_hw", side, least=1, most=MAX_SIDE) for side in frame.grid_hw)
+    if rows % merge or columns % merge:
+        raise ValueError(f"the sides of grid_hw must be multiples of {merge} patches, got {rows} x {columns}")
+    expected = f"uint8[{rows * columns}, {config.patch_dim}] for a grid of {rows} x {columns}"
+    if not isinstance(patches, np.ndarray) or patches.dtype != np.uint8:
+        kind = patches.dtype if isinstance(patches, np.ndarray) else type(patches).__name__
+        raise ValueError(f"the patches of a frame must be {expected}, got {kind}; make_frame makes them of pictures")
+    if patches.shape != (rows * columns, config.patch_dim):
+        raise ValueError(f"the patches of a frame must be {expected}, got uint8{list(patches.shape)}")
+    real("video_s", frame.video_s)
 
 
 def merge_frames(earliest: Frame, newest: Frame) -> Frame:

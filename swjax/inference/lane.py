@@ -6,7 +6,9 @@ sizes, so that nothing recompiles.
 """
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +19,20 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.conversion.parameters import merge_parameters
 from swjax.inference.sampler import SamplingRows, mark_said, sample
-from swjax.inference.track import Tokens
+from swjax.inference.scheduler import Part
+from swjax.inference.track import Tokens, join
 from swjax.inference.weights import streaming_weights
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.models.qwen2_5_vl.config import TextConfig
 from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.streaming import KeySpans
 
 NO_FEATURE = -1
+
+MAX_FRAME_SIZES = 8
+"""Numbers of patches that the vision tower is compiled for in lanes that are not warmed up, beside the largest."""
+
+_COMPILER = ThreadPoolExecutor(1, "swjax-compiler")
 
 
 class RowTokens(NamedTuple):
@@ -38,6 +47,18 @@ class RowTokens(NamedTuple):
     tokens: Tokens
     features: Int32[np.ndarray, "N"]
     origin: int
+
+
+def row_tokens(parts: Sequence[Part], origin: int, frame_units: int) -> RowTokens:
+    """What a row is given of a stream: its parts one after another, and where the features of frames among them are."""
+    features = [np.full(part.stop - part.first, NO_FEATURE, np.int32) for part in parts]
+    for part, places in zip(parts, features, strict=True):
+        if part.group.arrival is not None:
+            assert part.group.arrival.place is not None
+            first = part.group.arrival.place * frame_units
+            places[:] = np.arange(first + part.first, first + part.stop)
+    tokens = join([part.group.tokens.part(part.first, part.stop) for part in parts])
+    return RowTokens(tokens, np.concatenate(features), origin)
 
 
 class Piece(NamedTuple):
@@ -104,6 +125,11 @@ class Lane:
         self._cache = self._put(KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype))
         self._inbox = self._put(jnp.zeros((rows, inbox_frames, frame_units, text.hidden_size), dtype))
         self._said = self._put(jnp.zeros((rows, text.vocab_size), bool))
+        self._largest_frame = frame_units * model.config.vision.spatial_merge_size**2
+        self._frame_sizes: set[int] = set()
+        self._sizes_open = MAX_FRAME_SIZES
+        self._prepared: dict[int, Future[None]] = {left + right: Future()}
+        self._prepared[left + right].set_result(None)
         self.passes = 0
 
     @property
@@ -116,12 +142,64 @@ class Lane:
         self._cache = self._put(self._cache.grown(left, right))
         self.left += left
 
+    def prepare(self, slots: int, sizes: Iterable[int]) -> Future[None]:
+        """Begin to compile the passes that rows of so many slots will have, beside those that run now.
+
+        Args:
+            slots: of every row.
+            sizes: lengths to which rows will be padded.
+
+        Returns:
+            What is done when all are compiled: at once for rows as they are.
+        """
+        if slots not in self._prepared:
+            self._prepared[slots] = _COMPILER.submit(self._compile, slots, tuple(sizes))
+        return self._prepared[slots]
+
+    def _compile(self, slots: int, sizes: tuple[int, ...]) -> None:
+        for size, with_head in itertools.product(sizes, (True, False)):
+            _lower(
+                self._compiled,
+                with_head,
+                self._parameters,
+                text=self._config.text,
+                rows=self._rows,
+                size=size,
+                slots=slots,
+                inbox=(self.inbox_frames, self.frame_units),
+                dtype=self._cache.keys.dtype,
+                sharding=self._sharding,
+            ).compile()
+
     def forget(self, row: int) -> None:
-        """Make a row ready for a new stream. What is stored there is never seen again, so it stays."""
-        self._said = self._said.at[row].set(False)
+        """Make a row ready for a new stream.
+
+        What another stream has stored there is hidden from this one, and yet it goes: attention multiplies hidden
+        values by zero, and zero times a NaN is a NaN.
+        """
+        self._cache, self._said = _clean(self._cache, self._said, np.int32(row))
+
+    def warm_encode(self, grid_hw: tuple[int, int]) -> None:
+        """Compile the vision tower for frames of a grid and for the largest; from now on others are padded to these."""
+        self._sizes_open = 0
+        for patches in (grid_hw[0] * grid_hw[1], self._largest_frame):
+            self._frame_sizes.add(patches)
+            self.encode(0, 0, np.zeros((patches, self._config.vision.patch_dim), np.uint8), grid_hw)
+
+    def _frame_size(self, patches: int) -> int:
+        """The number of patches that a frame is padded to: its own while few are compiled, or the next larger that is.
+
+        Each is compiled once, which takes a while in which all rows wait.
+        """
+        if patches not in self._frame_sizes and len(self._frame_sizes) >= self._sizes_open:
+            patches = min((size for size in self._frame_sizes if size >= patches), default=self._largest_frame)
+        self._frame_sizes.add(patches)
+        return patches
 
     def encode(self, row: int, place: int, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> None:
         """Encode a frame into a place of a row's inbox; returns before it is done."""
+        padding = self._frame_size(len(patches)) - len(patches)
+        patches = np.pad(patches, ((0, padding), (0, 0))) if padding else patches
         grid = np.array([[1, *grid_hw]], np.int32)
         self._inbox = self._compiled.encode(
             self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(place)
@@ -199,19 +277,46 @@ def lower_pass(
         sharding: where all of it lies.
     """
     structure, parameters = streaming_weights(abstract_model(config, param_dtype=dtype), sharding)
-    text, frame_units = config.text, size
+    placed = {name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for name, one in parameters.items()}
+    return _lower(
+        _compiled(structure),
+        True,
+        placed,
+        text=config.text,
+        rows=rows,
+        size=size,
+        slots=slots,
+        inbox=(1, size),
+        dtype=dtype,
+        sharding=sharding,
+    )
 
+
+def _lower(
+    compiled: "_Compiled",
+    with_head: bool,
+    parameters: Any,
+    *,
+    text: TextConfig,
+    rows: int,
+    size: int,
+    slots: int,
+    inbox: tuple[int, int],
+    dtype: DTypeLike,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.stages.Lowered:
     def make() -> tuple[Any, ...]:
         return (
             KeyValueCache.empty(text, batch=rows, slots=slots, dtype=dtype),
             jnp.zeros((rows, text.vocab_size), bool),
-            jnp.zeros((rows, 1, frame_units, text.hidden_size), dtype),
-            jnp.zeros((rows, size + 1, 8), jnp.int32),
+            jnp.zeros((rows, *inbox, text.hidden_size), dtype),
         )
 
-    shapes = (parameters, *jax.eval_shape(make))
-    placed = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes)
-    return _compiled(structure).advance.lower(True, *placed)
+    def place(one: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding)
+
+    packed = np.zeros((rows, size + 1, 8), np.int32)
+    return compiled.advance.lower(with_head, parameters, *jax.tree.map(place, jax.eval_shape(make)), packed)
 
 
 class _Compiled(NamedTuple):
@@ -257,6 +362,11 @@ def _advance(
         return jnp.zeros(len(rows), jnp.int32), cache, said
     chosen = sample(model.logits(hidden[rows, batch.last]), said, batch.choices)
     return chosen, cache, mark_said(said, chosen, batch.speaks)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _clean(cache: KeyValueCache, said: Bool[Array, "B V"], row: Array) -> tuple[KeyValueCache, Bool[Array, "B V"]]:
+    return KeyValueCache(*(x.at[:, row].set(0) for x in cache)), said.at[row].set(False)
 
 
 @functools.partial(jax.jit, static_argnums=3)

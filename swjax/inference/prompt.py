@@ -1,20 +1,41 @@
 """The sources before the first frame: the system prompt, the question and the token that opens the video."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from swjax.data.chat import encode_chat
+from swjax.inference.numbers import shown
+from swjax.inference.settings import StreamSettings
 from swjax.streaming import SpecialTokens
+
+
+def check_text(name: str, text: Any) -> None:
+    """Refuse what no tokenizer can encode.
+
+    Raises:
+        ValueError: if it is no text, or has half of a character: a surrogate without its pair, or a byte that is none.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be text, got {shown(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} has half a character at {error.start} ({text[error.start]!r}), which cannot be encoded; remove it"
+        ) from error
 
 
 def encode_prompt(tokenizer: Any, special: SpecialTokens, question: str) -> Int32[np.ndarray, "S"]:
     """Token ids of a question about a video, up to its first frame.
 
     Raises:
-        ValueError: if the chat template does not end such a question with its video and the assistant prefix.
+        ValueError: if the question is no text, or the chat template does not end such a question with its video and
+            the assistant prefix.
     """
+    check_text("the question", question)
     ids = encode_chat(tokenizer, question=question, answer=None, video_grid_thw=(1, 2, 2))
     (video,) = np.nonzero(ids == special.video_pad)
     behind = (*special.trailer, *special.prefix)
@@ -24,3 +45,25 @@ def encode_prompt(tokenizer: Any, special: SpecialTokens, question: str) -> Int3
             f"({tokenizer.decode(ids[video[0] + 1 :])!r}); a Qwen2.5-VL tokenizer is needed"
         )
     return ids[: video[0]]
+
+
+def begin_stream(
+    tokenizer: Any, question: str, settings: StreamSettings, *, vocab_size: int
+) -> tuple[SpecialTokens, Int32[np.ndarray, "S"]]:
+    """What every stream begins with: the tokenizer's special tokens, and the prompt.
+
+    Raises:
+        ValueError: if settings, tokenizer or question cannot be used with a model of so many tokens.
+    """
+    if not isinstance(settings, StreamSettings):
+        raise ValueError(f"settings must be StreamSettings, got {shown(settings)}")
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(f"a fast tokenizer of transformers is needed (load_tokenizer), got {shown(tokenizer)}")
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    prompt = encode_prompt(tokenizer, special, question)
+    largest = max(*dataclasses.astuple(special), int(prompt.max()))
+    if largest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer gives a token {largest}, and the model knows {vocab_size}; use the model's own tokenizer"
+        )
+    return special, prompt

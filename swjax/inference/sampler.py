@@ -13,6 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from swjax.inference.numbers import LARGEST_REAL, real, whole
+
+NO_TOKEN = -1
+"""What is chosen where scores are not finite: nothing."""
+
+
+class NotFiniteError(ArithmeticError):
+    """The scores of a stream's next token are not finite, so no token can be chosen."""
+
+    def __init__(self, spoken: int):
+        super().__init__(
+            f"the model's scores of answer token {spoken} are not finite: its numbers overflow on this video; load it "
+            "in a dtype of a wider range (float32 or bfloat16), or choose sampling nearer to its usual values"
+        )
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -34,12 +49,21 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not self.repetition_penalty > 0:
+        least = 1 / LARGEST_REAL
+        try:
+            given = {
+                "temperature": real("temperature", self.temperature, least=0),
+                "top_k": whole("top_k", self.top_k),
+                "top_p": real("top_p", self.top_p, least=least, most=1),
+                "repetition_penalty": real("repetition_penalty", self.repetition_penalty, least=least),
+                "seed": whole("the seed", self.seed, most=2**32 - 1),
+            }
+        except ValueError as error:
             raise ValueError(
-                f"sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"the seed must be from 0 to 2**32 - 1, got {self.seed}")
+                f"sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0; {error}"
+            ) from error
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
 
 
 GREEDY = Sampling()
@@ -70,7 +94,7 @@ class SamplingRows(NamedTuple):
 
 
 def sample(logits: Float[Array, "B V"], said: Bool[Array, "B V"], rows: SamplingRows) -> Int32[Array, "B"]:
-    """Choose a token for each row.
+    """Choose a token for each row; `NO_TOKEN` where scores are not finite.
 
     Args:
         logits: scores.
@@ -78,16 +102,22 @@ def sample(logits: Float[Array, "B V"], said: Bool[Array, "B V"], rows: Sampling
         rows: how each row chooses.
     """
     logits = penalize(logits.astype(jnp.float32), said, rows.repetition_penalty)
-    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    draws = rows.temperature > 0
+    likeliest = jnp.where(_finite(logits), jnp.argmax(logits, axis=-1), NO_TOKEN).astype(jnp.int32)
 
     def draw() -> Int32[Array, "B"]:
-        kept = keep_likely(logits / jnp.maximum(rows.temperature, 1e-6)[:, None], rows.top_k, rows.top_p)
+        scaled = logits / jnp.maximum(rows.temperature, 1e-6)[:, None]
+        kept = keep_likely(scaled, rows.top_k, rows.top_p)
         keys = jax.vmap(lambda seed, spoken: jax.random.fold_in(jax.random.key(seed), spoken))(rows.seed, rows.spoken)
         drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
-        return jnp.where(rows.temperature > 0, drawn, likeliest)
+        return jnp.where(draws, jnp.where(_finite(scaled), drawn, NO_TOKEN), likeliest)
 
     # Drawing sorts the vocabulary, which a batch of greedy rows need not.
-    return jax.lax.cond(jnp.any(rows.temperature > 0), draw, lambda: likeliest)
+    return jax.lax.cond(jnp.any(draws), draw, lambda: likeliest)
+
+
+def _finite(scores: Float[Array, "B V"]) -> Bool[Array, "B"]:
+    return jnp.isfinite(scores).all(axis=-1)
 
 
 def penalize(logits: Float[Array, "B V"], said: Bool[Array, "B V"], penalty: Float[Array, "B"]) -> Float[Array, "B V"]:
@@ -113,4 +143,4 @@ def keep_likely(logits: Float[Array, "B V"], top_k: Int32[Array, "B"], top_p: Fl
 def mark_said(said: Bool[Array, "B V"], tokens: Int32[Array, "B"], speaks: Bool[Array, "B"]) -> Bool[Array, "B V"]:
     """Note the token of each row that has spoken one."""
     rows = jnp.arange(len(tokens))
-    return said.at[rows, tokens].set(said[rows, tokens] | speaks)
+    return said.at[rows, tokens].set(said[rows, tokens] | (speaks & (tokens != NO_TOKEN)))

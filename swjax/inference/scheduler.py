@@ -127,6 +127,8 @@ class Scheduler:
         apart: whether sources and words are computed on different devices.
 
     Attributes:
+        settings: as above.
+        spoken: words that have been spoken.
         words_left: words that may be spoken before the next frame.
         after_frame: number of the newest frame that words can see; -1 before the first.
         tally: what it has cost.
@@ -144,7 +146,7 @@ class Scheduler:
         apart: bool,
     ):
         mode.check(settings.variant)
-        self._track, self._settings, self._mode = track, settings, mode
+        self._track, self.settings, self._mode = track, settings, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
@@ -152,14 +154,18 @@ class Scheduler:
         self._ahead: Arrival | None = None
         self._arrived = self._laid = 0
         self._first_number: int | None = None
-        self._closing = self._closed = self._finished = self._said = False
-        self.words_left, self.after_frame = 0, -1
+        self._closing = self._closed = self._finished = False
+        self.spoken, self.words_left, self.after_frame = 0, 0, -1
         self.tally = Tally()
 
     def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
         """A frame has come."""
         if self._finished:
             raise ValueError("the video has been finished; a new stream is needed for more frames")
+        counts = self.settings.counts
+        takes_all = self._mode is not Mode.OFFLINE and self._when_behind in (None, "delay")
+        if counts is not None and takes_all and self._arrived > len(counts):
+            self.settings.words_after(self._arrived - 1)  # the frame before is not the last, and has no count
         if self._when_behind == "merge" and self._arrivals and self._arrivals[-1].frame.grid_hw != frame.grid_hw:
             before = self._arrivals[-1].frame.grid_hw
             raise ValueError(f"frames that may be merged must have one size, got {before} and then {frame.grid_hw}")
@@ -177,6 +183,13 @@ class Scheduler:
     def backlog(self) -> int:
         """Frames that have arrived and are not laid out."""
         return len(self._arrivals)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first slot, and the one behind the last, that the stream needs soon."""
+        lowest, highest = self._track.ends
+        following = self._arrivals[0].frame.grid_hw if self._arrivals else (0, 0)
+        return lowest - 1, highest + following[0] * following[1] // self._merge_size**2
 
     @property
     def said_all(self) -> bool:
@@ -204,7 +217,7 @@ class Scheduler:
         if not self._arrivals and (not self._finished or self.words_left or self._laid == 0):
             return
         # What closes the video belongs to its last frame, so it comes before the prefix where nothing has been said.
-        if (self._arrivals or self._said) and (before := self._track.before_frame()) is not None:
+        if (self._arrivals or self.spoken) and (before := self._track.before_frame()) is not None:
             self._queue.append(Group(before, is_target=True))
         arrival = self._next_arrival() if self._arrivals else None
         if self._mode is Mode.RECOMPUTE and self._laid:
@@ -261,7 +274,7 @@ class Scheduler:
     def spoke(self, token: int) -> None:
         """A token has been chosen."""
         self._track.say(token)
-        self._said = True
+        self.spoken += 1
         self.words_left -= 1
 
     def _speak(self, share: Share, room: int, *, alone: bool) -> None:
@@ -314,11 +327,13 @@ class Scheduler:
             self._ahead = None
         self._closed = self._closing
         if self._closed:
-            self.words_left = self._settings.max_tail
+            self.words_left = self.settings.max_tail
         elif self._mode is Mode.OFFLINE:
             self.words_left = 0
+        elif self.settings.counts is not None and self._laid - 1 == len(self.settings.counts):
+            self.words_left = 0  # it may be the last, whose count is not used: what follows it will show
         else:
-            self.words_left = self._settings.words_after(self._laid - 1)
+            self.words_left = self.settings.words_after(self._laid - 1)
 
     def _next_arrival(self) -> Arrival:
         """The next frame to take in; in real time, what has fallen behind is dealt with."""

@@ -15,12 +15,12 @@ from tokenizers.decoders import DecodeStream
 
 from swjax.inference.engine import Engine
 from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
-from swjax.inference.frames import Frame, mark_last
-from swjax.inference.prompt import encode_prompt
-from swjax.inference.sampler import SamplingRows
-from swjax.inference.settings import USUAL_SETTINGS, StreamSettings
+from swjax.inference.frames import Frame, check_frame, mark_last
+from swjax.inference.prompt import begin_stream
+from swjax.inference.sampler import NO_TOKEN, NotFiniteError, SamplingRows
+from swjax.inference.settings import USUAL_SETTINGS, StreamSettings, check_speed
 from swjax.inference.track import Tokens, Track
-from swjax.streaming import KeySpans, SpecialTokens
+from swjax.streaming import KeySpans
 
 FIRST_CAPACITY = 256
 
@@ -51,7 +51,7 @@ class StreamSession:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._engine, self._tokenizer, self.settings = engine, tokenizer, settings
-        self._special = SpecialTokens.from_tokenizer(tokenizer)
+        self._special, prompt = begin_stream(tokenizer, question, settings, vocab_size=engine.config.text.vocab_size)
         self._stops = {self._special.im_end, *settings.stop_tokens}
         self._clock, self._began = clock, clock()
         self._origin = FIRST_CAPACITY if settings.design.grouped else 0
@@ -65,7 +65,7 @@ class StreamSession:
         self.answer: list[int] = []
         self.ended = False
         self.frames_encoded = self.tokens_computed = 0
-        self._write(self._track.text(encode_prompt(tokenizer, self._special, question)))
+        self._write(self._track.text(prompt))
 
     def see(self, frame: Frame, *, last: bool = False) -> FrameSeen:
         """Take a frame in: encode it once and write its keys and values.
@@ -73,7 +73,11 @@ class StreamSession:
         Args:
             frame: the next frame.
             last: whether it ends the video; the sources that close the video are then written too.
+
+        Raises:
+            ValueError: if the frame cannot be used, or the video has been finished.
         """
+        check_frame(frame, self._engine.config.vision)
         if self._finished:
             raise ValueError("the video has been finished; a new session is needed for more frames")
         self._write(self._track.before_frame())
@@ -97,7 +101,11 @@ class StreamSession:
         self._finished = True
 
     def speak(self, count: int) -> Iterator[TokenSpoken]:
-        """Speak up to `count` answer tokens, fewer if the answer ends. Each sees all frames taken in so far."""
+        """Speak up to `count` answer tokens, fewer if the answer ends. Each sees all frames taken in so far.
+
+        Raises:
+            NotFiniteError: if the model's scores are not finite.
+        """
         if self.frames_encoded == 0:
             raise ValueError("nothing has been seen yet; see() a frame before speak()")
         if not self.settings.design.speaks_while_watching and not self._finished:
@@ -122,6 +130,7 @@ class StreamSession:
             frames: the video's frames; one is read ahead, to know which is the last.
             speed: 1 takes frames in at the video's own pace, 2 twice as fast; None as fast as possible.
         """
+        check_speed(speed)
         began = self._clock()
         for frame, last in mark_last(frames):
             if speed is not None:
@@ -147,7 +156,9 @@ class StreamSession:
             self._write(self._track.feed())
         rows = SamplingRows.of([self.settings.sampling], [len(self.answer)])
         token, self._said = self._engine.choose(self._expected, self._said, rows)
-        return int(token)
+        if (chosen := int(token)) == NO_TOKEN:
+            raise NotFiniteError(len(self.answer))
+        return chosen
 
     def _write(self, tokens: Tokens | None, features: Any = None) -> None:
         """Write tokens into the cache, and keep the scores of what follows them."""

@@ -1,11 +1,16 @@
 """How a stream is to be watched and spoken about."""
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from swjax.inference.numbers import real, shown, whole
 from swjax.inference.sampler import GREEDY, Sampling
 from swjax.streaming import DESIGNS, Design, Storage, Variant
+
+LONGEST_GRID_S = 3600.0
+"""The most seconds from one frame to the next: temporal ids of a hundred thousand such frames are within int32."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,28 @@ class StreamSettings:
     stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "variant", Variant(self.variant))
-        if self.wait_k < 1 or self.max_tail < 1 or self.gap < 0:
-            raise ValueError(f"wait_k and max_tail must be at least 1 and gap at least 0, got {self}")
+        try:
+            given: dict[str, Any] = {
+                "wait_k": whole("wait_k", self.wait_k, least=1),
+                "max_tail": whole("max_tail", self.max_tail, least=1),
+                "gap": whole("gap", self.gap),
+            }
+        except ValueError as error:
+            raise ValueError(f"wait_k and max_tail must be at least 1 and gap at least 0; {error}") from error
+        given["variant"] = Variant(self.variant)
+        given["second_per_grid_t"] = real(
+            "second_per_grid_t", self.second_per_grid_t, least=1 / LONGEST_GRID_S, most=LONGEST_GRID_S
+        )
         if self.counts is not None:
-            object.__setattr__(self, "counts", tuple(int(count) for count in self.counts))
-            if min(self.counts, default=0) < 0:
-                raise ValueError(f"the schedule has a negative count: {self.counts}")
+            given["counts"] = tuple(
+                whole("the schedule has a negative count, or none: each", count)
+                for count in _each("counts", self.counts)
+            )
+        given["stop_tokens"] = tuple(whole("a stop token", token) for token in _each("stop_tokens", self.stop_tokens))
+        if not isinstance(self.sampling, Sampling):
+            raise ValueError(f"sampling must be a Sampling, got {shown(self.sampling)}")
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
 
     @property
     def design(self) -> Design:
@@ -58,6 +78,12 @@ class StreamSettings:
         if frame >= len(self.counts):
             raise ValueError(f"the schedule has counts for {len(self.counts)} frames, but frame {frame} has come")
         return self.counts[frame]
+
+
+def _each(name: str, values: Any) -> Iterable[Any]:
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise ValueError(f"{name} must be whole numbers one after another, got {shown(values)}")
+    return values
 
 
 USUAL_SETTINGS = StreamSettings()
@@ -78,6 +104,10 @@ class Mode(enum.StrEnum):
     RECOMPUTE = "recompute"
     """As the evaluation code of the paper's authors: at each frame all frames are encoded and the whole prefix is run
     again, then words are decoded from its cache."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Mode":
+        raise ValueError(f"unknown mode {shown(value)}; choose one of {', '.join(cls)}")
 
     @classmethod
     def usual(cls, variant: Variant) -> "Mode":
@@ -118,3 +148,23 @@ WhenBehind = Literal["delay", "drop", "merge"]
 - `drop`: all but the newest are dropped; the newest keeps its place in time;
 - `merge`: all that wait become one frame, of the earliest's first picture and the newest's last.
 """
+
+
+def check_when_behind(when_behind: Any) -> None:
+    """Refuse what is no answer to late frames.
+
+    Raises:
+        ValueError: if it is none of `WhenBehind`, nor None.
+    """
+    if when_behind is not None and when_behind not in get_args(WhenBehind):
+        raise ValueError(f"when_behind must be {', '.join(get_args(WhenBehind))} or None, got {shown(when_behind)}")
+
+
+def check_speed(speed: Any) -> None:
+    """Refuse a pace at which no frame would ever be due.
+
+    Raises:
+        ValueError: if it is neither None nor a finite number above zero.
+    """
+    if speed is not None:
+        real("speed", speed, least=1 / LONGEST_GRID_S)

@@ -20,6 +20,7 @@ class Stream:
         answer: ids of the answer tokens spoken so far, without the end token.
         ended: why it has ended, None while it goes on.
         tally: what it has cost.
+        fault: the error of its own at which it has ended, or will at the next step.
     """
 
     settings: StreamSettings
@@ -33,6 +34,7 @@ class Stream:
     _row: int = field(repr=False)
     _origin: int = field(repr=False)
     _places: list[int] = field(repr=False)
+    fault: Exception | None = None
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
     _texts: list[str] = field(repr=False, default_factory=list)
     _held: list[tuple[int, Piece]] = field(repr=False, default_factory=list)

@@ -69,6 +69,12 @@ class Track:
         self.waiting: tuple[int, ...] = special.prefix
         self.frames = 0
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first slot, and the one behind the last, of all that has been laid out or spoken."""
+        sources, targets = self._stored.sources, self._stored.targets + len(self.waiting)
+        return (-targets, sources) if self._design.grouped else (0, sources + targets)
+
     def text(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
         """Lay out text among the sources: the prompt, or what closes the video."""
         self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids))

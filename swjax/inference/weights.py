@@ -3,8 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
+from swjax.conversion import CheckpointError
 from swjax.conversion.parameters import Parameters, split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
 
@@ -20,6 +23,31 @@ def streaming_weights(
     Args:
         model: the model.
         sharding: where the parameters are to lie; None leaves them where they are.
+
+    Raises:
+        CheckpointError: if a parameter of a real model has values that are not finite.
     """
     device: Any = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
-    return split_parameters(model if device.platform == "tpu" else model.with_layers_apart())
+    structure, parameters = split_parameters(model if device.platform == "tpu" else model.with_layers_apart())
+    check_finite(parameters)
+    return structure, parameters
+
+
+def check_finite(parameters: Parameters) -> None:
+    """Refuse weights with a NaN or an infinity: every answer would be one, or made of them.
+
+    Raises:
+        CheckpointError: if there is one; shapes in the place of parameters have none.
+    """
+    counts = {name: _not_finite(one) for name, one in parameters.items() if isinstance(one, jax.Array)}
+    bad = [f"{name} ({count} of {parameters[name].size})" for name, count in jax.device_get(counts).items() if count]
+    if bad:
+        raise CheckpointError(
+            f"the model has weights that are not finite: {', '.join(bad[:3])}{' and others' if bad[3:] else ''}; "
+            "fetch it again, or take an earlier checkpoint of its training"
+        )
+
+
+@jax.jit
+def _not_finite(values: Array) -> Array:
+    return jnp.count_nonzero(~jnp.isfinite(values))

@@ -250,6 +250,28 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
             ["stream", "--checkpoint", "{run}", "--video", "{video}", "--stop-token", "a b"],
             "name one that",
         ),
+        *(
+            (["stream", "--checkpoint", "{run}", "--video", "{video}", *flags], message)
+            for flags, message in (
+                (("--temperature", "nan"), "temperature must be a finite number"),
+                (("--temperature", "inf"), "temperature must be a finite number"),
+                (("--temperature", "1e400"), "temperature must be a finite number"),
+                (("--repetition-penalty", "nan"), "repetition_penalty must be a finite number"),
+                (("--repetition-penalty", "1e-300"), "repetition_penalty must be a finite number"),
+                (("--top-p", "nan"), "top_p must be a finite number"),
+                (("--top-k", "99999999999"), "top_k must be a whole number"),
+                (("--seed", "-1"), "the seed must be a whole number"),
+                (("--gap", "99999999999"), "gap must be a whole number"),
+                (("--max-tail", "99999999999"), "max_tail must be a whole number"),
+                (("--schedule", "9" * 400), "no count of tokens"),
+                (("--schedule", "9999999999"), "must be a whole number"),
+                (("--schedule", "{video}"), "it is no text"),
+                (("--question", "\udcff"), "the question has half a character"),
+                (("--stop-token", "\udcff"), "--stop-token has half a character"),
+                (("--picture", "{run}"), "must name a PNG file"),
+                (("--picture", "{run}/config.json/x.png"), "cannot be written"),
+            )
+        ),
         (["stream", "--checkpoint", "{run}", "--video", "{video}", "--wat"], "does not know --wat"),
         (["stream", "--checkpoint", "{run}", "--video", "{run}/config.json"], "cannot be decoded"),
         (["export", "--checkpoint", "{export}", "--step", "1", "--output", "x"], "is no run folder"),
