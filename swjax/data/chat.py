@@ -15,6 +15,9 @@ from swjax.data.example import ExampleError
 SYSTEM_PROMPT = "You are a helpful assistant."
 VIDEO_PAD = "<|video_pad|>"
 
+NEEDED_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", VIDEO_PAD)
+"""The tokens that give a chat its structure."""
+
 EVALUATION_QUESTION = "Describe the scene in this video and the activity that takes place in it."
 TRAINING_QUESTIONS = (
     "Sum up the actions and events of this video.",
@@ -60,8 +63,11 @@ def encode_chat(
         raise ValueError("the first answer is open, so no turn can follow it")
     texts = [("question", question), ("answer", answer or "")]
     texts += [pair for asked, answered in later for pair in (("question", asked), ("answer", answered))]
+    # Words that were added to a vocabulary as plain text are text.
+    added = tokenizer.added_tokens_decoder.values()
+    special = [token.content for token in added if token.special or token.content in NEEDED_TOKENS]
     for name, text in texts:
-        written = [token for token in tokenizer.get_added_vocab() if token in text]
+        written = [token for token in special if token in text]
         if written:
             raise ExampleError(f"the {name} contains the special token {written[0]}; remove it from the text")
     messages = [
