@@ -1,7 +1,6 @@
 """What a user should know of and what does not stop them, such as how files were read that leave room for doubt."""
 
 import warnings
-from typing import Any
 
 
 class Notice(UserWarning):
