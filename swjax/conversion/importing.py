@@ -79,9 +79,6 @@ def check_checkpoint(folder: Path) -> Checked:
     """
     config, stored = open_hf(folder)
     dtypes = tuple(sorted({array.dtype.name for array in stored.values()}))
-    unknown = [name for name in dtypes if name not in ("bfloat16", "float16", "float32")]
-    if unknown:
-        raise CheckpointError(f"{folder} holds weights in {', '.join(unknown)}; take the checkpoint in bfloat16")
     lacking = [name for name in _OTHERS if not (folder / name).exists()]
     if not any(all((folder / name).exists() for name in names) for names in _VOCABULARIES):
         lacking.append("tokenizer.json")

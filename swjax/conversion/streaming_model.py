@@ -6,7 +6,6 @@ records what the model was trained with; transformers keeps it and does not use 
 Writing reads the weights as it goes: the model is never in memory as a whole.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +17,7 @@ from jaxtyping import DTypeLike
 
 from swjax.conversion.errors import CheckpointError
 from swjax.conversion.hub_writer import UNFINISHED, save_hf, write_json
-from swjax.conversion.hugging_face import find_checkpoint, load_hf, open_hf
+from swjax.conversion.hugging_face import find_checkpoint, load_hf, open_hf, read_json
 from swjax.conversion.run_folder import (
     MODEL,
     TOKENIZER,
@@ -31,6 +30,7 @@ from swjax.conversion.run_folder import (
 from swjax.conversion.stored import StoredArray
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
+from swjax.streaming import Variant
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -190,14 +190,25 @@ def read_record(folder: Path) -> StreamingRecord:
     """What a Hugging Face folder's model was trained to do, by the block `streaming` of its config.json.
 
     Raises:
-        CheckpointError: the block has keys that nobody knows.
+        CheckpointError: the block has keys that nobody knows, or values that no model is trained with.
     """
-    found = json.loads((folder / "config.json").read_text()).get("streaming", {})
+    found = read_json(folder / "config.json").get("streaming", {})
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: 'streaming' must be an object")
     known = {field.name for field in fields(StreamingRecord)}
     unknown = sorted(set(found) - known)
     if unknown:
         raise CheckpointError(f"{folder / 'config.json'}: the block 'streaming' has unknown keys {', '.join(unknown)}")
-    return StreamingRecord(**found)
+    record = StreamingRecord(**found)
+    for field in fields(StreamingRecord):
+        value, kind = getattr(record, field.name), type(field.default)
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool) and 0 < value < 2**31
+        if value not in list(Variant) if kind is str else not is_number:
+            wanted = f"one of {', '.join(Variant)}" if kind is str else "a number above 0"
+            raise CheckpointError(
+                f"{folder / 'config.json'}: streaming: {field.name} is {value!r}; it must be {wanted}"
+            )
+    return record
 
 
 def _generation_config(config: Qwen2_5_VLConfig) -> Mapping[str, Any]:
