@@ -40,6 +40,9 @@ _QUANTIZED = re.compile(
     r"absmax|quant_map|quant_state|(qweight|qzeros|scales|g_idx|SCB|weight_packed)$|_scale(_inv)?$|_zero_point$"
 )
 
+# What PEFT keeps beside weights that an adapter stands beside.
+_ADAPTED = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|original_module)\.")
+
 _TAKE_FLOATS = f"take the checkpoint in {', '.join(READABLE)}, which is not quantized"
 
 # What is not stacked, as the embedding, is best read in pieces of this size.
@@ -198,20 +201,14 @@ def check_files(folder: Path, expected: Mapping[str, HubTensor], files: Files, *
             raise CheckpointError(f"{folder}: the checkpoint {what} {shown}; {_explain(names)}")
     for name, where in expected.items():
         if files[name].shape != where.shape:
-            found = files[name].shape
-            raise CheckpointError(
-                f"{folder}: {files[name].name} has shape {found}, but config.json makes it {where.shape}"
-            )
+            found = f"{files[name].name} has shape {files[name].shape}"
+            raise CheckpointError(f"{folder}: {found}, but config.json makes it {where.shape}")
 
 
 def _explain(names: Sequence[str]) -> str:
     """The likely reason of tensors that are too many or too few."""
-    if any(
-        part in name for name in names for part in (".lora_", ".base_layer.", ".modules_to_save.", "original_module")
-    ):
-        return (
-            "these are of an adapter that was not merged; merge it (PEFT's merge_and_unload) and save the model again"
-        )
+    if any(_ADAPTED.search(name) for name in names):
+        return "these are of an adapter that is not merged; merge it (PEFT's merge_and_unload) and save the model again"
     if any(_QUANTIZED.search(name) for name in names):
         return f"these are of quantized weights; {_TAKE_FLOATS}"
     if list(names) == [HEAD]:

@@ -87,9 +87,7 @@ def open_hf(path: str | Path) -> tuple[Qwen2_5_VLConfig, dict[str, StoredArray]]
     if max(config.text.num_layers, config.vision.depth) > len(files):
         raise CheckpointError(f"{folder}: config.json has more layers than there are tensors, {len(files)}")
     if config.text.tie_word_embeddings and has_own_head(folder, files):
-        notify(
-            f"{folder}: config.json says that the head is the embedding, but the weights hold another; taking theirs"
-        )
+        notify(f"{folder}: config.json calls the head tied to the embedding, but the weights hold another; taking it")
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     shapes = {name: leaf.shape for name, leaf in split_parameters(abstract_model(config))[1].items()}
     tensors = hub_tensors(config, shapes)

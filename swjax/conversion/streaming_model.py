@@ -200,14 +200,17 @@ def read_record(folder: Path) -> StreamingRecord:
     if unknown:
         raise CheckpointError(f"{folder / 'config.json'}: the block 'streaming' has unknown keys {', '.join(unknown)}")
     record = StreamingRecord(**found)
-    for field in fields(StreamingRecord):
-        value, kind = getattr(record, field.name), type(field.default)
-        is_number = isinstance(value, int | kind) and not isinstance(value, bool) and 0 < value < 2**31
-        if value not in list(Variant) if kind is str else not is_number:
-            wanted = f"one of {', '.join(Variant)}" if kind is str else "a number above 0"
-            raise CheckpointError(
-                f"{folder / 'config.json'}: streaming: {field.name} is {value!r}; it must be {wanted}"
-            )
+    file = folder / "config.json"
+    try:
+        Variant(record.variant)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: streaming: {error}") from error
+    for key, value in asdict(record).items():
+        kinds = (int, float) if key == "fps" else (int,)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 2**31
+        if key != "variant" and not is_number:
+            wanted = f"{kinds[-1].__name__} above 0"
+            raise CheckpointError(f"{file}: streaming: {key} is {value!r}; it must be of type {wanted}")
     return record
 
 

@@ -61,7 +61,8 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
     found = find_chat_template(folder, tokenizer.chat_template)
     if found is None:
         notify(f"{folder} has no chat template; taking swjax's, which writes chats as Qwen2.5-VL's does")
-        found = (SHIPPED_TOKENIZER / TEMPLATE_FILE).read_text(encoding="utf-8"), "swjax"
+        file = SHIPPED_TOKENIZER / TEMPLATE_FILE
+        found = _read_text(file), file
     tokenizer.chat_template, where = found
     reason = _try_on_a_video(tokenizer, special)
     if reason:
@@ -141,7 +142,7 @@ def _try_on_a_video(tokenizer: Any, special: SpecialTokens) -> str:
 
 
 def _words(error: Exception) -> str:
-    line = f", line {error.lineno}" if type(error).__name__ == "TemplateSyntaxError" else ""
+    line = f", line {getattr(error, 'lineno', '?')}" if type(error).__name__ == "TemplateSyntaxError" else ""
     return f"{type(error).__name__}: {error}{line}"
 
 
