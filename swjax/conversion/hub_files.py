@@ -171,8 +171,9 @@ def has_own_head(folder: Path, files: Files) -> bool:
     _refuse_dtypes(folder, (head, embedding))
     if head.shape != embedding.shape or len(head.shape) != 2:
         return True
-    rows = max(1, _PIECE_BYTES // (4 * max(1, head.shape[1])))
-    pieces = [(slice(start, start + rows), slice(0, head.shape[1])) for start in range(0, head.shape[0], rows)]
+    length, width = head.shape
+    rows = max(1, _PIECE_BYTES // (4 * max(1, width)))
+    pieces = [(slice(start, min(start + rows, length)), slice(0, width)) for start in range(0, length, rows)]
     return not all(
         np.array_equal(head.read(piece).astype(np.float32), embedding.read(piece).astype(np.float32), equal_nan=True)
         for piece in pieces
