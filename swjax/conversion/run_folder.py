@@ -3,7 +3,7 @@
     RUN_DIR/
       config.json        every key of the run's configuration
       model.json         the model's configuration, in the form of Hugging Face's config.json
-      tokenizer/         the tokenizer, as transformers saves it
+      tokenizer/         the files of the tokenizer, as they were given
       environment.jsonl  a line for each start: time, versions, git commit, devices, command line
       checkpoints/STEP/  parameters (path -> array), ema (the same, averaged, if the run averages), optimizer, data
                          (the input iterator's place)

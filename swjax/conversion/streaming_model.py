@@ -18,6 +18,7 @@ from jaxtyping import DTypeLike
 from swjax.conversion.errors import CheckpointError
 from swjax.conversion.hub_writer import UNFINISHED, save_hf, write_json
 from swjax.conversion.hugging_face import find_checkpoint, load_hf, open_hf, read_json
+from swjax.conversion.model_card import model_card
 from swjax.conversion.run_folder import (
     MODEL,
     TOKENIZER,
@@ -28,20 +29,12 @@ from swjax.conversion.run_folder import (
     read_run_config,
 )
 from swjax.conversion.stored import StoredArray
+from swjax.conversion.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 from swjax.streaming import Variant
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def open_streaming_model(path: str | Path, *, step: int | None = None) -> Stored
 def export_streaming_model(
     source: StoredModel, output: str | Path, *, dtype: DTypeLike | None = None, max_shard_size: int | str = "5GB"
 ) -> None:
-    """Write a Hugging Face folder: weights, config, generation config, tokenizer and preprocessor.
+    """Write a Hugging Face folder: weights, config, generation config, preprocessor, README, and the tokenizer's files.
 
     All processes must call it, with a folder that they share.
 
@@ -154,22 +147,26 @@ def _write_export(source: StoredModel, folder: Path, dtype: DTypeLike | None, ma
         write_json(folder / "generation_config.json", _generation_config(source.config))
         write_json(folder / "preprocessor_config.json", _preprocessor_config(source))
         copy_tokenizer(source.tokenizer, folder)
+        _leave_out_pixels(folder / "processor_config.json")
+        (folder / README).write_text(model_card(source.config, asdict(source.record)), encoding="utf-8")
     record = {"streaming": asdict(source.record)}
     save_hf(
         source.parameters, folder, config=source.config, dtype=dtype, max_shard_size=max_shard_size, more_config=record
     )
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of a tokenizer that are there."""
-    for name in TOKENIZER_FILES:
-        if (source / name).exists() and source.resolve() != folder.resolve():
-            shutil.copyfile(source / name, folder / name)
+def _leave_out_pixels(file: Path) -> None:
+    """Takes the base's sizes of pictures out of a processor_config.json: they would hide those of the training."""
+    if file.exists():
+        content = read_json(file)
+        kept = {key: value for key, value in content.items() if key not in ("image_processor", "video_processor")}
+        if kept != content:
+            write_json(file, kept)
 
 
 def _is_export(folder: Path) -> bool:
     """Whether it is an exported folder, or one that was cut off, or empty."""
-    others = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json")
+    others = (*TOKENIZER_FILES, TEMPLATES, README, "generation_config.json", "preprocessor_config.json")
     known = (*others, "model*.safetensors", "model.safetensors.index.json", f"*{UNFINISHED}")
     ours = {file for pattern in known for file in folder.glob(pattern)}
     return (folder / "config.json").exists() or set(folder.iterdir()) <= ours

@@ -58,7 +58,7 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
         special = SpecialTokens.from_tokenizer(tokenizer)
     except ValueError as error:
         raise TokenizerError(str(error)) from error
-    found = find_chat_template(folder, tokenizer.chat_template)
+    found = find_chat_template(folder)
     if found is None:
         notify(f"{folder} has no chat template; taking swjax's, which writes chats as Qwen2.5-VL's does")
         file = SHIPPED_TOKENIZER / TEMPLATE_FILE
@@ -70,7 +70,7 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
     return tokenizer
 
 
-def find_chat_template(folder: Path, of_the_tokenizer: Any) -> tuple[str, Path] | None:
+def find_chat_template(folder: Path) -> tuple[str, Path] | None:
     """The chat template that transformers' processor takes, else the tokenizer's own, and the file that it stands in.
 
     The processor looks into processor_config.json, chat_template.json, chat_template.jinja and
@@ -79,7 +79,6 @@ def find_chat_template(folder: Path, of_the_tokenizer: Any) -> tuple[str, Path] 
 
     Args:
         folder: a checkpoint's or tokenizer's folder.
-        of_the_tokenizer: what `AutoTokenizer` read, a template or templates by name; None for none.
 
     Returns:
         The template and its file; None if there is none.
@@ -87,15 +86,11 @@ def find_chat_template(folder: Path, of_the_tokenizer: Any) -> tuple[str, Path] 
     Raises:
         TokenizerError: a file is damaged, or holds several templates and none named "default".
     """
-    for name in ("processor_config.json", "chat_template.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        content = _read_json(file)
-        template = content.get("chat_template") if isinstance(content, dict) else None
+    for file in (folder / "processor_config.json", folder / "chat_template.json"):
+        template = _template_in(file)
         if template is not None:
             return _choose_default(template, file), file
-        if name == "chat_template.json":
+        if file.name == "chat_template.json" and file.is_file():
             raise TokenizerError(f'{file} has no key "chat_template"; {_INSTEAD}')
     additional = folder / "additional_chat_templates"
     for file in (folder / TEMPLATE_FILE, additional / "default.jinja"):
@@ -105,7 +100,14 @@ def find_chat_template(folder: Path, of_the_tokenizer: Any) -> tuple[str, Path] 
     if others:
         return _choose_default(others, additional), additional
     file = folder / "tokenizer_config.json"
-    return None if not of_the_tokenizer else (_choose_default(of_the_tokenizer, file), file)
+    template = _template_in(file)
+    return None if template is None else (_choose_default(template, file), file)
+
+
+def _template_in(file: Path) -> Any:
+    """What a JSON file holds as chat template or templates; None for nothing."""
+    content = _read_json(file) if file.is_file() else None
+    return content.get("chat_template") if isinstance(content, dict) else None
 
 
 def _choose_default(templates: Any, file: Path) -> str:
