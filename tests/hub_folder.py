@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from swjax.data.tokenizer import SHIPPED_TOKENIZER
 
 VIDEO_TEMPLATE = (SHIPPED_TOKENIZER / "chat_template.jinja").read_text(encoding="utf-8")
@@ -39,7 +41,6 @@ TEXT = {
     "mrope_section": (2, 3, 3),
     "vocab_size": 512,  # more than the tokenizer has words, as in the released models
     "tie_word_embeddings": True,
-    "initializer_range": 0.25,
 }
 VISION = {
     "depth": 2,
@@ -48,17 +49,17 @@ VISION = {
     "num_heads": 1,
     "out_hidden_size": 32,
     "full_attention_blocks": (1,),
-    "initializer_range": 0.15,
 }
 
 
 def make_hub_folder(folder: Path) -> Path:
     """Write the folder; returns it."""
     import jax.numpy as jnp  # here, as conftest.py sets what jax reads once
-    from flax import nnx
 
     from swjax.conversion import save_hf
-    from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+    from swjax.conversion.parameters import split_parameters
+    from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+    from swjax.models.qwen2_5_vl.model import abstract_model
 
     tokenizer = json.loads((SHIPPED_TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
@@ -71,8 +72,12 @@ def make_hub_folder(folder: Path) -> Path:
         "video_token_id": ids["<|video_pad|>"],
     }
     config = Qwen2_5_VLConfig.preset("tiny", text=TEXT, vision=VISION, **special)
-    model = Qwen2_5_VL(config, rngs=nnx.Rngs(5))
-    save_hf(model, folder, dtype=jnp.bfloat16, max_shard_size="80KB")
+    rng = np.random.default_rng(5)
+    parameters = {
+        path: np.ones(leaf.shape, np.float32) if "norm" in path else rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+        for path, leaf in split_parameters(abstract_model(config))[1].items()
+    }
+    save_hf(parameters, folder, config=config, dtype=jnp.bfloat16, max_shard_size="80KB")
     contents = {
         "config.json": _config(config, special | {"vision_token_id": ids["<|vision_pad|>"]}),
         "generation_config.json": {

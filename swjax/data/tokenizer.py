@@ -56,8 +56,8 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
         raise TokenizerError(f"the tokenizer in {folder} lacks Qwen2.5-VL's special tokens {', '.join(missing)}")
     try:
         special = SpecialTokens.from_tokenizer(tokenizer)
-    except ValueError as error:
-        raise TokenizerError(str(error)) from error
+    except Exception as error:  # it is the first use, at which a value of a wrong type shows
+        raise TokenizerError(f"the tokenizer in {folder} cannot be used: {_words(error)}") from error
     found = find_chat_template(folder)
     if found is None:
         notify(f"{folder} has no chat template; taking swjax's, which writes chats as Qwen2.5-VL's does")

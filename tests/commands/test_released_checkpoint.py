@@ -1,10 +1,12 @@
 """The README's commands on a folder as the hub has it: import, train, stream, evaluate, export, and transformers."""
 
+import contextlib
 import json
 import os
 import subprocess
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hub_folder import VIDEO_TEMPLATE, make_hub_folder
@@ -24,19 +26,29 @@ OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
 """A Python with transformers 4.57, PyTorch and torchvision, in an environment of its own."""
 
 
+@contextlib.contextmanager
+def cheap_compilations():
+    """A step that runs once is not worth compiling well."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder of the hub, imported; a run of all weights and one of adapters, of one step each; their exports."""
     root = tmp_path_factory.mktemp("released")
     make_hub_folder(root / "hub")
-    counts = ["--train", "8", "--validation", "8", "--test", "2", "--workers", "1"]
+    counts = ["--train", "8", "--validation", "1", "--test", "1", "--workers", "1"]
     assert main(["prepare", "moving_shapes", "--output", str(root / "data"), *counts]) == 0
     assert main(["import", str(root / "hub"), "--out", str(root / "weights")]) == 0
     for name, keys in (("full", ["--config.lora.rank=0"]), ("lora", ["--config.lora.rank=2"])):
         words = ["train", "--config", "configs/moving_shapes.py", "--run-dir", str(root / name), *keys]
-        words += [f"--config.data.{split}={root}/data/{split}/manifest.jsonl" for split in ("train", "validation")]
+        words += [f"--config.data.train={root}/data/train/manifest.jsonl", "--config.data.validation="]
         words += [f"--config.init_from={root}/weights", "--config.model.preset=", "--config.data.cache_mb=0"]
-        assert main([*words, "--config.steps=1", "--config.batch_size=8", "--config.eval_every=1"]) == 0
+        with cheap_compilations():
+            assert main([*words, "--config.steps=1", "--config.batch_size=8"]) == 0
         assert main(["export", "--checkpoint", str(root / name), "--output", str(root / f"{name}_export")]) == 0
     return root
 
@@ -61,20 +73,19 @@ def test_the_files_of_the_tokenizer_are_carried_over_as_they_are(made, name):
     assert not isinstance(config.get("extra_special_tokens", {}), list)  # which transformers 4 does not load
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "full_export", "lora_export", "weights"])
-def test_every_folder_streams(made, capsys, name):
+@pytest.mark.parametrize("name", ["lora", "weights"])
+def test_a_run_and_a_folder_of_the_hub_stream(made, capsys, name):
     video = made / "data" / "test" / "videos" / "test-00000.mp4"
-    pixels = ["--max-pixels", "3136"] if name == "weights" else []
-    words = ["stream", "--checkpoint", str(made / name), "--video", str(video), "--max-tail", "3", *pixels]
+    words = ["stream", "--checkpoint", str(made / name), "--video", str(video), "--max-tail", "3"]
     assert main([*words, "--as-fast-as-possible"]) == 0
     assert "frames encoded once each" in capsys.readouterr().out
 
 
-def test_the_run_is_evaluated(made):
+def test_an_exported_folder_is_evaluated(made):
     data = made / "data" / "test" / "manifest.jsonl"
-    words = ["evaluate", "--checkpoint", str(made / "full"), "--data", str(data), "--max-tail", "3", "--limit", "1"]
-    assert main(words) == 0
-    scores = json.loads((made / "full" / "evaluation" / "scores.json").read_text())
+    words = ["evaluate", "--checkpoint", str(made / "full_export"), "--data", str(data), "--max-tail", "3"]
+    assert main([*words, "--output", str(made / "scores")]) == 0
+    scores = json.loads((made / "scores" / "scores.json").read_text())
     assert scores["model"]["videos"] == 1
 
 
