@@ -1,8 +1,8 @@
 """The README's commands on a folder as the hub has it: import, train, stream, evaluate, export, and transformers."""
 
-import contextlib
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from swjax.commands.import_ import EXAMPLE
 from swjax.commands.main import main
 from swjax.conversion import load_hf
 from swjax.conversion.streaming_model import load_streaming_model
-from swjax.conversion.tokenizer_files import TOKENIZER_FILES
+from swjax.conversion.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from swjax.data.chat import encode_chat
-from swjax.data.tokenizer import load_tokenizer
+from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from swjax.streaming import SpecialTokens, build_layout
 from swjax.training.config_file import load_config
 
@@ -26,9 +26,9 @@ OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
 """A Python with transformers 4.57, PyTorch and torchvision, in an environment of its own."""
 
 
-@contextlib.contextmanager
-def cheap_compilations():
-    """A step that runs once is not worth compiling well."""
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_compilations():
+    """What runs once or twice is not worth compiling well."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -47,8 +47,7 @@ def made(tmp_path_factory):
         words = ["train", "--config", "configs/moving_shapes.py", "--run-dir", str(root / name), *keys]
         words += [f"--config.data.train={root}/data/train/manifest.jsonl", "--config.data.validation="]
         words += [f"--config.init_from={root}/weights", "--config.model.preset=", "--config.data.cache_mb=0"]
-        with cheap_compilations():
-            assert main([*words, "--config.steps=1", "--config.batch_size=8"]) == 0
+        assert main([*words, "--config.steps=1", "--config.batch_size=8"]) == 0
         assert main(["export", "--checkpoint", str(root / name), "--output", str(root / f"{name}_export")]) == 0
     return root
 
@@ -178,8 +177,9 @@ for folder in sys.argv[1:]:
 @pytest.mark.slow
 @pytest.mark.skipif(OTHER_TRANSFORMERS not in os.environ, reason=f"{OTHER_TRANSFORMERS} names no Python")
 def test_exports_load_in_transformers_4(made, tmp_path):
-    assert main(["export", "--checkpoint", str(made / "full"), "--output", str(tmp_path / "own")]) == 0
-    folders = [str(made / "full_export"), str(made / "lora_export")]
+    own = shutil.copytree(made / "full_export", tmp_path / "own")
+    copy_tokenizer(SHIPPED_TOKENIZER, own)
+    folders = [str(made / "full_export"), str(made / "lora_export"), str(own)]
     told = subprocess.run(
         [os.environ[OTHER_TRANSFORMERS], "-c", LOADING, *folders],
         capture_output=True,
@@ -195,4 +195,4 @@ def test_exports_load_in_transformers_4(made, tmp_path):
     ours = load_tokenizer(made / "hub").apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    assert told.stdout.splitlines() == [f"Qwen2TokenizerFast {ours}"] * 2
+    assert told.stdout.splitlines() == [f"Qwen2TokenizerFast {ours}"] * 3
