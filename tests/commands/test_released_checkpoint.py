@@ -23,7 +23,7 @@ from swjax.streaming import SpecialTokens, build_layout
 from swjax.training.config_file import load_config
 
 OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
-"""A Python with transformers 4.57, PyTorch and torchvision, in an environment of its own."""
+"""A Python with transformers 4.57, PyTorch and Pillow, in an environment of its own."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,18 +158,22 @@ def test_the_example_of_import_starts_training_at_the_paper_s_rate():
 
 
 LOADING = """
+import sys
 import torch
 import transformers
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 assert transformers.__version__.startswith("4.57"), transformers.__version__
 for folder in sys.argv[1:]:
     model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder)
+    assert type(tokenizer).__name__ in Qwen2_5_VLProcessor.tokenizer_class
+    AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    template = Qwen2_5_VLProcessor.get_processor_dict(folder)[0]["chat_template"]
     content = [{"type": "text", "text": "Why?"}, {"type": "video"}]
     messages = [{"role": "system", "content": "Look."}, {"role": "user", "content": content}]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    options = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
+    text = tokenizer.apply_chat_template(messages, **options)
     print(type(tokenizer).__name__, tokenizer(text).input_ids)
 """
 
