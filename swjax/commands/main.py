@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from swjax import __version__
 from swjax.commands import (
@@ -21,8 +22,14 @@ from swjax.commands import (
     sweep,
     train,
 )
+from swjax.commands.say import printing_notices, refuse
+from swjax.local_path import refused_scheme
 
 VERBS = (quickstart, prepare, data, train, evaluate, sweep, report, stream, serve, export, import_, layout, plan)
+
+# Arguments that may hold a URL, and those that hold words in which one may stand.
+_URLS = ("judge_url", "allow_origin")
+_WORDS = ("question", "text", "prefix", "token", "beam_option", "judge_options")
 
 DESCRIPTION = """\
 Train and run video-language models that speak while they watch.
@@ -56,7 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             verb.add_arguments(chosen)
             chosen.set_defaults(run=verb.run)
     args, extra = parser.parse_known_args(argv)
-    return args.run(args, extra)
+    refused = _refused_paths(args, extra)
+    if refused:
+        return refuse(refused)
+    with printing_notices():
+        return args.run(args, extra)
+
+
+def _refused_paths(args: argparse.Namespace, extra: Sequence[str]) -> str:
+    """What to say of a path that cannot be used (`refused_scheme`), before any verb reads or writes; '' if all can."""
+    given = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items()}
+    values = [value for name, listed in given.items() if name not in _URLS and name not in _WORDS for value in listed]
+    values += [word.partition("=")[2] if word.startswith("-") else word for word in extra]
+    paths = [part for value in values if isinstance(value, str | Path) for part in str(value).split(",")]
+    return next(filter(None, map(refused_scheme, paths)), "")
 
 
 if __name__ == "__main__":

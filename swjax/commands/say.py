@@ -1,10 +1,14 @@
 """How the verbs speak: one console, and one way to refuse."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+
+from swjax.notice import Notice
 
 
 class UsageError(ValueError):
@@ -27,6 +31,26 @@ def refuse(error: object) -> int:
     # Names of files and JSON may hold what no terminal's encoding can say.
     out.print(str(error).encode("utf-8", "backslashreplace").decode(), markup=False, soft_wrap=True)
     return 2
+
+
+@contextlib.contextmanager
+def printing_notices() -> Iterator[None]:
+    """Print the words of each notice once, on the standard error, and other warnings as Python does."""
+    with warnings.catch_warnings():
+        others, said = warnings.showwarning, set[str]()
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, Notice):
+                if str(message) in said:
+                    return
+                said.add(str(message))
+                out = Console(highlight=False, stderr=True, emoji=False)
+                out.print(f"note: {message}", markup=False, soft_wrap=True)
+            else:
+                others(message, category, *where, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace, Sequence[str]], int]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ from jaxtyping import DTypeLike
 from rich.progress import track
 
 from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_files import check_files, find_tensors, stored_parameters
+from swjax.conversion.hub_files import check_files, find_tensors, has_own_head, stored_parameters
 from swjax.conversion.parameters import merge_parameters, split_parameters
 from swjax.conversion.progress import STDERR
 from swjax.conversion.stored import StoredArray, place
+from swjax.local_path import refused_scheme
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
 from swjax.models.qwen2_5_vl.weights import hub_tensors
+from swjax.notice import notify
 
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 """The files of a Hub repository that swjax uses: weights, configurations, tokenizer and processor."""
+
+CHECKPOINT = "a Hugging Face checkpoint folder"
 
 Shardings = (
     Mapping[str, jax.sharding.Sharding]
@@ -63,7 +68,10 @@ def load_hf(
 
 
 def open_hf(path: str | Path) -> tuple[Qwen2_5_VLConfig, dict[str, StoredArray]]:
-    """Open a Hugging Face checkpoint: every tensor is found and its shape checked, none is read.
+    """Open a Hugging Face checkpoint: every tensor is found and its shape checked, and no weights are read.
+
+    But a head beside an embedding that config.json calls tied to it is compared with it: if they differ, the head that
+    is there is the model's, whatever config.json says, and the configuration that is returned says so too.
 
     Args:
         path: a folder or a Hub id.
@@ -75,10 +83,14 @@ def open_hf(path: str | Path) -> tuple[Qwen2_5_VLConfig, dict[str, StoredArray]]
         CheckpointError: as for `load_hf`.
     """
     folder = find_checkpoint(path)
-    config = read_config(folder)
+    config, files = read_config(folder), find_tensors(folder)
+    if max(config.text.num_layers, config.vision.depth) > len(files):
+        raise CheckpointError(f"{folder}: config.json has more layers than there are tensors, {len(files)}")
+    if config.text.tie_word_embeddings and has_own_head(folder, files):
+        notify(f"{folder}: config.json calls the head tied to the embedding, but the weights hold another; taking it")
+        config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     shapes = {name: leaf.shape for name, leaf in split_parameters(abstract_model(config))[1].items()}
     tensors = hub_tensors(config, shapes)
-    files = find_tensors(folder)
     check_files(folder, tensors, files, tied=config.text.tie_word_embeddings)
     return config, stored_parameters(files, tensors, shapes)
 
@@ -92,9 +104,23 @@ def find_checkpoint(path: str | Path) -> Path:
     """The folder of a checkpoint: the path itself, or what a Hub id of that name is downloaded to.
 
     Raises:
-        CheckpointError: if there is neither such a folder nor, as far as the network tells, such a Hub id.
+        CheckpointError: if there is neither such a folder nor, as far as the network tells, such a Hub id, or if the
+            folder is that of a run or an adapter.
     """
-    return Path(path) if Path(path).is_dir() else download(str(path))
+    folder = Path(path)
+    if not folder.is_dir():
+        return download(str(path))
+    if (folder / "model.json").exists() and (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{folder} is the folder of a run, not a Hugging Face checkpoint; write its model with "
+            f"`swjax export --checkpoint {folder} --output DIR` and give DIR"
+        )
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds a LoRA adapter and not the model that it changes; merge it into its base "
+            "(PEFT's merge_and_unload, or `swjax export` of its run without --adapter) and give that folder"
+        )
+    return folder
 
 
 def download(hub_id: str, folder: Path | None = None) -> Path:
@@ -107,6 +133,8 @@ def download(hub_id: str, folder: Path | None = None) -> Path:
     Raises:
         CheckpointError: it is no Hub id, or the Hub does not give it.
     """
+    if refused := refused_scheme(hub_id):
+        raise CheckpointError(refused)
     if Path(hub_id).exists() or hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         raise CheckpointError(f"{hub_id}: no such checkpoint folder")
     try:
@@ -120,13 +148,40 @@ def download(hub_id: str, folder: Path | None = None) -> Path:
 
 def read_config(folder: Path) -> Qwen2_5_VLConfig:
     """Read config.json, flat (transformers 4) or nested (5)."""
-    file = folder / "config.json"
+    return parse_config(folder / "config.json")
+
+
+def parse_config(file: Path, *, holder: str = CHECKPOINT) -> Qwen2_5_VLConfig:
+    """Read a file with the content of a config.json; `holder` is as for `read_json`.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the model is one that cannot be built.
+    """
     try:
-        return Qwen2_5_VLConfig.from_hf(json.loads(file.read_text()))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing; a Hugging Face checkpoint folder holds one") from None
+        return Qwen2_5_VLConfig.from_hf(read_json(file, holder=holder))
     except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{file}: {error}") from error
+
+
+def read_json(file: Path, *, holder: str = CHECKPOINT) -> dict[str, Any]:
+    """Read a JSON object, in UTF-8 with or without a byte order mark.
+
+    Args:
+        file: the file.
+        holder: what such a file is found in, for the message where it is missing.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing; {holder} holds one") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, and holds a {type(content).__name__}")
+    return content
 
 
 def _choose_shardings(

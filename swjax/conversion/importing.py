@@ -19,6 +19,7 @@ from swjax.conversion.hub_files import INDEX
 from swjax.conversion.hub_writer import UNFINISHED
 from swjax.conversion.hugging_face import HUB_PATTERNS, download, open_hf
 from swjax.conversion.progress import STDERR
+from swjax.conversion.tokenizer_files import TEMPLATES
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
 # Either of these holds the whole vocabulary.
@@ -79,9 +80,6 @@ def check_checkpoint(folder: Path) -> Checked:
     """
     config, stored = open_hf(folder)
     dtypes = tuple(sorted({array.dtype.name for array in stored.values()}))
-    unknown = [name for name in dtypes if name not in ("bfloat16", "float16", "float32")]
-    if unknown:
-        raise CheckpointError(f"{folder} holds weights in {', '.join(unknown)}; take the checkpoint in bfloat16")
     lacking = [name for name in _OTHERS if not (folder / name).exists()]
     if not any(all((folder / name).exists() for name in names) for names in _VOCABULARIES):
         lacking.append("tokenizer.json")
@@ -93,7 +91,7 @@ def _refuse_other(out: Path) -> None:
     if not out.exists():
         return
     # `.cache` is where the Hub keeps account of a download.
-    known = (*HUB_PATTERNS, f"*{UNFINISHED}", ".cache", "*.md", "LICENSE*", ".git*")
+    known = (*HUB_PATTERNS, f"*{UNFINISHED}", ".cache", TEMPLATES, "*.md", "LICENSE*", ".git*")
     others = [file.name for file in out.iterdir() if not _matches(file.name, known)] if out.is_dir() else [out.name]
     if others:
         raise CheckpointError(f"{out} is there and holds {others[0]}, which is of no checkpoint; choose another --out")
@@ -102,13 +100,16 @@ def _refuse_other(out: Path) -> None:
 def _copy(folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files = [file for file in folder.iterdir() if file.is_file() and _matches(file.name, HUB_PATTERNS)]
+    files += (folder / TEMPLATES).glob("*.jinja")
     # Last what makes a checkpoint of a folder.
     files.sort(key=lambda file: (file.name in (INDEX, "config.json"), file.name))
     (out / "config.json").unlink(missing_ok=True)
     for file in track(files, "copying", transient=True, console=STDERR):
-        unfinished = out / (file.name + UNFINISHED)
+        target = out / file.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        unfinished = target.with_name(target.name + UNFINISHED)
         shutil.copyfile(file, unfinished)
-        os.replace(unfinished, out / file.name)
+        os.replace(unfinished, target)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

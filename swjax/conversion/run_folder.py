@@ -3,7 +3,7 @@
     RUN_DIR/
       config.json        every key of the run's configuration
       model.json         the model's configuration, in the form of Hugging Face's config.json
-      tokenizer/         the tokenizer, as transformers saves it
+      tokenizer/         the files of the tokenizer, as they were given
       environment.jsonl  a line for each start: time, versions, git commit, devices, command line
       checkpoints/STEP/  parameters (path -> array), ema (the same, averaged, if the run averages), optimizer, data
                          (the input iterator's place)
@@ -14,7 +14,6 @@
 Training writes it; streaming, evaluation and export read it, and need nothing of training for that.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import DTypeLike
 
 from swjax.conversion.errors import CheckpointError
+from swjax.conversion.hugging_face import parse_config, read_json
 from swjax.conversion.lora import adapter_shapes, choose_targets, merge_stored
 from swjax.conversion.orbax_files import open_arrays
 from swjax.conversion.parameters import Parameters, merge_parameters, split_parameters
@@ -39,6 +39,8 @@ TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 PARAMETERS = "parameters"
 EMA = "ema"
+
+_HOLDER = "a folder that `swjax train` wrote"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def read_run_config(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder holds none, or it is damaged.
     """
-    return _read_json(Path(run_dir), CONFIG)
+    return read_json(Path(run_dir) / CONFIG, holder=_HOLDER)
 
 
 def read_model_config(run_dir: str | Path) -> Qwen2_5_VLConfig:
@@ -103,12 +105,7 @@ def read_model_config(run_dir: str | Path) -> Qwen2_5_VLConfig:
     Raises:
         CheckpointError: the folder holds none, or it is damaged.
     """
-    try:
-        return Qwen2_5_VLConfig.from_hf(_read_json(Path(run_dir), MODEL))
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{Path(run_dir) / MODEL}: {error}") from error
+    return parse_config(Path(run_dir) / MODEL, holder=_HOLDER)
 
 
 def read_lora(config: Mapping[str, Any]) -> Lora | None:
@@ -246,13 +243,3 @@ def _check_shapes(folder: Path, stored: Mapping[str, StoredArray], expected: Map
     if faults:
         more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise CheckpointError(f"{folder} does not fit the model: it {', '.join(faults[:4])}{more}")
-
-
-def _read_json(run_dir: Path, name: str) -> dict[str, Any]:
-    file = run_dir / name
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing; a folder that `swjax train` wrote holds one") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error

@@ -6,7 +6,6 @@ records what the model was trained with; transformers keeps it and does not use 
 Writing reads the weights as it goes: the model is never in memory as a whole.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +17,8 @@ from jaxtyping import DTypeLike
 
 from swjax.conversion.errors import CheckpointError
 from swjax.conversion.hub_writer import UNFINISHED, save_hf, write_json
-from swjax.conversion.hugging_face import find_checkpoint, load_hf, open_hf
+from swjax.conversion.hugging_face import find_checkpoint, load_hf, open_hf, read_json
+from swjax.conversion.model_card import model_card
 from swjax.conversion.run_folder import (
     MODEL,
     TOKENIZER,
@@ -29,19 +29,12 @@ from swjax.conversion.run_folder import (
     read_run_config,
 )
 from swjax.conversion.stored import StoredArray
+from swjax.conversion.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
+from swjax.streaming import Variant
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def open_streaming_model(path: str | Path, *, step: int | None = None) -> Stored
 def export_streaming_model(
     source: StoredModel, output: str | Path, *, dtype: DTypeLike | None = None, max_shard_size: int | str = "5GB"
 ) -> None:
-    """Write a Hugging Face folder: weights, config, generation config, tokenizer and preprocessor.
+    """Write a Hugging Face folder: weights, config, generation config, preprocessor, README, and the tokenizer's files.
 
     All processes must call it, with a folder that they share.
 
@@ -154,22 +147,26 @@ def _write_export(source: StoredModel, folder: Path, dtype: DTypeLike | None, ma
         write_json(folder / "generation_config.json", _generation_config(source.config))
         write_json(folder / "preprocessor_config.json", _preprocessor_config(source))
         copy_tokenizer(source.tokenizer, folder)
+        _leave_out_pixels(folder / "processor_config.json")
+        (folder / README).write_text(model_card(source.config, asdict(source.record)), encoding="utf-8")
     record = {"streaming": asdict(source.record)}
     save_hf(
         source.parameters, folder, config=source.config, dtype=dtype, max_shard_size=max_shard_size, more_config=record
     )
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of a tokenizer that are there."""
-    for name in TOKENIZER_FILES:
-        if (source / name).exists() and source.resolve() != folder.resolve():
-            shutil.copyfile(source / name, folder / name)
+def _leave_out_pixels(file: Path) -> None:
+    """Takes the base's sizes of pictures out of a processor_config.json: they would hide those of the training."""
+    if file.exists():
+        content = read_json(file)
+        kept = {key: value for key, value in content.items() if key not in ("image_processor", "video_processor")}
+        if kept != content:
+            write_json(file, kept)
 
 
 def _is_export(folder: Path) -> bool:
     """Whether it is an exported folder, or one that was cut off, or empty."""
-    others = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json")
+    others = (*TOKENIZER_FILES, TEMPLATES, README, "generation_config.json", "preprocessor_config.json")
     known = (*others, "model*.safetensors", "model.safetensors.index.json", f"*{UNFINISHED}")
     ours = {file for pattern in known for file in folder.glob(pattern)}
     return (folder / "config.json").exists() or set(folder.iterdir()) <= ours
@@ -190,14 +187,28 @@ def read_record(folder: Path) -> StreamingRecord:
     """What a Hugging Face folder's model was trained to do, by the block `streaming` of its config.json.
 
     Raises:
-        CheckpointError: the block has keys that nobody knows.
+        CheckpointError: the block has keys that nobody knows, or values that no model is trained with.
     """
-    found = json.loads((folder / "config.json").read_text()).get("streaming", {})
+    found = read_json(folder / "config.json").get("streaming", {})
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: 'streaming' must be an object")
     known = {field.name for field in fields(StreamingRecord)}
     unknown = sorted(set(found) - known)
     if unknown:
         raise CheckpointError(f"{folder / 'config.json'}: the block 'streaming' has unknown keys {', '.join(unknown)}")
-    return StreamingRecord(**found)
+    record = StreamingRecord(**found)
+    file = folder / "config.json"
+    try:
+        Variant(record.variant)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: streaming: {error}") from error
+    for key, value in asdict(record).items():
+        kinds = (int, float) if key == "fps" else (int,)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 2**31
+        if key != "variant" and not is_number:
+            wanted = f"{kinds[-1].__name__} above 0"
+            raise CheckpointError(f"{file}: streaming: {key} is {value!r}; it must be of type {wanted}")
+    return record
 
 
 def _generation_config(config: Qwen2_5_VLConfig) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int32
 
 from swjax.conversion.errors import CheckpointError
 from swjax.conversion.hugging_face import load_hf, read_config
+from swjax.conversion.position_ids import chat_position_ids
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
 
@@ -49,7 +50,7 @@ def require_torch() -> None:
 
 
 def compare_logits(folder: str | Path, *, seed: int = 0) -> dict[str, float]:
-    """Compare logits in float32 on random tokens and a small random video.
+    """Compare logits in float32 on random tokens and a small random video, with position ids by Qwen2.5-VL's rule.
 
     The two models are in memory one after the other, at 4 bytes a parameter.
 
@@ -87,21 +88,23 @@ def make_probes(config: Qwen2_5_VLConfig, rng: np.random.Generator) -> list[Prob
     window = vision.window_size // vision.patch_size // vision.spatial_merge_size
     rows, columns = window, window + max(1, window // 2)
     grid = np.array([_FRAMES, rows * vision.spatial_merge_size, columns * vision.spatial_merge_size], np.int32)
-    text = np.arange(_TEXT_AROUND_VIDEO, dtype=np.int32)
-    place = np.indices((_FRAMES, rows, columns), dtype=np.int32).reshape(3, -1) + _TEXT_AROUND_VIDEO + 1
-    before = np.tile(np.append(text, _TEXT_AROUND_VIDEO), (3, 1))
-    after = np.tile(np.append(text, _TEXT_AROUND_VIDEO) + place.max() + 1, (3, 1))
     token_ids = np.concatenate(
         [
             rng.choice(words, _TEXT_AROUND_VIDEO),
             [config.vision_start_token_id],
-            np.full(place.shape[1], config.video_token_id),
+            np.full(_FRAMES * rows * columns, config.video_token_id),
             [config.vision_end_token_id],
             rng.choice(words, _TEXT_AROUND_VIDEO),
         ]
     ).astype(np.int32)
     pixels = rng.standard_normal((int(grid.prod()), vision.patch_dim), np.float32)
-    position_ids = np.concatenate([before, place, after], axis=1)
+    position_ids = chat_position_ids(
+        token_ids,
+        [grid],
+        pads=(config.image_token_id, config.video_token_id),
+        tokens_per_second=vision.tokens_per_second,
+        merge=vision.spatial_merge_size,
+    ).astype(np.int32)
     return [*probes, Probe(f"a video of {_FRAMES} frames among random tokens", token_ids, position_ids, pixels, grid)]
 
 

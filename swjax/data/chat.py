@@ -12,10 +12,12 @@ from jaxtyping import Int32
 
 from swjax.data.example import ExampleError
 from swjax.data.text import check_text
-from swjax.data.tokenizer import NEEDED_TOKENS
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 VIDEO_PAD = "<|video_pad|>"
+
+NEEDED_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", VIDEO_PAD)
+"""The tokens that give a chat its structure."""
 
 EVALUATION_QUESTION = "Describe the scene in this video and the activity that takes place in it."
 TRAINING_QUESTIONS = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swjax.evaluation.errors import EvaluationError
+from swjax.local_path import refused_scheme
 
 SWEEP = "sweep.json"
 RESULT = "result.json"
@@ -56,6 +57,9 @@ class Sweep:
             split_schedule(schedule)
         if not self.schedules or not all(values for grid in self.grids for values in grid.values()):
             raise EvaluationError("a sweep needs at least one schedule, and a value for each key of its grids")
+        refused = refused_scheme(self.output) or refused_scheme(self.data)
+        if refused:
+            raise EvaluationError(refused)
 
 
 @dataclass(frozen=True)

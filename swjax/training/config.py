@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
 from swjax.data.patches import MERGE_SIZE
+from swjax.local_path import refused_scheme
 from swjax.models.remat import REMAT
 from swjax.streaming import Variant
 from swjax.training.profiling import parse_steps
@@ -120,6 +121,8 @@ _CHOICES: Mapping[str, Iterable[str]] = types.MappingProxyType(
     {"dtype": DTYPES, "attention": IMPLEMENTATIONS, "remat": REMAT, "optimizer.moments_dtype": DTYPES}
 )
 
+_DATA_PATHS = ("train", "root", "validation")
+
 DEFAULTS: Mapping[str, Any] = types.MappingProxyType({key.path: key.default for key in KEYS})
 
 
@@ -196,6 +199,10 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in ("lora.rank", "keep_best", "max_bad_steps"):
         if values[path] < 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
+    for path in ("run_dir", "init_from", "tokenizer", "compilation_cache", *(f"data.{name}" for name in _DATA_PATHS)):
+        for name in values[path].split(","):
+            if refused := refused_scheme(name.strip()):
+                raise ConfigError(f"config.{path}: {refused}")
     if values["keep_best"] and not values["data.validation"]:
         raise ConfigError("config.keep_best chooses by validation loss; give config.data.validation, or set it to 0")
     try:

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from swjax.conversion.run_folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
-from swjax.data.tokenizer import load_tokenizer
+from swjax.conversion.tokenizer_files import copy_tokenizer
+from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
@@ -99,6 +100,9 @@ def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
 def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: Qwen2_5_VLConfig, tokenizer: Any) -> None:
     """Writes what does not change while the run goes on."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(run_dir / TOKENIZER)
+    source = Path(tokenizer.name_or_path)
+    copy_tokenizer(source, run_dir / TOKENIZER)
+    if find_chat_template(source) is None:
+        (run_dir / TOKENIZER / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     for name, content in ((CONFIG, config.to_dict()), (MODEL, model_config.to_hf("float32"))):
         (run_dir / name).write_text(json.dumps(content, indent=2) + "\n")

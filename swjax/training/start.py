@@ -10,8 +10,8 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from swjax.conversion import load_hf
-from swjax.conversion.hugging_face import find_checkpoint, read_config
+from swjax.conversion import load_hf, open_hf
+from swjax.conversion.hugging_face import find_checkpoint
 from swjax.conversion.lora import choose_targets, new_adapters
 from swjax.conversion.parameters import Parameters, split_parameters
 from swjax.data.tokenizer import load_tokenizer
@@ -39,7 +39,7 @@ def choose_model(config: ConfigDict, tokenizer: Any) -> Qwen2_5_VLConfig:
     overrides = config.model.overrides.to_dict()
     if not config.init_from:
         return _preset(config.model.preset, overrides, tokenizer)
-    found = read_config(find_checkpoint(config.init_from))
+    found = open_hf(config.init_from)[0]
     if overrides:
         raise ConfigError("config.model.overrides changes a model from scratch only; init_from brings its own sizes")
     _check_tokenizer(found, tokenizer)

@@ -76,6 +76,9 @@ def test_the_paper_s_recipe_is_a_file() -> None:
         ({"max_bad_steps": -1}, r"config\.max_bad_steps is -1; it must be at least 0"),
         ({"lora.rank": -1}, r"config\.lora\.rank is -1; it must be at least 0"),
         ({"data.train": ""}, r"config\.data\.train is empty"),
+        ({"run_dir": "gs://bucket/run"}, r"config\.run_dir: gs://bucket/run is a URL, .*; mount the bucket"),
+        ({"data.train": "a.jsonl, s3://b/c.jsonl"}, r"config\.data\.train: s3://b/c\.jsonl is a URL"),
+        ({"init_from": "hf://Qwen/Qwen2.5-VL-3B-Instruct"}, r"give the Hub id itself, Qwen/Qwen2\.5-VL-3B-Instruct"),
         ({"model.preset": ""}, r"config\.init_from and config\.model\.preset are both empty"),
     ],
 )

@@ -67,7 +67,7 @@ def write(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "Qwen2Tokenizer",
         "add_prefix_space": False,
         "bos_token": None,
         "clean_up_tokenization_spaces": False,

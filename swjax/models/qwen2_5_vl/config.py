@@ -127,49 +127,52 @@ class Qwen2_5_VLConfig:
         """
         if config.get("model_type") != "qwen2_5_vl":
             raise ValueError(f"config.json is for model_type {config.get('model_type')!r}, expected 'qwen2_5_vl'")
-        text = config.get("text_config", config)
-        vision = _need(config, "vision_config", "config.json")
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        _refuse_unsupported(text, vision, rope)
-        tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-        where = "text_config" if "text_config" in config else "config.json"
+        text = _Section(config, "config.json")
+        top = text
+        if "text_config" in config:
+            text = top.section("text_config")
+        vision = top.section("vision_config")
+        rope = next((text.section(key) for key in ("rope_parameters", "rope_scaling") if text.has(key)), None)
+        rope = rope or _Section({}, f"{text.name}: rope_scaling or rope_parameters")
+        vision_rope = vision.section("rope_parameters") if vision.has("rope_parameters") else _Section({}, "")
+        _refuse_unsupported(text.content, vision.content, rope.content)
         return cls(
             text=TextConfig(
-                vocab_size=_need(text, "vocab_size", where),
-                hidden_size=_need(text, "hidden_size", where),
-                intermediate_size=_need(text, "intermediate_size", where),
-                num_layers=_need(text, "num_hidden_layers", where),
-                num_heads=_need(text, "num_attention_heads", where),
-                num_kv_heads=_need(text, "num_key_value_heads", where),
-                rms_norm_eps=_need(text, "rms_norm_eps", where),
-                rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else _need(text, "rope_theta", where)),
-                mrope_section=tuple(_need(rope, "mrope_section", f"{where}: rope_scaling or rope_parameters")),
-                tie_word_embeddings=bool(tied),
-                max_position_embeddings=_need(text, "max_position_embeddings", where),
-                initializer_range=text.get("initializer_range", 0.02),
+                vocab_size=text.count("vocab_size"),
+                hidden_size=text.count("hidden_size"),
+                intermediate_size=text.count("intermediate_size"),
+                num_layers=text.count("num_hidden_layers"),
+                num_heads=text.count("num_attention_heads"),
+                num_kv_heads=text.count("num_key_value_heads"),
+                rms_norm_eps=text.number("rms_norm_eps"),
+                rope_theta=float((rope if rope.has("rope_theta") else text).number("rope_theta")),
+                mrope_section=_three(rope.counts("mrope_section"), rope.name),
+                tie_word_embeddings=top.flag("tie_word_embeddings") or text.flag("tie_word_embeddings"),
+                max_position_embeddings=text.count("max_position_embeddings"),
+                initializer_range=text.number("initializer_range", 0.02),
             ),
             vision=VisionConfig(
-                out_hidden_size=_need(vision, "out_hidden_size", "vision_config"),
-                intermediate_size=_need(vision, "intermediate_size", "vision_config"),
-                depth=_need(vision, "depth", "vision_config"),
-                hidden_size=_need(vision, "hidden_size", "vision_config"),
-                num_heads=_need(vision, "num_heads", "vision_config"),
-                in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
-                patch_size=_need(vision, "patch_size", "vision_config"),
-                spatial_merge_size=_need(vision, "spatial_merge_size", "vision_config"),
-                temporal_patch_size=_need(vision, "temporal_patch_size", "vision_config"),
-                tokens_per_second=_need(vision, "tokens_per_second", "vision_config"),
-                window_size=_need(vision, "window_size", "vision_config"),
-                full_attention_blocks=tuple(_need(vision, "fullatt_block_indexes", "vision_config")),
-                rope_theta=float((vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0)),
-                initializer_range=vision.get("initializer_range", 0.02),
+                out_hidden_size=vision.count("out_hidden_size"),
+                intermediate_size=vision.count("intermediate_size"),
+                depth=vision.count("depth"),
+                hidden_size=vision.count("hidden_size"),
+                num_heads=vision.count("num_heads"),
+                in_channels=vision.count("in_channels" if vision.has("in_channels") else "in_chans", 3),
+                patch_size=vision.count("patch_size"),
+                spatial_merge_size=vision.count("spatial_merge_size"),
+                temporal_patch_size=vision.count("temporal_patch_size"),
+                tokens_per_second=vision.number("tokens_per_second"),
+                window_size=vision.count("window_size"),
+                full_attention_blocks=vision.counts("fullatt_block_indexes"),
+                rope_theta=float(vision_rope.number("rope_theta", 10_000.0)),
+                initializer_range=vision.number("initializer_range", 0.02),
             ),
-            video_token_id=_need(config, "video_token_id", "config.json"),
-            image_token_id=_need(config, "image_token_id", "config.json"),
-            vision_start_token_id=_need(config, "vision_start_token_id", "config.json"),
-            vision_end_token_id=_need(config, "vision_end_token_id", "config.json"),
-            bos_token_id=_first(text.get("bos_token_id"), config.get("bos_token_id"), 151643),
-            eos_token_id=_first(text.get("eos_token_id"), config.get("eos_token_id"), 151645),
+            video_token_id=top.count("video_token_id", least=0),
+            image_token_id=top.count("image_token_id", least=0),
+            vision_start_token_id=top.count("vision_start_token_id", least=0),
+            vision_end_token_id=top.count("vision_end_token_id", least=0),
+            bos_token_id=(text if text.has("bos_token_id") else top).first("bos_token_id", 151643),
+            eos_token_id=(text if text.has("eos_token_id") else top).first("eos_token_id", 151645),
         )
 
     def to_hf(self, dtype: str) -> dict[str, Any]:
@@ -224,23 +227,79 @@ class Qwen2_5_VLConfig:
         }
 
 
-def _need(config: Mapping[str, Any], key: str, where: str) -> Any:
-    if config.get(key) is None:
-        raise ValueError(f"{where} lacks {key!r}, which a Qwen2.5-VL model cannot do without")
-    return config[key]
+_LARGEST = 2**31 - 1
 
 
-def _first(*values: Any) -> int:
-    """The first value that is there; a list (several end tokens) counts as its first."""
-    value = next(value for value in values if value is not None)
-    return int(value[0] if isinstance(value, list) else value)
+@dataclass(frozen=True)
+class _Section:
+    """An object of a config.json whose values are looked at before they are used; a null is as if it were not there."""
+
+    content: Mapping[str, Any]
+    name: str
+
+    def has(self, key: str) -> bool:
+        return self.content.get(key) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if not self.has(key) and default is None:
+            raise ValueError(f"{self.name} lacks {key!r}, which a Qwen2.5-VL model cannot do without")
+        return self.content[key] if self.has(key) else default
+
+    def section(self, key: str) -> "_Section":
+        content = self.get(key)
+        if not isinstance(content, Mapping):
+            raise self.refuse(key, content, "an object")
+        return _Section(content, key)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+            raise self.refuse(key, value, "a number above 0")
+        return value
+
+    def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        return self.whole(key, self.get(key, default), least)
+
+    def counts(self, key: str) -> tuple[int, ...]:
+        values = self.get(key)
+        if not isinstance(values, list | tuple):
+            raise self.refuse(key, values, "a list of whole numbers")
+        return tuple(self.whole(key, value, 0) for value in values)
+
+    def first(self, key: str, default: int) -> int:
+        """The first of several token ids, or the one."""
+        value = self.get(key, default)
+        return self.whole(key, value[0] if isinstance(value, list) and value else value, 0)
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key, False)
+        if not isinstance(value, bool):
+            raise self.refuse(key, value, "true or false")
+        return value
+
+    def whole(self, key: str, value: Any, least: int) -> int:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= _LARGEST or value != int(value):
+            raise self.refuse(key, value, f"a whole number from {least} on")
+        return int(value)
+
+    def refuse(self, key: str, value: Any, wanted: str) -> ValueError:
+        shown = repr(value)
+        return ValueError(f"{self.name}: {key} is {shown[:60]}{'...' * (len(shown) > 60)}; it must be {wanted}")
+
+
+def _three(section: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    if len(section) != 3:
+        raise ValueError(f"{name}: mrope_section has {len(section)} parts; it must have 3: time, height and width")
+    return section[0], section[1], section[2]
 
 
 def _refuse_unsupported(text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
     for where, config in (("text", text), ("vision", vision)):
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"{where} hidden_act {config['hidden_act']!r} is not supported; Qwen2.5-VL uses 'silu'")
-    if text.get("use_sliding_window") or "sliding_attention" in (text.get("layer_types") or ()):
+    layer_types = text.get("layer_types")
+    if text.get("use_sliding_window") or (isinstance(layer_types, list) and "sliding_attention" in layer_types):
         raise ValueError("use_sliding_window is not supported; released Qwen2.5-VL checkpoints do not use it")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "mrope"):

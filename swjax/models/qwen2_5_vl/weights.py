@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
+EMBEDDING = "model.embed_tokens.weight"
+"""The hub's name of the embedding."""
+
 _DECODER = (
-    ("model.embed_tokens.weight", "decoder/embedding_vd", "v|d"),
+    (EMBEDDING, "decoder/embedding_vd", "v|d"),
     ("model.layers.*.input_layernorm.weight", "decoder/layers/attention_norm_d", "d"),
     ("model.layers.*.self_attn.q_proj.weight", "decoder/layers/q_weight_dnh", "nh|d"),
     ("model.layers.*.self_attn.q_proj.bias", "decoder/layers/q_bias_nh", "nh"),
@@ -26,7 +29,10 @@ _DECODER = (
     ("model.layers.*.mlp.down_proj.weight", "decoder/layers/down_weight_fd", "d|f"),
     ("model.norm.weight", "decoder/norm_d", "d"),
 )
-_HEAD = (("lm_head.weight", "decoder/head_vd", "v|d"),)
+HEAD = "lm_head.weight"
+"""The hub's name of the matrix that makes logits of features."""
+
+_HEAD = ((HEAD, "decoder/head_vd", "v|d"),)
 _VISION = (
     ("visual.patch_embed.proj.weight", "visual/patch_weight_cd", "d|c"),
     ("visual.blocks.*.norm1.weight", "visual/blocks/attention_norm_d", "d"),
@@ -47,6 +53,10 @@ _VISION = (
     ("visual.merger.mlp.2.weight", "visual/merger/down_weight_fd", "d|f"),
     ("visual.merger.mlp.2.bias", "visual/merger/down_bias_d", "d"),
 )
+
+
+# What wrappers leave before the names of a model that was saved with them: DDP, torch.compile, PEFT.
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,23 @@ class Projection:
     module: str
     inputs: str
     outputs: str
+
+
+def hub_name(name: str) -> str:
+    """The hub's name of a tensor by the name that it was saved under: by a wrapper, or transformers' modules.
+
+    From transformers 4.52 on, the modules are `model.language_model` and `model.visual`.
+    """
+    while (inner := next((name.removeprefix(prefix) for prefix in _WRAPPERS if name.startswith(prefix)), "")) != "":
+        name = inner
+    if name.startswith("model.language_model."):
+        return "model." + name.removeprefix("model.language_model.")
+    return name.removeprefix("model.") if name.startswith("model.visual.") else name
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one that follows from the configuration, which some versions of transformers saved."""
+    return name.endswith(".inv_freq")
 
 
 def projections() -> dict[str, Projection]:

@@ -1,0 +1,202 @@
+"""The README's commands on a folder as the hub has it: import, train, stream, evaluate, export, and transformers."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hub_folder import VIDEO_TEMPLATE, make_hub_folder
+from safetensors import safe_open
+
+from swjax.commands.import_ import EXAMPLE
+from swjax.commands.main import main
+from swjax.conversion import load_hf
+from swjax.conversion.streaming_model import load_streaming_model
+from swjax.conversion.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
+from swjax.data.chat import encode_chat
+from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from swjax.streaming import SpecialTokens, build_layout
+from swjax.training.config_file import load_config
+
+OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
+"""A Python with transformers 4.57, PyTorch and Pillow, in an environment of its own."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_compilations():
+    """What runs once or twice is not worth compiling well."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of the hub, imported; a run of all weights and one of adapters, of one step each; their exports."""
+    root = tmp_path_factory.mktemp("released")
+    make_hub_folder(root / "hub")
+    counts = ["--train", "8", "--validation", "1", "--test", "1", "--workers", "1"]
+    assert main(["prepare", "moving_shapes", "--output", str(root / "data"), *counts]) == 0
+    assert main(["import", str(root / "hub"), "--out", str(root / "weights")]) == 0
+    for name, keys in (("full", ["--config.lora.rank=0"]), ("lora", ["--config.lora.rank=2"])):
+        words = ["train", "--config", "configs/moving_shapes.py", "--run-dir", str(root / name), *keys]
+        words += [f"--config.data.train={root}/data/train/manifest.jsonl", "--config.data.validation="]
+        words += [f"--config.init_from={root}/weights", "--config.model.preset=", "--config.data.cache_mb=0"]
+        assert main([*words, "--config.steps=1", "--config.batch_size=8"]) == 0
+        assert main(["export", "--checkpoint", str(root / name), "--output", str(root / f"{name}_export")]) == 0
+    return root
+
+
+def test_import_says_that_the_template_was_tried(made, capsys):
+    assert main(["import", str(made / "weights")]) == 0
+    shown = capsys.readouterr().out
+    assert "in bfloat16, all there" in shown
+    assert "tied embeddings" in shown
+    assert "its chat template was tried on a video" in shown
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_the_files_of_the_tokenizer_are_carried_over_as_they_are(made, name):
+    for folder in (made / "weights", made / name / "tokenizer", made / f"{name}_export"):
+        for file in TOKENIZER_FILES:
+            assert (folder / file).exists() == (made / "hub" / file).exists(), file
+            assert not (folder / file).exists() or (folder / file).read_bytes() == (made / "hub" / file).read_bytes()
+        assert load_tokenizer(folder).chat_template == VIDEO_TEMPLATE
+    config = json.loads((made / f"{name}_export" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "Qwen2Tokenizer"
+    assert not isinstance(config.get("extra_special_tokens", {}), list)  # which transformers 4 does not load
+
+
+@pytest.mark.parametrize("name", ["lora", "weights"])
+def test_a_run_and_a_folder_of_the_hub_stream(made, capsys, name):
+    video = made / "data" / "test" / "videos" / "test-00000.mp4"
+    words = ["stream", "--checkpoint", str(made / name), "--video", str(video), "--max-tail", "3"]
+    assert main([*words, "--as-fast-as-possible"]) == 0
+    assert "frames encoded once each" in capsys.readouterr().out
+
+
+def test_an_exported_folder_is_evaluated(made):
+    data = made / "data" / "test" / "manifest.jsonl"
+    words = ["evaluate", "--checkpoint", str(made / "full_export"), "--data", str(data), "--max-tail", "3"]
+    assert main([*words, "--output", str(made / "scores")]) == 0
+    scores = json.loads((made / "scores" / "scores.json").read_text())
+    assert scores["model"]["videos"] == 1
+
+
+def test_training_starts_from_the_weights_of_the_hub(made):
+    """One step at the warm-up's rate moves little; adapters begin at nothing."""
+    start = load_hf(made / "weights", dtype="float32").decoder.embedding_vd[...]
+    for name in ("full", "lora"):
+        end = load_streaming_model(made / name).model.decoder.embedding_vd[...]
+        assert np.abs(end - start).max() < 1e-2 * np.abs(start).max()
+
+
+def test_exports_load_in_transformers_with_the_same_logits(made, capsys):
+    pytest.importorskip("torch")
+    for name in ("full", "lora"):
+        words = ["export", "--checkpoint", str(made / name), "--output", str(made / f"{name}_export"), "--verify"]
+        assert main(words) == 0
+    assert capsys.readouterr().out.count("largest difference to transformers") == 6
+    with safe_open(made / "full_export" / "model.safetensors", framework="numpy") as opened:
+        assert "lm_head.weight" not in opened.keys()  # noqa: SIM118 (not a dict)
+
+
+def code_of(folder: Path) -> dict:
+    """What the Python blocks of an exported README.md define."""
+    blocks = (folder / "README.md").read_text().split("```python\n")[1:]
+    names: dict = {}
+    exec("\n".join(block.split("```")[0] for block in blocks), names)
+    return names
+
+
+@pytest.mark.parametrize("grid", [(1, 2, 2), (3, 4, 4), (2, 8, 6), (7, 4, 10), (12, 2, 4)])
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 1.25])
+def test_the_readme_s_function_numbers_a_chat_as_training_does(made, grid, seconds):
+    tokenizer = load_tokenizer(made / "hub")
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    ids = encode_chat(tokenizer, question="What happens?", answer="A circle turns.", video_grid_thw=grid)
+    layout = build_layout(ids, np.array([grid]), variant="offline", second_per_grid_t=seconds, special_tokens=special)
+    pytest.importorskip("torch")
+    found = code_of(made / "full_export")["chat_position_ids"](
+        ids, [grid], pads=(special.image_pad, special.video_pad), seconds=seconds
+    )
+    np.testing.assert_array_equal(found, layout.position_ids[:, np.argsort(layout.chat_index)])
+
+
+def test_the_readme_s_answer_is_the_most_likely_words(made):
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(made / "full_export", dtype=torch.float32)
+    tokenizer = load_tokenizer(made / "full_export")
+    grid = (2, 4, 4)
+    ids = encode_chat(tokenizer, question="What happens?", answer=None, video_grid_thw=grid)
+    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((32, 1176), np.float32))
+    words = code_of(made / "full_export")["answer"](
+        model, ids.tolist(), [grid], most=4, pixel_values_videos=pixels, video_grid_thw=torch.tensor([grid])
+    )
+    assert 1 <= len(words) <= 4
+    assert all(isinstance(word, int) for word in words)
+
+
+def test_the_readme_says_what_was_trained(made):
+    text = (made / "full_export" / "README.md").read_text()
+    assert "position design `gdpe`, 3 tokens after each frame, 2\npictures a second" in text
+
+
+def test_the_example_of_import_starts_training_at_the_paper_s_rate():
+    (words,) = [line.split() for line in EXAMPLE.splitlines() if line.startswith("  swjax train")]
+    config = load_config(words[words.index("--config") + 1], words[words.index("--config") + 2 :])
+    assert config.init_from == "weights/7b"
+    assert config.model.preset == "7b"
+    assert config.optimizer.learning_rate <= 2e-5
+
+
+LOADING = """
+import sys
+import torch
+import transformers
+from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+assert transformers.__version__.startswith("4.57"), transformers.__version__
+for folder in sys.argv[1:]:
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert type(tokenizer).__name__ in Qwen2_5_VLProcessor.tokenizer_class
+    AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    template = Qwen2_5_VLProcessor.get_processor_dict(folder)[0]["chat_template"]
+    content = [{"type": "text", "text": "Why?"}, {"type": "video"}]
+    messages = [{"role": "system", "content": "Look."}, {"role": "user", "content": content}]
+    options = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
+    text = tokenizer.apply_chat_template(messages, **options)
+    print(type(tokenizer).__name__, tokenizer(text).input_ids)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(OTHER_TRANSFORMERS not in os.environ, reason=f"{OTHER_TRANSFORMERS} names no Python")
+def test_exports_load_in_transformers_4(made, tmp_path):
+    own = shutil.copytree(made / "full_export", tmp_path / "own")
+    copy_tokenizer(SHIPPED_TOKENIZER, own)
+    folders = [str(made / "full_export"), str(made / "lora_export"), str(own)]
+    told = subprocess.run(
+        [os.environ[OTHER_TRANSFORMERS], "-c", LOADING, *folders],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert told.returncode == 0, told.stderr
+    messages = [
+        {"role": "system", "content": "Look."},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}, {"type": "video"}]},
+    ]
+    ours = load_tokenizer(made / "hub").apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert told.stdout.splitlines() == [f"Qwen2TokenizerFast {ours}"] * 3
