@@ -274,12 +274,13 @@ def _key_gradients_body(
                 plgpu.wgmma(product, my_k, q_shared.transpose((1, 0)))
                 plgpu.barrier_wait(douts.filled.at[slot])
                 plgpu.wgmma(dweights, my_v, dout_shared.transpose((1, 0)))
-                lse = plgpu.layout_cast(numbers_shared[0], BY_COLUMN)
                 scores = plgpu.wgmma_accumulator_load(product, wait_n=1)
                 scores = mask_columns(scores, jax.lax.rem(part, jnp.int32(2)) == 1, first, edges_shared)
+                lse = plgpu.layout_cast(numbers_shared[0], BY_COLUMN)
                 weights = jnp.exp2(scores * plan.scale - down(lse, scores.shape))
+                gradients = dweights[...]
                 along = plgpu.layout_cast(numbers_shared[1], BY_COLUMN)
-                dscores = weights * (dweights[...] - down(along, scores.shape))
+                dscores = weights * (gradients - down(along, scores.shape))
                 return weights.astype(my_k.dtype), dscores.astype(my_k.dtype)
 
             accumulator = plgpu.ACC((ROWS, ROWS), jnp.float32)

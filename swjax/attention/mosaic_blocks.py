@@ -202,10 +202,12 @@ def mask_columns(scores: Array, is_whole: Any, first: Any, edges: Any) -> Array:
     """Scores [keys, queries] as `mask_rows` has them; edges are in shared memory, [2, queries]."""
 
     def masked() -> Array:
-        start, stop = (plgpu.layout_cast(edges[i], BY_COLUMN) for i in range(2))
+        # One edge after the other: registers are scarce.
         key = index_along(0, first, scores.shape)
-        seen = (key >= down(start, scores.shape)) & (key < down(stop, scores.shape))
-        return jnp.where(seen, scores, _UNSEEN)
+        start = down(plgpu.layout_cast(edges[0], BY_COLUMN), scores.shape)
+        later = jnp.where(key >= start, scores, _UNSEEN)
+        stop = down(plgpu.layout_cast(edges[1], BY_COLUMN), scores.shape)
+        return jnp.where(key < stop, later, _UNSEEN)
 
     return jax.lax.cond(is_whole, lambda: scores, masked)
 
@@ -235,7 +237,7 @@ def add_products(
 def set_registers(warpgroups: int, *, compute: bool) -> None:
     """Gives the registers that the memory's warpgroup has no use for to the two that compute."""
     if warpgroups == 2:
-        plgpu.set_max_registers(232 if compute else 40, action="increase" if compute else "decrease")
+        plgpu.set_max_registers(240 if compute else 24, action="increase" if compute else "decrease")
 
 
 class Channel(NamedTuple):
