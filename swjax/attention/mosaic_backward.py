@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.mosaic import MosaicBlocks
 from swjax.attention.mosaic_blocks import (
     BY_COLUMN,
     BY_ROW,
@@ -16,7 +17,6 @@ from swjax.attention.mosaic_blocks import (
     MATRIX,
     ROWS,
     Channel,
-    MosaicBlocks,
     Operands,
     Plan,
     across,
@@ -54,8 +54,7 @@ def backward(
     )
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
     along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
-    numbers = (pad(x, 2, plan.tile).reshape(*x.shape[:2], -1, ROWS) for x in (lse * LOG2E, along))
-    numbers = jnp.stack(list(numbers), axis=3)
+    numbers = jnp.stack([pad(x, 2, plan.tile).reshape(*x.shape[:2], -1, ROWS) for x in (lse * LOG2E, along)], axis=3)
     dout = pad(pad(dout.astype(q.dtype), 1, plan.tile), 3, 64)
     scale = width**-0.5
     dq = _query_gradient(plan, operands, dout, numbers, scale)
@@ -285,9 +284,7 @@ def _key_gradients_body(
 
             accumulator = plgpu.ACC((ROWS, ROWS), jnp.float32)
             weights, dscores = pl.run_scoped(weights_and_gradients, accumulator, accumulator)
-            total_dv, total_dk = add_products(
-                plan, (total_dv, weights, dout_shared), (total_dk, dscores, q_shared)
-            )
+            total_dv, total_dk = add_products(plan, (total_dv, weights, dout_shared), (total_dk, dscores, q_shared))
             plgpu.barrier_arrive(douts.freed.at[slot])
             plgpu.barrier_arrive(queries.freed.at[slot])
             return total_dk, total_dv, next_part

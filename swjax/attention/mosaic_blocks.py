@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -23,27 +22,8 @@ MATRIX = plgpu.Layout.WGMMA
 BY_ROW, BY_COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)
 """Registers with a matrix that tensor cores multiply, and with one number for each of its rows or columns."""
 
-MAX_WIDTH = 128
-
 _ALIGNED = 8  # keys that the hardware's copies take at once
 _UNSEEN = -1e32  # far below any real score, before and after scaling
-
-
-@dataclass(frozen=True)
-class MosaicBlocks:
-    """Sizes of blocks and pipelines. Every compute warpgroup has `ROWS` queries (or keys, for their gradients).
-
-    Attributes:
-        keys, stages: keys of one step, a multiple of 64, and steps that are fetched ahead, forward.
-        backward_keys, backward_stages: the same for gradients of queries; those of keys take `ROWS` queries a step.
-        programs: as many as keep a GPU busy; with fewer, the keys of few queries are divided.
-    """
-
-    keys: int = 128
-    stages: int = 2
-    backward_keys: int = 64
-    backward_stages: int = 2
-    programs: int = 132
 
 
 class Plan(NamedTuple):
