@@ -183,7 +183,7 @@ def _key_gradients(
     k, dtype, stages = operands.k, operands.q.dtype, plan.stages
     groups = 1 if plan.num_keys <= ROWS else 2
     tile = groups * ROWS
-    counts, touching = _touching(operands.edges, tile, plan.num_keys)
+    counts, touching = touching_parts(operands.edges, tile, plan.num_keys)
     num_tiles = counts.shape[1]
     shape = jax.ShapeDtypeStruct((plan.batch, num_tiles * tile, k.shape[2], plan.width), dtype)
     freed = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
@@ -213,7 +213,7 @@ def _key_gradients(
     return kernel(counts, touching, operands.edges, operands.q, k, operands.v, dout, numbers)
 
 
-def _touching(
+def touching_parts(
     edges: Int32[Array, "B parts 2 64"], tile: int, num_keys: int
 ) -> tuple[Int32[Array, "B tiles"], Int32[Array, "B tiles parts"]]:
     """How many parts of the queries reach each tile of keys, and which: 2 x part + (1 if all its queries see all)."""

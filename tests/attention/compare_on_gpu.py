@@ -1,4 +1,7 @@
-"""Compares the GPU kernels with the dense attention on a GPU: `python tests/attention/compare_on_gpu.py`."""
+"""Compares the GPU kernels with the dense attention on a GPU: `python tests/attention/compare_on_gpu.py`.
+
+Those of `swjax.attention.mosaic` too, if it is one that they are for.
+"""
 
 import functools
 
@@ -20,10 +23,10 @@ SIZES = [
 ]
 
 
-def compare(size, dtype, tolerance):
+def compare(size, dtype, tolerance, implementation):
     rng = np.random.default_rng(size[1])
     q, k, v, dout = arrays(rng, *size, dtype=dtype)
-    attention = functools.partial(span_attention, implementation="gpu")
+    attention = functools.partial(span_attention, implementation=implementation)
     for make_spans in SPANS:
         spans = make_spans(rng, *size[:3])
         found = values_and_gradients(q, k, v, spans, dout, attention=attention)
@@ -31,11 +34,18 @@ def compare(size, dtype, tolerance):
         with jax.default_matmul_precision("highest"):
             expected = values_and_gradients(*exact, spans, dout.astype(jnp.float32), attention=reference_span_attention)
         assert_close(found, [x.astype(dtype) for x in expected], tolerance)
-        print(f"{size} {jnp.dtype(dtype).name} {make_spans.__name__}: equal within {tolerance}", flush=True)
+        print(
+            f"{implementation} {size} {jnp.dtype(dtype).name} {make_spans.__name__}: equal within {tolerance}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
     assert jax.default_backend() == "gpu", f"needs a GPU, and this is {jax.default_backend()}"
+    is_hopper = jax.devices()[0].compute_capability.startswith("9.")
     for size in SIZES:
-        compare(size, jnp.float32, 1e-5)
-        compare(size, jnp.bfloat16, 2e-2)
+        compare(size, jnp.float32, 1e-5, "gpu")
+        compare(size, jnp.bfloat16, 2e-2, "gpu")
+        if is_hopper:
+            compare(size, jnp.bfloat16, 2e-2, "mosaic")
+            compare(size, jnp.float16, 2e-2, "mosaic")
