@@ -47,7 +47,7 @@ def attend(
         lse_shared=plgpu.SMEM((groups, ROWS), jnp.float32),
         edges_shared=plgpu.SMEM((groups, 2, ROWS), jnp.int32),
         q_filled=plgpu.Barrier(num_arrivals=2, num_barriers=groups),
-        turn=plgpu.Barrier(num_arrivals=groups) if groups > 1 else None,
+        turns=plgpu.Barrier(num_barriers=groups) if groups > 1 else None,
     )
     kernel = plgpu.kernel(
         functools.partial(_forward_body, plan=plan, cached=layer is not None),
@@ -124,7 +124,7 @@ def _forward_rows(
     out_shared: Any,
     lse_shared: Any,
     q_filled: Any,
-    turn: Any,
+    turns: Any,
 ) -> None:
     """What one warpgroup does with its queries."""
     q_shared, edges_shared, lse_shared, q_filled = (
@@ -135,17 +135,13 @@ def _forward_rows(
     plgpu.copy_gmem_to_smem(edges, edges_shared, q_filled)
 
     # Two warpgroups take turns: while one raises its scores, the other has the tensor cores.
-    def finish_turn() -> None:
-        if turn is not None:
-            plgpu.barrier_arrive(turn)
-
     def await_turn() -> None:
-        if turn is not None:
-            plgpu.barrier_wait(turn)
+        if turns is not None:
+            plgpu.barrier_wait(turns.at[warpgroup])
 
-    def swap_turns() -> None:
-        finish_turn()
-        await_turn()
+    def pass_turn() -> None:
+        if turns is not None:
+            plgpu.barrier_arrive(turns.at[1 - warpgroup])
 
     def attend_block(step: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         sums, largest, total = carry
@@ -154,7 +150,7 @@ def _forward_rows(
 
         def multiply_keys(product: Any) -> Array:
             plgpu.wgmma(product, q_shared, keys.buffers[0].at[slot].transpose((1, 0)))
-            swap_turns()
+            pass_turn()
             return product[...]
 
         scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, plan.keys), jnp.float32))
@@ -169,7 +165,6 @@ def _forward_rows(
         narrow = weights.astype(q_shared.dtype)
         sums, total, new_largest, narrow = jax.lax.optimization_barrier((sums, total, new_largest, narrow))
 
-        finish_turn()
         plgpu.barrier_wait(values.filled.at[slot])
         await_turn()
 
@@ -190,9 +185,9 @@ def _forward_rows(
     plgpu.barrier_wait(q_filled)
     start, stop = (plgpu.layout_cast(edges_shared[i], BY_ROW) for i in range(2))
     pl.when(steps > 0)(lambda: plgpu.barrier_wait(keys.filled.at[0]))
-    pl.when(warpgroup == 1)(swap_turns)
+    pl.when(warpgroup == 1)(await_turn)
     sums, largest, total = jax.lax.fori_loop(0, steps, attend_block, nothing)
-    pl.when(warpgroup == 0)(swap_turns)
+    pl.when(warpgroup == 0)(pass_turn)
 
     is_empty = total == 0.0
     total = jnp.where(is_empty, 1.0, total)
