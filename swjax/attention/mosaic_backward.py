@@ -15,6 +15,7 @@ from swjax.attention.mosaic_blocks import (
     BY_ROW,
     LOG2E,
     MATRIX,
+    PARAMETERS,
     ROWS,
     Channel,
     Operands,
@@ -87,7 +88,7 @@ def _query_gradient(
         grid_names=("head", "tile", "row"),
         num_threads=groups + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=PARAMETERS,
         kernel_name="span_attention_query_gradient",
         interpret=plan.interpret,
     )
@@ -206,7 +207,7 @@ def _key_gradients(
         grid_names=("key_head", "tile", "row"),
         num_threads=groups + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=PARAMETERS,
         kernel_name="span_attention_key_gradients",
         interpret=plan.interpret,
     )

@@ -22,6 +22,9 @@ MATRIX = plgpu.Layout.WGMMA
 BY_ROW, BY_COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)
 """Registers with a matrix that tensor cores multiply, and with one number for each of its rows or columns."""
 
+PARAMETERS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0)
+"""Reductions are within rows, which needs no shared memory to speak of."""
+
 _ALIGNED = 8  # keys that the hardware's copies take at once
 _UNSEEN = -1e32  # far below any real score, before and after scaling
 

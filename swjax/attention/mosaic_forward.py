@@ -14,6 +14,7 @@ from swjax.attention.mosaic_blocks import (
     BY_ROW,
     LOG2E,
     MATRIX,
+    PARAMETERS,
     ROWS,
     Channel,
     Operands,
@@ -60,7 +61,7 @@ def attend(
         grid_names=("head", "tile", "row"),
         num_threads=groups + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=PARAMETERS,
         kernel_name="span_attention_forward",
         interpret=plan.interpret,
     )
