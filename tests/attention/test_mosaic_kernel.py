@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from span_examples import (
-    SPANS,
     answer_before_video_spans,
     arrays,
     assert_close,
@@ -105,12 +104,12 @@ def test_cache():
     assert_close([found], [reference_span_attention(*exact, spans).astype(jnp.bfloat16)], 2e-2)
 
 
-@pytest.mark.parametrize("queries", [1, 60, 300])
+@pytest.mark.parametrize("queries", [1, 300])
 def test_blocks_that_tiles_reach_and_see_whole(queries):
     keys, step = 500, 64
     rng = np.random.default_rng(6)
     q, k, v, _ = arrays(rng, 2, queries, keys, 1, 1, 64, dtype=jnp.bfloat16)
-    for make_spans in SPANS:
+    for make_spans in (random_spans, mostly_empty_spans, packed_spans):
         spans = make_spans(rng, 2, queries, keys)
         plan, operands = prepare(q, k, v, spans, keys=step, stages=2, interpret=False)
         seen = np.zeros((2, plan.length, -(-keys // step) * step), bool)
@@ -135,7 +134,7 @@ def test_parts_that_touch_tiles_of_keys():
     keys, tile = 500, 128
     rng = np.random.default_rng(7)
     q, k, v, _ = arrays(rng, 2, 300, keys, 1, 1, 64, dtype=jnp.bfloat16)
-    for make_spans in SPANS:
+    for make_spans in (random_spans, mostly_empty_spans, packed_spans):
         spans = make_spans(rng, 2, 300, keys)
         plan, operands = prepare(q, k, v, spans, keys=64, stages=2, interpret=False)
         counts, touching = touching_parts(operands.edges, tile, plan.num_keys)
