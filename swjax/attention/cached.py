@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int32
 from swjax.attention.chunked import chunked_cache
 from swjax.attention.gpu import gpu_cache
 from swjax.attention.kernel import CacheAttention
+from swjax.attention.mosaic import mosaic_cache
 from swjax.attention.reference import reference_span_attention
-from swjax.attention.span import IMPLEMENTATIONS, KERNELS, SpanAttention
+from swjax.attention.span import IMPLEMENTATIONS, NATIVE, SpanAttention
 from swjax.attention.tpu import tpu_cache
 from swjax.streaming import KeySpans
 
@@ -26,7 +27,7 @@ def _reference(q: Array, keys: Array, values: Array, layer: Array, spans: KeySpa
 
 
 _CACHES: Mapping[str, CacheAttention] = MappingProxyType(
-    {"reference": _reference, "chunked": chunked_cache, "tpu": tpu_cache, "gpu": gpu_cache}
+    {"reference": _reference, "chunked": chunked_cache, "tpu": tpu_cache, "gpu": gpu_cache, "mosaic": mosaic_cache}
 )
 
 
@@ -68,5 +69,5 @@ def cache_attention(
                 f"unknown attention implementation {implementation!r}; choose one of {', '.join(IMPLEMENTATIONS)}"
             )
         return _CACHES[implementation](*operands)
-    native = {platform: _CACHES[name] for name, kernel in KERNELS.items() for platform in kernel.platforms}
+    native = {platform: _CACHES[name] for platform, name in NATIVE.items()}
     return jax.lax.platform_dependent(*operands, default=chunked_cache, **native)

@@ -39,9 +39,8 @@ from swjax.attention.gpu_blocks import (
     quotient,
 )
 from swjax.attention.kernel import EMPTY_LSE, CacheAttention, Kernel
+from swjax.attention.packing import NO_KEYS, merge, pack, unpack
 from swjax.streaming import KeySpans
-
-_NO_KEYS = -1e30  # log-sum-exp of a part of the keys that holds none
 
 
 def _forward(
@@ -62,19 +61,13 @@ def _forward(
     if batch * heads * plan.num_query_blocks >= blocks.programs:
         out, lse = _attend(plan, operands, layer, blocks, interpret)
         return out[0, :, :length, :, :width], lse[0, :, :, :length]
-    rows = q.reshape(batch, length, key_heads, group, width).transpose(0, 1, 3, 2, 4)
-    rows = rows.reshape(batch, length * group, key_heads, width)
-    spans = KeySpans(*(jnp.repeat(edge, group, axis=1) for edge in spans))
+    rows, spans = pack(q, spans, key_heads)
     plan, operands = prepare(rows, k, v, spans, queries=blocks.queries, keys=blocks.keys)
     programs = batch * key_heads * plan.num_query_blocks
     splits = min(pl.cdiv(blocks.programs, programs), pl.cdiv(plan.num_keys, 4 * plan.keys))
-    out, lse = _merge(*_attend(plan._replace(splits=splits), operands, layer, blocks, interpret))
-    out = out[:, : length * group, :, :width].reshape(batch, length, group, key_heads, width)
-    lse = lse[:, :, : length * group].reshape(batch, key_heads, length, group)
-    return (
-        out.transpose(0, 1, 3, 2, 4).reshape(q.shape).astype(q.dtype),
-        lse.transpose(0, 1, 3, 2).reshape(batch, heads, length),
-    )
+    out, lse = merge(*_attend(plan._replace(splits=splits), operands, layer, blocks, interpret))
+    out, lse = unpack(out[:, : length * group, :, :width], lse[:, :, : length * group], length)
+    return out.astype(q.dtype), lse
 
 
 def _attend(
@@ -151,20 +144,8 @@ def _forward_body(
     is_empty = total == 0
     total = jnp.where(is_empty, 1.0, total)
     out_ref[...] = (sums / total[:, None]).astype(out_ref.dtype)
-    empty_lse = EMPTY_LSE if plan.splits == 1 else _NO_KEYS
+    empty_lse = EMPTY_LSE if plan.splits == 1 else NO_KEYS
     lse_ref[...] = jnp.where(is_empty, empty_lse, (largest + jnp.log2(total)) / LOG2E)
-
-
-def _merge(
-    outs: Float[Array, "splits B T N H"], lses: Float[Array, "splits B N T"]
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """Attention to all keys from that to each part of them."""
-    if len(outs) == 1:
-        return outs[0], lses[0]
-    lse = jax.nn.logsumexp(lses, axis=0)
-    weights = jnp.where(lses > _NO_KEYS, jnp.exp(lses - lse), 0.0)
-    out = jnp.einsum("pbtnh,pbnt->btnh", outs, weights, precision=jax.lax.Precision.HIGHEST)
-    return out, jnp.where((lses > _NO_KEYS).any(axis=0), lse, EMPTY_LSE)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ left to automatic differentiation and is no `Kernel`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,40 +97,43 @@ def refusing_elsewhere(name: str, kernel: Kernel) -> Kernel:
     if not kernel.platforms:
         return kernel
 
-    def refuse(pass_: Callable[..., Any]) -> Callable[..., Any]:
-        def refused(*args: Any) -> Any:
-            shapes = jax.eval_shape(pass_, *args)
-            avals = tuple((shape.shape, jnp.dtype(shape.dtype)) for shape in shapes)
-            return tuple(_refuse_p.bind(name=name, platforms=kernel.platforms, avals=avals))
+    reason = (
+        f"attention implementation {name!r} runs on {' and '.join(kernel.platforms)}, and this is compiled for "
+        "{platform}; choose 'auto' or another implementation"
+    )
 
-        return refused
+    def refusing(pass_: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: refuse(reason, jax.eval_shape(pass_, *args))
 
-    unfit = Kernel(refuse(kernel.forward), refuse(kernel.backward))
+    unfit = Kernel(refusing(kernel.forward), refusing(kernel.backward))
     return by_platform(dict.fromkeys(kernel.platforms, kernel), unfit)
 
 
-def _refusal(name: str, platforms: tuple[str, ...], found: str) -> ValueError:
-    return ValueError(
-        f"attention implementation {name!r} runs on {' and '.join(platforms)}, and this is compiled for {found}; "
-        "choose 'auto' or another implementation"
-    )
+def refuse(reason: str, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[Array, ...]:
+    """Arrays of which no program can be made: lowering it raises a ValueError. Tracing it does not.
+
+    Args:
+        reason: message of the error, in which `{platform}` stands for what it is lowered for.
+        shapes: of the arrays.
+    """
+    return tuple(_refuse_p.bind(reason=reason, avals=tuple((s.shape, jnp.dtype(s.dtype)) for s in shapes)))
 
 
-def _refuse_lowering(ctx: mlir.LoweringRuleContext, *, name: str, platforms: tuple[str, ...], avals: Any) -> Any:
-    raise _refusal(name, platforms, ", ".join(ctx.module_context.platforms))
+def _refuse_lowering(ctx: mlir.LoweringRuleContext, *, reason: str, avals: Any) -> Any:
+    raise ValueError(reason.format(platform=", ".join(ctx.module_context.platforms)))
 
 
-_refuse_p = jex.core.Primitive("refuse_platform")
+_refuse_p = jex.core.Primitive("refuse")
 _refuse_p.multiple_results = True
 
 
 @_refuse_p.def_impl
-def _refuse_now(*, name: str, platforms: tuple[str, ...], avals: Any) -> Any:
-    raise _refusal(name, platforms, jax.default_backend())
+def _refuse_now(*, reason: str, avals: Any) -> Any:
+    raise ValueError(reason.format(platform=jax.default_backend()))
 
 
 @_refuse_p.def_abstract_eval
-def _refuse_shapes(*, name: str, platforms: tuple[str, ...], avals: Any) -> list[Any]:
+def _refuse_shapes(*, reason: str, avals: Any) -> list[Any]:
     return [jax.core.ShapedArray(shape, dtype) for shape, dtype in avals]
 
 

@@ -1,210 +1,73 @@
-"""Span attention on NVIDIA Hopper GPUs: Pallas kernels, by way of Mosaic, that compute only what spans reach."""
+"""Span attention on NVIDIA's Hopper GPUs: Pallas kernels, by way of Mosaic, that compute only what spans reach.
+
+One program has a tile of queries of one head, and goes through the blocks of keys, which begin at multiples of their
+size, from the first that any of its spans touches to the last. Blocks that all queries of a warpgroup see whole are not
+masked. One warpgroup fetches keys and values ahead; two compute, each for its own `ROWS` queries, and take turns at the
+tensor cores. For gradients of keys and values, one program has a tile of keys and goes through a list of the parts of
+the queries that touch it, with all heads of the group. Few queries are packed (`swjax.attention.packing`).
+
+As in all blockwise kernels here, keys that no span reaches may be anything (even NaN) if nothing in their block is
+reached; in a block that is partly reached, values must be finite, as weights of zero multiply them.
+
+They take bfloat16 and float16, with at most 128 features a head, and JAX 0.10.2 or later. They have been compared with
+the dense attention in interpret mode (JAX 0.11) and compiled for sm_90a. The forward pass has run on an H200 at 92 to
+103 % of the speed of cuDNN's causal one (benchmarks/RESULTS.md). The backward pass has not yet run on a GPU, so `auto`
+does not choose them.
+"""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.kernel import EMPTY_LSE
-from swjax.attention.mosaic_blocks import (
-    BY_ROW,
-    LOG2E,
-    MATRIX,
-    ROWS,
-    Channel,
-    MosaicBlocks,
-    Operands,
-    Plan,
-    across,
-    add_products,
-    fetch_ahead,
-    key_blocks,
-    mask_rows,
-    prepare,
-    set_registers,
-    shared,
-)
+from swjax.attention.kernel import CacheAttention, Kernel, refuse
+from swjax.attention.packing import merge, pack, unpack
 from swjax.streaming import KeySpans
 
-FIRST_MAXIMUM = -1e29  # below any real score, and far above a masked one, whose weight is so zero from the start
-_NO_KEYS = -1e30
+PACKED_ROWS = 64
+"""Queries x heads of a group up to which they are packed."""
+
+MAX_WIDTH = 128
+"""Features of a head that fit."""
 
 
-def _attend(
-    plan: Plan, operands: Operands, layer: Int32[Array, ""] | None
-) -> tuple[Float[Array, "splits B T N H"], Float[Array, "splits B N T"]]:
-    """Attention to each part of the keys; in float32 if there are several."""
-    dtype = operands.q.dtype
-    out_dtype = dtype if plan.splits == 1 else jnp.float32
-    stages, groups = plan.stages, plan.warpgroups
-    filled, freed = plgpu.Barrier(num_barriers=stages), plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
-    kernel = plgpu.kernel(
-        functools.partial(_forward_body, plan=plan, cached=layer is not None),
-        out_type=(
-            jax.ShapeDtypeStruct((plan.splits, *operands.q.shape), out_dtype),
-            jax.ShapeDtypeStruct((plan.splits, plan.batch, plan.heads, plan.length), jnp.float32),
-        ),
-        scratch_types=dict(
-            q_shared=shared(dtype, groups, ROWS, plan.width),
-            keys=Channel((shared(dtype, stages, plan.keys, plan.width),), filled, freed),
-            values=Channel((shared(dtype, stages, plan.keys, plan.width),), filled, freed),
-            out_shared=None if plan.splits == 1 else shared(out_dtype, groups, ROWS, plan.width),
-            lse_shared=plgpu.SMEM((groups, ROWS), jnp.float32),
-            edges_shared=plgpu.SMEM((groups, 2, ROWS), jnp.int32),
-            q_filled=plgpu.Barrier(num_arrivals=2, num_barriers=groups),
-            turn=plgpu.Barrier(num_arrivals=groups) if groups > 1 else None,
-        ),
-        grid=(plan.heads, plan.num_tiles * plan.splits, plan.batch),
-        grid_names=("head", "tile", "row"),
-        num_threads=groups + 1,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        kernel_name="span_attention_forward",
-        interpret=plan.interpret,
-    )
-    return kernel(*([] if layer is None else [layer.reshape(1)]), *operands)
+@dataclass(frozen=True)
+class MosaicBlocks:
+    """Sizes of blocks and pipelines. Every compute warpgroup has 64 queries (or keys, for their gradients).
+
+    Attributes:
+        keys, stages: keys of one step, a multiple of 64, and steps that are fetched ahead, forward.
+        backward_keys, backward_stages: the same for gradients of queries; those of keys take 64 queries a step.
+        programs: as many as keep a GPU busy; with fewer, the keys of few queries are divided.
+    """
+
+    keys: int = 128
+    stages: int = 2
+    backward_keys: int = 64
+    backward_stages: int = 2
+    programs: int = 132
 
 
-def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
-    layer = refs[0][0] if cached else None
-    reach, whole, edges, q, k, v, out, lse = refs[cached:]
-    warpgroup = jax.lax.axis_index("warpgroup")
-    head, row, cell = jax.lax.axis_index("head"), jax.lax.axis_index("row"), jax.lax.axis_index("tile")
-    split = jax.lax.rem(cell, jnp.int32(plan.splits))
-    # Late queries, which see most if attention is causal, come first, so that none of them is left for the end.
-    tile = plan.num_tiles - 1 - jax.lax.div(cell, jnp.int32(plan.splits))
-    low, high = reach[row, tile, 0], reach[row, tile, 1]
-    share = jax.lax.div(high - low + (plan.splits - 1), jnp.int32(plan.splits))
-    first = jnp.minimum(low + split * share, high)
-    steps = jnp.minimum(share, high - first)
-    key_head = jax.lax.div(head, jnp.int32(plan.group))
-
-    @pl.when(warpgroup < plan.warpgroups)
-    def _compute() -> None:
-        set_registers(plan.warpgroups, compute=True)
-        rows = pl.ds(tile * plan.tile + warpgroup * ROWS, ROWS)
-        part = tile * plan.warpgroups + warpgroup
-        _forward_rows(
-            q.at[row, rows, head],
-            edges.at[row, part],
-            (whole[row, part, 0], whole[row, part, 1]),
-            out.at[split, row, rows, head],
-            lse.at[split, row, head, rows],
-            first,
-            steps,
-            warpgroup,
-            plan,
-            **scratch,
+def _unfit(q: Array, k: Array, v: Array) -> str | None:
+    """Why the kernels cannot take such arrays on this machine's GPU, if they cannot."""
+    found = {x.dtype for x in (q, k, v)}
+    if len(found) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > MAX_WIDTH:
+        names = " and ".join(sorted(str(dtype) for dtype in found))
+        return (
+            f"attention implementation 'mosaic' takes bfloat16 or float16 with at most {MAX_WIDTH} features a head, "
+            f"and this is {names} with {q.shape[-1]}; choose 'gpu' or 'chunked'"
         )
-
-    @pl.when(warpgroup == plan.warpgroups)
-    def _fetch() -> None:
-        set_registers(plan.warpgroups, compute=False)
-        at = key_blocks(k, v, row, key_head, layer, plan)
-        fetch_ahead(steps, plan.stages, (scratch["keys"], scratch["values"]), lambda step: at(first + step))
-
-
-def _forward_rows(
-    q: Any,
-    edges: Any,
-    whole: tuple[Any, Any],
-    out: Any,
-    lse: Any,
-    first: Any,
-    steps: Any,
-    warpgroup: Any,
-    plan: Plan,
-    *,
-    q_shared: Any,
-    edges_shared: Any,
-    keys: Channel,
-    values: Channel,
-    out_shared: Any,
-    lse_shared: Any,
-    q_filled: Any,
-    turn: Any,
-) -> None:
-    """What one warpgroup does with its queries."""
-    q_shared, edges_shared, lse_shared, q_filled = (
-        ref.at[warpgroup] for ref in (q_shared, edges_shared, lse_shared, q_filled)
-    )
-    out_shared = q_shared if out_shared is None else out_shared.at[warpgroup]
-    plgpu.copy_gmem_to_smem(q, q_shared, q_filled)
-    plgpu.copy_gmem_to_smem(edges, edges_shared, q_filled)
-
-    # Two warpgroups take turns: while one raises its scores, the other has the tensor cores.
-    def finish_turn() -> None:
-        if turn is not None:
-            plgpu.barrier_arrive(turn)
-
-    def await_turn() -> None:
-        if turn is not None:
-            plgpu.barrier_wait(turn)
-
-    def swap_turns() -> None:
-        finish_turn()
-        await_turn()
-
-    def attend_block(step: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        sums, largest, total = carry
-        slot = jax.lax.rem(step, jnp.int32(plan.stages))
-        block = first + step
-
-        def multiply_keys(product: Any) -> Array:
-            plgpu.wgmma(product, q_shared, keys.buffers[0].at[slot].transpose((1, 0)))
-            swap_turns()
-            return product[...]
-
-        scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, plan.keys), jnp.float32))
-        plgpu.barrier_arrive(keys.freed.at[slot])
-        scores = mask_rows(scores, (block >= whole[0]) & (block < whole[1]), block * plan.keys, start, stop)
-
-        new_largest = jnp.maximum(largest, scores.max(axis=1) * plan.scale)
-        weights = jnp.exp2(scores * plan.scale - across(new_largest, scores.shape))
-        shrink = jnp.exp2(largest - new_largest)
-        total = total * shrink + weights.sum(axis=1)
-        sums = sums * across(shrink, sums.shape)
-        narrow = weights.astype(q_shared.dtype)
-        sums, total, new_largest, narrow = jax.lax.optimization_barrier((sums, total, new_largest, narrow))
-
-        finish_turn()
-        plgpu.barrier_wait(values.filled.at[slot])
-        await_turn()
-
-        def await_keys() -> None:
-            @pl.when(step + 1 < steps)
-            def _() -> None:
-                plgpu.barrier_wait(keys.filled.at[jax.lax.rem(step + 1, jnp.int32(plan.stages))])
-
-        (sums,) = add_products(plan, (sums, narrow, values.buffers[0].at[slot]), meanwhile=await_keys)
-        plgpu.barrier_arrive(values.freed.at[slot])
-        return sums, new_largest, total
-
-    nothing = (
-        plgpu.layout_cast(jnp.zeros((ROWS, plan.width), jnp.float32), MATRIX),
-        plgpu.layout_cast(jnp.full((ROWS,), FIRST_MAXIMUM, jnp.float32), BY_ROW),
-        plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), BY_ROW),
-    )
-    plgpu.barrier_wait(q_filled)
-    start, stop = (plgpu.layout_cast(edges_shared[i], BY_ROW) for i in range(2))
-    pl.when(steps > 0)(lambda: plgpu.barrier_wait(keys.filled.at[0]))
-    pl.when(warpgroup == 1)(swap_turns)
-    sums, largest, total = jax.lax.fori_loop(0, steps, attend_block, nothing)
-    pl.when(warpgroup == 0)(swap_turns)
-
-    is_empty = total == 0.0
-    total = jnp.where(is_empty, 1.0, total)
-    out_shared[...] = (sums * across(1.0 / total, sums.shape)).astype(out_shared.dtype)
-    empty_lse = EMPTY_LSE if plan.splits == 1 else _NO_KEYS
-    lse_shared[...] = jnp.where(is_empty, empty_lse, largest * (1 / LOG2E) + jnp.log(total))
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(out_shared, out)
-    plgpu.copy_smem_to_gmem(lse_shared, lse)
-    plgpu.wait_smem_to_gmem(0)
+    capability = getattr(jax.devices()[0], "compute_capability", None)  # none where it is compiled ahead of time
+    if capability is not None and not capability.startswith("9."):
+        return (
+            "attention implementation 'mosaic' is for GPUs of compute capability 9 (Hopper), "
+            f"and this one has {capability}; choose 'auto' or 'gpu'"
+        )
+    return None
 
 
 def _forward(
@@ -213,9 +76,72 @@ def _forward(
     v: Float[Array, "*keys"],
     spans: KeySpans,
     *,
+    layer: Int32[Array, ""] | None = None,
     blocks: MosaicBlocks,
-    interpret: Any = False,
+    interpret: Any,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    plan, operands = prepare(q, k, v, spans, keys=blocks.keys, stages=blocks.stages, interpret=interpret)
-    out, lse = _attend(plan, operands, None)
-    return out[0, :, : q.shape[1], :, : q.shape[3]], lse[0, :, :, : q.shape[1]]
+    """Keys and values are [B, S, K, H], or with `layer` a cache, [layers, B, K, S, H]."""
+    batch, length, heads, width = q.shape
+    if reason := _unfit(q, k, v):
+        lse_shape = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
+        out, lse = refuse(reason, (jax.ShapeDtypeStruct(q.shape, q.dtype), lse_shape))
+        return out, lse
+    from swjax.attention import mosaic_forward
+    from swjax.attention.mosaic_blocks import prepare
+
+    key_heads = k.shape[2]
+    if length * heads // key_heads > PACKED_ROWS:
+        plan, operands = prepare(q, k, v, spans, keys=blocks.keys, stages=blocks.stages, interpret=interpret)
+        out, lse = mosaic_forward.attend(plan, operands, layer)
+        return out[0, :, :length, :, :width], lse[0, :, :, :length]
+    rows, spans = pack(q, spans, key_heads)
+    plan, operands = prepare(rows, k, v, spans, keys=blocks.keys, stages=blocks.stages, interpret=interpret)
+    splits = min(pl.cdiv(blocks.programs, batch * key_heads), pl.cdiv(plan.num_keys, 4 * plan.keys))
+    out, lse = merge(*mosaic_forward.attend(plan._replace(splits=splits), operands, layer))
+    out, lse = unpack(out[:, : rows.shape[1], :, :width], lse[:, :, : rows.shape[1]], length)
+    return out.astype(q.dtype), lse
+
+
+def _backward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *residuals: Any,
+    blocks: MosaicBlocks,
+    interpret: Any,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    if reason := _unfit(q, k, v):
+        dq, dk, dv = refuse(reason, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)])
+        return dq, dk, dv
+    from swjax.attention.mosaic_backward import backward
+
+    return backward(q, k, v, *residuals, blocks=blocks, interpret=interpret)
+
+
+@functools.cache
+def make_mosaic_kernel(blocks: MosaicBlocks, *, interpret: Any = False) -> Kernel:
+    """The kernels with blocks of a given size.
+
+    Args:
+        blocks: sizes of blocks.
+        interpret: parameters of Pallas's GPU interpreter, which runs them on any platform, slowly, for tests. Passes
+            that it runs must not be compiled together: it may wait for itself.
+    """
+    forward_pass = functools.partial(_forward, blocks=blocks, interpret=interpret)
+    backward_pass = functools.partial(_backward, blocks=blocks, interpret=interpret)
+    if interpret:
+        return Kernel(forward_pass, backward_pass)
+    return Kernel(jax.jit(forward_pass), jax.jit(backward_pass), platforms=("cuda",))
+
+
+@functools.cache
+def make_mosaic_cache(blocks: MosaicBlocks, *, interpret: Any = False) -> CacheAttention:
+    """Attention to a cache (`swjax.attention.cache_attention`); arguments as for `make_mosaic_kernel`."""
+
+    def attend(q: Array, keys: Array, values: Array, layer: Array, spans: KeySpans) -> Array:
+        return _forward(q, keys, values, spans, layer=layer, blocks=blocks, interpret=interpret)[0]
+
+    return attend if interpret else jax.jit(attend)
+
+
+mosaic_kernel, mosaic_cache = make_mosaic_kernel(MosaicBlocks()), make_mosaic_cache(MosaicBlocks())

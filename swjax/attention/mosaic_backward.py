@@ -9,14 +9,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.mosaic import MosaicBlocks
 from swjax.attention.mosaic_blocks import (
     BY_COLUMN,
     BY_ROW,
     LOG2E,
     MATRIX,
+    PARAMETERS,
     ROWS,
     Channel,
-    MosaicBlocks,
     Operands,
     Plan,
     across,
@@ -54,8 +55,7 @@ def backward(
     )
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
     along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
-    numbers = (pad(x, 2, plan.tile).reshape(*x.shape[:2], -1, ROWS) for x in (lse * LOG2E, along))
-    numbers = jnp.stack(list(numbers), axis=3)
+    numbers = jnp.stack([pad(x, 2, plan.tile).reshape(*x.shape[:2], -1, ROWS) for x in (lse * LOG2E, along)], axis=3)
     dout = pad(pad(dout.astype(q.dtype), 1, plan.tile), 3, 64)
     scale = width**-0.5
     dq = _query_gradient(plan, operands, dout, numbers, scale)
@@ -88,7 +88,7 @@ def _query_gradient(
         grid_names=("head", "tile", "row"),
         num_threads=groups + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=PARAMETERS,
         kernel_name="span_attention_query_gradient",
         interpret=plan.interpret,
     )
@@ -184,7 +184,7 @@ def _key_gradients(
     k, dtype, stages = operands.k, operands.q.dtype, plan.stages
     groups = 1 if plan.num_keys <= ROWS else 2
     tile = groups * ROWS
-    counts, touching = _touching(operands.edges, tile, plan.num_keys)
+    counts, touching = touching_parts(operands.edges, tile, plan.num_keys)
     num_tiles = counts.shape[1]
     shape = jax.ShapeDtypeStruct((plan.batch, num_tiles * tile, k.shape[2], plan.width), dtype)
     freed = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
@@ -207,14 +207,14 @@ def _key_gradients(
         grid_names=("key_head", "tile", "row"),
         num_threads=groups + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=PARAMETERS,
         kernel_name="span_attention_key_gradients",
         interpret=plan.interpret,
     )
     return kernel(counts, touching, operands.edges, operands.q, k, operands.v, dout, numbers)
 
 
-def _touching(
+def touching_parts(
     edges: Int32[Array, "B parts 2 64"], tile: int, num_keys: int
 ) -> tuple[Int32[Array, "B tiles"], Int32[Array, "B tiles parts"]]:
     """How many parts of the queries reach each tile of keys, and which: 2 x part + (1 if all its queries see all)."""
@@ -274,12 +274,13 @@ def _key_gradients_body(
                 plgpu.wgmma(product, my_k, q_shared.transpose((1, 0)))
                 plgpu.barrier_wait(douts.filled.at[slot])
                 plgpu.wgmma(dweights, my_v, dout_shared.transpose((1, 0)))
-                lse = plgpu.layout_cast(numbers_shared[0], BY_COLUMN)
                 scores = plgpu.wgmma_accumulator_load(product, wait_n=1)
                 scores = mask_columns(scores, jax.lax.rem(part, jnp.int32(2)) == 1, first, edges_shared)
+                lse = plgpu.layout_cast(numbers_shared[0], BY_COLUMN)
                 weights = jnp.exp2(scores * plan.scale - down(lse, scores.shape))
+                gradients = dweights[...]
                 along = plgpu.layout_cast(numbers_shared[1], BY_COLUMN)
-                dscores = weights * (dweights[...] - down(along, scores.shape))
+                dscores = weights * (gradients - down(along, scores.shape))
                 return weights.astype(my_k.dtype), dscores.astype(my_k.dtype)
 
             accumulator = plgpu.ACC((ROWS, ROWS), jnp.float32)

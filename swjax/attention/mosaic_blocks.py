@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -23,27 +22,11 @@ MATRIX = plgpu.Layout.WGMMA
 BY_ROW, BY_COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)
 """Registers with a matrix that tensor cores multiply, and with one number for each of its rows or columns."""
 
-MAX_WIDTH = 128
+PARAMETERS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0)
+"""Reductions are within rows, which needs no shared memory to speak of."""
 
 _ALIGNED = 8  # keys that the hardware's copies take at once
 _UNSEEN = -1e32  # far below any real score, before and after scaling
-
-
-@dataclass(frozen=True)
-class MosaicBlocks:
-    """Sizes of blocks and pipelines. Every compute warpgroup has `ROWS` queries (or keys, for their gradients).
-
-    Attributes:
-        keys, stages: keys of one step, a multiple of 64, and steps that are fetched ahead, forward.
-        backward_keys, backward_stages: the same for gradients of queries; those of keys take `ROWS` queries a step.
-        programs: as many as keep a GPU busy; with fewer, the keys of few queries are divided.
-    """
-
-    keys: int = 128
-    stages: int = 2
-    backward_keys: int = 64
-    backward_stages: int = 2
-    programs: int = 132
 
 
 class Plan(NamedTuple):
@@ -202,10 +185,12 @@ def mask_columns(scores: Array, is_whole: Any, first: Any, edges: Any) -> Array:
     """Scores [keys, queries] as `mask_rows` has them; edges are in shared memory, [2, queries]."""
 
     def masked() -> Array:
-        start, stop = (plgpu.layout_cast(edges[i], BY_COLUMN) for i in range(2))
+        # One edge after the other: registers are scarce.
         key = index_along(0, first, scores.shape)
-        seen = (key >= down(start, scores.shape)) & (key < down(stop, scores.shape))
-        return jnp.where(seen, scores, _UNSEEN)
+        start = down(plgpu.layout_cast(edges[0], BY_COLUMN), scores.shape)
+        later = jnp.where(key >= start, scores, _UNSEEN)
+        stop = down(plgpu.layout_cast(edges[1], BY_COLUMN), scores.shape)
+        return jnp.where(key < stop, later, _UNSEEN)
 
     return jax.lax.cond(is_whole, lambda: scores, masked)
 
@@ -235,7 +220,7 @@ def add_products(
 def set_registers(warpgroups: int, *, compute: bool) -> None:
     """Gives the registers that the memory's warpgroup has no use for to the two that compute."""
     if warpgroups == 2:
-        plgpu.set_max_registers(232 if compute else 40, action="increase" if compute else "decrease")
+        plgpu.set_max_registers(240 if compute else 24, action="increase" if compute else "decrease")
 
 
 class Channel(NamedTuple):

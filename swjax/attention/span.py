@@ -11,13 +11,19 @@ from jaxtyping import Array, Float
 from swjax.attention.chunked import chunked_kernel
 from swjax.attention.gpu import gpu_kernel
 from swjax.attention.kernel import Kernel, attend, by_platform, refusing_elsewhere
+from swjax.attention.mosaic import mosaic_kernel
 from swjax.attention.reference import reference_span_attention
 from swjax.attention.sharded import AttentionSharding, check_divides, repeat_key_heads, sharded_kernel
 from swjax.attention.tpu import tpu_kernel
 from swjax.streaming import KeySpans
 
-KERNELS: Mapping[str, Kernel] = MappingProxyType({"chunked": chunked_kernel, "tpu": tpu_kernel, "gpu": gpu_kernel})
-"""Implementations with a backward pass of their own, by name. One that names platforms is what `auto` takes there."""
+KERNELS: Mapping[str, Kernel] = MappingProxyType(
+    {"chunked": chunked_kernel, "tpu": tpu_kernel, "gpu": gpu_kernel, "mosaic": mosaic_kernel}
+)
+"""Implementations with a backward pass of their own, by name."""
+
+NATIVE: Mapping[str, str] = MappingProxyType({"tpu": "tpu", "cuda": "gpu"})
+"""What `auto` takes on a platform that a kernel has been written for."""
 
 IMPLEMENTATIONS = ("auto", "reference", *KERNELS)
 """What `span_attention` takes as its implementation."""
@@ -29,8 +35,6 @@ DENSE_KEYS = 4096
 Measured forward and backward on two cores, 4 heads of 32 features: of 8 rows of 512 `reference` takes 48 to 96 ms and
 `chunked` 48, of 32 rows of 136 it takes 15 and `chunked` 23. One query against 8,192 keys of 7B's size: 8 against 6.
 """
-
-_NATIVE = {platform: name for name, kernel in KERNELS.items() for platform in kernel.platforms}
 
 
 def implementation_for(platform: str, *, queries: int, keys: int, sharded: bool = False) -> str:
@@ -48,7 +52,7 @@ def implementation_for(platform: str, *, queries: int, keys: int, sharded: bool 
     """
     if platform == "cpu" and not sharded and queries * keys <= DENSE_PAIRS and keys <= DENSE_KEYS:
         return "reference"
-    return _NATIVE.get(platform, "chunked")
+    return NATIVE.get(platform, "chunked")
 
 
 def span_attention(
@@ -98,7 +102,7 @@ def span_attention(
 
 def _automatic(q: Array, k: Array, v: Array, spans: KeySpans, sharding: AttentionSharding | None) -> Array:
     choose = functools.partial(implementation_for, queries=q.shape[1], keys=k.shape[1], sharded=sharding is not None)
-    native = {platform: KERNELS[choose(platform)] for platform in _NATIVE}
+    native = {platform: KERNELS[choose(platform)] for platform in NATIVE}
     if choose("cpu") == "reference":
         # Outside of the differentiation rule, as `reference` has none.
         kernels = {platform: functools.partial(attend, kernel) for platform, kernel in native.items()}

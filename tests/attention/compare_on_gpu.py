@@ -1,6 +1,10 @@
-"""Compares the GPU kernels with the dense attention on a GPU: `python tests/attention/compare_on_gpu.py`."""
+"""Compares GPU kernels with the dense attention on a GPU: `python tests/attention/compare_on_gpu.py [gpu] [mosaic]`.
+
+Without names, all that the GPU is fit for.
+"""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +23,16 @@ SIZES = [
     (2, 8, 3000, 28, 4, 128),
 ]
 
+TOLERANCES = {
+    "gpu": {jnp.float32: 1e-5, jnp.bfloat16: 2e-2},
+    "mosaic": {jnp.bfloat16: 2e-2, jnp.float16: 2e-2},
+}
 
-def compare(size, dtype, tolerance):
+
+def compare(size, dtype, tolerance, implementation):
     rng = np.random.default_rng(size[1])
     q, k, v, dout = arrays(rng, *size, dtype=dtype)
-    attention = functools.partial(span_attention, implementation="gpu")
+    attention = functools.partial(span_attention, implementation=implementation)
     for make_spans in SPANS:
         spans = make_spans(rng, *size[:3])
         found = values_and_gradients(q, k, v, spans, dout, attention=attention)
@@ -31,11 +40,17 @@ def compare(size, dtype, tolerance):
         with jax.default_matmul_precision("highest"):
             expected = values_and_gradients(*exact, spans, dout.astype(jnp.float32), attention=reference_span_attention)
         assert_close(found, [x.astype(dtype) for x in expected], tolerance)
-        print(f"{size} {jnp.dtype(dtype).name} {make_spans.__name__}: equal within {tolerance}", flush=True)
+        print(
+            f"{implementation} {size} {jnp.dtype(dtype).name} {make_spans.__name__}: equal within {tolerance}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
     assert jax.default_backend() == "gpu", f"needs a GPU, and this is {jax.default_backend()}"
-    for size in SIZES:
-        compare(size, jnp.float32, 1e-5)
-        compare(size, jnp.bfloat16, 2e-2)
+    is_hopper = jax.devices()[0].compute_capability.startswith("9.")
+    chosen = sys.argv[1:] or (["gpu", "mosaic"] if is_hopper else ["gpu"])
+    for implementation in chosen:
+        for size in SIZES:
+            for dtype, tolerance in TOLERANCES[implementation].items():
+                compare(size, dtype, tolerance, implementation)
