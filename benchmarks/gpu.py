@@ -61,6 +61,7 @@ PARTS = (
     Part("kernels", "kernels", limit_s=110),
     Part("attention", "jax_attention", limit_s=120),
     Part("step", "train_step", "3b:auto:minimal", 120),
+    Part("step", "train_step", "3b:mosaic:minimal", 120),
     Part("step", "torch_step", "3b:eager"),
     Part("step", "torch_step", "3b:flex"),
     Part("streaming", "streaming", "3b", 150),

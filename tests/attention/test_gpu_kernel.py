@@ -1,6 +1,7 @@
 """The GPU kernels in interpret mode against the dense attention, lowered for CUDA, and on a GPU where there is one."""
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -143,12 +144,16 @@ def test_lowers_for_cuda(shape, kernels, dtype):
     shutil.which("nvidia-smi") is None or not (find_spec("jax_cuda13_plugin") or find_spec("jax_cuda12_plugin")),
     reason="needs an NVIDIA GPU, its driver, and the cuda extra",
 )
-def test_on_a_gpu():
+def test_on_a_gpu(tmp_path):
     """In a process of its own, because the tests run on the CPU."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cuda,cpu", "XLA_FLAGS": ""}
-    script = Path(__file__).with_name("compare_on_gpu.py")
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    root, out = Path(__file__).parents[2], tmp_path / "records.jsonl"
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda,cpu", "XLA_FLAGS": "", "PYTHONPATH": str(root)}
+    command = [sys.executable, root / "benchmarks" / "gpu_parts" / "kernels.py", "--out", out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert records
+    assert not [record for record in records if not record.get("ok")]
 
 
 def test_by_name_it_refuses_a_cpu():

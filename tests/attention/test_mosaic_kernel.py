@@ -1,6 +1,6 @@
 """The Mosaic GPU kernels in interpret mode against the dense attention, and lowered for CUDA.
 
-`compare_on_gpu.py` runs them on a GPU where there is one (`test_gpu_kernel.py`).
+`test_gpu_kernel.py` runs them on a GPU where there is one.
 """
 
 import functools
