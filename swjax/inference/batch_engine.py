@@ -48,6 +48,8 @@ class BatchEngine:
         word_slots: how many of them are for words, in designs that store words and sources apart; by default half.
         max_slots: slots up to which rows are doubled when one of them is full; a stream that needs more is ended.
         chunk_sizes: tokens that a pass may hold beside one word, ascending; each is compiled once.
+        frame_sizes: numbers of patches to which frames are padded, so that frames of any shape use what is compiled for
+            these; a frame that is larger than all of them is compiled for as it is.
         placement: shardings of the perceiver and of the speaker, if they are to be on different devices, each with a
             copy of the weights: frames are perceived on the first, and words spoken on the second.
         clock: seconds; events carry its time.
@@ -66,6 +68,7 @@ class BatchEngine:
         word_slots: int | None = None,
         max_slots: int = 65_536,
         chunk_sizes: Sequence[int] = CHUNK_SIZES,
+        frame_sizes: Sequence[int] = (),
         placement: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -79,6 +82,11 @@ class BatchEngine:
                 f"chunks must be of at least 2 tokens and slots from 2 to max_slots, got chunk_sizes "
                 f"{tuple(chunk_sizes)}, slots {slots} and max_slots {max_slots}"
             )
+        merged = model.config.vision.spatial_merge_size**2
+        if any(size < 1 or size % merged or size > merged * frame_units for size in frame_sizes):
+            raise ValueError(
+                f"frame_sizes must be multiples of {merged} up to {merged * frame_units}, got {tuple(frame_sizes)}"
+            )
         word_slots = slots // 2 if word_slots is None else word_slots
         if not 0 < word_slots < slots:
             raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")
@@ -89,10 +97,11 @@ class BatchEngine:
         self._sizes = (1, *(1 + size for size in chunk_sizes if size < room))
         if len(self._sizes) == 1:
             raise ValueError(f"rows with {room} slots are too small for chunks of {chunk_sizes[0]} tokens")
-        shared = {
+        shared: dict[str, Any] = {
             "rows": rows,
             "right": slots - word_slots,
             "frame_units": frame_units,
+            "frame_sizes": frame_sizes,
             "inbox_frames": max(2, -(-self._sizes[-1] // frame_units) + 1),
         }
         self._speaker = self._perceiver = Lane(

@@ -6,7 +6,7 @@ sizes, so that nothing recompiles.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,11 +93,13 @@ class Lane:
         right: int,
         frame_units: int,
         inbox_frames: int,
+        frame_sizes: Sequence[int] = (),
         sharding: jax.sharding.Sharding | None = None,
     ):
         self._structure, parameters = streaming_weights(model, sharding)
         self._config, self._rows, self._sharding = model.config, rows, sharding
         self.frame_units, self.inbox_frames, self.left = frame_units, inbox_frames, left
+        self._frame_sizes = sorted(frame_sizes)
         self._parameters = parameters if sharding is None else jax.device_put(parameters, sharding)
         text, dtype = model.config.text, parameters["decoder/embedding_vd"].dtype
         self._cache = self._put(KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype))
@@ -122,6 +124,9 @@ class Lane:
     def encode(self, row: int, place: int, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> None:
         """Encode a frame into a place of a row's inbox; returns before it is done."""
         grid = np.array([[1, *grid_hw]], np.int32)
+        # Patches behind a frame's are padding, and their features lie behind those of the frame, where nobody looks.
+        size = next((size for size in self._frame_sizes if size >= len(patches)), len(patches))
+        patches = np.pad(patches, ((0, size - len(patches)), (0, 0)))
         self._inbox = _encode(
             self._structure, self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(place)
         )
