@@ -218,8 +218,8 @@ class Server:
 
     def _refusal(self, kind: type[web.HTTPException], by: str, why: str) -> web.HTTPException:
         self._shared.counts.add("refused", by=by)
-        # Of what a client has sent, which need not be text.
-        return kind(body=f"{why}\n".encode(errors="backslashreplace"), headers={"Content-Type": "text/plain"})
+        # What a client has sent may be in it, and need not be text that can be encoded.
+        return kind(text=f"{why.encode(errors='backslashreplace').decode()}\n")
 
 
 async def serve(
