@@ -79,15 +79,13 @@ class Decoders:
 
     async def stop(self) -> None:
         """Kill them all, whatever they do."""
-        for task in self._tasks:
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
         for job in self._waiting:
             job.answer.cancel()
-        processes = tuple(self._processes)
-        for process in processes:
-            _kill(process)
-        if processes:
-            await asyncio.wait([asyncio.ensure_future(process.wait()) for process in processes], timeout=1.0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(process) for process in tuple(self._processes)))
 
     async def patches(
         self,
@@ -141,9 +139,7 @@ class Decoders:
         try:
             answer = await in_time(_ask(process, job.message), self._limit_s)
         except (TimeoutError, EOFError, OSError) as error:
-            _kill(process)
-            self._processes.discard(process)
-            self._spawn(self._replace())
+            self._spawn(self._replace(process))
             late = f"took longer than {self._limit_s:g} s to decode; send smaller ones, as plain JPEG or PNG files"
             why = late if isinstance(error, TimeoutError) else "broke the decoder; send JPEG, PNG or WebP files"
             answer = {"error": f"the last pictures {why}"}, b""
@@ -171,15 +167,21 @@ class Decoders:
             if await in_time(process.stdout.readexactly(1), _START_S) != READY:
                 raise EOFError
         except (EOFError, TimeoutError) as error:
-            _kill(process)
-            self._processes.discard(process)
+            await self._end(process)
             raise DecodersError(
                 f"the process that decodes pictures does not start; try {sys.executable} -P {decode_worker.__file__}"
             ) from error
         self._free.append(process)
         self._assign()
 
-    async def _replace(self) -> None:
+    async def _end(self, process: Process) -> None:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()  # until its pipes are closed
+        self._processes.discard(process)
+
+    async def _replace(self, process: Process) -> None:
+        await self._end(process)
         while True:
             try:
                 return await self._begin()
@@ -200,11 +202,6 @@ async def _ask(process: Process, message: bytes) -> tuple[dict[str, Any], bytes]
     sizes = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
     head, body = [await process.stdout.readexactly(size) for size in sizes]
     return json.loads(head), body
-
-
-def _kill(process: Process) -> None:
-    if process.returncode is None:
-        process.kill()
 
 
 def _environment() -> dict[str, str]:

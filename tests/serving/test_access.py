@@ -54,10 +54,26 @@ def test_pages_from_elsewhere_may_not_connect(origin, host, allowed):
     assert (access.check_origin(origin, host) is None) is allowed
 
 
-@pytest.mark.parametrize("host", [
-        "evil.example:8765", "evil.example", "", None, "[::1", "10.0.0.1:8765", "localhost.evil", "evil@localhost",
-        "localhost/evil", "localhost#evil", "localhost:", "localhost:x", "localhost:8765\\evil", " localhost", "localhost, evil",
-    ])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example:8765",
+        "evil.example",
+        "",
+        None,
+        "[::1",
+        "10.0.0.1:8765",
+        "localhost.evil",
+        "evil@localhost",
+        "localhost/evil",
+        "localhost#evil",
+        "localhost:",
+        "localhost:x",
+        "localhost:8765\\evil",
+        " localhost",
+        "localhost, evil",
+    ],
+)
 def test_a_name_of_somebody_else_may_not_lead_here(host):
     assert "localhost" in Access("127.0.0.1").check_host(host)
     assert Access("127.0.0.1", ("secret",)).check_host(host) is None

@@ -6,8 +6,6 @@ import ctypes
 import gc
 import json
 import re
-import socket as sockets
-import struct
 from pathlib import Path
 
 import aiohttp
@@ -18,11 +16,14 @@ from serving_clients import (
     QUESTION,
     ROWS,
     TAIL,
+    UPGRADE,
     begin,
+    connect,
     encode_picture,
     expected_words,
     hear,
     make_pictures,
+    masked,
     read_metrics,
     serving,
     tell,
@@ -198,31 +199,17 @@ async def send_too_much(session, files):
 
 async def stop_reading(session, files):
     """A client by hand, with a small buffer, that asks for many words and reads none."""
-    url = session._base_url
-    raw = sockets.socket()
-    raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 2048)
-    raw.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.sock_connect(raw, (url.host, url.port))
-    head = (
-        f"GET /ws HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    await loop.sock_sendall(raw, head.encode())
-    await loop.sock_sendall(raw, mask(json.dumps({"type": "open", "max_tail": 300}).encode(), 1))
+    raw = await connect(session, buffer=2048)
+    await loop.sock_sendall(raw, UPGRADE)
+    await loop.sock_sendall(raw, masked(json.dumps({"type": "open", "max_tail": 300}).encode(), 1))
     heard = b""
     while b'"opened"' not in heard:
         heard += await loop.sock_recv(raw, 2048)
-    await loop.sock_sendall(raw, mask(b'{"type": "last"}', 1))
+    await loop.sock_sendall(raw, masked(b'{"type": "last"}', 1))
     for data in files[:2]:
-        await loop.sock_sendall(raw, mask(data, 2))
+        await loop.sock_sendall(raw, masked(data, 2))
     return raw
-
-
-def mask(data: bytes, kind: int) -> bytes:
-    """A masked WebSocket frame, the mask being zero."""
-    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
-    return bytes([0x80 | kind]) + size + bytes(4) + data
 
 
 BAD = [
