@@ -179,8 +179,9 @@ class Connection:
     async def _receive(self) -> "bytes | Open | Last | Finish | Close":
         """The next message; what comes in its place raises. Others have their turn before it."""
         while True:
+            left_s, began_s = self._left_s(), asyncio.get_running_loop().time()
             try:
-                message = await in_time(self._socket.receive(), self._left_s())
+                message = await in_time(self._socket.receive(), left_s)
             except TimeoutError as error:
                 # A row or words may have come meanwhile, from which on its time counts.
                 if (left_s := self._left_s()) is None or left_s > 0:
@@ -188,6 +189,9 @@ class Connection:
                 raise self._late() from error
             except ConnectionError as error:
                 raise Vanished from error
+            finally:
+                if left_s is not None:  # a pause of the process is nobody's silence
+                    self._alive_s += max(0.0, asyncio.get_running_loop().time() - began_s - left_s)
             if message.type is WSMsgType.BINARY:
                 return message.data
             if message.type in (WSMsgType.TEXT, WSMsgType.PING, WSMsgType.PONG):

@@ -28,12 +28,12 @@ class Visitor(web.RequestHandler):
     __slots__ = ("_door", "_expiry", "address", "is_socket")
 
     def __init__(self, door: "Door", server: web.Server, loop: asyncio.AbstractEventLoop, limits: Limits):
-        super().__init__(
-            server,
-            loop=loop,
-            keepalive_timeout=limits.keep_alive_s,
-            lingering_time=min(1.0, limits.stop_s),
-        )
+        options: dict[str, Any] = {
+            "access_log": None,
+            "keepalive_timeout": limits.keep_alive_s,
+            "lingering_time": min(1.0, limits.stop_s),
+        }
+        super().__init__(server, loop=loop, **options)
         self._door, self.address, self.is_socket = door, "", False
         self._expiry = loop.call_later(limits.request_s, self.leave)
 

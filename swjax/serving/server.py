@@ -1,6 +1,7 @@
 """The server: a page, sockets, health and counts, until a signal or the engine ends it."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ from swjax.serving.engine import EngineSize
 from swjax.serving.engine_loop import EngineLoop
 from swjax.serving.intake import Shared
 from swjax.serving.offer import Offer
+from swjax.serving.patience import in_time
 from swjax.serving.protocol import Failed
 
 PAGE = Path(__file__).parent / "page"
@@ -125,7 +127,8 @@ class Server:
         self._listener.close()
         self._shared.engine.stop()
         self._fail_all(Failed("shutdown", "the server is being stopped; try again later"))
-        await self._decoders.stop()
+        with contextlib.suppress(TimeoutError):
+            await in_time(self._decoders.stop(), self._limits.stop_s)
         for _ in range(20):  # those who read what they are told have their goodbye by then
             if not self._shared.connections:
                 break

@@ -1,13 +1,24 @@
+import contextlib
 import io
 import struct
+import time
 import zlib
 
+import hostile_files
 import numpy as np
 import pytest
 from PIL import Image
 from serving_clients import encode_picture, make_pictures
 
-from swjax.data.pictures import PictureError, measure, pictures_to_patches
+from swjax.data.pictures import (
+    MAX_PARTS,
+    MAX_SCANS,
+    PictureError,
+    count_parts,
+    decode_picture,
+    measure,
+    pictures_to_patches,
+)
 from swjax.data.video import iter_frames
 from swjax.inference import read_frames
 from swjax.serving import Limits
@@ -123,3 +134,84 @@ def test_a_picture_that_breaks_off_is_refused_when_it_is_decoded():
     thin = encode_picture(np.zeros((2, 600, 3), np.uint8))
     with pytest.raises(PictureError, match="too long for its width"):
         frame_of([thin, thin])
+
+
+MANY = 170_000
+HOSTILE = {
+    "scans": (hostile_files.scans(7000), "more than 32 scans"),
+    "comments": (hostile_files.segments(MANY), "more than 2048 segments"),
+    "application data": (hostile_files.segments(MANY, 0xE5), "more than 2048 segments"),
+    "tables": (hostile_files.segments(20_000, 0xDB, bytes([0, *[1] * 64])), "more than 2048 segments"),
+    "bytes that fill": (hostile_files.between_markers(b"\xff", 2_000_000), "more than 2048 segments"),
+    "junk": (hostile_files.between_markers(b"\0", 2_000_000), "more than 2048 segments"),
+    "png chunks": (hostile_files.png_chunks(MANY), "more than 2048 chunks"),
+    "apng frames": (hostile_files.png_chunks(MANY, b"fcTL"), "more than 2048 chunks"),
+    "webp chunks": (hostile_files.webp_chunks(MANY), "more than 2048 chunks"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_of_very_many_parts_is_refused_before_pillow_sees_it(name, monkeypatch):
+    data, why = HOSTILE[name]
+
+    def never(*_args, **_named):
+        raise AssertionError("it has been opened")
+
+    monkeypatch.setattr(Image, "open", never)
+    began_s = time.process_time()
+    with pytest.raises(PictureError, match=why):
+        decode_picture(data, measure(data))
+    assert time.process_time() - began_s < 0.3
+
+
+def test_pictures_of_ordinary_encoders_have_few_parts():
+    noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
+    for kind, options in (("JPEG", {"progressive": True}), ("JPEG", {"icc_profile": bytes(500_000)}), ("PNG", {})):
+        data = encode_picture(noise, kind, **options)
+        parts, scans = count_parts(data)
+        assert 3 < parts < MAX_PARTS // 4
+        assert scans <= MAX_SCANS // 3
+        assert decode_picture(data, (1280, 720)).shape == (720, 1280, 3)
+    assert count_parts(hostile_files.scans(9))[1] == 10
+    assert decode_picture(hostile_files.scans(9), (256, 256)).shape == (256, 256, 3)
+
+
+def test_texts_that_unpack_to_much_do_not():
+    began_s = time.process_time()
+    with pytest.raises(PictureError, match="cannot be read"):
+        decode_picture(data := hostile_files.png_texts(300), measure(data))
+    assert time.process_time() - began_s < 2
+
+
+def test_a_head_that_lies_is_refused():
+    data = hostile_files.webp_of_two_sizes()
+    assert measure(data) == (32, 16)
+    with pytest.raises(PictureError, match="cannot be read"):
+        decode_picture(data, (32, 16))
+
+
+ORIENTATION = 0x0112
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"II",
+        b"MM\0*",
+        bytes(100),
+        b"II*\0" + b"\xff" * 40,
+        hostile_files.tiff((ORIENTATION, 3, 1, b"\0\x06\0\0")),
+        hostile_files.tiff((ORIENTATION, 3, 2**32 - 1, b"\xff\xff\xff\xff")),
+        hostile_files.tiff((ORIENTATION, 5, 1, b"\0\0\0\x10")),
+        hostile_files.tiff((ORIENTATION, 99, 1, b"\0\0\0\x10")),
+        hostile_files.tiff((ORIENTATION, 2, 4, b"abc\0")),
+        hostile_files.tiff((0x8769, 4, 1, b"\0\0\0\x08"), (ORIENTATION, 12, 1, b"\x7f\xf8\0\0")),
+        hostile_files.tiff((0x011A, 5, 1, b"\0\0\0\x02"), (0xB001, 4, 1, b"\0\0\0\x05")),
+    ],
+)
+def test_odd_exif_is_read_or_refused_and_nothing_else(body):
+    data = hostile_files.exif(body)
+    with contextlib.suppress(PictureError):
+        assert decode_picture(data, (64, 64)).shape == (64, 64, 3)
