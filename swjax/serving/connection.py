@@ -14,7 +14,7 @@ from swjax.serving.intake import Intake, Shared, too_early
 from swjax.serving.limits import CONTROL_MESSAGE_BYTES
 from swjax.serving.outbox import Outbox
 from swjax.serving.parsing import parse
-from swjax.serving.patience import in_time
+from swjax.serving.patience import LATE_S, in_time
 from swjax.serving.protocol import (
     CLOSE_CODES,
     Close,
@@ -184,14 +184,14 @@ class Connection:
                 message = await in_time(self._socket.receive(), left_s)
             except TimeoutError as error:
                 # A row or words may have come meanwhile, from which on its time counts.
-                if (left_s := self._left_s()) is None or left_s > 0:
+                if (more_s := self._left_s()) is None or more_s > 0:
                     continue
                 raise self._late() from error
             except ConnectionError as error:
                 raise Vanished from error
             finally:
-                if left_s is not None:  # a pause of the process is nobody's silence
-                    self._alive_s += max(0.0, asyncio.get_running_loop().time() - began_s - left_s)
+                if left_s is not None and (late_s := asyncio.get_running_loop().time() - began_s - left_s) > LATE_S:
+                    self._alive_s += late_s  # a pause of the process is nobody's silence
             if message.type is WSMsgType.BINARY:
                 return message.data
             if message.type in (WSMsgType.TEXT, WSMsgType.PING, WSMsgType.PONG):
