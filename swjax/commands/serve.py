@@ -213,9 +213,10 @@ def _describe(size: "EngineSize", modes: "tuple[Mode, ...]") -> None:
 def _size(text: str) -> tuple[int, int]:
     """Read WxH."""
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 1280x720")
-    return int(width), int(height)
+    try:
+        return _whole(1, 65_535)(width), _whole(1, 65_535)(height)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size; write it as 1280x720") from error
 
 
 def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -232,7 +233,7 @@ def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 def _number(text: str) -> float:
     """Read a number above zero that is not endless."""
     try:
-        number = float(text)
+        number = float(text) if text.isascii() else 0.0
     except ValueError:
         number = 0.0
     if not 0 < number <= LARGEST:
