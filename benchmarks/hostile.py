@@ -3,12 +3,12 @@
     python benchmarks/hostile.py                  # five minutes
     python benchmarks/hostile.py --minutes 1
 
-A small model with random weights is served (`swjax serve`, a process of its own). Four cameras, each with an address of
-its own in 127.0.0.0/8, stream their videos at their own pace, again and again: first alone, then beside the attacks, each
-of which comes from an address of its own as well. What must hold: cameras are told the words that they were told alone,
-no frame is seen later than a second after its last picture was sent, the server's memory and log stay small, and SIGTERM
-ends it in three seconds while all of that goes on. The attacks are run with the lowest priority, since strangers have
-processors of their own; on a machine that does other work at the same time the latencies mean little.
+A small model with random weights is served (`swjax serve`, a process of its own). Four cameras, each with an address
+of its own in 127.0.0.0/8, stream their videos at their own pace, again and again: first alone, then beside the attacks,
+each of which comes from an address of its own as well. What must hold: cameras are told the words that they were told
+alone, no frame is seen later than a second after its last picture was sent, the server's memory and log stay small,
+and SIGTERM ends it in three seconds while all of that goes on. The attacks are run with the lowest priority, since
+strangers have processors of their own; on a machine that does other work at the same time the latencies mean little.
 """
 
 import argparse
@@ -379,17 +379,19 @@ def report(
     same = sum(answer == expected[camera] for camera, answer in streams)
     distinct = len({tuple(answer) for answer in expected.values()})
     late_s, alone_s = sorted(among.late_s), sorted(alone.late_s)
+    all_same = same == len(streams) > 0 and distinct == CAMERAS
+    medians = [f"{one[len(one) // 2]:.3f} s" for one in (late_s, alone_s)]
     rows = [
-        ("streams with exactly the words of the run alone", f"{same} of {len(streams)}", same == len(streams) > 0 and distinct == CAMERAS),
+        ("streams with exactly the words of the run alone", f"{same} of {len(streams)}", all_same),
         ("streams of cameras that ended with an error", str(len(among.errors)), not among.errors),
         ("frames seen", str(len(late_s)), len(late_s) > 0),
-        ("a frame is seen after, median (alone)", f"{late_s[len(late_s) // 2]:.3f} s ({alone_s[len(alone_s) // 2]:.3f} s)", True),
+        ("a frame is seen after, median (alone)", f"{medians[0]} ({medians[1]})", True),
         ("the latest (alone)", f"{late_s[-1]:.3f} s ({alone_s[-1]:.3f} s)", late_s[-1] < 1.0),
         ("longest wait for a row", f"{max(among.waits_s):.2f} s", True),
         ("more memory, with the decoders", f"{more_mb:.1f} MB", more_mb < 50),
         ("log", f"{log / 1000:.1f} kB", log < 1_000_000),
         ("SIGTERM to exit, status", f"{stop_s:.2f} s, {status}", stop_s < 3 and status == 0),
-    ]  # fmt: skip
+    ]
     print("| | | holds |\n| --- | --- | --- |")
     for name, value, holds in rows:
         print(f"| {name} | {value} | {'yes' if holds else '**no**'} |")

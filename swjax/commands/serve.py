@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 
@@ -163,17 +163,22 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         asyncio.run(serve(engine, size, tokenizer, offer, access, port=args.port, on_listening=listening))
-    except EngineHangs as error:
-        refuse(error)
-        log.drain(LOG_S)
-        sys.stdout.flush()
-        os._exit(1)  # or the interpreter would wait for the engine's thread and its device
     except ServingError as error:
         refuse(error)
-        return 1
-    finally:
         log.drain(LOG_S)
-    return 0
+        if isinstance(error, EngineHangs):
+            _leave(1)
+        return 1
+    log.drain(LOG_S)
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process without the interpreter's own end: it frees what was compiled, which takes seconds, and would
+    wait for an engine that hangs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _limits(args: argparse.Namespace, *, own_machine: bool) -> "Limits":

@@ -127,17 +127,25 @@ class Server:
         self._listener.close()
         self._shared.engine.stop()
         self._fail_all(Failed("shutdown", "the server is being stopped; try again later"))
-        with contextlib.suppress(TimeoutError):
-            await in_time(self._decoders.stop(), self._limits.stop_s)
-        for _ in range(20):  # those who read what they are told have their goodbye by then
+        # Those who read what they are told have their goodbye in a moment; meanwhile all else ends.
+        _, _, has_ended = await asyncio.gather(
+            self._see_off(), self._stop_decoders(), asyncio.to_thread(self._shared.engine.join, self._limits.stop_s)
+        )
+        await self._runner.cleanup()
+        if not has_ended:
+            raise EngineHangs(f"the engine has been busy for {self._shared.engine.stalled_s:.0f} s and does not end")
+
+    async def _see_off(self) -> None:
+        for _ in range(20):
             if not self._shared.connections:
-                break
+                return
             await asyncio.sleep(self._limits.stop_s / 20)
         for connection in tuple(self._shared.connections):
             connection.abort()
-        await self._runner.cleanup()
-        if not await asyncio.to_thread(self._shared.engine.join, self._limits.stop_s):
-            raise EngineHangs(f"the engine has been busy for {self._shared.engine.stalled_s:.0f} s and does not end")
+
+    async def _stop_decoders(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await in_time(self._decoders.stop(), self._limits.stop_s)
 
     def _fail_all(self, failure: Failed) -> None:
         for connection in tuple(self._shared.connections):
