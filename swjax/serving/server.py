@@ -110,7 +110,7 @@ class Server:
             await self._runner.cleanup()
             await self._decoders.stop()
             raise ServingError(
-                f"{self._access.host}:{port} cannot be listened on ({error}); choose another --host or --port"
+                f"{self._access.host}:{port} cannot be listened on ({error}); choose another --port"
             ) from error
         self._shared.engine.start()
         return self._listener.sockets[0].getsockname()[1]

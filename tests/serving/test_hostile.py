@@ -474,12 +474,18 @@ def test_only_pictures_and_words_keep_a_row(source, engine, size, tokenizer, fil
             await socket.close()
             await chatting
 
-            alive = await begin(session)
+    asyncio.run(run())
+
+
+def test_a_slow_camera_keeps_its_row(source, engine, size, tokenizer, files):
+    async def run():
+        async with serving(source, engine, size, tokenizer, idle_s=0.8) as (_, session):
+            socket = await begin(session)
             for data in files[:4]:
-                await asyncio.sleep(0.6)
-                await alive.send_bytes(data)
-            await tell(alive, "finish")
-            assert (await hear(alive))[-1]["type"] == "ended"
+                await asyncio.sleep(0.4)
+                await socket.send_bytes(data)
+            await tell(socket, "finish")
+            assert (await hear(socket))[-1]["type"] == "ended"
 
     asyncio.run(run())
 
