@@ -2,12 +2,12 @@
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 
@@ -20,6 +20,10 @@ NAME = "serve"
 HELP = "let many users stream their videos, in a web page or over WebSockets"
 
 TOKEN_VARIABLE = "SWJAX_TOKEN"
+LARGEST = 1e6
+"""Of seconds and MiB; a week and a terabyte are beyond what is meant."""
+LOG_S = 0.5
+"""Seconds for which the last lines of the log are waited for."""
 
 DESCRIPTION = """\
 Serve a model that speaks while it watches: a web page that shows a file or the webcam with the words under it, and a
@@ -40,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_arguments(parser)
     listening = parser.add_argument_group("who can connect")
     listening.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    listening.add_argument("--port", type=int, default=8765, help="0 for any that is free (default: %(default)s)")
+    listening.add_argument(
+        "--port", type=_whole(0, 65_535), default=8765, help="0 for any that is free (default: %(default)s)"
+    )
     listening.add_argument(
         "--token",
-        default=os.environ.get(TOKEN_VARIABLE),
-        help=f"what clients must show (default: the environment variable {TOKEN_VARIABLE}, which other users of the "
-        "machine do not see; made and printed where it is needed and not given)",
+        action="append",
+        help=f"what clients must show; may be repeated, one for each group of users, which then have limits of their "
+        f"own (default: those in the environment variable {TOKEN_VARIABLE}, with spaces between them, which other "
+        "users of the machine do not see; made and printed where one is needed and none given)",
     )
     listening.add_argument(
         "--allow-origin",
@@ -54,8 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="https://name of pages that may connect beside the server's own; may be repeated",
     )
+    listening.add_argument(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address of a reverse proxy, whose X-Forwarded-For is believed; may be repeated",
+    )
     engine = parser.add_argument_group("the engine")
-    engine.add_argument("--rows", type=int, default=8, help="streams at a time (default: %(default)s)")
+    engine.add_argument("--rows", type=_whole(1), default=8, help="streams at a time (default: %(default)s)")
     engine.add_argument(
         "--mode",
         action="append",
@@ -63,31 +77,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what clients may choose; may be repeated (default: all but recompute, which costs most)",
     )
     engine.add_argument(
-        "--max-pixels", type=int, help="area to which pictures are resized at most (default: as trained)"
+        "--max-pixels", type=_whole(1), help="area to which pictures are resized at most (default: as trained)"
     )
     engine.add_argument(
-        "--slots", type=int, help="of each row's cache (default: as many as a video of --max-seconds needs)"
+        "--slots", type=_whole(2), help="of each row's cache (default: as many as a video of --max-seconds needs)"
     )
     engine.add_argument(
         "--picture-size",
         action="append",
         type=_size,
         metavar="WxH",
-        help="compile for pictures of this size before the first client comes; may be repeated (default: pictures of "
-        "16:9, 4:3 and 1:1; others are compiled for when they come)",
+        help="compile for pictures of exactly this size; may be repeated (default: pictures of 16:9, 4:3 and 1:1). "
+        "Others are padded to one of a few sizes",
     )
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-seconds", type=float, default=120.0, help="length of a video (default: %(default)g)")
-    limits.add_argument("--max-tail", type=int, default=300, help="tokens after the last frame (default: %(default)s)")
-    limits.add_argument("--max-clients", type=int, default=128, help="open sockets (default: %(default)s)")
+    limits.add_argument("--max-seconds", type=_number, default=120.0, help="length of a video (default: %(default)g)")
     limits.add_argument(
-        "--max-waiting", type=int, default=64, help="clients that wait for a row (default: %(default)s)"
+        "--max-tail", type=_whole(1), default=300, help="tokens after the last frame (default: %(default)s)"
+    )
+    limits.add_argument("--max-clients", type=_whole(1), default=128, help="open sockets (default: %(default)s)")
+    limits.add_argument(
+        "--max-clients-each", type=_whole(1), help="of one address or token (default: half of --max-clients)"
     )
     limits.add_argument(
-        "--max-picture-mb", type=float, default=2.0, help="a picture's file, in MiB (default: %(default)g)"
+        "--max-rows-each",
+        type=_whole(1),
+        help="streams at a time of one address or token (default: half of --rows, or all on this machine alone)",
     )
     limits.add_argument(
-        "--idle-seconds", type=float, default=30.0, help="after which a silent client is left (default: %(default)g)"
+        "--max-waiting", type=_whole(0), default=64, help="clients that wait for a row (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--max-picture-mb", type=_number, default=2.0, help="a picture's file, in MiB (default: %(default)g)"
+    )
+    limits.add_argument(
+        "--idle-seconds",
+        type=_number,
+        default=30.0,
+        help="without a picture or a word, after which a stream ends (default: %(default)g)",
     )
 
 
@@ -101,16 +128,17 @@ def run(args: argparse.Namespace) -> int:
     from swjax.conversion.streaming_model import load_streaming_model
     from swjax.data.tokenizer import load_tokenizer
     from swjax.inference import Mode
-    from swjax.serving import Access, EngineSize, Offer, ServingError, build_engine, make_token, serve
+    from swjax.serving import Access, EngineHangs, EngineSize, Offer, ServingError, build_engine, make_token, serve
     from swjax.serving.access import is_loopback
+    from swjax.serving.logs import LineHandler, log_to
     from swjax.serving.offer import USUAL_MODES
 
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     out = console()
     try:
-        token = args.token or (None if is_loopback(args.host) else make_token())
-        access = Access(args.host, token, tuple(args.allow_origin))
-        limits = _limits(args)
+        given = tuple(args.token or os.environ.get(TOKEN_VARIABLE, "").split())
+        made = () if given or is_loopback(args.host) else (make_token(),)
+        access = Access(args.host, given or made, tuple(args.allow_origin), tuple(args.proxy))
+        limits = _limits(args, own_machine=not (access.tokens or access.proxies))
     except ValueError as error:
         raise UsageError(str(error)) from error
     source = load_streaming_model(args.checkpoint, step=args.step)
@@ -121,14 +149,15 @@ def run(args: argparse.Namespace) -> int:
         offer = Offer(Path(args.checkpoint).name, record, modes, limits)
         pictures = {"pictures": args.picture_size} if args.picture_size else {}
         size = EngineSize.of(record, limits, rows=args.rows, slots=args.slots, **pictures)
-    except ValueError as error:
+        _describe(size, modes)
+        engine = build_engine(source.model, size, tokenizer)
+    except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
-    _describe(size, modes)
-    engine = build_engine(source.model, size, tokenizer)
+    log_to(log := LineHandler())  # after the libraries have configured theirs
 
     def listening(port: int) -> None:
         host = f"[{args.host}]" if ":" in args.host else args.host
-        shown = f"#token={token}" if token and not args.token else ""
+        shown = f"#token={made[0]}" if made else ""
         out.print(f"listening on http://{host}:{port}/{shown}", soft_wrap=True, markup=False)
         out.file.flush()
 
@@ -136,16 +165,30 @@ def run(args: argparse.Namespace) -> int:
         asyncio.run(serve(engine, size, tokenizer, offer, access, port=args.port, on_listening=listening))
     except ServingError as error:
         refuse(error)
+        log.drain(LOG_S)
+        if isinstance(error, EngineHangs):
+            _leave(1)
         return 1
-    return 0
+    log.drain(LOG_S)
+    _leave(0)
 
 
-def _limits(args: argparse.Namespace) -> "Limits":
+def _leave(status: int) -> NoReturn:
+    """End the process without the interpreter's own end: it frees what was compiled, which takes seconds, and would
+    wait for an engine that hangs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _limits(args: argparse.Namespace, *, own_machine: bool) -> "Limits":
     from swjax.serving import Limits
 
     usual = Limits()
     return Limits(
         max_clients=args.max_clients,
+        max_clients_each=args.max_clients_each or -(-args.max_clients // 2),
+        max_rows_each=args.max_rows_each or (args.rows if own_machine else -(-args.rows // 2)),
         max_waiting=args.max_waiting,
         max_message_bytes=int(args.max_picture_mb * 2**20),
         max_tail=args.max_tail,
@@ -175,6 +218,29 @@ def _describe(size: "EngineSize", modes: "tuple[Mode, ...]") -> None:
 def _size(text: str) -> tuple[int, int]:
     """Read WxH."""
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 1280x720")
-    return int(width), int(height)
+    try:
+        return _whole(1, 65_535)(width), _whole(1, 65_535)(height)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size; write it as 1280x720") from error
+
+
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """Reads whole numbers of a range."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _number(text: str) -> float:
+    """Read a number above zero that is not endless."""
+    try:
+        number = float(text) if text.isascii() else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number above 0, up to {LARGEST:g}")
+    return number

@@ -29,14 +29,14 @@ class EngineSize:
         frame_units: tokens of the largest frame.
         slots: of a row's cache.
         word_slots: how many of them are for words, in designs that store words and sources apart.
-        grids: patch rows and columns of frames, by their number of patches: those to be compiled before a client comes.
+        frame_sizes: numbers of patches for which the vision tower is compiled; frames are padded to one of them.
     """
 
     rows: int
     frame_units: int
     slots: int
     word_slots: int
-    grids: dict[int, tuple[int, int]]
+    frame_sizes: tuple[int, ...]
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:
@@ -61,13 +61,18 @@ class EngineSize:
             limits: what the server takes.
             rows: streams at a time.
             slots: of a row's cache; None for as many as the longest video needs.
-            pictures: width and height of the pictures that will come.
+            pictures: width and height of the pictures that will come, whose frames are not padded. Others are padded
+                to the next size: that of one of these, of the largest frame, or of a half or a quarter of it and so on.
 
         Raises:
             ValueError: if a size makes no sense.
         """
-        grids = dict(_grid(record, *picture) for picture in pictures)
-        units = max(record.max_pixels // (PATCH_SIZE * MERGE_SIZE) ** 2, *(count // MERGE_SIZE**2 for count in grids))
+        unit_pixels = (PATCH_SIZE * MERGE_SIZE) ** 2
+        usual = {_units(record, *picture) for picture in pictures}
+        units = max(record.max_pixels // unit_pixels, *usual)
+        halves = {units}
+        while min(halves) > 1 and min(halves) // 2 * unit_pixels >= record.min_pixels:
+            halves.add(min(halves) // 2)
         frames = int(limits.max_video_s * record.fps / TEMPORAL_PATCH_SIZE) + 1
         words = frames * record.wait_k + limits.max_tail + 16
         sources = QUESTION_SLOTS + frames * units
@@ -75,7 +80,8 @@ class EngineSize:
             slots = words + sources
         if rows < 1 or slots < 2:
             raise ValueError(f"an engine needs at least 1 row and 2 slots, got {rows} and {slots}")
-        return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), grids)
+        sizes = tuple(MERGE_SIZE**2 * count for count in sorted(usual | halves))
+        return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), sizes)
 
 
 def build_engine(model: Qwen2_5_VL, size: EngineSize, tokenizer: Any) -> BatchEngine:
@@ -93,13 +99,13 @@ def build_engine(model: Qwen2_5_VL, size: EngineSize, tokenizer: Any) -> BatchEn
         max_slots=size.slots,
         chunk_sizes=size.chunk_sizes,
     )
-    for grid in size.grids.values():
-        engine.warm_up(grid)
+    grids = [(MERGE_SIZE, patches // MERGE_SIZE) for patches in size.frame_sizes]
+    for grid in grids:
+        engine.warm_up(grid)  # from now on frames are padded to one of these sizes
     # One stream for nothing, so that no first client waits for what is left to be compiled.
     stream = engine.open(tokenizer, question="What happens?", settings=StreamSettings(max_tail=1))
-    for rows, columns in size.grids.values():
-        patches = np.zeros((rows * columns, PATCH_DIM), np.uint8)
-        engine.see(stream, Frame(patches, (rows, columns), 0.0))
+    for grid in grids:
+        engine.see(stream, Frame(np.zeros((grid[0] * grid[1], PATCH_DIM), np.uint8), grid, 0.0))
     engine.finish(stream)
     while engine.has_work:
         engine.step()
@@ -107,10 +113,9 @@ def build_engine(model: Qwen2_5_VL, size: EngineSize, tokenizer: Any) -> BatchEn
     return engine
 
 
-def _grid(record: StreamingRecord, width: int, height: int) -> tuple[int, tuple[int, int]]:
-    """Number of patches of a picture as the model sees it, and their rows and columns."""
+def _units(record: StreamingRecord, width: int, height: int) -> int:
+    """Tokens of a frame of pictures of a size."""
     sides = resized_size(
         height, width, min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=PATCH_SIZE * MERGE_SIZE
     )
-    rows, columns = (side // PATCH_SIZE for side in sides)
-    return rows * columns, (rows, columns)
+    return sides[0] * sides[1] // (PATCH_SIZE * MERGE_SIZE) ** 2

@@ -1,18 +1,29 @@
 """The one thread that owns the engine and steps it. The event loop hands over; nothing here waits for a client."""
 
 import asyncio
+import contextlib
+import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from swjax.inference import BatchEngine, Frame, FrameSeen, Stream, StreamEnded, StreamEvent, TokenSpoken
 from swjax.serving.counts import Counts
+from swjax.serving.limits import Limits
+from swjax.serving.line import in_turn
 from swjax.serving.offer import Choice
 from swjax.serving.outbox import Outbox
-from swjax.serving.protocol import Ended, Failed, Opened, Seen, ServerMessage, Waiting, Word
+from swjax.serving.protocol import Ended, Failed, FailureCode, Opened, Seen, ServerMessage, Waiting, Word
+
+_log = logging.getLogger(__name__)
+
+
+STREAM_FAILURE = Failed(
+    "stream_failure", "the stream has failed by a fault of the server's own; its log says more. Open another"
+)
 
 
 @dataclass(eq=False)
@@ -22,6 +33,7 @@ class Ticket:
     Attributes:
         choice: what the client wants.
         outbox: where messages to it go.
+        owners: the address and the token that it counts for.
         opened_s: when it got a row, by `time.monotonic`; None while it waits.
         handed: frames that its connection has handed over.
         taken: frames of these that wait no longer.
@@ -30,6 +42,7 @@ class Ticket:
 
     choice: Choice
     outbox: Outbox
+    owners: tuple[str, ...] = ()
     opened_s: float | None = None
     handed: int = 0
     taken: int = 0
@@ -48,8 +61,7 @@ class EngineLoop:
         engine: the engine, warm.
         tokenizer: its model's tokenizer.
         counts: counts what happens.
-        max_waiting: tickets that wait for a row.
-        queue_frames: frames of a ticket that wait for the engine.
+        limits: what it takes.
         loop: the event loop of the connections.
         on_failure: called in the event loop when the engine has failed; nothing works after that.
     """
@@ -60,20 +72,21 @@ class EngineLoop:
         tokenizer: Any,
         counts: Counts,
         *,
-        max_waiting: int,
-        queue_frames: int,
+        limits: Limits,
         loop: asyncio.AbstractEventLoop,
         on_failure: Callable[[BaseException], None],
     ):
         self._engine, self._tokenizer, self._counts = engine, tokenizer, counts
-        self._max_waiting, self._queue_frames = max_waiting, queue_frames
+        self._limits = limits
         self._loop, self._on_failure = loop, on_failure
         # Bounded by the tickets: each has one `open`, one `close` and at most `queue_frames` frames here.
+        self._busy_since: float | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._news = threading.Condition()
         self._stopping = False
         self._tickets: dict[Stream, Ticket] = {}
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: list[Ticket] = []
+        self._rows: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="swjax-engine", daemon=True)
 
     def start(self) -> None:
@@ -81,11 +94,21 @@ class EngineLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give all streams up and end the thread; returns when it has ended."""
+        """Ask the thread to give all streams up and to end."""
         with self._news:
             self._stopping = True
             self._news.notify()
-        self._thread.join()
+
+    def join(self, seconds: float) -> bool:
+        """Wait until the thread has ended; false if it has not, because the engine hangs."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since when it has been busy with one pass; 0 while there is nothing to do."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def free_rows(self) -> int:
@@ -112,7 +135,7 @@ class EngineLoop:
     def see(self, ticket: Ticket, frame: Frame, *, last: bool) -> None:
         """Hand a frame over, after `await ticket.room.wait()`."""
         ticket.handed += 1
-        if ticket.handed - ticket.taken >= self._queue_frames:
+        if ticket.handed - ticket.taken >= self._limits.queue_frames:
             ticket.room.clear()
         self._post(lambda: self._see(ticket, frame, last))
 
@@ -134,6 +157,7 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._obey():
+                self._busy_since = time.monotonic()
                 for stream, event in self._engine.step():
                     # A stream may have been given up between two of its events.
                     if (ticket := self._tickets.get(stream)) is not None:
@@ -151,7 +175,9 @@ class EngineLoop:
         self._seat()
         with self._news:
             while not (self._commands or self._stopping or self._engine.has_work):
+                self._busy_since = None
                 self._news.wait()
+            self._busy_since = time.monotonic()
             commands, self._commands = self._commands, deque()
             if self._stopping:
                 return False
@@ -161,30 +187,46 @@ class EngineLoop:
         return True
 
     def _open(self, ticket: Ticket) -> None:
-        if not self._engine.free and len(self._waiting) >= self._max_waiting:
-            text = f"all rows are taken and {len(self._waiting)} clients wait for one; try again later"
-            self._end(ticket, "busy", Failed("busy", text))
-        elif not ticket._over:
-            self._waiting.append(ticket)
+        if ticket._over:
+            return
+        self._waiting.append(ticket)
+        self._fill_rows()
+        if len(self._waiting) > self._limits.max_waiting:
+            text = f"all rows are taken and {self._limits.max_waiting} clients wait for one; try again later"
+            self._end(self._line()[-1], "busy", Failed("busy", text))
+
+    def _line(self) -> list[Ticket]:
+        return in_turn(self._waiting, lambda ticket: ticket.owners, self._rows)
+
+    def _may_have_row(self, ticket: Ticket) -> bool:
+        return all(self._rows[owner] < self._limits.max_rows_each for owner in ticket.owners)
 
     def _seat(self) -> None:
         """Give free rows to those who wait, and tell the others their places."""
-        while self._waiting and self._engine.free:
-            ticket = self._waiting.popleft()
-            choice, began_s = ticket.choice, time.monotonic()
-            try:
-                stream = self._engine.open(
-                    self._tokenizer,
-                    question=choice.question,
-                    settings=choice.settings,
-                    mode=choice.mode,
-                    when_behind=choice.when_behind,
-                )
-            except ValueError as error:
-                self._end(ticket, "refused", Failed("refused", str(error)))
-                continue
+        self._fill_rows()
+        for place, ticket in enumerate(self._line(), start=1):
+            if ticket._place != place:
+                ticket._place = place
+                self._put(ticket, Waiting(place))
+
+    def _fill_rows(self) -> None:
+        while self._engine.free and (able := [ticket for ticket in self._line() if self._may_have_row(ticket)]):
+            self._waiting.remove(able[0])
+            self._begin(able[0])
+
+    def _begin(self, ticket: Ticket) -> None:
+        choice, began_s = ticket.choice, time.monotonic()
+        with self._at_its_own_cost(ticket, "refused"):
+            stream = self._engine.open(
+                self._tokenizer,
+                question=choice.question,
+                settings=choice.settings,
+                mode=choice.mode,
+                when_behind=choice.when_behind,
+            )
             ticket._stream, ticket.opened_s = stream, began_s
             self._tickets[stream] = ticket
+            self._rows.update(ticket.owners)
             self._counts.add("streams_opened")
             settings = choice.settings
             self._put(
@@ -199,24 +241,29 @@ class EngineLoop:
                     time.monotonic() - began_s,
                 ),
             )
-        for place, ticket in enumerate(tuple(self._waiting), start=1):
-            if ticket._place != place:
-                ticket._place = place
-                self._put(ticket, Waiting(place))
 
     def _see(self, ticket: Ticket, frame: Frame, last: bool) -> None:
         if ticket._over or ticket._stream is None:
             return
-        try:
+        with self._at_its_own_cost(ticket, "bad_picture"):
             self._engine.see(ticket._stream, frame, last=last)
-        except ValueError as error:
-            self._end(ticket, "bad_picture", Failed("bad_picture", str(error)))
-            return
-        ticket._accepted += 1
+            ticket._accepted += 1
 
     def _finish(self, ticket: Ticket) -> None:
         if not ticket._over and ticket._stream is not None:
-            self._engine.finish(ticket._stream)
+            with self._at_its_own_cost(ticket, "bad_message"):
+                self._engine.finish(ticket._stream)
+
+    @contextlib.contextmanager
+    def _at_its_own_cost(self, ticket: Ticket, code: FailureCode) -> Iterator[None]:
+        """Whatever is raised for one stream ends that stream, and no other."""
+        try:
+            yield
+        except ValueError as error:
+            self._end(ticket, code, Failed(code, str(error)))
+        except Exception as error:
+            _log.error("a stream has failed", exc_info=error)
+            self._end(ticket, "stream_failure", STREAM_FAILURE)
 
     def _end(self, ticket: Ticket, reason: str, message: ServerMessage | None) -> None:
         """End a ticket, whatever it has: a row, a place, or neither."""
@@ -233,6 +280,8 @@ class EngineLoop:
         else:
             self._engine.close(stream)
             del self._tickets[stream]
+            self._rows.subtract(ticket.owners)
+            self._rows = +self._rows
             self._counts.add("streams_ended", by=reason)
             for fate in ("delayed", "dropped", "merged"):
                 self._counts.add("frames_behind", getattr(stream.tally, f"frames_{fate}"), by=fate)
@@ -252,7 +301,12 @@ class EngineLoop:
                 self._put(ticket, Word(event.index, event.token_id, event.text, event.after_frame, event.wall_s))
             case StreamEnded():
                 assert ticket._stream is not None
-                self._end(ticket, event.reason, _ended(ticket._stream, event))
+                reason: str = event.reason
+                if reason == "fault":
+                    _log.error("a stream has failed", exc_info=ticket._stream.fault)
+                    self._end(ticket, "stream_failure", STREAM_FAILURE)
+                else:
+                    self._end(ticket, reason, _ended(ticket._stream, event))
 
     def _put(self, ticket: Ticket, message: ServerMessage) -> None:
         if not ticket.outbox.put(message):
@@ -269,7 +323,7 @@ class EngineLoop:
     def _make_room(self, ticket: Ticket, taken: int) -> None:
         """In the event loop: note what has been taken."""
         ticket.taken = taken
-        if ticket.handed - taken < self._queue_frames:
+        if ticket.handed - taken < self._limits.queue_frames:
             ticket.room.set()
 
 

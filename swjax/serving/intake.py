@@ -1,24 +1,24 @@
 """One client's video on its way to the engine: its pictures are checked and made into frames, two by two."""
 
-import asyncio
-import functools
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from swjax.data.patches import TEMPORAL_PATCH_SIZE
+import numpy as np
+
+from swjax.data.patches import PATCH_DIM, TEMPORAL_PATCH_SIZE
+from swjax.data.pictures import PictureError
+from swjax.inference import Frame
 from swjax.serving.counts import Counts
+from swjax.serving.decoders import Decoders, DecodeShare
 from swjax.serving.engine_loop import EngineLoop, Ticket
 from swjax.serving.offer import Offer
-from swjax.serving.pictures import check_picture, decode_frame
+from swjax.serving.pictures import check_picture
 from swjax.serving.protocol import Limited, ProtocolError
 
 if TYPE_CHECKING:
     from swjax.serving.connection import Connection
-
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -29,19 +29,19 @@ class Shared:
         offer: what clients can have.
         engine: the engine's thread.
         counts: counts what happens.
-        decoders: threads in which pictures are decoded.
+        decoders: processes in which pictures are decoded.
         max_patches: patches of the largest frame that the engine takes.
-        shapes: numbers of patches of a frame that the vision tower is, or will be, compiled for.
         connections: those that are open.
+        owners: how many of them each address and token has.
     """
 
     offer: Offer
     engine: EngineLoop
     counts: Counts
-    decoders: Executor
+    decoders: Decoders
     max_patches: int
-    shapes: set[int]
     connections: "set[Connection]" = field(default_factory=set)
+    owners: Counter[str] = field(default_factory=Counter)
 
 
 class Intake:
@@ -54,6 +54,7 @@ class Intake:
     def __init__(self, shared: Shared, ticket: Ticket):
         self._shared, self._limits, self._ticket = shared, shared.offer.limits, ticket
         self._size: tuple[int, int] | None = None
+        self._share = DecodeShare()
         self._pictures: list[bytes] = []
         self._count = 0
         self._is_last = self._limited = False
@@ -85,7 +86,7 @@ class Intake:
         number = self._count
         self._shared.counts.add("pictures")
         self._shared.counts.add("picture_bytes", len(data))
-        size = await self._in_thread(check_picture, data, number, self._limits)
+        size = check_picture(data, number, self._limits)
         if self._size is not None and size != self._size:
             text = f"picture {number} has {size[0]} x {size[1]} pixels and those before it {self._size[0]} x "
             raise ProtocolError("bad_picture", f"{text}{self._size[1]}; send all of a video at one size")
@@ -141,41 +142,29 @@ class Intake:
     async def _hand_over(self) -> None:
         """Make a frame of the pictures that have come, when there is room for it."""
         await self._ticket.room.wait()
-        record, files = self._shared.offer.record, tuple(self._pictures)
+        record, files, size = self._shared.offer.record, tuple(self._pictures), self._size
+        assert size is not None
         self._pictures.clear()
-        frame = await self._in_thread(
-            decode_frame,
-            files,
-            self._count - len(files),
-            fps=record.fps,
-            min_pixels=record.min_pixels,
-            max_pixels=record.max_pixels,
-        )
-        self._check_shape(len(frame.patches))
+        try:
+            patches, grid = await self._shared.decoders.patches(
+                self._share,
+                files,
+                [size] * len(files),
+                self._count - len(files),
+                min_pixels=record.min_pixels,
+                max_pixels=record.max_pixels,
+            )
+        except PictureError as error:
+            raise ProtocolError("bad_picture", str(error)) from error
+        if grid[0] * grid[1] > self._shared.max_patches:
+            raise ProtocolError(
+                "bad_picture",
+                f"pictures of this shape become frames of {grid[0] * grid[1]} patches, and {self._shared.max_patches} "
+                "are the most; send them less oblong",
+            )
+        frame = Frame(np.frombuffer(patches, np.uint8).reshape(-1, PATCH_DIM), grid, (self._count - 1) / record.fps)
         self._shared.engine.see(self._ticket, frame, last=self._is_last)
         self.finished = self._is_last
-
-    def _check_shape(self, patches: int) -> None:
-        """Refuse frames for which the model would have to be compiled too often, or that are too large for it."""
-        shapes, largest = self._shared.shapes, self._shared.max_patches
-        if patches > largest:
-            raise ProtocolError(
-                "bad_picture",
-                f"pictures of this shape become frames of {patches} patches, and {largest} are the most; send them "
-                "less oblong",
-            )
-        if patches not in shapes and len(shapes) >= self._limits.max_frame_shapes:
-            raise ProtocolError(
-                "bad_picture",
-                f"pictures of this shape become frames of {patches} patches, for which the model is not compiled; send "
-                f"another shape: it is compiled for {', '.join(map(str, sorted(shapes)))} patches",
-            )
-        shapes.add(patches)
-
-    async def _in_thread(self, function: Callable[..., Result], *args: Any, **named: Any) -> Result:
-        """Call a function that takes its time in one of the threads for pictures."""
-        call = functools.partial(function, *args, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._shared.decoders, call)
 
 
 def too_early(what: str) -> ProtocolError:

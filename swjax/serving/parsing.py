@@ -1,7 +1,6 @@
 """Clients' text messages, read and checked: what is wrong is refused with its field and the mend."""
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -65,8 +64,13 @@ def _open_checks(limits: Limits) -> dict[str, _Check]:
 
 def _text(longest: int) -> _Check:
     def check(value: Any) -> str | None:
-        ok = isinstance(value, str) and len(value.strip()) > 0 and len(value) <= longest
-        return None if ok else f"a text of 1 to {longest} characters"
+        if not isinstance(value, str) or not value.strip() or len(value) > longest:
+            return f"a text of 1 to {longest} characters"
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"a text that UTF-8 can encode, and character {error.start} is half of a surrogate pair"
+        return None
 
     return check
 
@@ -85,13 +89,17 @@ def _whole(low: int, high: int) -> _Check:
 
 def _number(low: float, high: float) -> _Check:
     def check(value: Any) -> str | None:
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return None if ok and low <= value <= high else f"a number from {low:g} to {high:g}"
+        # By comparison alone: NaN is in no range, and an integer may be beyond what a float holds.
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        return None if ok else f"a number from {low:g} to {high:g}"
 
     return check
 
 
 def _shown(value: Any) -> str:
     """A value as an error shows it: short."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = "what is nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -22,6 +22,7 @@ FailureCode = Literal[
     "idle",
     "time_limit",
     "slow_reader",
+    "stream_failure",
     "engine_failure",
     "shutdown",
 ]
@@ -36,6 +37,7 @@ CLOSE_CODES: dict[FailureCode, int] = {
     "idle": 1008,
     "time_limit": 1008,
     "slow_reader": 1008,
+    "stream_failure": 1011,
     "engine_failure": 1011,
     "shutdown": 1001,
 }

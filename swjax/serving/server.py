@@ -1,10 +1,11 @@
 """The server: a page, sockets, health and counts, until a signal or the engine ends it."""
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,32 +18,29 @@ from swjax.serving import counts as counting
 from swjax.serving.access import Access
 from swjax.serving.connection import Connection
 from swjax.serving.counts import Counts
+from swjax.serving.decoders import Decoders, DecodersError
+from swjax.serving.door import HEADERS, Door
 from swjax.serving.engine import EngineSize
 from swjax.serving.engine_loop import EngineLoop
 from swjax.serving.intake import Shared
 from swjax.serving.offer import Offer
+from swjax.serving.patience import in_time
 from swjax.serving.protocol import Failed
 
 PAGE = Path(__file__).parent / "page"
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-DECODERS = 2
-"""Threads that decode pictures, for all clients together."""
-
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
+DECODERS = max(2, min(8, os.cpu_count() or 2))
+"""Processes that decode pictures, for all clients together."""
 
 _log = logging.getLogger(__name__)
 
 
 class ServingError(RuntimeError):
     """The server cannot start, or its engine has failed; the message says why."""
+
+
+class EngineHangs(ServingError):
+    """The engine's thread does not end, so the process will not end by itself."""
 
 
 class Server:
@@ -62,7 +60,12 @@ class Server:
 
     def __init__(self, engine: BatchEngine, size: EngineSize, tokenizer: Any, offer: Offer, access: Access):
         self._access, self._rows, self._limits = access, size.rows, offer.limits
-        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="swjax-pictures")
+        self._decoders = Decoders(DECODERS, self._limits.decode_s)
+        self._files = {
+            file.name: (file.read_text(encoding="utf-8"), CONTENT_TYPES[file.suffix])
+            for file in PAGE.iterdir()
+            if file.suffix in CONTENT_TYPES
+        }
         self.failure: BaseException | None = None
         self.over = asyncio.Event()
         counts = Counts()
@@ -70,20 +73,25 @@ class Server:
             engine,
             tokenizer,
             counts,
-            max_waiting=offer.limits.max_waiting,
-            queue_frames=offer.limits.queue_frames,
+            limits=offer.limits,
             loop=asyncio.get_running_loop(),
             on_failure=self._engine_failed,
         )
-        self._shared = Shared(offer, loop, counts, self._decoders, size.frame_units * MERGE_SIZE**2, set(size.grids))
+        self._shared = Shared(offer, loop, counts, self._decoders, size.frame_units * MERGE_SIZE**2)
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     async def start(self, port: int) -> int:
         """Listen; returns the port, which the system chooses where 0 is asked for.
 
         Raises:
-            ServingError: if the address cannot be had.
+            ServingError: if the address cannot be had, or pictures cannot be decoded.
         """
+        try:
+            await self._decoders.start()
+        except DecodersError as error:
+            await self._decoders.stop()
+            raise ServingError(str(error)) from error
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/", self._page)
         app.router.add_get("/page/{name}", self._page)
@@ -91,28 +99,53 @@ class Server:
         app.router.add_get("/hello", self._hello)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=2 * self._limits.send_s)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
+        assert self._runner.server is not None
+        door = Door(self._runner.server, self._limits, self._shared.counts)
+        loop = asyncio.get_running_loop()
         try:
-            await web.TCPSite(self._runner, self._access.host, port).start()
-        except OSError as error:
+            self._listener = await loop.create_server(door, self._access.host, port)
+        except (OSError, OverflowError) as error:
             await self._runner.cleanup()
+            await self._decoders.stop()
             raise ServingError(
                 f"{self._access.host}:{port} cannot be listened on ({error}); choose another --port"
             ) from error
         self._shared.engine.start()
-        return self._runner.addresses[0][1]
+        return self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Tell all clients, end their streams, and let the address go."""
+        """Tell all clients, end their streams, and let the address go; waits for nobody longer than a moment.
+
+        Raises:
+            EngineHangs: if the engine's thread does not end.
+        """
         assert self._runner is not None
+        assert self._listener is not None
         self.over.set()
-        for site in tuple(self._runner.sites):
-            await site.stop()
+        self._listener.close()
+        self._shared.engine.stop()
         self._fail_all(Failed("shutdown", "the server is being stopped; try again later"))
+        # Those who read what they are told have their goodbye in a moment; meanwhile all else ends.
+        _, _, has_ended = await asyncio.gather(
+            self._see_off(), self._stop_decoders(), asyncio.to_thread(self._shared.engine.join, self._limits.stop_s)
+        )
         await self._runner.cleanup()
-        await asyncio.to_thread(self._shared.engine.stop)
-        self._decoders.shutdown(cancel_futures=True)
+        if not has_ended:
+            raise EngineHangs(f"the engine has been busy for {self._shared.engine.stalled_s:.0f} s and does not end")
+
+    async def _see_off(self) -> None:
+        for _ in range(20):
+            if not self._shared.connections:
+                return
+            await asyncio.sleep(self._limits.stop_s / 20)
+        for connection in tuple(self._shared.connections):
+            connection.abort()
+
+    async def _stop_decoders(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await in_time(self._decoders.stop(), self._limits.stop_s)
 
     def _fail_all(self, failure: Failed) -> None:
         for connection in tuple(self._shared.connections):
@@ -129,31 +162,41 @@ class Server:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Refuse requests that were led here under another name; add headers that keep the page to itself."""
-        if (why := self._access.check_host(request.host)) is not None:
-            raise self._refusal(web.HTTPForbidden, "host", why)
-        response = await handler(request)
+        try:
+            # Not `request.host`, which has a name of this machine where the client gives none.
+            if (why := self._access.check_host(request.headers.get("Host"))) is not None:
+                raise self._refusal(web.HTTPForbidden, "host", why)
+            response = await handler(request)
+        except web.HTTPException as answer:
+            answer.headers.update(HEADERS)
+            raise
         if not response.prepared:
-            response.headers.update(_HEADERS)
+            response.headers.update(HEADERS)
         return response
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info.get("name", "index.html")
-        files = {file.name: file for file in PAGE.iterdir() if file.suffix in CONTENT_TYPES}
-        if name not in files:
-            raise web.HTTPNotFound(text=f"there is no {name} here\n")
-        return web.Response(
-            text=files[name].read_text(encoding="utf-8"), content_type=CONTENT_TYPES[files[name].suffix]
-        )
+        if name not in self._files:
+            raise web.HTTPNotFound(text="there is no such file here\n")
+        text, content_type = self._files[name]
+        return web.Response(text=text, content_type=content_type)
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
-        if (why := self._access.check_origin(request.headers.get("Origin"), request.host)) is not None:
+        if (why := self._access.check_origin(request.headers.get("Origin"), request.headers.get("Host"))) is not None:
             raise self._refusal(web.HTTPForbidden, "origin", why)
         self._check_token(request)
         if self.over.is_set():
             raise self._refusal(web.HTTPServiceUnavailable, "shutdown", "the server is being stopped")
         if len(self._shared.connections) >= self._limits.max_clients:
             raise self._refusal(web.HTTPServiceUnavailable, "clients", "there are too many clients; try again later")
-        return await Connection(self._shared).run(request)
+        owners = self._access.owners(request.remote or "", request.headers, request.query)
+        if any(self._shared.owners[owner] >= self._limits.max_clients_each for owner in owners):
+            why = f"there are {self._limits.max_clients_each} sockets of this address or token; close one first"
+            raise self._refusal(web.HTTPTooManyRequests, "clients_each", why)
+        connection = Connection(self._shared, owners)
+        if not connection.can_begin(request):
+            raise self._refusal(web.HTTPBadRequest, "no_websocket", "this is the address of a WebSocket (RFC 6455)")
+        return await connection.run(request)
 
     async def _hello(self, request: web.Request) -> web.StreamResponse:
         """What the first message of a socket says, for a page that wants to know it before."""
@@ -162,6 +205,8 @@ class Server:
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         status = "failed" if self.failure is not None else "stopping" if self.over.is_set() else "ok"
+        if status == "ok" and self._shared.engine.stalled_s > self._limits.stall_s:
+            status = "stalled"
         return web.json_response({"status": status}, status=200 if status == "ok" else 503)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
@@ -173,7 +218,6 @@ class Server:
                 "clients_waiting": (engine.waiting, "Clients that wait for a row."),
                 "rows": (self._rows, "Rows of the engine."),
                 "rows_free": (engine.free_rows, "Rows without a stream."),
-                "frame_shapes": (len(self._shared.shapes), "Sizes of frames that the model is compiled for."),
                 "engine_passes": (engine.passes, "Passes over the weights."),
             }
         )
@@ -185,7 +229,8 @@ class Server:
 
     def _refusal(self, kind: type[web.HTTPException], by: str, why: str) -> web.HTTPException:
         self._shared.counts.add("refused", by=by)
-        return kind(text=f"{why}\n")
+        # What a client has sent may be in it, and need not be text that can be encoded.
+        return kind(text=f"{why.encode(errors='backslashreplace').decode()}\n")
 
 
 async def serve(

@@ -1,8 +1,11 @@
 """Servers inside the test's own event loop, and clients of them: good ones and others."""
 
+import asyncio
 import contextlib
 import io
 import json
+import socket as sockets
+import struct
 
 import aiohttp
 import numpy as np
@@ -105,3 +108,30 @@ async def read_metrics(session, **request) -> dict[str, float]:
         assert response.status == 200
         lines = (await response.text()).splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+"""What makes a socket of a connection by hand."""
+
+
+async def connect(session, *, buffer: int | None = None) -> sockets.socket:
+    """A TCP connection by hand, perhaps with a small buffer for what it does not read."""
+    raw = sockets.socket()
+    if buffer is not None:
+        raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, buffer)
+    raw.setblocking(False)
+    url = session._base_url
+    await asyncio.get_running_loop().sock_connect(raw, (url.host, url.port))
+    return raw
+
+
+def masked(data: bytes, kind: int) -> bytes:
+    """A WebSocket frame of a client, the mask being zero."""
+    if len(data) < 126:
+        size = bytes([0x80 | len(data)])
+    else:
+        size = b"\xfe" + struct.pack(">H", len(data)) if len(data) < 2**16 else b"\xff" + struct.pack(">Q", len(data))
+    return bytes([0x80 | kind]) + size + bytes(4) + data

@@ -56,7 +56,7 @@ def test_what_is_no_message_is_refused_with_its_field_and_the_mend(message, name
 
 def test_a_long_text_is_refused_before_it_is_read():
     with pytest.raises(ProtocolError) as refused:
-        parse("[" * 20_000, LIMITS)
+        parse("[" * 40_000, LIMITS)
     assert refused.value.code == "too_big"
 
 

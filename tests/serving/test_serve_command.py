@@ -71,8 +71,9 @@ def test_it_serves_until_it_is_terminated(checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["--rows", "0"], "at least 1 row"),
-        (["--max-seconds", "0"], "max_video_s must be above 0"),
+        (["--slots", "3"], "too small for chunks"),
+        (["--proxy", "proxy.example"], "given by its address"),
+        (["--token", "two words"], "without spaces"),
         (["--allow-origin", "example.org"], "https://name"),
         (["--mode", "interleaved"], "variant gdpe has none of the modes interleaved"),
         (["--max-pixels", "100"], "room for one token"),
@@ -81,6 +82,30 @@ def test_it_serves_until_it_is_terminated(checkpoint):
 def test_what_makes_no_sense_is_refused(checkpoint, capsys, arguments, names):
     assert main(["serve", "--checkpoint", str(checkpoint), *arguments]) == 2
     assert names in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1e400", "nan", "inf", "0x10", "\u0661", "9" * 5000])
+@pytest.mark.parametrize(
+    "flag", ["--port", "--rows", "--slots", "--max-pixels", "--max-tail", "--max-clients", "--max-rows-each",
+             "--max-clients-each", "--max-waiting", "--max-seconds", "--max-picture-mb", "--idle-seconds",
+             "--picture-size"],
+)  # fmt: skip
+def test_numbers_that_are_none_are_refused_by_name(capsys, flag, text):
+    with pytest.raises(SystemExit) as refused:
+        main(["serve", "--checkpoint", "nowhere", f"{flag}={text}"])
+    assert refused.value.code == 2
+    shown = capsys.readouterr().err
+    assert f"argument {flag}" in shown
+    assert len(shown) < 4000
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"), [("--port", "99999"), ("--rows", "0"), ("--max-seconds", "0"), ("--picture-size", "0x5")]
+)
+def test_numbers_out_of_range_are_refused_by_name(capsys, flag, text):
+    with pytest.raises(SystemExit):
+        main(["serve", "--checkpoint", "nowhere", flag, text])
+    assert f"argument {flag}" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_told(source, engine, size, tokenizer):

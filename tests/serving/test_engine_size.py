@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from serving_clients import QUESTION, make_pictures
+
+from swjax.conversion.streaming_model import StreamingRecord
+from swjax.data.patches import resized_size
+from swjax.inference import Engine, Request, StreamSession, StreamSettings, TokenSpoken, run_streams
+from swjax.inference.frames import make_frame
+from swjax.serving import EngineSize, Limits
+
+
+def test_frames_of_every_shape_fit_into_few_sizes():
+    record = StreamingRecord(min_pixels=4 * 28 * 28, max_pixels=768 * 28 * 28)
+    sizes = EngineSize.of(record, Limits(), rows=2).frame_sizes
+    assert len(sizes) <= 12
+    assert sizes == tuple(sorted(set(sizes)))
+    shapes = np.random.default_rng(0).integers(40, 2000, (500, 2))
+    for width, height in shapes:
+        sides = resized_size(height, width, min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=28)
+        patches = sides[0] * sides[1] // 14**2
+        padded = next(size for size in sizes if size >= patches)
+        assert padded <= max(2 * patches + 4, sizes[0])
+    for usual in ((1920, 1080), (1080, 1440), (1080, 1080)):
+        sides = resized_size(usual[1], usual[0], min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=28)
+        assert sides[0] * sides[1] // 14**2 in sizes
+
+
+@pytest.mark.parametrize("shape", [(60, 200), (100, 40)])
+def test_padding_changes_no_word(engine, source, tokenizer, shape):
+    """Beside a session, which encodes frames as they are."""
+    pictures = make_pictures(6, 3, shape)
+    frames = [
+        make_frame(pictures[first : first + 2], video_s=first / 2 + 0.5, min_pixels=3136, max_pixels=3136)
+        for first in (0, 2, 4)
+    ]
+    settings = StreamSettings(max_tail=6)
+    *_, (_, stream, _) = run_streams(engine, tokenizer, [Request(QUESTION, frames, settings)])
+    session = StreamSession(Engine(source.model), tokenizer, question=QUESTION, settings=settings)
+    alone = [event.token_id for event in session.run(frames) if isinstance(event, TokenSpoken)]
+    assert stream.answer == alone
