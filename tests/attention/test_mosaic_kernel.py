@@ -60,7 +60,7 @@ def expected_of(q, k, v, spans, dout):
         ((2, 66, 150, 1, 1, 16), jnp.bfloat16, mostly_empty_spans),
         ((1, 3, 600, 4, 2, 32), jnp.bfloat16, random_spans),  # heads packed, keys divided
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_equals_the_dense_one(size, dtype, make_spans):
     rng = np.random.default_rng(size[1])
@@ -166,7 +166,7 @@ def loss(q, k, v, spans):
         ((2, 3001, 4001, 4, 2, 80), jnp.float16),
         ((2, 8, 32768, 28, 4, 128), jnp.bfloat16),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_lowers_for_cuda(size, dtype):
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*shapes_of(*size, dtype))
@@ -187,7 +187,7 @@ def test_cache_lowers_for_cuda():
 @pytest.mark.parametrize(
     ("head_dim", "dtype", "found"),
     [(64, jnp.float32, "float32 with 64"), (192, jnp.bfloat16, "bfloat16 with 192")],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_refuses_what_does_not_fit(head_dim, dtype, found):
     """In lowering, not in tracing, so that a program for several platforms can be traced."""
