@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # at run time they are imported where they are used, so that 
     from swjax.conversion.streaming_model import StreamingRecord
     from swjax.inference import Mode
     from swjax.serving import EngineSize, Limits
+    from swjax.serving.logs import LineHandler
 
 NAME = "serve"
 HELP = "let many users stream their videos, in a web page or over WebSockets"
@@ -128,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     from swjax.conversion.streaming_model import load_streaming_model
     from swjax.data.tokenizer import load_tokenizer
     from swjax.inference import Mode
-    from swjax.serving import Access, EngineHangs, EngineSize, Offer, ServingError, build_engine, make_token, serve
+    from swjax.serving import Access, EngineSize, Offer, ServingError, build_engine, make_token, serve
     from swjax.serving.access import is_loopback
     from swjax.serving.logs import LineHandler, log_to
     from swjax.serving.offer import USUAL_MODES
@@ -164,20 +166,19 @@ def run(args: argparse.Namespace) -> int:
     try:
         asyncio.run(serve(engine, size, tokenizer, offer, access, port=args.port, on_listening=listening))
     except ServingError as error:
-        refuse(error)
-        log.drain(LOG_S)
-        if isinstance(error, EngineHangs):
-            _leave(1)
-        return 1
-    log.drain(LOG_S)
-    _leave(0)
+        # In a thread, as nobody may read the standard error.
+        refusal = threading.Thread(target=refuse, args=(error,), daemon=True)
+        refusal.start()
+        refusal.join(LOG_S)
+        _leave(1, log)
+    _leave(0, log)
 
 
-def _leave(status: int) -> NoReturn:
+def _leave(status: int, log: "LineHandler") -> NoReturn:
     """End the process without the interpreter's own end: it frees what was compiled, which takes seconds, and would
     wait for an engine that hangs."""
+    log.drain(LOG_S)
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)
 
 

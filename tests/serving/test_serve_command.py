@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ from hub_folder import make_hub_folder
 from serving_clients import FRAME_PIXELS, begin, encode_picture, hear, make_pictures, watch, words
 
 from swjax.commands.main import main
+
+SIZE = ["--rows", "2", "--max-seconds", "4", "--max-tail", "8", "--picture-size", "64x64"]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,8 @@ def checkpoint(tmp_path_factory):
 def process(checkpoint, *arguments: str):
     """The server; yields the process and the line that says where it listens."""
     command = [sys.executable, "-m", "swjax.commands.main", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
-    size = ["--rows", "2", "--max-seconds", "4", "--max-tail", "8", "--picture-size", "64x64"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    with subprocess.Popen([*command, *size, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as running:
+    with subprocess.Popen([*command, *SIZE, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as running:
         too_long = threading.Timer(240, running.kill)
         too_long.start()
         try:
@@ -67,6 +69,18 @@ def test_it_serves_until_it_is_terminated(checkpoint):
         assert found, line
         asyncio.run(talk(f"http://127.0.0.1:{found[1]}", found[2]))
         assert running.wait(60) == 0
+
+
+def test_a_port_that_is_taken_ends_it_with_a_word(checkpoint):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "swjax.commands.main", "serve", "--checkpoint", str(checkpoint), *SIZE]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        done = subprocess.run([*command, "--port", port], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 1
+    assert "choose another --port" in done.stderr
 
 
 @pytest.mark.parametrize(
