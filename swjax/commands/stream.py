@@ -177,9 +177,9 @@ def _schedule(text: str) -> tuple[int, ...]:
 
 
 def _stop_token(text: str, tokenizer: Any) -> int:
-    from swjax.inference.prompt import check_text
+    from swjax.data.text import check_text
 
-    check_text("--stop-token", text)
+    check_text(text, "--stop-token")
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         parts = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))

@@ -12,22 +12,6 @@ from swjax.inference.settings import StreamSettings
 from swjax.streaming import SpecialTokens
 
 
-def check_text(name: str, text: Any) -> None:
-    """Refuse what no tokenizer can encode.
-
-    Raises:
-        ValueError: if it is no text, or has half of a character: a surrogate without its pair, or a byte that is none.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"{name} must be text, got {shown(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} has half a character at {error.start} ({text[error.start]!r}), which cannot be encoded; remove it"
-        ) from error
-
-
 def encode_prompt(tokenizer: Any, special: SpecialTokens, question: str) -> Int32[np.ndarray, "S"]:
     """Token ids of a question about a video, up to its first frame.
 
@@ -35,7 +19,8 @@ def encode_prompt(tokenizer: Any, special: SpecialTokens, question: str) -> Int3
         ValueError: if the question is no text, or the chat template does not end such a question with its video and
             the assistant prefix.
     """
-    check_text("the question", question)
+    if not isinstance(question, str):
+        raise ValueError(f"the question must be text, got {shown(question)}")
     ids = encode_chat(tokenizer, question=question, answer=None, video_grid_thw=(1, 2, 2))
     (video,) = np.nonzero(ids == special.video_pad)
     behind = (*special.trailer, *special.prefix)
