@@ -29,3 +29,14 @@ def random_model():
         video_token_id=SpecialTokens.from_tokenizer(tokenizer).video_pad,
     )
     return Qwen2_5_VL(config, rngs=nnx.Rngs(3))
+
+
+@pytest.fixture(scope="module")
+def cheap_compilations():
+    """For modules that compile much and run it once or twice, which is not worth compiling well."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

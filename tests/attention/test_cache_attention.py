@@ -14,6 +14,8 @@ from swjax.attention.gpu import GPUBlocks, make_gpu_cache
 from swjax.attention.reference import reference_span_attention
 from swjax.attention.tpu import TPUBlocks, make_tpu_cache
 
+pytestmark = pytest.mark.usefixtures("cheap_compilations")
+
 LAYERS, LAYER = 3, 1
 CACHES = {
     "auto": cache_attention,

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from hub_folder import VIDEO_TEMPLATE, make_hub_folder
@@ -26,13 +25,7 @@ OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
 """A Python with transformers 4.57, PyTorch and Pillow, in an environment of its own."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_compilations():
-    """What runs once or twice is not worth compiling well."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from swjax.inference import (
 )
 from swjax.streaming import SpecialTokens, random_schedule
 
+pytestmark = pytest.mark.usefixtures("cheap_compilations")
+
 
 @pytest.mark.parametrize(
     ("variant", "wait_k", "num_frames", "seconds"),

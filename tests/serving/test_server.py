@@ -37,6 +37,8 @@ from swjax.inference.frames import make_frame
 from swjax.inference.lane import _encode
 from swjax.serving import Access, Offer, ServingError, serve
 
+pytestmark = pytest.mark.usefixtures("cheap_compilations")
+
 ROOT = Path(__file__).parents[2]
 LENGTHS = (6, 2, 9, 5, 7, 4, 3, 8)  # pictures; an odd one at the end is dropped
 
