@@ -9,9 +9,12 @@ The last block of keys may go up to a block beyond the union: what is stored the
 hide it inside of the kernel costs a third of its speed on an H200.) Sizes of blocks are those that such kernels
 commonly take; benchmarks/RESULTS.md has what they reach.
 
-Why not Tokamax, whose attention takes one range of keys a query: its Triton kernel uses the range in the forward pass
-only, it asks for exact versions of other packages and an older CUDA, and its modules are private. Why not cuDNN: it has
-no mask of this kind, and is slow with one that is an array.
+JAX deprecates the Triton backend of Pallas from 0.11 on. What follows is `swjax.attention.mosaic`, for Hopper; these
+kernels stay what `auto` takes until its backward pass has been measured, and for other GPUs.
+
+Why not Tokamax (0.0.12), whose attention takes one range of keys a query: its function for users has no such argument,
+and on Hopper its backward pass goes through all keys, whatever the ranges. Why not cuDNN: it has no mask of this kind,
+and is slow with one that is an array.
 """
 
 import functools
