@@ -225,7 +225,7 @@ def test_a_token_is_asked_for(browser, serve_in_thread):
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    url = serve_in_thread(access=Access("127.0.0.1", "secret"))
+    url = serve_in_thread(access=Access("127.0.0.1", ("secret",)))
     browser.get(url)
     field = browser.find_element("id", "token")
     WebDriverWait(browser, WAIT_S).until(lambda _: field.is_displayed())

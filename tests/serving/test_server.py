@@ -34,7 +34,6 @@ from test_pictures import png_of, webp_of
 
 from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSettings, read_frames, run_streams
 from swjax.inference.frames import make_frame
-from swjax.inference.lane import _encode
 from swjax.serving import Access, Offer, ServingError, serve
 
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
@@ -359,7 +358,8 @@ def test_silent_and_slow_videos_are_ended(source, engine, size, tokenizer, files
 
 def test_pictures_of_ever_new_shapes_compile_nothing(source, engine, size, tokenizer):
     async def run():
-        before = _encode._cache_size()
+        encode = engine._perceiver._compiled.encode
+        before = encode._cache_size()
         async with serving(source, engine, size, tokenizer) as (_, session):
             for shape in ((64, 64), (200, 60), (60, 200), (100, 40), (50, 140), (120, 30)):
                 files = [encode_picture(picture) for picture in make_pictures(2, 0, shape)]
@@ -370,7 +370,7 @@ def test_pictures_of_ever_new_shapes_compile_nothing(source, engine, size, token
             heard = await hear(socket)
             assert heard[-1]["code"] == "bad_picture"
             assert "the most" in heard[-1]["message"]
-        assert _encode._cache_size() == before
+        assert encode._cache_size() == before
 
     asyncio.run(run())
 
