@@ -132,6 +132,11 @@ def timed(
     return {"seconds": float(median), "spread": float((high - low) / median), "runs": repeats}
 
 
+def reason(error: Exception) -> str:
+    """What a table says of a case that failed: the first line of its error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
 class Records:
     """Results, one JSON object a line, each on disk before the next is measured."""
 
@@ -148,7 +153,7 @@ class Records:
         try:
             found = measure()
         except Exception as error:
-            found = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+            found = {"failed": reason(error)}
         self.add(**fields, **found)
 
 

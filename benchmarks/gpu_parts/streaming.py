@@ -18,7 +18,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
 import numpy as np
-from common import FRAME_PATCHES, FRAME_TOKENS, MODELS, PATCH_NUMBERS, TINY_MODELS, WAIT_K, Records, part_arguments
+from common import (
+    FRAME_PATCHES,
+    FRAME_TOKENS,
+    MODELS,
+    PATCH_NUMBERS,
+    TINY_MODELS,
+    WAIT_K,
+    Records,
+    part_arguments,
+    reason,
+)
 from flax import nnx
 from profiled import kernels_of
 from train_step import model_config
@@ -203,7 +213,7 @@ def main() -> None:
         try:
             measure()
         except Exception as error:
-            records.add(model=name, case=case, failed=f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            records.add(model=name, case=case, failed=reason(error))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from common import (
     Records,
     causal_spans,
     part_arguments,
+    reason,
     streaming_row,
     timed,
     visible_pairs,
@@ -169,7 +170,7 @@ def fastest(method: str, sizes: AttentionSizes, length: int, which: str) -> dict
         try:
             found[name] = time_case(attend, sizes, length, which)
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            failed[name] = reason(error)
     if not found:
         raise RuntimeError("; ".join(f"{name}: {why}" for name, why in failed.items()))
     best = min(found, key=lambda name: found[name]["seconds"])
@@ -198,7 +199,7 @@ def errors(method: str, sizes: AttentionSizes, length: int) -> dict[str, Any]:
             out = attend(*inputs)
             ours = [out, *torch.autograd.grad(out, inputs, gradient)]
         except Exception as error:
-            found[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            found[name] = reason(error)
             continue
         off = [
             float((a.detach().float() - b).abs().max() / b.abs().max()) for a, b in zip(ours, right_all, strict=True)

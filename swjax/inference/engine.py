@@ -1,7 +1,7 @@
 """The compiled functions behind a stream: encode a frame, write tokens into the cache, choose the next one."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ class Engine:
 
     def __init__(self, model: Qwen2_5_VL):
         self.config: Qwen2_5_VLConfig = model.config
-        self._structure, self._parameters = streaming_weights(model)
+        structure, self._parameters = streaming_weights(model)
+        self._compiled = _compiled(structure)
         self._dtype = self._parameters["decoder/embedding_vd"].dtype
 
     def new_cache(self, slots: int) -> KeyValueCache:
@@ -30,7 +31,7 @@ class Engine:
 
     def encode_frame(self, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> Float[Array, "1 U D"]:
         """Features of one frame."""
-        return _encode(self._structure, self._parameters, patches, np.array([[1, *grid_hw]], np.int32))
+        return self._compiled.encode(self._parameters, patches, np.array([[1, *grid_hw]], np.int32))
 
     def write(
         self,
@@ -49,7 +50,7 @@ class Engine:
         last = np.flatnonzero(order == len(slots) - 1)
         edges = KeySpans(*(edge[None, order] for edge in spans))
         rows = token_ids[None, order], position_ids[:, None, order], edges, slots[None, order]
-        return _write(self._structure, self._parameters, cache, *rows, last, features)
+        return self._compiled.write(self._parameters, cache, *rows, last, features)
 
     def choose(
         self, logits: Float[Array, "1 V"], said: Bool[Array, "1 V"], rows: SamplingRows
@@ -58,12 +59,26 @@ class Engine:
         return _choose(logits, said, rows)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+class _Compiled(NamedTuple):
+    """What an engine runs of one structure."""
+
+    encode: Any
+    write: Any
+
+
+@functools.cache
+def _compiled(structure: nnx.GraphDef) -> _Compiled:
+    """Bound to its structure, as the passes of a lane are, so that no call computes its hash."""
+    return _Compiled(
+        jax.jit(functools.partial(_encode, structure)),
+        jax.jit(functools.partial(_write, structure), donate_argnums=1),
+    )
+
+
 def _encode(structure: nnx.GraphDef, parameters: Any, patches: Array, grid_thw: Array) -> Array:
     return merge_parameters(structure, parameters).encode_video(patches, grid_thw)[None]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _write(
     structure: nnx.GraphDef,
     parameters: Any,
