@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 LIMITS = Limits(max_message_bytes=200_000, max_picture_pixels=200_000)
 OFFER = Offer("m", StreamingRecord(), limits=LIMITS)
-QUICK = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+QUICK = settings(max_examples=3600, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 SCALARS = (
     st.none()
@@ -117,7 +117,7 @@ def test_a_server_answers_anything_with_what_is_documented(source, engine, size,
             expected = words(await watch(session, good))
             loop = asyncio.get_running_loop()
 
-            @settings(QUICK, max_examples=60)
+            @settings(QUICK, max_examples=720)
             @given(st.booleans(), parts)
             def talk(opened, messages):
                 texts = [one if isinstance(one, bytes) else one.encode(errors="replace").decode() for one in messages]
