@@ -70,9 +70,9 @@ def make_checkpoint(folder: Path) -> None:
     """A model that has learned nothing, but says other words about other pictures."""
     from flax import nnx
 
-    from swjax.conversion import save_hf
-    from swjax.conversion.streaming_model import copy_tokenizer
     from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+    from swjax.hub import save_hf
+    from swjax.hub.tokenizer_files import copy_tokenizer
     from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
     from swjax.streaming import SpecialTokens
 

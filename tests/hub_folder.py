@@ -56,8 +56,8 @@ def make_hub_folder(folder: Path) -> Path:
     """Write the folder; returns it."""
     import jax.numpy as jnp  # here, as conftest.py sets what jax reads once
 
-    from swjax.conversion import save_hf
-    from swjax.conversion.parameters import split_parameters
+    from swjax.hub import save_hf
+    from swjax.models.parameters import split_parameters
     from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
     from swjax.models.qwen2_5_vl.model import abstract_model
 

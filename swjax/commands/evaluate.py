@@ -117,11 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table and write the files."""
     from swjax.commands.evaluate_loss import caption_losses
-    from swjax.conversion.streaming_model import load_streaming_model
     from swjax.data.example import Rejected
     from swjax.data.sources import open_source, readable_examples
     from swjax.data.tokenizer import load_tokenizer
     from swjax.evaluation import read_events
+    from swjax.runs.streaming_model import load_streaming_model
 
     out = console()
     _check_arguments(args)
@@ -220,11 +220,11 @@ def _write_scores(
 
 def _baselines(task: Watch, events_file: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Scores of the best constant answer, and of the same model shown blank frames, on the same videos."""
-    from swjax.conversion.run_folder import MODEL, read_run_config
     from swjax.data.example import Rejected
     from swjax.data.sources import open_source, readable_examples
     from swjax.evaluation import best_constant_answer, blank_frames, read_events, score_captions
     from swjax.evaluation.scores import to_row
+    from swjax.runs.folder import MODEL, read_run_config
 
     args = task.args
     events = {key: happened for key, happened in read_events(events_file).items() if key in set(keys)}

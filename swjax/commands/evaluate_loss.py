@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import track
 
 if TYPE_CHECKING:
-    from swjax.conversion.streaming_model import StreamingModel
     from swjax.data.batching import Batch, Row
     from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Score
+    from swjax.runs.streaming_model import StreamingModel
 
 MAX_TOKENS = 2**17
 """Tokens of the longest example that is read: as many as a row of the engine may have when videos are watched."""
@@ -43,7 +43,6 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     import jax
     import numpy as np
 
-    from swjax.conversion.parameters import merge_parameters, split_parameters
     from swjax.data.chat import EVALUATION_QUESTION
     from swjax.data.encoding import encode_example
     from swjax.data.example import ExampleError, Rejected
@@ -52,6 +51,7 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     from swjax.evaluation.ahead import work_ahead
     from swjax.evaluation.bootstrap import ratio_score
     from swjax.evaluation.metrics import perplexity
+    from swjax.models.parameters import merge_parameters, split_parameters
     from swjax.streaming import SpecialTokens
     from swjax.training.loss import IGNORED, losses_by_row
 

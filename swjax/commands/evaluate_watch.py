@@ -12,10 +12,10 @@ from rich.progress import track
 from swjax.commands.say import UsageError
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
-    from swjax.conversion.streaming_model import StreamingModel
     from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Prediction
     from swjax.inference import Mode
+    from swjax.runs.streaming_model import StreamingModel
 
 MODES = ("parallel", "sequential", "interleaved", "offline", "recompute")
 """The names in `swjax.inference.Mode`."""
@@ -115,9 +115,9 @@ class Watch:
     @functools.cached_property
     def _settings(self) -> dict[str, Any]:
         """All that predictions depend on."""
-        from swjax.conversion.parameters import fingerprint, split_parameters
         from swjax.data.chat import EVALUATION_QUESTION
         from swjax.inference import Mode
+        from swjax.models.parameters import fingerprint, split_parameters
         from swjax.streaming import DESIGNS, Variant
         from swjax.training.environment import fingerprint_data
 

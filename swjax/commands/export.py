@@ -61,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Export, say what was written, and compare it with transformers if asked to."""
-    from swjax.conversion.peft import export_adapter
-    from swjax.conversion.streaming_model import export_streaming_model, open_streaming_model
-    from swjax.conversion.verify import compare_logits, require_torch
+    from swjax.hub.verify import compare_logits, require_torch
+    from swjax.runs.export import export_adapter, export_streaming_model
+    from swjax.runs.streaming_model import open_streaming_model
 
     if args.verify and args.adapter:
         raise UsageError("--verify compares a whole model; give it without --adapter")

@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Import, and say what was found."""
-    from swjax.conversion.importing import import_checkpoint
     from swjax.data.tokenizer import load_tokenizer
+    from swjax.hub.importing import import_checkpoint
 
     checked = import_checkpoint(args.checkpoint, args.out)
     text, vision = checked.config.text, checked.config.vision

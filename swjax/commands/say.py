@@ -71,7 +71,6 @@ def refusing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 
 def known_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user. Imported only when something has gone wrong."""
-    from swjax.conversion import CheckpointError
     from swjax.data.builders.builder import SourceError
     from swjax.data.example import ExampleError
     from swjax.data.manifest import ManifestError
@@ -79,6 +78,7 @@ def known_errors() -> tuple[type[Exception], ...]:
     from swjax.data.records import RecordsError
     from swjax.data.tokenizer import TokenizerError
     from swjax.evaluation import EvaluationError
+    from swjax.hub import CheckpointError
 
     errors: tuple[Any, ...] = (
         UsageError,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
-    from swjax.conversion.streaming_model import StreamingRecord
     from swjax.inference import Mode
+    from swjax.runs.streaming_model import StreamingRecord
     from swjax.serving import EngineSize, Limits
     from swjax.serving.logs import LineHandler
 
@@ -127,9 +127,9 @@ def run(args: argparse.Namespace) -> int:
         import aiohttp  # noqa: F401
     except ImportError as error:
         raise UsageError("swjax serve needs the extra `serve`: pip install 'swjax[serve]'") from error
-    from swjax.conversion.streaming_model import load_streaming_model
     from swjax.data.tokenizer import load_tokenizer
     from swjax.inference import Mode
+    from swjax.runs.streaming_model import load_streaming_model
     from swjax.serving import Access, EngineSize, Offer, ServingError, build_engine, make_token, serve
     from swjax.serving.access import is_loopback
     from swjax.serving.logs import LineHandler, log_to

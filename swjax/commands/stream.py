@@ -14,8 +14,8 @@ from rich.console import Console
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
-    from swjax.conversion.streaming_model import StreamingRecord
     from swjax.inference import Frame, StreamEvent, StreamSession, StreamSettings
+    from swjax.runs.streaming_model import StreamingRecord
 
 NAME = "stream"
 HELP = "describe a video while watching it"
@@ -72,11 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Stream one video."""
     from swjax.commands.picture import draw_stream
-    from swjax.conversion.streaming_model import load_streaming_model
     from swjax.data.chat import EVALUATION_QUESTION
     from swjax.data.tokenizer import load_tokenizer
     from swjax.inference import Engine, StreamSession, read_frames
     from swjax.inference.sampler import NotFiniteError
+    from swjax.runs.streaming_model import load_streaming_model
 
     if args.picture and (args.picture.is_dir() or args.picture.suffix.lower() != ".png"):
         raise UsageError(f"--picture {args.picture} must name a PNG file, as stream.png")

@@ -1,7 +1,5 @@
-"""Weights in and out: Hugging Face checkpoints, and parameters by name."""
+"""The former name of `swjax.hub`, kept for code that imports from it."""
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_writer import save_hf
-from swjax.conversion.hugging_face import load_hf, open_hf
+from swjax.hub import CheckpointError, load_hf, open_hf, save_hf
 
 __all__ = ["CheckpointError", "load_hf", "open_hf", "save_hf"]

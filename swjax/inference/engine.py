@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from swjax.conversion.parameters import merge_parameters
 from swjax.inference.sampler import SamplingRows, mark_said, sample
 from swjax.inference.weights import streaming_weights
+from swjax.models.parameters import merge_parameters
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from swjax.conversion import CheckpointError
-from swjax.conversion.parameters import Parameters, split_parameters
+from swjax.hub import CheckpointError
+from swjax.models.parameters import Parameters, split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
 
 

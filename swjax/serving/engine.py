@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from swjax.conversion.streaming_model import StreamingRecord
 from swjax.data.patches import MERGE_SIZE, PATCH_DIM, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resized_size
 from swjax.inference import BatchEngine, Frame, StreamSettings
 from swjax.inference.batch_engine import CHUNK_SIZES
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
+from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving.limits import Limits
 
 QUESTION_SLOTS = 256

@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 
-from swjax.conversion.streaming_model import StreamingRecord
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.data.patches import TEMPORAL_PATCH_SIZE
 from swjax.inference import Mode, Sampling, StreamSettings
 from swjax.inference.settings import WhenBehind
+from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving.limits import Limits
 from swjax.serving.protocol import Hello, Open, ProtocolError
 from swjax.streaming import Variant

@@ -12,10 +12,10 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.orbax_files import reading
-from swjax.conversion.run_folder import CHECKPOINTS, EMA, PARAMETERS, read_parameters
 from swjax.data.place import divide_place
+from swjax.hub.errors import CheckpointError
+from swjax.runs.folder import CHECKPOINTS, EMA, PARAMETERS, read_parameters
+from swjax.runs.orbax_files import reading
 from swjax.training.step import TrainState
 
 OPTIMIZER = "optimizer"

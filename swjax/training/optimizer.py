@@ -8,7 +8,7 @@ from typing import Any
 import optax
 from jaxtyping import DTypeLike
 
-from swjax.conversion.parameters import Parameters, match_paths
+from swjax.models.parameters import Parameters, match_paths
 from swjax.training.moments import adamw
 
 

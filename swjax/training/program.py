@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
-from swjax.conversion.parameters import split_parameters
+from swjax.models.parameters import split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.decoder import unconstrained
 from swjax.models.qwen2_5_vl.model import abstract_model

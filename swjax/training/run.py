@@ -8,10 +8,10 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from swjax.conversion.run_folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
-from swjax.conversion.tokenizer_files import copy_tokenizer
 from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokenizer
+from swjax.hub.tokenizer_files import copy_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
@@ -35,7 +35,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         console: where to print.
 
     Returns:
-        The state after the last step; the run folder (`swjax.conversion.run_folder`) holds the same.
+        The state after the last step; the run folder (`swjax.runs.folder`) holds the same.
 
     Raises:
         ConfigError: the configuration cannot be run, or the run folder holds a run with another one.

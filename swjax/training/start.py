@@ -10,11 +10,11 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from swjax.conversion import load_hf, open_hf
-from swjax.conversion.hugging_face import find_checkpoint
-from swjax.conversion.lora import choose_targets, new_adapters
-from swjax.conversion.parameters import Parameters, split_parameters
 from swjax.data.tokenizer import load_tokenizer
+from swjax.hub import load_hf, open_hf
+from swjax.hub.reader import find_checkpoint
+from swjax.models.adapters import choose_targets, new_adapters
+from swjax.models.parameters import Parameters, split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import SpecialTokens
 from swjax.training.config import ConfigError

@@ -75,7 +75,7 @@ def test_logits_of_every_method_are_those_of_our_model(step, tmp_path):
     import jax.numpy as jnp
     from flax import nnx
 
-    from swjax.conversion import load_hf
+    from swjax.hub import load_hf
     from swjax.streaming import KeySpans
 
     model, batch, _, layout = tiny(step, "eager")

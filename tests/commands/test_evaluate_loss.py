@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from swjax.commands.evaluate_loss import caption_losses
-from swjax.conversion.streaming_model import StreamingModel, StreamingRecord
 from swjax.data.batching import pad_rows
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.data.clips import encode_clip
@@ -16,6 +15,7 @@ from swjax.data.encoding import encode_example
 from swjax.data.example import EncodedClip, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.tokenizer import load_tokenizer
+from swjax.runs.streaming_model import StreamingModel, StreamingRecord
 from swjax.streaming import SpecialTokens
 from swjax.training.loss import losses_by_row
 

@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from swjax.commands.import_ import EXAMPLE
 from swjax.commands.main import main
-from swjax.conversion import load_hf
-from swjax.conversion.streaming_model import load_streaming_model
-from swjax.conversion.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from swjax.data.chat import encode_chat
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from swjax.hub import load_hf
+from swjax.hub.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
+from swjax.runs.streaming_model import load_streaming_model
 from swjax.streaming import SpecialTokens, build_layout
 from swjax.training.config_file import load_config
 

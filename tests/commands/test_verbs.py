@@ -38,9 +38,9 @@ def test_export_loads_in_transformers_with_the_same_logits(made):
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-    from swjax.conversion import load_hf
-    from swjax.conversion.run_folder import load_run
     from swjax.data.tokenizer import load_tokenizer
+    from swjax.hub import load_hf
+    from swjax.runs.folder import load_run
     from swjax.streaming import KeySpans
 
     folder = made / "export"

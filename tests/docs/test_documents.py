@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swjax.conversion import load_hf
+from swjax.hub import load_hf
 from swjax.streaming import SpecialTokens, build_layout
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from full_passes import QUESTION, make_frames
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swjax.conversion import CheckpointError
+from swjax.hub import CheckpointError
 from swjax.inference import (
     BatchEngine,
     Engine,

@@ -1,8 +1,8 @@
 import pytest
 from serving_clients import FRAME_PIXELS, ROWS
 
-from swjax.conversion.streaming_model import StreamingModel, StreamingRecord
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from swjax.runs.streaming_model import StreamingModel, StreamingRecord
 from swjax.serving import EngineSize, Limits, build_engine
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from serving_clients import QUESTION, make_pictures
 
-from swjax.conversion.streaming_model import StreamingRecord
 from swjax.data.patches import resized_size
 from swjax.inference import Engine, Request, StreamSession, StreamSettings, TokenSpoken, run_streams
 from swjax.inference.frames import make_frame
+from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving import EngineSize, Limits
 
 

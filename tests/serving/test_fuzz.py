@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_clients import ROWS, begin, encode_picture, hear, make_pictures, serving, watch, words
 
-from swjax.conversion.streaming_model import StreamingRecord
 from swjax.data.pictures import PictureError, measure, pictures_to_patches
+from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving import Limits, Offer
 from swjax.serving.parsing import _open_checks, parse
 from swjax.serving.pictures import check_picture

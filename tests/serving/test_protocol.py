@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from swjax.conversion.streaming_model import StreamingRecord
 from swjax.inference import Mode, StreamSettings
+from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving import Limits, Offer
 from swjax.serving.parsing import parse
 from swjax.serving.protocol import Close, Ended, Finish, Last, Open, ProtocolError, Word, encode

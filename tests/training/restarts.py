@@ -17,8 +17,8 @@ import launched
 import numpy as np
 from ml_collections import ConfigDict
 
-from swjax.conversion.parameters import split_parameters
-from swjax.conversion.run_folder import load_run
+from swjax.models.parameters import split_parameters
+from swjax.runs.folder import load_run
 from swjax.training.config_file import load_config
 from swjax.training.preemption import EXIT_PREEMPTED
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swjax.conversion import load_hf
-from swjax.conversion.parameters import split_parameters
+from swjax.hub import load_hf
+from swjax.models.parameters import split_parameters
 from swjax.streaming import SpecialTokens, build_layout
 from swjax.training.mesh import make_mesh
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen

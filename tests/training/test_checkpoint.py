@@ -4,7 +4,7 @@ import grain
 import jax.numpy as jnp
 import optax
 
-from swjax.conversion.run_folder import list_steps
+from swjax.runs.folder import list_steps
 from swjax.training.checkpoint import open_checkpoints, save_checkpoint
 from swjax.training.step import initial_state
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from swjax.conversion.parameters import split_parameters
-from swjax.conversion.run_folder import find_step, load_run
 from swjax.data.place import divide_place
+from swjax.models.parameters import split_parameters
+from swjax.runs.folder import find_step, load_run
 from swjax.training.config import ConfigError
 from swjax.training.preemption import EXIT_PREEMPTED
 from swjax.training.processes import start_processes

@@ -11,12 +11,12 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from swjax.commands.main import main
-from swjax.conversion import CheckpointError, load_hf, verify
-from swjax.conversion.lora import attach_adapters
-from swjax.conversion.parameters import merge_parameters, split_parameters
-from swjax.conversion.peft import export_adapter
-from swjax.conversion.run_folder import load_run
+from swjax.hub import CheckpointError, load_hf, verify
+from swjax.models.adapters import attach_adapters
+from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import projections
+from swjax.runs.export import export_adapter
+from swjax.runs.folder import load_run
 from swjax.streaming import KeySpans
 from swjax.training.run import train
 from swjax.training.start import scratch_state
@@ -93,7 +93,7 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
 
     config, state = trained
     structure, _ = split_parameters(load_run(config.run_dir).model)
-    from swjax.conversion import save_hf
+    from swjax.hub import save_hf
 
     save_hf(merge_parameters(structure, jax.device_get(state.frozen)), tmp_path / "base")
     assert main(["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "lora"), "--adapter"]) == 0
@@ -128,7 +128,7 @@ def test_every_linear_layer_is_named_as_transformers_names_it() -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-    from swjax.conversion.peft import _module_name
+    from swjax.hub.peft import _module_name
 
     golden = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
     with torch.device("meta"):

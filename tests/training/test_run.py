@@ -13,10 +13,10 @@ import restarts
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from swjax.conversion import CheckpointError, save_hf
-from swjax.conversion.parameters import split_parameters
-from swjax.conversion.run_folder import find_step, load_run
 from swjax.data.rejected import TooManyRejectedError
+from swjax.hub import CheckpointError, save_hf
+from swjax.models.parameters import split_parameters
+from swjax.runs.folder import find_step, load_run
 from swjax.training.config import ConfigError
 from swjax.training.loop import TooManyBadStepsError
 from swjax.training.run import train

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from swjax.conversion.parameters import merge_parameters, split_parameters
+from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.streaming import KeySpans
 from swjax.training.loss import summed_loss
 from swjax.training.mesh import make_mesh

@@ -1,6 +1,6 @@
 """Qwen2.5-VL in Flax NNX, with position ids and key spans as inputs."""
 
-from swjax.models.qwen2_5_vl.cache import KeyValueCache
+from swjax.models.cache import KeyValueCache
 from swjax.models.qwen2_5_vl.config import PRESETS, Qwen2_5_VLConfig, TextConfig, VisionConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL
 

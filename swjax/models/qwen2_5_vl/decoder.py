@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int32
 
 from swjax.attention import cache_attention, span_attention
-from swjax.models.qwen2_5_vl.cache import KeyValueCache, runs_of
+from swjax.models.cache import KeyValueCache, runs_of
 from swjax.models.qwen2_5_vl.config import TextConfig
 from swjax.models.qwen2_5_vl.rotary import Rotation, multimodal_rotation, rotate
 from swjax.models.remat import PROJECTION, rematerialized

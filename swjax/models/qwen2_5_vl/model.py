@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int32, UInt8
 
 from swjax.attention import span_attention
-from swjax.models.qwen2_5_vl.cache import KeyValueCache
+from swjax.models.cache import KeyValueCache
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.decoder import Attention, Constrain, Decoder, layers_apart, unconstrained
 from swjax.models.qwen2_5_vl.vision import VisionTower

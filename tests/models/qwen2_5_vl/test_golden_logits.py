@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from swjax.conversion import load_hf
+from swjax.hub import load_hf
 from swjax.streaming import KeySpans, SpecialTokens, build_layout
 
 FOLDER = Path(__file__).parents[2] / "golden" / "tiny_qwen2_5_vl"

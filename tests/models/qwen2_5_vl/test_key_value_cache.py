@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from swjax.models.cache import runs_of
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.cache import runs_of
 from swjax.streaming import KeySpans
 
 

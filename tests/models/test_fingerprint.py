@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swjax.conversion.parameters import fingerprint
+from swjax.models.parameters import fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

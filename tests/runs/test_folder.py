@@ -8,9 +8,9 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from swjax.conversion import CheckpointError
-from swjax.conversion.parameters import merge_parameters, split_parameters
-from swjax.conversion.run_folder import list_steps, load_run, read_parameters, read_run_config
+from swjax.hub import CheckpointError
+from swjax.models.parameters import merge_parameters, split_parameters
+from swjax.runs.folder import list_steps, load_run, read_parameters, read_run_config
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 
 SIZES = Qwen2_5_VLConfig.preset(

@@ -9,8 +9,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from swjax.commands.main import main
-from swjax.conversion import CheckpointError, hugging_face
-from swjax.conversion.importing import import_checkpoint
+from swjax.hub import CheckpointError, hugging_face
+from swjax.hub.importing import import_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 TOKENIZER = Path(__file__).parents[2] / "swjax" / "data" / "moving_shapes" / "tokenizer"

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swjax.conversion import load_hf
-from swjax.conversion.lora import adapter_paths, adapter_shapes, attach_adapters, choose_targets, merge_stored
-from swjax.conversion.parameters import merge_parameters, split_parameters
-from swjax.conversion.stored import StoredArray
+from swjax.hub import load_hf
+from swjax.models.adapters import adapter_paths, adapter_shapes, attach_adapters, choose_targets, merge_stored
+from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import projections
+from swjax.models.stored import StoredArray
 from swjax.streaming import KeySpans
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"

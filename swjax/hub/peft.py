@@ -6,7 +6,6 @@ where the decoder is `model.language_model`), and adapter_config.json.
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,55 +14,45 @@ import numpy as np
 from jaxtyping import DTypeLike
 from safetensors.numpy import save_file
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_writer import UNFINISHED, write_json
-from swjax.conversion.lora import adapter_paths
-from swjax.conversion.run_folder import find_step, open_checkpoint, read_lora, read_run_config
-from swjax.conversion.stored import StoredArray
+from swjax.hub.writer import UNFINISHED, write_json
+from swjax.models.adapters import adapter_paths
 from swjax.models.qwen2_5_vl.weights import projections
+from swjax.models.stored import StoredArray
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def export_adapter(
-    run_dir: str | Path, output: str | Path, *, step: int | None = None, dtype: DTypeLike | None = None
+def save_adapter(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    rank: int,
+    alpha: float,
+    base: str | None,
+    dtype: DTypeLike | None = None,
 ) -> None:
-    """Write the adapter of a LoRA run.
-
-    Cut off, it leaves a new folder not at all, and one that was there without adapter_config.json.
+    """Write a folder that PEFT reads. Cut off, it has no adapter_config.json.
 
     Args:
-        run_dir: the run folder.
-        output: the folder, made if it is not there.
-        step: which checkpoint; None takes the latest.
-        dtype: of the weights; None keeps float32.
-
-    Raises:
-        CheckpointError: it is no run folder or no LoRA run, or the output is there and holds something else.
+        folder: it must be there.
+        tensors: from `peft_tensors`.
+        rank: of the adapters.
+        alpha: their scale is alpha / rank.
+        base: path or Hub id of the model that they belong to.
+        dtype: of the weights; None keeps the tensors'.
     """
-    config = read_run_config(run_dir)
-    lora = read_lora(config)
-    if lora is None:
-        raise CheckpointError(
-            f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter; export it without --adapter"
-        )
-    folder = Path(output)
-    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= _files()):
-        raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
-    tensors = peft_tensors(open_checkpoint(run_dir, find_step(run_dir, step)))
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
-        arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
-        save_file(arrays, folder / (ADAPTER + UNFINISHED), metadata={"format": "pt"})
-        os.replace(folder / (ADAPTER + UNFINISHED), folder / ADAPTER)
-        write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, lora.rank, lora.alpha, config.get("init_from")))
-    except BaseException:
-        if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
+    arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
+    save_file(arrays, folder / (ADAPTER + UNFINISHED), metadata={"format": "pt"})
+    os.replace(folder / (ADAPTER + UNFINISHED), folder / ADAPTER)
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base))
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether it holds an exported adapter and nothing else, or is empty, or an export that was cut off."""
+    names = {ADAPTER, ADAPTER_CONFIG}
+    return {file.name for file in folder.iterdir()} <= names | {name + UNFINISHED for name in names}
 
 
 def peft_tensors(stored: Mapping[str, StoredArray]) -> dict[str, np.ndarray]:
@@ -112,8 +101,3 @@ def _adapter_config(tensors: Mapping[str, Any], rank: int, alpha: float, base: s
         "task_type": "CAUSAL_LM",
         "use_rslora": False,
     }
-
-
-def _files() -> set[str]:
-    names = {ADAPTER, ADAPTER_CONFIG}
-    return names | {name + UNFINISHED for name in names}

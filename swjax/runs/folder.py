@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import DTypeLike
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hugging_face import parse_config, read_json
-from swjax.conversion.lora import adapter_shapes, choose_targets, merge_stored
-from swjax.conversion.orbax_files import open_arrays
-from swjax.conversion.parameters import Parameters, merge_parameters, split_parameters
-from swjax.conversion.stored import StoredArray, place
+from swjax.hub.errors import CheckpointError
+from swjax.hub.reader import parse_config, read_json
+from swjax.models.adapters import adapter_shapes, choose_targets, merge_stored
+from swjax.runs.orbax_files import open_arrays
+from swjax.models.parameters import Parameters, merge_parameters, split_parameters
+from swjax.models.stored import StoredArray, place
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
 

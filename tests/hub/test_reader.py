@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from swjax.conversion import CheckpointError, load_hf, save_hf
+from swjax.hub import CheckpointError, load_hf, save_hf
 from swjax.models.qwen2_5_vl import PRESETS, Qwen2_5_VL, Qwen2_5_VLConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"

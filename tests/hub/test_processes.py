@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from swjax.conversion import load_hf, save_hf
+from swjax.hub import load_hf, save_hf
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 PROCESSES = 2

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
-from swjax.conversion.parameters import Parameters, match_paths
-from swjax.conversion.stored import Block, StoredArray
+from swjax.models.parameters import Parameters, match_paths
 from swjax.models.qwen2_5_vl.weights import projections
+from swjax.models.stored import Block, StoredArray
 
 Shape = tuple[int, ...]
 

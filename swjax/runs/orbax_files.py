@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.stored import Block, StoredArray
+from swjax.hub.errors import CheckpointError
+from swjax.models.stored import Block, StoredArray
 
 # Orbax's own record of the tree: a folder without it was not written to its end, or lost a part.
 _RECORD = "_METADATA"

@@ -9,9 +9,9 @@ from hub_folder import make_hub_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swjax.conversion import CheckpointError
-from swjax.conversion.streaming_model import open_streaming_model
 from swjax.data.tokenizer import TokenizerError, load_tokenizer
+from swjax.hub import CheckpointError
+from swjax.runs.streaming_model import open_streaming_model
 
 SMALL = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_files import INDEX
-from swjax.conversion.hub_writer import UNFINISHED
-from swjax.conversion.hugging_face import HUB_PATTERNS, download, open_hf
-from swjax.conversion.progress import STDERR
-from swjax.conversion.tokenizer_files import TEMPLATES
+from swjax.hub.errors import CheckpointError
+from swjax.hub.files import INDEX
+from swjax.hub.progress import STDERR
+from swjax.hub.reader import HUB_PATTERNS, download, open_hf
+from swjax.hub.tokenizer_files import TEMPLATES
+from swjax.hub.writer import UNFINISHED
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
 # Either of these holds the whole vocabulary.

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hugging_face import load_hf, read_config
-from swjax.conversion.position_ids import chat_position_ids
+from swjax.hub.errors import CheckpointError
+from swjax.hub.position_ids import chat_position_ids
+from swjax.hub.reader import load_hf, read_config
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from swjax.conversion import CheckpointError, load_hf, open_hf, stored
-from swjax.conversion.orbax_files import open_arrays
-from swjax.conversion.parameters import split_parameters
-from swjax.conversion.stored import StoredArray, place
+from swjax.hub import CheckpointError, load_hf, open_hf, stored
+from swjax.models.parameters import split_parameters
+from swjax.models.stored import StoredArray, place
+from swjax.runs.orbax_files import open_arrays
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 

@@ -20,15 +20,15 @@ from jaxtyping import DTypeLike
 from rich.progress import track
 from safetensors.numpy import save_file
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_files import INDEX, WEIGHTS
-from swjax.conversion.hugging_face import stored_dtype
-from swjax.conversion.parameters import split_parameters
-from swjax.conversion.progress import STDERR
-from swjax.conversion.stored import StoredArray
+from swjax.hub.errors import CheckpointError
+from swjax.hub.files import INDEX, WEIGHTS
+from swjax.hub.progress import STDERR
+from swjax.hub.reader import stored_dtype
+from swjax.models.parameters import split_parameters
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL
 from swjax.models.qwen2_5_vl.weights import HubTensor, hub_tensors
+from swjax.models.stored import StoredArray
 
 UNFINISHED = ".unfinished"
 """How the names of files end that are still being written."""

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from swjax.commands.main import main
-from swjax.conversion import CheckpointError, hub_files, load_hf, open_hf, save_hf
-from swjax.conversion.streaming_model import open_streaming_model
+from swjax.hub import CheckpointError, hub_files, load_hf, open_hf, save_hf
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.notice import Notice
+from swjax.runs.streaming_model import open_streaming_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 TENSORS = load_file(GOLDEN / "model.safetensors")

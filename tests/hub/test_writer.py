@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from swjax.conversion import CheckpointError, hub_writer, load_hf, open_hf, save_hf
-from swjax.conversion.parameters import split_parameters
+from swjax.hub import CheckpointError, hub_writer, load_hf, open_hf, save_hf
+from swjax.models.parameters import split_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 ENDLESS = """
 import sys
-from swjax.conversion import hub_writer, load_hf, save_hf
+from swjax.hub import hub_writer, load_hf, save_hf
 save = hub_writer.save_file
 def slowly(arrays, file, **others):
     save(arrays, file, **others)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.stored import Block, StoredArray
+from swjax.hub.errors import CheckpointError
 from swjax.models.qwen2_5_vl.weights import EMBEDDING, HEAD, HubTensor, hub_name, is_buffer
+from swjax.models.stored import Block, StoredArray
 from swjax.notice import notify
 
 WEIGHTS = "model.safetensors"

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from swjax.conversion.position_ids import chat_position_ids
+from swjax.hub.position_ids import chat_position_ids
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
 _CARD = """\
@@ -55,7 +55,7 @@ def model_card(config: Qwen2_5_VLConfig, record: Mapping[str, Any]) -> str:
 
     Args:
         config: the model's.
-        record: fields of `swjax.conversion.streaming_model.StreamingRecord`.
+        record: fields of `swjax.runs.streaming_model.StreamingRecord`.
     """
     source = inspect.getsource(chat_position_ids)
     types = "from collections.abc import Iterable, Sequence\n\nimport numpy as np\n\n\n"

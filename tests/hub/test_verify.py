@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from swjax.commands.main import main
-from swjax.conversion import CheckpointError, load_hf, save_hf, verify
-from swjax.conversion.hugging_face import read_config
-from swjax.conversion.parameters import merge_parameters, split_parameters
-from swjax.conversion.verify import compare_logits, make_probes
+from swjax.hub import CheckpointError, load_hf, save_hf, verify
+from swjax.hub.reader import read_config
+from swjax.hub.verify import compare_logits, make_probes
+from swjax.models.parameters import merge_parameters, split_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 

@@ -12,15 +12,15 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from jaxtyping import DTypeLike
 from rich.progress import track
 
-from swjax.conversion.errors import CheckpointError
-from swjax.conversion.hub_files import check_files, find_tensors, has_own_head, stored_parameters
-from swjax.conversion.parameters import merge_parameters, split_parameters
-from swjax.conversion.progress import STDERR
-from swjax.conversion.stored import StoredArray, place
+from swjax.hub.errors import CheckpointError
+from swjax.hub.files import check_files, find_tensors, has_own_head, stored_parameters
+from swjax.hub.progress import STDERR
 from swjax.local_path import refused_scheme
+from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
 from swjax.models.qwen2_5_vl.weights import hub_tensors
+from swjax.models.stored import StoredArray, place
 from swjax.notice import notify
 
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja")

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from swjax.conversion import hub_files, load_hf, save_hf
-from swjax.conversion.parameters import split_parameters
+from swjax.hub import hub_files, load_hf, save_hf
+from swjax.models.parameters import split_parameters
 
 
 def spread(mesh, shapes):
