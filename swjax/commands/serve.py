@@ -14,9 +14,9 @@ from swjax.commands.say import UsageError, add_checkpoint_arguments, console, re
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.inference import Mode
-    from swjax.runs.streaming_model import StreamingRecord
     from swjax.serving import EngineSize, Limits
     from swjax.serving.logs import LineHandler
+    from swjax.streaming import StreamSpec
 
 NAME = "serve"
 HELP = "let many users stream their videos, in a web page or over WebSockets"
@@ -200,7 +200,7 @@ def _limits(args: argparse.Namespace, *, own_machine: bool) -> "Limits":
     )
 
 
-def _record(args: argparse.Namespace, record: "StreamingRecord") -> "StreamingRecord":
+def _record(args: argparse.Namespace, record: "StreamSpec") -> "StreamSpec":
     """What the model was trained to do, with the largest area that is wanted here."""
     if args.max_pixels is None:
         return record

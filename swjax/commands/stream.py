@@ -15,7 +15,7 @@ from swjax.commands.say import UsageError, add_checkpoint_arguments, console, re
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.inference import Frame, StreamEvent, StreamSession, StreamSettings
-    from swjax.runs.streaming_model import StreamingRecord
+    from swjax.streaming import StreamSpec
 
 NAME = "stream"
 HELP = "describe a video while watching it"
@@ -187,7 +187,7 @@ def _stop_token(text: str, tokenizer: Any) -> int:
     return int(ids[0])
 
 
-def _settings(args: argparse.Namespace, record: "StreamingRecord", tokenizer: Any) -> "StreamSettings":
+def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any) -> "StreamSettings":
     from swjax.data.patches import TEMPORAL_PATCH_SIZE
     from swjax.inference import Sampling, StreamSettings
     from swjax.streaming import Variant

@@ -55,7 +55,7 @@ def model_card(config: Qwen2_5_VLConfig, record: Mapping[str, Any]) -> str:
 
     Args:
         config: the model's.
-        record: fields of `swjax.runs.streaming_model.StreamingRecord`.
+        record: fields of `swjax.runs.streaming_model.StreamSpec`.
     """
     source = inspect.getsource(chat_position_ids)
     types = "from collections.abc import Iterable, Sequence\n\nimport numpy as np\n\n\n"

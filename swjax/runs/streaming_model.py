@@ -29,27 +29,7 @@ from swjax.models.stored import StoredArray
 from swjax.hub.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
-from swjax.streaming import Variant
-
-@dataclass(frozen=True)
-class StreamingRecord:
-    """What a model was trained to do; defaults are the paper's.
-
-    Attributes:
-        variant: position design.
-        wait_k: answer tokens after each frame.
-        gap: first id of the answer in GIPE.
-        fps: pictures taken a second; two of them make a frame.
-        min_pixels, max_pixels: smallest and largest area of a resized picture.
-    """
-
-    variant: str = "gdpe"
-    wait_k: int = 3
-    gap: int = 10_000
-    fps: float = 2.0
-    min_pixels: int = 56 * 56
-    max_pixels: int = 448 * 448
-
+from swjax.streaming import StreamSpec, Variant
 
 @dataclass(frozen=True)
 class StoredModel:
@@ -58,7 +38,7 @@ class StoredModel:
     config: Qwen2_5_VLConfig
     parameters: Mapping[str, StoredArray]
     tokenizer: Path
-    record: StreamingRecord
+    record: StreamSpec
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,7 @@ class StreamingModel:
 
     model: Qwen2_5_VL
     tokenizer: Path
-    record: StreamingRecord
+    record: StreamSpec
 
 
 def load_streaming_model(
@@ -111,12 +91,12 @@ def _hub_folder(path: str | Path, step: int | None) -> Path:
     return find_checkpoint(path)
 
 
-def _run_record(config: Mapping[str, Any]) -> StreamingRecord:
+def _run_record(config: Mapping[str, Any]) -> StreamSpec:
     keys = {**config, **config["data"]}
-    return StreamingRecord(**{field.name: keys[field.name] for field in fields(StreamingRecord)})
+    return StreamSpec(**{field.name: keys[field.name] for field in fields(StreamSpec)})
 
 
-def read_record(folder: Path) -> StreamingRecord:
+def read_record(folder: Path) -> StreamSpec:
     """What a Hugging Face folder's model was trained to do, by the block `streaming` of its config.json.
 
     Raises:
@@ -125,11 +105,11 @@ def read_record(folder: Path) -> StreamingRecord:
     found = read_json(folder / "config.json").get("streaming", {})
     if not isinstance(found, dict):
         raise CheckpointError(f"{folder / 'config.json'}: 'streaming' must be an object")
-    known = {field.name for field in fields(StreamingRecord)}
+    known = {field.name for field in fields(StreamSpec)}
     unknown = sorted(set(found) - known)
     if unknown:
         raise CheckpointError(f"{folder / 'config.json'}: the block 'streaming' has unknown keys {', '.join(unknown)}")
-    record = StreamingRecord(**found)
+    record = StreamSpec(**found)
     file = folder / "config.json"
     try:
         Variant(record.variant)

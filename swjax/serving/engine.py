@@ -10,8 +10,8 @@ from swjax.data.patches import MERGE_SIZE, PATCH_DIM, PATCH_SIZE, TEMPORAL_PATCH
 from swjax.inference import BatchEngine, Frame, StreamSettings
 from swjax.inference.batch_engine import CHUNK_SIZES
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
-from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving.limits import Limits
+from swjax.streaming import StreamSpec
 
 QUESTION_SLOTS = 256
 """Slots for the prompt beside the video's; a longer question leaves fewer for the video."""
@@ -47,7 +47,7 @@ class EngineSize:
     @classmethod
     def of(
         cls,
-        record: StreamingRecord,
+        record: StreamSpec,
         limits: Limits,
         *,
         rows: int,
@@ -113,7 +113,7 @@ def build_engine(model: Qwen2_5_VL, size: EngineSize, tokenizer: Any) -> BatchEn
     return engine
 
 
-def _units(record: StreamingRecord, width: int, height: int) -> int:
+def _units(record: StreamSpec, width: int, height: int) -> int:
     """Tokens of a frame of pictures of a size."""
     sides = resized_size(
         height, width, min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=PATCH_SIZE * MERGE_SIZE

@@ -6,10 +6,9 @@ from swjax.data.chat import EVALUATION_QUESTION
 from swjax.data.patches import TEMPORAL_PATCH_SIZE
 from swjax.inference import Mode, Sampling, StreamSettings
 from swjax.inference.settings import WhenBehind
-from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving.limits import Limits
 from swjax.serving.protocol import Hello, Open, ProtocolError
-from swjax.streaming import Variant
+from swjax.streaming import StreamSpec, Variant
 
 USUAL_MODES = (Mode.PARALLEL, Mode.SEQUENTIAL, Mode.INTERLEAVED, Mode.OFFLINE)
 """All but `recompute`, whose cost grows with the square of a video's length."""
@@ -38,7 +37,7 @@ class Offer:
     """
 
     model: str
-    record: StreamingRecord
+    record: StreamSpec
     modes: tuple[Mode, ...] = USUAL_MODES
     limits: Limits = field(default_factory=Limits)
     question: str = EVALUATION_QUESTION

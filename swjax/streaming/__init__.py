@@ -36,6 +36,7 @@ from swjax.streaming.schedule import (
     tokens_per_frame_schedule,
 )
 from swjax.streaming.spans import KeySpans
+from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
 from swjax.streaming.variants import ALIASES, DESIGNS, Counting, Design, Storage, Variant
 
@@ -51,6 +52,7 @@ __all__ = [
     "Storage",
     "StoredCounts",
     "StreamLayout",
+    "StreamSpec",
     "Variant",
     "aligned_schedule",
     "begin_turn",

@@ -15,8 +15,8 @@ from swjax.data.encoding import encode_example
 from swjax.data.example import EncodedClip, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.tokenizer import load_tokenizer
-from swjax.runs.streaming_model import StreamingModel, StreamingRecord
-from swjax.streaming import SpecialTokens
+from swjax.runs.streaming_model import StreamingModel
+from swjax.streaming import SpecialTokens, StreamSpec
 from swjax.training.loss import losses_by_row
 
 CAPTION = "The video shows a red circle entering from the left. It turns and leaves at the top."
@@ -30,7 +30,7 @@ def clip(seconds, height=70, width=90):
 def test_videos_are_measured_and_claims_and_later_turns_lose_none(random_model):
     """Frames of 4 x 6 patches, where max_pixels has room for 153, which are no whole tokens."""
     tokenizer = load_tokenizer(None)
-    record = StreamingRecord(max_pixels=30_000)
+    record = StreamSpec(max_pixels=30_000)
     later = (("And then?", "It comes back and stays for a long while, and then for a while more, and leaves. " * 2),)
     good = [
         VideoExample("in milliseconds", clip(3), 3000.0, CAPTION),

@@ -2,8 +2,9 @@ import pytest
 from serving_clients import FRAME_PIXELS, ROWS
 
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from swjax.runs.streaming_model import StreamingModel, StreamingRecord
+from swjax.runs.streaming_model import StreamingModel
 from swjax.serving import EngineSize, Limits, build_engine
+from swjax.streaming import StreamSpec
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +14,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def source(random_model):
-    record = StreamingRecord(min_pixels=FRAME_PIXELS, max_pixels=FRAME_PIXELS)
+    record = StreamSpec(min_pixels=FRAME_PIXELS, max_pixels=FRAME_PIXELS)
     return StreamingModel(random_model, SHIPPED_TOKENIZER, record)
 
 

@@ -5,12 +5,12 @@ from serving_clients import QUESTION, make_pictures
 from swjax.data.patches import resized_size
 from swjax.inference import Engine, Request, StreamSession, StreamSettings, TokenSpoken, run_streams
 from swjax.inference.frames import make_frame
-from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving import EngineSize, Limits
+from swjax.streaming import StreamSpec
 
 
 def test_frames_of_every_shape_fit_into_few_sizes():
-    record = StreamingRecord(min_pixels=4 * 28 * 28, max_pixels=768 * 28 * 28)
+    record = StreamSpec(min_pixels=4 * 28 * 28, max_pixels=768 * 28 * 28)
     sizes = EngineSize.of(record, Limits(), rows=2).frame_sizes
     assert len(sizes) <= 12
     assert sizes == tuple(sorted(set(sizes)))

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from serving_clients import ROWS, begin, encode_picture, hear, make_pictures, serving, watch, words
 
 from swjax.data.pictures import PictureError, measure, pictures_to_patches
-from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving import Limits, Offer
 from swjax.serving.parsing import _open_checks, parse
 from swjax.serving.pictures import check_picture
 from swjax.serving.protocol import Failed, FailureCode, Open, ProtocolError, encode
+from swjax.streaming import StreamSpec
 
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 LIMITS = Limits(max_message_bytes=200_000, max_picture_pixels=200_000)
-OFFER = Offer("m", StreamingRecord(), limits=LIMITS)
+OFFER = Offer("m", StreamSpec(), limits=LIMITS)
 QUICK = settings(max_examples=3600, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 SCALARS = (

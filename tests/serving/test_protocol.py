@@ -4,11 +4,10 @@ import json
 import pytest
 
 from swjax.inference import Mode, StreamSettings
-from swjax.runs.streaming_model import StreamingRecord
 from swjax.serving import Limits, Offer
 from swjax.serving.parsing import parse
 from swjax.serving.protocol import Close, Ended, Finish, Last, Open, ProtocolError, Word, encode
-from swjax.streaming import Variant
+from swjax.streaming import StreamSpec, Variant
 
 LIMITS = Limits()
 
@@ -72,7 +71,7 @@ def test_messages_of_the_server_carry_their_type():
 
 
 def test_what_a_client_leaves_out_is_as_the_model_was_trained():
-    record = StreamingRecord(variant="gipe", wait_k=5, gap=77, fps=4.0)
+    record = StreamSpec(variant="gipe", wait_k=5, gap=77, fps=4.0)
     choice = Offer("m", record).choose(Open())
     assert choice.settings == StreamSettings(variant="gipe", wait_k=5, gap=77, second_per_grid_t=0.5)
     assert (choice.mode, choice.when_behind) == (Mode.PARALLEL, None)
@@ -83,21 +82,21 @@ def test_what_a_client_leaves_out_is_as_the_model_was_trained():
 
 def test_a_mode_that_the_variant_or_the_server_does_not_allow_is_refused():
     with pytest.raises(ProtocolError, match='"mode" must be one of interleaved, offline for variant interleave'):
-        Offer("m", StreamingRecord()).choose(Open(variant="interleave", mode="parallel"))
+        Offer("m", StreamSpec()).choose(Open(variant="interleave", mode="parallel"))
     with pytest.raises(ProtocolError, match='"mode" must be one of parallel'):
-        Offer("m", StreamingRecord()).choose(Open(mode="recompute"))
-    only = Offer("m", StreamingRecord(), modes=(Mode.SEQUENTIAL,))
+        Offer("m", StreamSpec()).choose(Open(mode="recompute"))
+    only = Offer("m", StreamSpec(), modes=(Mode.SEQUENTIAL,))
     with pytest.raises(ProtocolError, match='"variant" interleave has no mode'):
         only.choose(Open(variant="interleave"))
     assert only.choose(Open()).mode is Mode.SEQUENTIAL
     assert set(only.hello().modes) == {"gdpe", "gipe", "ospe"}
     with pytest.raises(ValueError, match="variant interleave has none of the modes parallel"):
-        Offer("m", StreamingRecord(variant="interleave"), modes=(Mode.PARALLEL,))
+        Offer("m", StreamSpec(variant="interleave"), modes=(Mode.PARALLEL,))
 
 
 def test_the_longest_video_is_a_whole_number_of_frames():
-    assert Offer("m", StreamingRecord(), limits=Limits(max_video_s=3.5)).max_pictures == 6
-    assert Offer("m", StreamingRecord(), limits=Limits(max_video_s=0.1)).max_pictures == 2
+    assert Offer("m", StreamSpec(), limits=Limits(max_video_s=3.5)).max_pictures == 6
+    assert Offer("m", StreamSpec(), limits=Limits(max_video_s=0.1)).max_pictures == 2
 
 
 def test_limits_must_make_sense():
