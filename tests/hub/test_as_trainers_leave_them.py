@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from swjax.commands.main import main
-from swjax.hub import CheckpointError, hub_files, load_hf, open_hf, save_hf
+from swjax.hub import CheckpointError, files, load_hf, open_hf, save_hf
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.notice import Notice
 from swjax.runs.streaming_model import open_streaming_model
@@ -150,7 +150,7 @@ def _save_float8(folder, tensors, dtype):
 
 @pytest.mark.parametrize("piece", [64 * 2**20, 100 * 4 * 64])  # in one piece, and in six of which the last differs
 def test_a_head_that_is_called_tied_and_differs_is_taken_and_written_back(folder, tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(hub_files, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(files, "_PIECE_BYTES", piece)
     head = TENSORS["model.embed_tokens.weight"].copy()
     head[-1, -1] += 1
     save(folder, TENSORS | {"lm_head.weight": head})

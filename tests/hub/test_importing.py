@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from swjax.commands.main import main
-from swjax.hub import CheckpointError, hugging_face
+from swjax.hub import CheckpointError, reader
 from swjax.hub.importing import import_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
@@ -85,7 +85,7 @@ def test_a_hub_id_is_fetched_to_the_folder(source, tmp_path, monkeypatch):
         assert "*.safetensors" in allow_patterns
         return shutil.copytree(source, local_dir)
 
-    monkeypatch.setattr(hugging_face, "snapshot_download", fetch)
+    monkeypatch.setattr(reader, "snapshot_download", fetch)
     checked = import_checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", tmp_path / "out")
     assert checked.folder == tmp_path / "out"
     with pytest.raises(CheckpointError, match="say where to with --out"):
@@ -96,7 +96,7 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr(hugging_face, "snapshot_download", fail)
+    monkeypatch.setattr(reader, "snapshot_download", fail)
     assert main(["import", "Qwen/Qwen2.5-VL-7B-Instruct", "--out", str(tmp_path / "out")]) == 2
     shown = " ".join(capsys.readouterr().err.split())
     assert "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir FOLDER" in shown

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from swjax.hub import CheckpointError, hub_writer, load_hf, open_hf, save_hf
+from swjax.hub import CheckpointError, load_hf, open_hf, save_hf, writer
 from swjax.models.parameters import split_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 ENDLESS = """
 import sys
-from swjax.hub import hub_writer, load_hf, save_hf
-save = hub_writer.save_file
+from swjax.hub import writer, load_hf, save_hf
+save = writer.save_file
 def slowly(arrays, file, **others):
     save(arrays, file, **others)
     print(file, flush=True)
     import time; time.sleep(0.2)
-hub_writer.save_file = slowly
+writer.save_file = slowly
 model = load_hf(sys.argv[1])
 while True:
     save_hf(model, sys.argv[2], max_shard_size="200KB")
@@ -83,7 +83,7 @@ def test_an_earlier_checkpoint_stays_whole_until_the_next_is_written(tmp_path, m
         raise OSError("No space left on device")
 
     model = load_hf(GOLDEN, dtype=jnp.bfloat16)
-    monkeypatch.setattr(hub_writer, "save_file", fail)
+    monkeypatch.setattr(writer, "save_file", fail)
     with pytest.raises(OSError, match="No space left"):
         save_hf(model, tmp_path)
     assert load_hf(tmp_path).decoder.norm_d.dtype == jnp.float32
@@ -102,7 +102,7 @@ def test_cut_off_between_renames_it_does_not_load(tmp_path, monkeypatch):
         real(one, other)
 
     model = load_hf(GOLDEN)
-    monkeypatch.setattr(hub_writer.os, "replace", stop_at_third)
+    monkeypatch.setattr(writer.os, "replace", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         save_hf(model, tmp_path, max_shard_size="200KB")
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):

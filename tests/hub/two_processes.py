@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from swjax.hub import hub_files, load_hf, save_hf
+from swjax.hub import files, load_hf, save_hf
 from swjax.models.parameters import split_parameters
 
 
@@ -30,14 +30,14 @@ def spread(mesh, shapes):
 
 def count_bytes_read():
     """Returns a list to which the size of whatever is read from now on is added."""
-    sizes, read = [], hub_files.FileTensor.read
+    sizes, read = [], files.FileTensor.read
 
     def counted(tensor, index):
         array = read(tensor, index)
         sizes.append(array.nbytes)
         return array
 
-    hub_files.FileTensor.read = counted
+    files.FileTensor.read = counted
     return sizes
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from swjax.hub import CheckpointError, load_hf, open_hf, stored
+from swjax.hub import CheckpointError, load_hf, open_hf
+from swjax.models import stored
 from swjax.models.parameters import split_parameters
 from swjax.models.stored import StoredArray, place
 from swjax.runs.orbax_files import open_arrays
