@@ -14,7 +14,7 @@ import numpy as np
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1, "c64": 8}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 BETWEEN_SLICES = "slices"
 """Stands in the place of mesh axes for what is sent over the network that joins slices."""
 
@@ -166,9 +166,9 @@ def _visit(
                 costs.largest = shape
         if kind in ("dot", "convolution"):
             costs.flops += times * product_flops(instruction, [body[op].shapes[0] for op in instruction.operands[:2]])
-        if kind in _COLLECTIVES and not instruction.kind.endswith("-done"):
-            group = _first_group(instruction.rest)
-            costs.sent[axes_of(group)] += times * _sent(kind, instruction, body, len(group))
+        if kind in COLLECTIVES and not instruction.kind.endswith("-done"):
+            group = first_group(instruction.rest)
+            costs.sent[axes_of(group)] += times * sent_bytes(kind, instruction, body, len(group))
         if instruction.kind == "send" and "_xla_megascale_transfer_type" in instruction.rest:
             costs.sent[BETWEEN_SLICES,] += times * _sent_between_slices(instruction)
         if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.rest:
@@ -176,13 +176,13 @@ def _visit(
             costs.kernels[re.sub(r"[.\d]+$", "", instruction.name), source.group(1) if source else ""] += times
         if top_level and kind not in _MOVE_NOTHING and not kind.endswith("-done"):
             costs.bytes += times * _moved(instruction, body, computations)
-        for called, turns, is_body in _calls(instruction, computations):
+        for called, turns, is_body in called_by(instruction, computations):
             if turns is None:
                 costs.unknown_loops += 1
             _visit(computations, called, times * (turns or 1), top_level and is_body, axes_of, costs)
 
 
-def _calls(
+def called_by(
     instruction: Instruction, computations: Mapping[str, dict[str, Instruction]]
 ) -> Iterator[tuple[str, int | None, bool]]:
     """Computations that an instruction runs: name, how often (None: unknown), and whether they run as top level."""
@@ -283,7 +283,7 @@ def _written(
     return whole if update is None else sum(shape.size for shape in update.shapes)
 
 
-def _sent(kind: str, instruction: Instruction, body: Mapping[str, Instruction], devices: int) -> float:
+def sent_bytes(kind: str, instruction: Instruction, body: Mapping[str, Instruction], devices: int) -> float:
     """Bytes that a device sends."""
     given = sum(shape.size for op in instruction.operands if op in body for shape in body[op].shapes)
     if kind == "collective-permute":
@@ -308,7 +308,7 @@ def _sent_between_slices(instruction: Instruction) -> float:
     return given * (slices - 1)
 
 
-def _first_group(rest: str) -> list[int]:
+def first_group(rest: str) -> list[int]:
     """The devices of the first group of a collective."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     if listed:
@@ -360,10 +360,10 @@ def _instruction(line: str) -> Instruction:
     inside, attributes = _balanced("(" + rest)
     operands = tuple(re.findall(r"%([\w.-]+)", inside))
     shown = inside[1:] + attributes if kind in ("constant", "parameter") else attributes
-    return Instruction(name, tuple(_shapes(types)), kind, operands, shown)
+    return Instruction(name, tuple(read_shapes(types)), kind, operands, shown)
 
 
-def _shapes(types: str) -> Iterator[Shape]:
+def read_shapes(types: str) -> Iterator[Shape]:
     for dtype, dims, layout in _SHAPE.findall(types):
         if dtype in _BYTES:
             on_chip = re.search(r"S\((\d+)\)", layout)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.streaming import SpecialTokens, Variant, build_layout
+from swjax.streaming import KeySpans, SpecialTokens, StreamLayout, Variant, build_layout
 
 PROMPT_TOKENS = 40
 
@@ -44,33 +44,71 @@ def full_rows(model: Qwen2_5_VLConfig, *, count: int, tokens: int, patches: int,
         wait_k: answer tokens a frame.
         variant: the position design.
     """
-    vision, special = model.vision, SpecialTokens.qwen2_5_vl()
-    merge = vision.spatial_merge_size
+    layout, frames, side = _layout(model, tokens=tokens, patches=patches, wait_k=wait_k, variant=variant)
+    used = frames * side * side
+    full, windows = _vision_spans(model, frames, side)
+    depth, num_full = model.vision.depth, len(model.vision.full_attention_blocks)
+    mean = (num_full * _pairs(full) + (depth - num_full) * _pairs(windows)) / depth
+    labels = int((layout.labels >= 0).sum())
+    return Rows(count, len(layout.token_ids), used, labels, _pairs(layout.spans), mean, float(frames))
+
+
+def spans_of_layers(
+    model: Qwen2_5_VLConfig, *, tokens: int, patches: int, wait_k: int, variant: str
+) -> tuple[list[tuple[KeySpans, int]], list[tuple[KeySpans, int]]]:
+    """The spans of one full row in the decoder, and in the vision tower, each with the number of its layers.
+
+    Args:
+        model: its sizes.
+        tokens, patches: room in a row.
+        wait_k: answer tokens a frame.
+        variant: the position design.
+    """
+    layout, frames, side = _layout(model, tokens=tokens, patches=patches, wait_k=wait_k, variant=variant)
+    full, windows = _vision_spans(model, frames, side)
+    num_full = len(model.vision.full_attention_blocks)
+    return [(layout.spans, model.text.num_layers)], [(full, num_full), (windows, model.vision.depth - num_full)]
+
+
+def _layout(
+    model: Qwen2_5_VLConfig, *, tokens: int, patches: int, wait_k: int, variant: str
+) -> tuple[StreamLayout, int, int]:
+    """A video that fills a row; its frames, and the patches along a side of one."""
+    special = SpecialTokens.qwen2_5_vl()
+    merge = model.vision.spatial_merge_size
     room = tokens - PROMPT_TOKENS
     side = 32  # patches: frames of 448 x 448 pixels
     while side > merge and (side * side > patches or side * side // merge**2 + wait_k > room):
         side -= merge
     frame_tokens = side * side // merge**2
     frames = max(1, min(patches // side**2, room // (frame_tokens + wait_k)))
-    answer = np.full(max(wait_k * frames, 1), 1000)
     ids = np.concatenate(
         [
             [special.im_start, *[1000] * (PROMPT_TOKENS - 12), special.vision_start],
             np.full(frames * frame_tokens, special.video_pad),
             special.trailer,
             special.prefix,
-            answer,
+            np.full(max(wait_k * frames, 1), 1000),
             [special.im_end, special.newline],
         ]
     ).astype(np.int32)
     grid = np.array([[frames, side, side]])
     layout = build_layout(ids, grid, variant=Variant(variant), schedule=wait_k, special_tokens=special)
-    window = (vision.window_size // vision.patch_size) ** 2
-    full = len(vision.full_attention_blocks)
-    used = frames * side * side
-    mean = (full * side * side + (vision.depth - full) * min(window, side * side)) / vision.depth
-    pairs = float((layout.spans.stop.astype(np.int64) - layout.spans.start).sum())
-    return Rows(count, len(ids), used, len(answer) + 1, pairs, used * mean, float(frames))
+    return layout, frames, side
+
+
+def _vision_spans(model: Qwen2_5_VLConfig, frames: int, side: int) -> tuple[KeySpans, KeySpans]:
+    """Of layers in which a patch sees its frame, and of those in which it sees its window."""
+    patch = np.arange(frames * side * side)
+    window = min((model.vision.window_size // model.vision.patch_size) ** 2, side * side)
+    return tuple(  # type: ignore[return-value]
+        KeySpans(patch // width * width, np.minimum(patch // width * width + width, len(patch)))
+        for width in (side * side, window)
+    )
+
+
+def _pairs(spans: KeySpans) -> float:
+    return float((spans.stop.astype(np.int64) - spans.start).sum())
 
 
 def model_flops(

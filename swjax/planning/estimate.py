@@ -1,0 +1,221 @@
+"""How long a compiled program takes by the compiler's own clock: its cycles, the bundles of our kernels, and its sends."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swjax.attention.tpu_blocks import Plan, TPUBlocks, make_plan
+from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.planning.bundles import Block, read_blocks
+from swjax.planning.chips import Chip
+from swjax.planning.clock import Schedule, read_schedule
+from swjax.planning.hlo import Instruction, read_shapes
+from swjax.streaming import KeySpans
+
+KERNELS = "span_attention"
+_REGISTER = 128
+"""Lanes of a register: narrower heads take a whole one."""
+
+PRODUCTS = {"span_attention_forward": 2, "span_attention_query_gradient": 3, "span_attention_key_gradients": 4}
+"""Kernel -> products of a tile of keys with a block of rows."""
+
+
+class EstimateError(ValueError):
+    """A program holds what nothing is known of; the message says what."""
+
+
+@dataclass(frozen=True)
+class KernelEstimate:
+    """A kernel of span attention, as the compiler schedules it.
+
+    Attributes:
+        bundles: of a tile of keys that all rows see whole.
+        masked_bundles: of one that some do not.
+        pairs_a_bundle: pairs of query and key of one head in a whole tile, over its bundles.
+        matrix: share of the matrix units' slots that is filled in a whole tile.
+        calls: in a run of the program.
+        seconds: of all calls.
+    """
+
+    bundles: int
+    masked_bundles: int
+    pairs_a_bundle: float
+    matrix: float
+    calls: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A program's time by the compiler's clock.
+
+    Attributes:
+        schedule: its operations and what is sent.
+        kernels: by the compiler's name.
+    """
+
+    schedule: Schedule
+    kernels: Mapping[str, KernelEstimate]
+
+    @property
+    def seconds(self) -> float:
+        """Of one run of the program."""
+        return self.schedule.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, plain."""
+        return {
+            "estimated_seconds": self.seconds,
+            "sent_seconds": self.schedule.sent,
+            "exposed_seconds": self.schedule.exposed,
+            "unknown_loops": self.schedule.unknown_loops,
+            "waste": self.schedule.waste(),
+            "operations": [vars(one) for one in self.schedule.most_expensive()],
+            "kernels": {name: vars(kernel) for name, kernel in self.kernels.items()},
+        }
+
+
+def estimate(
+    text: str,
+    bundles: Path,
+    *,
+    chip: Chip,
+    model: Qwen2_5_VLConfig,
+    decoder: Sequence[tuple[KeySpans, int]],
+    vision: Sequence[tuple[KeySpans, int]],
+    blocks: TPUBlocks | None = None,
+) -> Estimate:
+    """Adds up the time of one run on one chip.
+
+    A kernel takes its tiles of keys, each as many cycles as it has bundles or as its products take on the matrix units,
+    whichever is more, and what begins and ends a block of rows; fetching is taken to be hidden.
+
+    Args:
+        text: `compiled.as_text()`.
+        bundles: the folder that the compiler wrote them to (`swjax.planning.bundles`).
+        chip: with a clock.
+        model: sizes.
+        decoder, vision: spans of a full row, each with the number of layers that have them, from `spans_of_layers`.
+        blocks: of the kernels; the defaults if None.
+
+    Raises:
+        EstimateError: the program has a kernel that is none of ours, or one whose bundles were not written.
+    """
+    if chip.clock is None:
+        raise EstimateError("nothing is known of the cycles of this chip")
+    scheduled = read_blocks(bundles, KERNELS)
+    sizes = TPUBlocks() if blocks is None else blocks
+    cycles: dict[str, tuple[float, KernelEstimate]] = {}
+
+    def kernel_cycles(call: Instruction) -> float:
+        if call.name not in cycles:
+            cycles[call.name] = _kernel(call, scheduled, chip, model, decoder, vision, sizes)
+        return cycles[call.name][0]
+
+    schedule = read_schedule(text, clock=chip.clock, link_bandwidth=chip.link_bandwidth, kernel_cycles=kernel_cycles)
+    kernels = {}
+    for operation in schedule.operations:
+        if operation.kind == "kernel":
+            one = cycles[operation.name][1]
+            kernels[operation.name] = KernelEstimate(
+                **{**vars(one), "calls": operation.runs, "seconds": operation.seconds}
+            )
+    return Estimate(schedule, kernels)
+
+
+def _kernel(
+    call: Instruction,
+    scheduled: Mapping[str, Sequence[Block]],
+    chip: Chip,
+    model: Qwen2_5_VLConfig,
+    decoder: Sequence[tuple[KeySpans, int]],
+    vision: Sequence[tuple[KeySpans, int]],
+    sizes: TPUBlocks,
+) -> tuple[float, KernelEstimate]:
+    """Cycles of one call on one chip, and what is known of the kernel; `calls` and `seconds` are left at zero."""
+    products = next((number for name, number in PRODUCTS.items() if call.name.startswith(name)), None)
+    if products is None:
+        raise EstimateError(f"the program has a kernel {call.name!r}, of which nothing is known")
+    if call.name not in scheduled:
+        raise EstimateError(
+            f"the compiler wrote no bundles of {call.name}: it was loaded before it was told to write them, or took the "
+            "kernel out of its cache"
+        )
+    is_vision = re.search(r'op_name="[^"]*vision', call.rest) is not None
+    part, layers = (model.vision, vision) if is_vision else (model.text, decoder)
+    key_heads = part.num_heads if is_vision else model.text.num_kv_heads
+    group = part.num_heads // key_heads
+    # The rows of a chip: batch, heads and blocks of rows of the output or, for keys, of the queries that are read.
+    rows = next(shape.dims for shape in (*call.shapes, *_operand_shapes(call)) if len(shape.dims) == 4)
+    is_keys = call.name.startswith("span_attention_key_gradients")
+    largest = sizes.backward_keys if is_keys else sizes.keys
+    length = len(layers[0][0].start)
+    q = jax.ShapeDtypeStruct((1, length, group, part.head_dim), jnp.bfloat16)
+    plan = make_plan(q, 1, length, sizes, largest)  # type: ignore[arg-type]
+    counts = np.array([np.multiply(count_tiles(spans, plan), number) for spans, number in layers]).sum(axis=0)
+    whole, masked = (float(count) / sum(number for _, number in layers) for count in counts)
+    # All of a row's blocks are on one chip, or as many as the context axis leaves there.
+    share = 1.0 if is_keys else min(rows[2] / (plan.num_row_blocks * plan.rows), 1.0)
+    heads = rows[0] * rows[1] * share
+    tile_blocks, others = _tile_blocks(call.name, scheduled[call.name])
+    width = -(-part.head_dim // _REGISTER) * _REGISTER
+    in_units = products * plan.tile * plan.rows * width / (chip.multiply_adds or 1)
+    cycles = float(heads) * (
+        whole * max(tile_blocks[0].bundles, in_units)
+        + masked * max(tile_blocks[-1].bundles, in_units)
+        + plan.num_row_blocks * others
+    )
+    pairs = plan.tile * plan.group * plan.queries
+    return cycles / chip.cores, KernelEstimate(
+        tile_blocks[0].bundles,
+        tile_blocks[-1].bundles,
+        pairs / max(tile_blocks[0].bundles, in_units),
+        tile_blocks[0].matrix,
+        0.0,
+        0.0,
+    )
+
+
+def count_tiles(spans: KeySpans, plan: Plan) -> tuple[int, int]:
+    """Tiles of keys that all blocks of rows of one head go through: those that all rows see whole, and the others.
+
+    Args:
+        spans: of one row, [T].
+        plan: of the kernel's call.
+    """
+    missing = plan.num_row_blocks * plan.queries - plan.length
+    start, stop = (np.pad(np.asarray(edge), (0, missing)).reshape(plan.num_row_blocks, -1) for edge in spans)
+    is_empty = start >= stop
+    high = np.where(is_empty, 0, stop).max(axis=1)
+    low = np.minimum(np.where(is_empty, plan.num_keys, start).min(axis=1), high)
+    tiles = -(-high // plan.tile) - low // plan.tile
+    first_whole, end_whole = -(-start.max(axis=1) // plan.tile), stop.min(axis=1) // plan.tile
+    whole = np.maximum(np.minimum(end_whole, -(-high // plan.tile)) - np.maximum(first_whole, low // plan.tile), 0)
+    return int(whole.sum()), int((tiles - whole).sum())
+
+
+def _tile_blocks(name: str, blocks: Sequence[Block]) -> tuple[list[Block], int]:
+    """The bundles of a whole and of a masked tile, and how many others stand in the loop over the grid."""
+    found = [block for block in blocks if block.matrix > 0]
+    if not found:
+        raise EstimateError(f"the bundles of {name} have no product in them")
+    deepest = max(block.depth for block in found)
+    others = sum(block.bundles for block in blocks if 0 < block.depth < deepest)
+    return [block for block in found if block.depth == deepest], others
+
+
+def _operand_shapes(call: Instruction) -> list[Any]:
+    layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, frontend", call.rest)
+    return list(read_shapes(layouts.group(1))) if layouts else []
+
+
+def mfu(estimate_seconds: float, needed_flops: Mapping[str, float], num_devices: int, chip: Chip) -> float:
+    """Model FLOP utilisation: needed operations over what all chips could do in the time."""
+    return math.fsum(needed_flops.values()) / (estimate_seconds * num_devices * chip.flops)
