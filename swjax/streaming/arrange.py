@@ -140,27 +140,31 @@ def _first_ids(
 ) -> tuple[Ints, Ints]:
     """The ids at which the sources, and the words, of each step begin, going from one step to the next."""
 
-    def next_step(step: Any, before: StepEnds) -> tuple[Any, StepEnds]:
-        source = counting.first_source(before, opens[step], xp)
-        return source, counting.end(before, source + extents[step], words[step], xp)
+    def next_step(before: StepEnds, extent: Any, words: Any, opens_turn: Any) -> tuple[Any, StepEnds]:
+        source = counting.first_source(before, opens_turn, xp)
+        return source, counting.end(before, source + extent, words, xp)
 
     if xp is np:
         firsts = np.zeros((2, len(extents)), np.int64)
-        for step in range(num_steps):
-            firsts[0, step], before = next_step(step, before)
-            firsts[1, step] = before.words
+        totals = zip(*(values[:num_steps].tolist() for values in (extents, words, opens)), strict=True)
+        for step, total in enumerate(totals):
+            source, before = next_step(before, *total)
+            firsts[:, step] = source, before.words
         return firsts[0], firsts[1]
 
+    from jax.lax import fori_loop  # comes with jax.numpy; this room does without for as long as it is numpy's
+
     def body(step: Any, carry: tuple[Any, StepEnds]) -> tuple[Any, StepEnds]:
-        source, before = next_step(step, carry[1])
-        before = StepEnds(*(xp.asarray(end, xp.int32) for end in before))
-        return carry[0].at[:, step].set(xp.stack([source, before.words])), before
+        source, ends = next_step(carry[1], extents[step], words[step], opens[step])
+        return carry[0].at[:, step].set(xp.stack([source, ends.words])), _integers(xp, ends)
 
-    from jax.lax import fori_loop  # the room is numpy's; jax comes with jax.numpy
-
-    start = StepEnds(*(xp.asarray(end, xp.int32) for end in before))
-    firsts, _ = fori_loop(0, num_steps, body, (xp.zeros((2, len(extents)), xp.int32), start))
+    nothing = xp.zeros((2, len(extents)), xp.int32)
+    firsts, _ = fori_loop(0, num_steps, body, (nothing, _integers(xp, before)))
     return firsts[0], firsts[1]
+
+
+def _integers(xp: Any, ends: StepEnds) -> StepEnds:
+    return StepEnds(*(xp.asarray(end, xp.int32) for end in ends))
 
 
 def _sum_by_step(xp: Any, values: Ints, step: Ints) -> Ints:
