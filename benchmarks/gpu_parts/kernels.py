@@ -14,7 +14,7 @@ import numpy as np
 from common import Records, part_arguments, streaming_row
 
 from swjax.attention import cache_attention, span_attention
-from swjax.attention.gpu import GPUBlocks, make_gpu_cache, make_gpu_kernel
+from swjax.attention.gpu import GPUBlocks, make_gpu_kernel
 from swjax.attention.kernel import attend
 from swjax.attention.span import KERNELS, SpanAttention
 from swjax.streaming import KeySpans
@@ -196,7 +196,7 @@ def _attention(name: str, dry_run: bool) -> Callable[..., Any]:
 
 def _cache_attention(name: str, dry_run: bool) -> Callable[..., Any]:
     if dry_run:
-        return make_gpu_cache(GPUBlocks(64, 32), interpret=True)
+        return make_gpu_kernel(GPUBlocks(64, 32), interpret=True).cache
     return functools.partial(cache_attention, like=SpanAttention(name))
 
 

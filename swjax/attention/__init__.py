@@ -1,15 +1,17 @@
 """Attention in which each query sees one contiguous span of keys: the one attention primitive of swjax."""
 
 from swjax.attention.cached import cache_attention
-from swjax.attention.kernel import ATTENTION_LSE, ATTENTION_OUT
+from swjax.attention.kernel import ATTENTION_LSE, ATTENTION_OUT, Kernel
 from swjax.attention.sharded import AttentionSharding, stripe_order
-from swjax.attention.span import IMPLEMENTATIONS, SpanAttention, implementation_for, span_attention
+from swjax.attention.span import IMPLEMENTATIONS, KERNELS, SpanAttention, implementation_for, span_attention
 
 __all__ = [
     "ATTENTION_LSE",
     "ATTENTION_OUT",
     "IMPLEMENTATIONS",
+    "KERNELS",
     "AttentionSharding",
+    "Kernel",
     "SpanAttention",
     "cache_attention",
     "implementation_for",

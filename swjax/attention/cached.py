@@ -4,31 +4,16 @@ A layer taken out of the cache would be a copy of all its slots at every step, h
 kernels are given the whole cache and the number of the layer, and fetch the blocks of keys that spans reach.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.chunked import chunked_cache
-from swjax.attention.gpu import gpu_cache
-from swjax.attention.kernel import CacheAttention
-from swjax.attention.mosaic import mosaic_cache
-from swjax.attention.reference import reference_span_attention
-from swjax.attention.span import IMPLEMENTATIONS, NATIVE, SpanAttention
-from swjax.attention.tpu import tpu_cache
+from swjax.attention.chunked import chunked_kernel
+from swjax.attention.kernel import refusing_elsewhere
+from swjax.attention.span import KERNELS, NATIVE, SpanAttention, check_implementation
 from swjax.streaming import KeySpans
-
-
-def _reference(q: Array, keys: Array, values: Array, layer: Array, spans: KeySpans) -> Array:
-    return reference_span_attention(q, keys[layer].swapaxes(1, 2), values[layer].swapaxes(1, 2), spans)
-
-
-_CACHES: Mapping[str, CacheAttention] = MappingProxyType(
-    {"reference": _reference, "chunked": chunked_cache, "tpu": tpu_cache, "gpu": gpu_cache, "mosaic": mosaic_cache}
-)
 
 
 def cache_attention(
@@ -53,7 +38,8 @@ def cache_attention(
             program is lowered, by the platform that it is compiled for.
 
     Raises:
-        ValueError: if the heads do not divide, or the model's attention is divided over a mesh.
+        ValueError: if the implementation is unknown, the heads do not divide, or the model's attention is divided over
+            a mesh; when it is compiled, if the implementation cannot run on that platform.
     """
     if q.shape[-2] % keys.shape[2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {keys.shape[2]} key heads evenly")
@@ -64,10 +50,7 @@ def cache_attention(
         implementation = like.implementation
     operands = q, keys, values, jnp.asarray(layer, jnp.int32), spans
     if implementation != "auto":
-        if implementation not in _CACHES:
-            raise ValueError(
-                f"unknown attention implementation {implementation!r}; choose one of {', '.join(IMPLEMENTATIONS)}"
-            )
-        return _CACHES[implementation](*operands)
-    native = {platform: _CACHES[name] for platform, name in NATIVE.items()}
-    return jax.lax.platform_dependent(*operands, default=chunked_cache, **native)
+        check_implementation(implementation)
+        return refusing_elsewhere(implementation, KERNELS[implementation]).cache(*operands)
+    native = {platform: KERNELS[name].cache for platform, name in NATIVE.items()}
+    return jax.lax.platform_dependent(*operands, default=chunked_kernel.cache, **native)

@@ -95,8 +95,7 @@ def _attend_block(
     return sums / total[..., None], jnp.where(is_empty, EMPTY_LSE, largest + jnp.log(total))
 
 
-@jax.jit
-def chunked_cache(
+def _cache(
     q: Float[Array, "B T N H"],
     keys: Float[Array, "layers B K S H"],
     values: Float[Array, "layers B K S H"],
@@ -256,4 +255,4 @@ def _from_blocks(blocks: Float[Array, "blocks K R X"], shape: tuple[int, ...], b
     return x.reshape(batch, -1, heads, width)[:, :length]
 
 
-chunked_kernel = Kernel(jax.jit(_forward), jax.jit(_backward))
+chunked_kernel = Kernel(jax.jit(_forward), jax.jit(_backward), jax.jit(_cache))

@@ -41,7 +41,7 @@ from swjax.attention.gpu_blocks import (
     query_specs,
     quotient,
 )
-from swjax.attention.kernel import EMPTY_LSE, CacheAttention, Kernel
+from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.attention.packing import NO_KEYS, merge, pack, unpack
 from swjax.streaming import KeySpans
 
@@ -162,14 +162,9 @@ def make_gpu_kernel(blocks: GPUBlocks, *, interpret: bool = False) -> Kernel:
     forward_pass, backward_pass = (
         jax.jit(functools.partial(one, blocks=blocks, interpret=interpret)) for one in (_forward, backward)
     )
-    return Kernel(forward_pass, backward_pass, platforms=() if interpret else ("cuda",))
-
-
-@functools.cache
-def make_gpu_cache(blocks: GPUBlocks, *, interpret: bool = False) -> CacheAttention:
-    """Attention to a cache (`swjax.attention.cache_attention`); arguments as for `make_gpu_kernel`."""
     forward = functools.partial(_forward, blocks=blocks, interpret=interpret)
-    return jax.jit(lambda q, keys, values, layer, spans: forward(q, keys, values, spans, layer=layer)[0])
+    cache = jax.jit(lambda q, keys, values, layer, spans: forward(q, keys, values, spans, layer=layer)[0])
+    return Kernel(forward_pass, backward_pass, cache, platforms=() if interpret else ("cuda",))
 
 
-gpu_kernel, gpu_cache = make_gpu_kernel(GPUBlocks()), make_gpu_cache(GPUBlocks())
+gpu_kernel = make_gpu_kernel(GPUBlocks())

@@ -1,9 +1,9 @@
 """What an implementation of span attention is, and how it becomes a differentiable function.
 
-An implementation is a pair of functions, forward and backward, and this module holds the one differentiation rule for
-all of them. Between the two passes it keeps the inputs, the output and one number a query and head (the log of its
-softmax's denominator), so that memory is linear in length whatever the implementation; `reference`, which is dense, is
-left to automatic differentiation and is no `Kernel`.
+An implementation is a `Kernel`: forward, backward and attention to a cache, and a row of `swjax.attention.KERNELS`.
+This module holds the one differentiation rule for all of them. Between the two passes it keeps the inputs, the output
+and one number a query and head (the log of its softmax's denominator), so that memory is linear in length whatever the
+implementation; one without a backward pass of its own, as the dense `reference`, is left to automatic differentiation.
 """
 
 import functools
@@ -25,7 +25,7 @@ EMPTY_LSE = 0.0
 ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"
 """Names for policies of `jax.checkpoint`: with both kept, a backward pass does not run attention forward again."""
 
-Forward = Callable[[Array, Array, Array, KeySpans], tuple[Array, Array]]
+Forward = Callable[[Array, Array, Array, KeySpans], tuple[Array, Any]]
 Backward = Callable[[Array, Array, Array, KeySpans, Array, Array, Array], tuple[Array, Array, Array]]
 
 
@@ -40,21 +40,35 @@ class Kernel(NamedTuple):
         forward: (q [B, T, N, H], k [B, S, K, H], v [B, S, K, H], spans int32[B, T]) -> (out [B, T, N, H] in q's dtype,
             lse float32[B, N, T]). Scores are scaled by H ** -0.5; lse is the log of the sum of exp(score) over the keys
             seen. An empty span gives zeros and `EMPTY_LSE`.
-        backward: (q, k, v, spans, out, lse, dout) -> (dq, dk, dv), each in the shape and dtype of its input.
+        backward: (q, k, v, spans, out, lse, dout) -> (dq, dk, dv), each in the shape and dtype of its input. None if
+            JAX is to differentiate `forward`, whose lse may then be None; such a kernel is not sharded by hand.
+        cache: attention to one layer of a cache, which is read where it lies; forward only.
         platforms: JAX platforms that it can run on (`tpu`, `cuda`, `rocm`, `cpu`); empty for all of them. It may be
             traced on any, so whatever a platform lacks must show in lowering, not in tracing.
     """
 
     forward: Forward
-    backward: Backward
+    backward: Backward | None
+    cache: CacheAttention
     platforms: tuple[str, ...] = ()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
     kernel: Kernel, q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], spans: KeySpans
 ) -> Float[Array, "B T N H"]:
-    """Span attention by a kernel, differentiable in q, k and v."""
+    """Span attention by a kernel, differentiable in q, k and v.
+
+    Args:
+        kernel: the implementation.
+        q: queries. N must be a multiple of K.
+        k, v: keys and values.
+        spans: int32[B, T] each.
+    """
+    return kernel.forward(q, k, v, spans)[0] if kernel.backward is None else _attend(kernel, q, k, v, spans)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans) -> Array:
     return kernel.forward(q, k, v, spans)[0]
 
 
@@ -66,34 +80,43 @@ def _attend_forward(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpan
 
 def _attend_backward(kernel: Kernel, residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, spans, out, lse = residuals
+    assert kernel.backward is not None  # or JAX would differentiate
     return (*kernel.backward(q, k, v, spans, out, lse, dout), None)
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def by_platform(choices: Mapping[str, Kernel], default: Kernel) -> Kernel:
     """A kernel that becomes one of several when it is lowered, by the platform that it is compiled for.
 
-    Not when it is traced: a program may be compiled ahead of time for another machine than this one.
+    Not when it is traced: a program may be compiled ahead of time for another machine than this one. All of them have
+    a backward pass.
+
+    Args:
+        choices: kernels by platform.
+        default: the kernel for all other platforms.
     """
     return _by_platform(tuple(sorted(choices.items())), default)
 
 
 @functools.cache
 def _by_platform(choices: tuple[tuple[str, Kernel], ...], default: Kernel) -> Kernel:
-    def forward(*args: Any) -> Any:
-        return jax.lax.platform_dependent(*args, default=default.forward, **{p: k.forward for p, k in choices})
+    def pass_(name: str) -> Callable[..., Any]:
+        others = {platform: getattr(kernel, name) for platform, kernel in choices}
+        return lambda *args: jax.lax.platform_dependent(*args, default=getattr(default, name), **others)
 
-    def backward(*args: Any) -> Any:
-        return jax.lax.platform_dependent(*args, default=default.backward, **{p: k.backward for p, k in choices})
-
-    return Kernel(forward, backward)
+    return Kernel(pass_("forward"), pass_("backward"), pass_("cache"))
 
 
 @functools.cache
 def refusing_elsewhere(name: str, kernel: Kernel) -> Kernel:
-    """A kernel that raises a ValueError when it is lowered for a platform that it cannot run on."""
+    """A kernel that raises a ValueError when it is lowered for a platform that it cannot run on.
+
+    Args:
+        name: what the error calls it.
+        kernel: the kernel; one with platforms of its own has a backward pass.
+    """
     if not kernel.platforms:
         return kernel
 
@@ -105,7 +128,13 @@ def refusing_elsewhere(name: str, kernel: Kernel) -> Kernel:
     def refusing(pass_: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: refuse(reason, jax.eval_shape(pass_, *args))
 
-    unfit = Kernel(refusing(kernel.forward), refusing(kernel.backward))
+    if kernel.backward is None:
+        raise ValueError(f"attention implementation {name!r} is for some platforms alone, and so needs a backward pass")
+    unfit = Kernel(
+        refusing(kernel.forward),
+        refusing(kernel.backward),
+        lambda *args: refusing(lambda *args: (kernel.cache(*args),))(*args)[0],
+    )
     return by_platform(dict.fromkeys(kernel.platforms, kernel), unfit)
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.kernel import CacheAttention, Kernel, refuse
+from swjax.attention.kernel import Kernel, refuse
 from swjax.attention.packing import merge, pack, unpack
 from swjax.streaming import KeySpans
 
@@ -129,19 +129,13 @@ def make_mosaic_kernel(blocks: MosaicBlocks, *, interpret: Any = False) -> Kerne
     """
     forward_pass = functools.partial(_forward, blocks=blocks, interpret=interpret)
     backward_pass = functools.partial(_backward, blocks=blocks, interpret=interpret)
+
+    def cache(q: Array, keys: Array, values: Array, layer: Array, spans: KeySpans) -> Array:
+        return forward_pass(q, keys, values, spans, layer=layer)[0]
+
     if interpret:
-        return Kernel(forward_pass, backward_pass)
-    return Kernel(jax.jit(forward_pass), jax.jit(backward_pass), platforms=("cuda",))
+        return Kernel(forward_pass, backward_pass, cache)
+    return Kernel(jax.jit(forward_pass), jax.jit(backward_pass), jax.jit(cache), platforms=("cuda",))
 
 
-@functools.cache
-def make_mosaic_cache(blocks: MosaicBlocks, *, interpret: Any = False) -> CacheAttention:
-    """Attention to a cache (`swjax.attention.cache_attention`); arguments as for `make_mosaic_kernel`."""
-
-    def attend(q: Array, keys: Array, values: Array, layer: Array, spans: KeySpans) -> Array:
-        return _forward(q, keys, values, spans, layer=layer, blocks=blocks, interpret=interpret)[0]
-
-    return attend if interpret else jax.jit(attend)
-
-
-mosaic_kernel, mosaic_cache = make_mosaic_kernel(MosaicBlocks()), make_mosaic_cache(MosaicBlocks())
+mosaic_kernel = make_mosaic_kernel(MosaicBlocks())

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from swjax.attention.kernel import Kernel
 from swjax.streaming import KeySpans
 
 # A score that no sum of real ones reaches, and still finite, so that gradients of empty spans are zeros.
@@ -36,3 +37,14 @@ def reference_span_attention(
     out = jnp.einsum("bkts,bksh->bkth", rows, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
     out = out.reshape(batch, key_heads, group, length, head_dim) / total
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
+
+
+def _forward(q: Array, k: Array, v: Array, spans: KeySpans) -> tuple[Array, None]:
+    return reference_span_attention(q, k, v, spans), None
+
+
+def _cache(q: Array, keys: Array, values: Array, layer: Array, spans: KeySpans) -> Array:
+    return reference_span_attention(q, keys[layer].swapaxes(1, 2), values[layer].swapaxes(1, 2), spans)
+
+
+reference_kernel = Kernel(_forward, None, _cache)

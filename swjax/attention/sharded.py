@@ -122,6 +122,10 @@ def sharded_kernel(kernel: Kernel, sharding: AttentionSharding) -> Kernel:
     spans_spec = KeySpans(*[PartitionSpec(batch, context)] * 2)
     lse_spec = PartitionSpec(batch, heads, context)
 
+    run_backward = kernel.backward
+    if run_backward is None:
+        raise ValueError("an attention implementation without a backward pass takes no sharding")
+
     def forward_shard(q: Array, k: Array, v: Array, spans: KeySpans) -> tuple[Array, Array]:
         return kernel.forward(q, _gather(k, sharding), _gather(v, sharding), spans)
 
@@ -129,7 +133,7 @@ def sharded_kernel(kernel: Kernel, sharding: AttentionSharding) -> Kernel:
         q: Array, k: Array, v: Array, spans: KeySpans, out: Array, lse: Array, dout: Array
     ) -> tuple[Array, Array, Array]:
         keys, values = _gather(k, sharding), _gather(v, sharding)
-        dq, dk, dv = kernel.backward(q, keys, values, spans, out, lse, dout)
+        dq, dk, dv = run_backward(q, keys, values, spans, out, lse, dout)
         return dq, _scatter(dk, sharding), _scatter(dv, sharding)
 
     # Varying axes are not checked: nothing here is differentiated or left replicated for the checker to follow.
@@ -140,7 +144,7 @@ def sharded_kernel(kernel: Kernel, sharding: AttentionSharding) -> Kernel:
         in_specs=(whole, whole, whole, spans_spec, whole, lse_spec, whole),
         out_specs=(whole, whole, whole),
     )
-    return Kernel(forward, backward, kernel.platforms)
+    return Kernel(forward, backward, kernel.cache, kernel.platforms)
 
 
 def check_divides(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], sharding: AttentionSharding) -> None:

@@ -1,9 +1,11 @@
 """The entry point of span attention and its choice of implementation."""
 
 import functools
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -12,21 +14,25 @@ from swjax.attention.chunked import chunked_kernel
 from swjax.attention.gpu import gpu_kernel
 from swjax.attention.kernel import Kernel, attend, by_platform, refusing_elsewhere
 from swjax.attention.mosaic import mosaic_kernel
-from swjax.attention.reference import reference_span_attention
+from swjax.attention.reference import reference_kernel
 from swjax.attention.sharded import AttentionSharding, check_divides, repeat_key_heads, sharded_kernel
 from swjax.attention.tpu import tpu_kernel
 from swjax.streaming import KeySpans
 
-KERNELS: Mapping[str, Kernel] = MappingProxyType(
-    {"chunked": chunked_kernel, "tpu": tpu_kernel, "gpu": gpu_kernel, "mosaic": mosaic_kernel}
-)
-"""Implementations with a backward pass of their own, by name."""
+KERNELS: dict[str, Kernel] = {
+    "reference": reference_kernel,
+    "chunked": chunked_kernel,
+    "tpu": tpu_kernel,
+    "gpu": gpu_kernel,
+    "mosaic": mosaic_kernel,
+}
+"""All implementations by name. A row that is added here, from anywhere, is known everywhere by its name."""
 
 NATIVE: Mapping[str, str] = MappingProxyType({"tpu": "tpu", "cuda": "gpu"})
 """What `auto` takes on a platform that a kernel has been written for."""
 
-IMPLEMENTATIONS = ("auto", "reference", *KERNELS)
-"""What `span_attention` takes as its implementation."""
+IMPLEMENTATIONS: Collection[str] = ChainMap[str, Any](KERNELS, {"auto": None}).keys()
+"""What `span_attention` takes as its implementation: a view, which shows rows added to `KERNELS` later too."""
 
 DENSE_PAIRS = 512 * 512
 DENSE_KEYS = 4096
@@ -79,25 +85,34 @@ def span_attention(
             key heads than the heads are divided into are repeated, if their number divides that.
 
     Raises:
-        ValueError: if the implementation is unknown, the heads do not divide, the arrays cannot be sharded so, or
-            `reference` is to be; when it is compiled, if the implementation cannot run on that platform.
+        ValueError: if the implementation is unknown, the heads do not divide, or the arrays or the implementation
+            cannot be sharded so; when it is compiled, if the implementation cannot run on that platform.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"unknown attention implementation {implementation!r}; choose one of {', '.join(IMPLEMENTATIONS)}"
-        )
+    check_implementation(implementation)
     if q.shape[-2] % k.shape[-2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[-2]} key heads evenly")
     if sharding is not None:
         k, v = repeat_key_heads(k, sharding), repeat_key_heads(v, sharding)
         check_divides(q, k, sharding)
-    if implementation == "reference":
-        if sharding is not None:
-            raise ValueError("attention implementation 'reference' takes no sharding; choose 'chunked' or 'auto'")
-        return reference_span_attention(q, k, v, spans)
     if implementation == "auto":
         return _automatic(q, k, v, spans, sharding)
-    return _attend(refusing_elsewhere(implementation, KERNELS[implementation]), q, k, v, spans, sharding)
+    kernel = KERNELS[implementation]
+    if sharding is not None and kernel.backward is None:
+        raise ValueError(f"attention implementation {implementation!r} takes no sharding; choose 'chunked' or 'auto'")
+    return _attend(refusing_elsewhere(implementation, kernel), q, k, v, spans, sharding)
+
+
+def check_implementation(name: str) -> None:
+    """Refuse what is no implementation of attention.
+
+    Args:
+        name: what is asked for.
+
+    Raises:
+        ValueError: if it is none of `IMPLEMENTATIONS`.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown attention implementation {name!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
 
 
 def _automatic(q: Array, k: Array, v: Array, spans: KeySpans, sharding: AttentionSharding | None) -> Array:
@@ -106,9 +121,8 @@ def _automatic(q: Array, k: Array, v: Array, spans: KeySpans, sharding: Attentio
     if choose("cpu") == "reference":
         # Outside of the differentiation rule, as `reference` has none.
         kernels = {platform: functools.partial(attend, kernel) for platform, kernel in native.items()}
-        return jax.lax.platform_dependent(
-            q, k, v, spans, cpu=reference_span_attention, default=functools.partial(attend, chunked_kernel), **kernels
-        )
+        dense, default = (functools.partial(attend, kernel) for kernel in (reference_kernel, chunked_kernel))
+        return jax.lax.platform_dependent(q, k, v, spans, cpu=dense, default=default, **kernels)
     return _attend(by_platform(native, chunked_kernel), q, k, v, spans, sharding)
 
 

@@ -26,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.kernel import EMPTY_LSE, CacheAttention, Kernel
+from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.attention.tpu_backward import backward
 from swjax.attention.tpu_blocks import (
     FIRST_MAXIMUM,
@@ -164,14 +164,9 @@ def make_tpu_kernel(blocks: TPUBlocks, *, interpret: bool = False) -> Kernel:
     forward_pass, backward_pass = (
         jax.jit(functools.partial(one, blocks=blocks, interpret=interpret)) for one in (_forward, backward)
     )
-    return Kernel(forward_pass, backward_pass, platforms=() if interpret else ("tpu",))
-
-
-@functools.cache
-def make_tpu_cache(blocks: TPUBlocks, *, interpret: bool = False) -> CacheAttention:
-    """Attention to a cache (`swjax.attention.cache_attention`); arguments as for `make_tpu_kernel`."""
     attend = functools.partial(_attend, blocks=blocks, interpret=interpret)
-    return jax.jit(lambda q, keys, values, layer, spans: attend(q, keys, values, layer, spans)[0])
+    cache = jax.jit(lambda q, keys, values, layer, spans: attend(q, keys, values, layer, spans)[0])
+    return Kernel(forward_pass, backward_pass, cache, platforms=() if interpret else ("tpu",))
 
 
-tpu_kernel, tpu_cache = make_tpu_kernel(TPUBlocks()), make_tpu_cache(TPUBlocks())
+tpu_kernel = make_tpu_kernel(TPUBlocks())

@@ -32,14 +32,6 @@ PAIR_COLOURS = {
     Pair.SOURCE_SEES_TARGET: "#5b2a86",
     Pair.PADDING: "#bdbdbd",
 }
-SUBTITLES = {
-    Variant.OFFLINE: "one count, the answer after the video",
-    Variant.OFFLINE_GDPE: "two counts, the answer after the video",
-    Variant.INTERLEAVE: "one count, frames and words in turn",
-    Variant.OSPE: "words and the next frame overlap",
-    Variant.GDPE: "two counts, both from 0",
-    Variant.GIPE: "two counts, words from the gap",
-}
 
 
 def draw_layouts(layouts: Mapping[Variant, StreamLayout], special: SpecialTokens, *, columns: int = 3) -> "Figure":
@@ -190,7 +182,9 @@ def _draw_ids(
         words = f"ids {low + 1:,} to {high - 1:,} are unused"
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axes.text(len(order) - 1, (low + above) / 2, words, fontsize=7.5, ha="right", va="center", bbox=box)
-    axes.set_title(f"$\\bf{{{variant.replace('_', chr(92) + '_')}}}$\n{SUBTITLES[variant]}", fontsize=9.5, loc="left")
+    axes.set_title(
+        f"$\\bf{{{variant.replace('_', chr(92) + '_')}}}$\n{DESIGNS[variant].summary}", fontsize=9.5, loc="left"
+    )
     axes.set_ylabel("position id", fontsize=9)
     axes.tick_params(labelsize=8, bottom=False, labelbottom=False)
     for side in ("top", "right", "bottom"):

@@ -19,6 +19,7 @@ from swjax.streaming import (
     place_frame,
     place_text,
     place_words,
+    reveal,
     store_sources,
     store_targets,
 )
@@ -114,9 +115,7 @@ class Track:
     def reveal(self) -> None:
         """Let the words that follow see all that has been laid out."""
         if self._ahead is not None:
-            self._words = self._words._replace(
-                next_source=self._ahead.next_source, video_start=self._ahead.video_start, ahead=True
-            )
+            self._words = reveal(self._design, self._words, self._ahead)
         self._ahead, self._visible = None, self._stored.sources
 
     def feed(self, count: int | None = None) -> Tokens:

@@ -5,6 +5,7 @@ Nothing here knows about models, devices or videos, and nothing here imports ano
 numpy's; `swjax.streaming.device` has those that run inside jit, by the same names.
 """
 
+from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, StepEnds
 from swjax.streaming.growth import (
     PositionCounts,
     StoredCounts,
@@ -14,6 +15,7 @@ from swjax.streaming.growth import (
     place_image,
     place_text,
     place_words,
+    reveal,
     store_sources,
     store_targets,
 )
@@ -38,17 +40,20 @@ from swjax.streaming.schedule import (
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
-from swjax.streaming.variants import ALIASES, DESIGNS, Counting, Design, Storage, Variant
+from swjax.streaming.variants import DESIGNS, Design, Storage, Variant
 
 __all__ = [
-    "ALIASES",
     "DESIGNS",
+    "ONE",
+    "OVERLAPPED",
+    "TWO",
     "Counting",
     "Design",
     "KeySpans",
     "PackedLayouts",
     "PositionCounts",
     "SpecialTokens",
+    "StepEnds",
     "Storage",
     "StoredCounts",
     "StreamLayout",
@@ -70,6 +75,7 @@ __all__ = [
     "place_text",
     "place_words",
     "random_schedule",
+    "reveal",
     "schedule_from_arrivals",
     "schedule_from_token_times",
     "store_sources",

@@ -3,15 +3,16 @@
 Like `swjax.streaming.chat` it takes the array namespace, works on fixed shapes and checks nothing.
 """
 
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from swjax.streaming.chat import ChatTokens, Ints, VisualCells, read_chat_tokens, read_visual_cells
+from swjax.streaming.chat import Bools, ChatTokens, Ints, VisualCells, read_chat_tokens, read_visual_cells
+from swjax.streaming.counting import Counting, StepEnds
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.tokens import SpecialTokens
-from swjax.streaming.variants import Counting, Design, Storage
+from swjax.streaming.variants import Design, Storage
 
 NO_LABEL = -100
 
@@ -51,12 +52,7 @@ def arrange(
     slot_to_chat, spans = _store(xp, tokens, design.storage)
 
     advance = _advance(xp, cells, is_real, frame_by_frame=design.frame_by_frame)
-    if design.counting is Counting.ONE:
-        base = _count(xp, advance[slot_to_chat])
-    elif design.counting is Counting.TWO:
-        base = _decoupled(xp, tokens, advance, design.first_target(gap))[slot_to_chat]
-    else:
-        base = _overlapped(xp, tokens, advance)[slot_to_chat]
+    base = _count_by_steps(xp, tokens, advance, design, gap)[slot_to_chat]
     temporal = xp.zeros_like(cells.temporal) if design.frame_by_frame else cells.temporal
     within = xp.stack([temporal, cells.row, cells.column]) * cells.is_visual
     position_ids = xp.where(is_real[slot_to_chat], base + within[:, slot_to_chat], 0)
@@ -80,13 +76,22 @@ def arrange(
 def _store(xp: Any, tokens: ChatTokens, storage: Storage) -> tuple[Ints, KeySpans]:
     """The permutation from slot to index in the chat, and the span of each slot; padding stays behind, on its own."""
     index = xp.arange(len(tokens.is_real))
-    if storage is not Storage.GROUPED:
-        order = index
-        if storage is Storage.ARRIVAL:
+    causal = KeySpans(xp.where(tokens.is_real, 0, index), index + 1)
+    match storage:
+        case Storage.CHAT:
+            return index, causal
+        case Storage.ARRIVAL:
             arrival = xp.where(tokens.is_real, 2 * tokens.step + tokens.is_target, 2 * len(index))
-            order = xp.argsort(arrival, stable=True)
-        return order, KeySpans(xp.where(tokens.is_real, 0, index), index + 1)
+            return xp.argsort(arrival, stable=True), causal
+        case Storage.GROUPED:
+            return _store_groups(xp, tokens)
+    assert_never(storage)
 
+
+def _store_groups(xp: Any, tokens: ChatTokens) -> tuple[Ints, KeySpans]:
+    """The group mask (paper, figure 3) as a span a slot: a source sees the sources up to itself, and a target those
+    that had arrived when it was spoken and the targets up to itself, which are stored in reverse before the sources."""
+    index = xp.arange(len(tokens.is_real))
     is_source = tokens.is_real & ~tokens.is_target
     num_targets = tokens.is_target.sum()
     targets_before, sources_before = _count(xp, tokens.is_target), _count(xp, is_source)
@@ -110,35 +115,56 @@ def _count(xp: Any, advance: Ints) -> Ints:
     return xp.cumsum(advance) - advance
 
 
-def _decoupled(xp: Any, tokens: ChatTokens, advance: Ints, first_target: Int[Any, ""] | int) -> Ints:
-    """GDPE and GIPE: sources and targets are counted apart."""
-    sources = _count(xp, xp.where(tokens.is_target, 0, advance))
-    return xp.where(tokens.is_target, first_target + _count(xp, tokens.is_target), sources)
-
-
-def _overlapped(xp: Any, tokens: ChatTokens, advance: Ints) -> Ints:
-    """OSPE: frame i + 1 and the words spoken meanwhile both start where frame i and the words before it have ended.
-
-    With V_i and A_i the extents of frame i and of the words spoken after it, and E_i the id at which those words
-    start, E_i = E_{i-1} + max(V_i, A_{i-1}); the first frame of a later turn waits for the last words instead, so
-    there the two add up.
-    """
-    from_sources, from_targets = xp.where(tokens.is_target, 0, advance), xp.where(tokens.is_target, advance, 0)
-    extent_of_sources, extent_of_targets = (
-        _sum_by_step(xp, values, tokens.step) for values in (from_sources, from_targets)
+def _count_by_steps(xp: Any, tokens: ChatTokens, advance: Ints, design: Design, gap: Int[Any, ""] | int) -> Ints:
+    """The id at which each token stands: counted on from where the sources, or the words, of its step begin."""
+    step, opens_turn = tokens.step, tokens.opens_turn
+    if not design.speaks_while_watching:
+        step, opens_turn = tokens.turn, xp.ones_like(tokens.is_real)
+    of_sources, of_words = xp.where(tokens.is_target, 0, advance), xp.where(tokens.is_target, advance, 0)
+    extents, words, opens = (
+        _sum_by_step(xp, values, step) for values in (of_sources, of_words, opens_turn & tokens.is_real)
     )
-    opens = _sum_by_step(xp, tokens.opens_turn & tokens.is_real & ~tokens.is_target, tokens.step) > 0
-    words_before = xp.concatenate([xp.zeros(1, extent_of_targets.dtype), extent_of_targets[:-1]])
-    grown = xp.where(opens, extent_of_sources + words_before, xp.maximum(extent_of_sources, words_before))
-    targets_start = xp.cumsum(grown)
-    sources_start = targets_start - grown + xp.where(opens, words_before, 0)
-    source_base = sources_start - _count(xp, extent_of_sources)
-    target_base = targets_start - _count(xp, extent_of_targets)
+    first_target = design.first_target(gap)
+    before = StepEnds(words=first_target, source=0, target=first_target)
+    num_steps = xp.where(tokens.is_real, step + 1, 0).max(initial=0)
+    first_source, first_word = _first_ids(xp, design.counting, before, extents, words, opens > 0, num_steps)
     return xp.where(
         tokens.is_target,
-        target_base[tokens.step] + _count(xp, from_targets),
-        source_base[tokens.step] + _count(xp, from_sources),
+        (first_word - _count(xp, words))[step] + _count(xp, of_words),
+        (first_source - _count(xp, extents))[step] + _count(xp, of_sources),
     )
+
+
+def _first_ids(
+    xp: Any, counting: Counting, before: StepEnds, extents: Ints, words: Ints, opens: Bools, num_steps: Int[Any, ""]
+) -> tuple[Ints, Ints]:
+    """The ids at which the sources, and the words, of each step begin, going from one step to the next."""
+
+    def next_step(before: StepEnds, extent: Any, words: Any, opens_turn: Any) -> tuple[Any, StepEnds]:
+        source = counting.first_source(before, opens_turn, xp)
+        return source, counting.end(before, source + extent, words, xp)
+
+    if xp is np:
+        firsts = np.zeros((2, len(extents)), np.int64)
+        totals = zip(*(values[:num_steps].tolist() for values in (extents, words, opens)), strict=True)
+        for step, total in enumerate(totals):
+            source, before = next_step(before, *total)
+            firsts[:, step] = source, before.words
+        return firsts[0], firsts[1]
+
+    from jax.lax import fori_loop  # comes with jax.numpy; this room does without for as long as it is numpy's
+
+    def body(step: Any, carry: tuple[Any, StepEnds]) -> tuple[Any, StepEnds]:
+        source, ends = next_step(carry[1], extents[step], words[step], opens[step])
+        return carry[0].at[:, step].set(xp.stack([source, ends.words])), _integers(xp, ends)
+
+    nothing = xp.zeros((2, len(extents)), xp.int32)
+    firsts, _ = fori_loop(0, num_steps, body, (nothing, _integers(xp, before)))
+    return firsts[0], firsts[1]
+
+
+def _integers(xp: Any, ends: StepEnds) -> StepEnds:
+    return StepEnds(*(xp.asarray(end, xp.int32) for end in ends))
 
 
 def _sum_by_step(xp: Any, values: Ints, step: Ints) -> Ints:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Int, Shaped
 
+from swjax.streaming.positions import temporal_ids
 from swjax.streaming.schedule import last_visible_frame
 from swjax.streaming.tokens import SpecialTokens
 
@@ -52,6 +53,7 @@ class ChatTokens(NamedTuple):
         is_target: tokens of answers, with their prefix, `<|im_end|>` and final newline.
         is_labelled: tokens that training predicts: the answers and their `<|im_end|>`.
         message_start: index of the token that opens the message.
+        turn: the number of the turn.
         step: the step at which the token arrives or is spoken.
         opens_turn: whether the step is the first of its turn.
         seen_sources: sources that the query of a target sees under the group mask.
@@ -61,6 +63,7 @@ class ChatTokens(NamedTuple):
     is_target: Bools
     is_labelled: Bools
     message_start: Ints
+    turn: Ints
     step: Ints
     opens_turn: Bools
     seen_sources: Ints
@@ -94,10 +97,9 @@ def read_visual_cells(
     frame, cell = xp.divmod(within_item, xp.maximum(cells, 1)[item])
     row, column = xp.divmod(cell, xp.maximum(columns, 1)[item])
 
-    # float32 on both sides, so that host and device round alike.
     stride = xp.asarray(temporal_stride, xp.float32)
-    temporal = xp.floor(frame.astype(xp.float32) * stride[item]).astype(xp.int32)
-    last = xp.floor(xp.maximum(grid_thw[:, 0] - 1, 0).astype(xp.float32) * stride).astype(xp.int32)
+    temporal = temporal_ids(frame, stride[item], xp=xp)
+    last = temporal_ids(xp.maximum(grid_thw[:, 0] - 1, 0), stride, xp=xp)
     frame_extent = xp.maximum(rows, columns)
     starts_frame = is_visual & (input_ids == special.video_pad) & (cell == 0)
     return VisualCells(
@@ -164,6 +166,7 @@ def read_chat_tokens(
         is_target=is_target,
         is_labelled=is_labelled,
         message_start=message_start,
+        turn=turn,
         step=first_step + step_in_turn,
         opens_turn=step_in_turn == 0,
         seen_sources=sources_before[boundary],

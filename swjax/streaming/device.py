@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from swjax.streaming import growth, positions, schedule
 from swjax.streaming.arrange import arrange
 from swjax.streaming.layout import StreamLayout
+from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
 from swjax.streaming.variants import DESIGNS, Variant
 
@@ -25,6 +26,7 @@ place_frame = functools.partial(growth.place_frame, xp=jnp)
 place_image = functools.partial(growth.place_image, xp=jnp)
 place_words = functools.partial(growth.place_words, xp=jnp)
 begin_turn = functools.partial(growth.begin_turn, xp=jnp)
+reveal = functools.partial(growth.reveal, xp=jnp)
 store_sources = functools.partial(growth.store_sources, xp=jnp)
 store_targets = functools.partial(growth.store_targets, xp=jnp)
 
@@ -48,7 +50,7 @@ def build_layout(
     num_tokens: int | Int[Array, ""],
     variant: Variant | str,
     schedule: Int[Array, "F"],
-    gap: int | Int[Array, ""] = 10_000,
+    gap: int | Int[Array, ""] = StreamSpec.gap,
     second_per_grid_t: float | Float[Array, "..."] = 1.0,
     tokens_per_second: float = 2.0,
     special_tokens: SpecialTokens,

@@ -10,28 +10,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from swjax.streaming.counting import Flag, Integer, StepEnds
 from swjax.streaming.positions import frame_positions, text_positions
 from swjax.streaming.spans import KeySpans
-from swjax.streaming.variants import Counting, Design
-
-Integer = Any
-"""An int, or an int32 scalar of numpy or jax."""
+from swjax.streaming.variants import Design
 
 
 class PositionCounts(NamedTuple):
-    """Where the position ids of a stream stand.
+    """Where the position ids of a stream stand, in the step that is under way.
 
     Attributes:
-        next_source: id of the next source.
-        next_target: id of the next target, where targets are counted apart.
+        before: where the step before it has ended.
+        next_source: id of the next source of the step.
+        words: targets of the step so far.
+        has_sources: whether the step has any source.
+        has_frame: whether the step has a frame of a video.
         video_start: first id of the current video.
-        ahead: whether sources have come that no target has followed yet (OSPE).
     """
 
+    before: StepEnds
     next_source: Integer
-    next_target: Integer
+    words: Integer
+    has_sources: Flag
+    has_frame: Flag
     video_start: Integer
-    ahead: Any
 
 
 class StoredCounts(NamedTuple):
@@ -48,17 +50,28 @@ def first_positions(design: Design, gap: Integer) -> PositionCounts:
         design: the position design.
         gap: first id of the answer in GIPE.
     """
-    return PositionCounts(0, design.first_target(gap), 0, False)
+    first_target = design.first_target(gap)
+    before = StepEnds(words=first_target, source=0, target=first_target)
+    return PositionCounts(before, design.counting.first_source(before, True, np), 0, False, False, 0)
 
 
-def place_text(design: Design, counts: PositionCounts, length: int, *, xp: Any = np) -> tuple[PositionCounts, Any]:
+def place_text(
+    design: Design, counts: PositionCounts, length: int, *, xp: Any = np
+) -> tuple[PositionCounts, Int32[Any, "3 length"]]:
     """Ids of `length` text tokens among the sources.
+
+    Args:
+        design: the position design.
+        counts: where the ids stand.
+        length: number of tokens.
+        xp: numpy or jax.numpy.
 
     Returns:
         The counts after them, and int32[3, length].
     """
+    counts = _next_step(design, counts, counts.words > 0, False, xp)
     positions = text_positions(counts.next_source, length, xp=xp)
-    return counts._replace(next_source=counts.next_source + length, ahead=True), positions
+    return counts._replace(next_source=counts.next_source + length, has_sources=True), positions
 
 
 def place_frame(
@@ -84,27 +97,35 @@ def place_frame(
     Returns:
         The counts after it, and int32[3, rows * columns].
     """
-    if design.counting is Counting.OVERLAPPED:
-        counts = _catch_up(counts, xp)
+    follows_frame = design.speaks_while_watching & counts.has_frame
+    counts = _next_step(design, counts, follows_frame | (counts.words > 0), False, xp)
     if design.frame_by_frame:
-        return place_image(design, counts, rows, columns, xp=xp)
+        counts, positions = place_image(design, counts, rows, columns, xp=xp)
+        return counts._replace(has_frame=True), positions
     start = xp.where(frame == 0, counts.next_source, counts.video_start)
     number = xp.asarray(frame, xp.int32).reshape(1)
     positions = frame_positions(start, number, rows, columns, temporal_stride, xp=xp)
     behind = xp.maximum(counts.next_source, positions.max() + 1)
-    return counts._replace(next_source=behind, video_start=start, ahead=True), positions
+    return counts._replace(next_source=behind, has_sources=True, has_frame=True, video_start=start), positions
 
 
 def place_image(
     design: Design, counts: PositionCounts, rows: int, columns: int, *, xp: Any = np
 ) -> tuple[PositionCounts, Int32[Any, "3 rows*columns"]]:
-    """Ids of an image of `rows` x `columns` merged patches.
+    """Ids of an image.
+
+    Args:
+        design: the position design.
+        counts: where the ids stand.
+        rows, columns: size of the image in merged patches.
+        xp: numpy or jax.numpy.
 
     Returns:
         The counts after it, and int32[3, rows * columns].
     """
+    counts = _next_step(design, counts, counts.words > 0, False, xp)
     positions = frame_positions(counts.next_source, xp.zeros(1, xp.int32), rows, columns, 1.0, xp=xp)
-    return counts._replace(next_source=counts.next_source + max(rows, columns), ahead=True), positions
+    return counts._replace(next_source=counts.next_source + max(rows, columns), has_sources=True), positions
 
 
 def place_words(
@@ -112,32 +133,58 @@ def place_words(
 ) -> tuple[PositionCounts, Int32[Any, "3 length"]]:
     """Ids of `length` targets: the assistant prefix, and then each word when it is spoken.
 
+    Args:
+        design: the position design.
+        counts: where the ids stand.
+        length: number of tokens.
+        xp: numpy or jax.numpy.
+
     Returns:
         The counts after them, and int32[3, length].
     """
-    if design.counting is Counting.ONE:
-        return place_text(design, counts, length, xp=xp)
-    if design.counting is Counting.OVERLAPPED:
-        counts = _catch_up(counts, xp)
-    positions = text_positions(counts.next_target, length, xp=xp)
-    return counts._replace(next_target=counts.next_target + length), positions
+    positions = text_positions(_ended(design, counts, xp).target, length, xp=xp)
+    return counts._replace(words=counts.words + length), positions
 
 
 def begin_turn(design: Design, counts: PositionCounts, *, xp: Any = np) -> PositionCounts:
-    """The counts at the question of a later turn; call it once the answer before has ended."""
-    if design.counting is Counting.OVERLAPPED:
-        return counts._replace(next_source=xp.maximum(counts.next_source, counts.next_target))
-    return counts
+    """The counts at the question of a turn; call it once the answer before has ended.
+
+    Args:
+        design: the position design.
+        counts: where the ids stand.
+        xp: numpy or jax.numpy.
+    """
+    return _next_step(design, counts, counts.has_sources | (counts.words > 0), True, xp)
 
 
-def _catch_up(counts: PositionCounts, xp: Any) -> PositionCounts:
-    """OSPE: what comes after a frame starts behind all ids so far, be it words or the next frame."""
-    behind = xp.maximum(counts.next_source, counts.next_target)
-    return counts._replace(
-        next_source=xp.where(counts.ahead, behind, counts.next_source),
-        next_target=xp.where(counts.ahead, behind, counts.next_target),
-        ahead=False,
-    )
+def reveal(design: Design, spoken: PositionCounts, ahead: PositionCounts, *, xp: Any = np) -> PositionCounts:
+    """The counts for words that follow sources which were laid out while earlier words were spoken.
+
+    Args:
+        design: a grouped design: sources' ids do not wait for the words before them.
+        spoken: the counts that words were placed by meanwhile.
+        ahead: the counts that the sources were placed by, begun as a copy of `spoken`.
+        xp: numpy or jax.numpy.
+    """
+    behind = xp.where(spoken.words > 0, _ended(design, spoken, xp).target, spoken.before.target)
+    return ahead._replace(before=ahead.before._replace(target=xp.maximum(ahead.before.target, behind)))
+
+
+def _ended(design: Design, counts: PositionCounts, xp: Any) -> StepEnds:
+    """Where the step under way ends, if nothing more comes."""
+    return design.counting.end(counts.before, counts.next_source, counts.words, xp)
+
+
+def _next_step(design: Design, counts: PositionCounts, if_: Flag, opens_turn: bool, xp: Any) -> PositionCounts:
+    """Begins another step if a condition holds."""
+    before = _ended(design, counts, xp)
+    source = design.counting.first_source(before, opens_turn, xp)
+    begun = PositionCounts(before, source, 0, False, False, counts.video_start)
+    if xp is np:
+        return begun if if_ else counts
+    both = zip((*begun.before, *begun[1:]), (*counts.before, *counts[1:]), strict=True)
+    chosen = [xp.where(if_, new, old) for new, old in both]
+    return PositionCounts(StepEnds(*chosen[:3]), *chosen[3:])
 
 
 def store_sources(

@@ -20,6 +20,7 @@ from swjax.streaming.arrange import NO_LABEL, arrange
 from swjax.streaming.checks import check_answers, find_visual_items
 from swjax.streaming.schedule import tokens_per_frame_schedule
 from swjax.streaming.spans import KeySpans
+from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
 from swjax.streaming.variants import DESIGNS, Variant
 
@@ -57,8 +58,8 @@ def build_layout(
     video_grid_thw: Int[np.ndarray, "videos 3"],
     *,
     variant: Variant | str,
-    schedule: int | Sequence[int] = 3,
-    gap: int = 10_000,
+    schedule: int | Sequence[int] = StreamSpec.wait_k,
+    gap: int = StreamSpec.gap,
     second_per_grid_t: float | Sequence[float] = 1.0,
     tokens_per_second: float = 2.0,
     image_grid_thw: Int[np.ndarray, "images 3"] | None = None,
@@ -75,7 +76,7 @@ def build_layout(
         input_ids: int[L] in chat order: system and user messages, then `<|im_start|>assistant\\n`, the answer and
             `<|im_end|>\\n`, and so on. An answer without `<|im_end|>` is open: any length is right; so is none.
         video_grid_thw: int[videos, 3], temporal steps and patch rows and columns of each video.
-        variant: a `Variant`, its value or its alias.
+        variant: name or alias of a position design.
         schedule: answer tokens a frame, an int k (wait-k) or a count for each frame of the chat.
         gap: first id of the answer in GIPE.
         second_per_grid_t: seconds from one frame (temporal grid step) to the next, of all videos or of each.

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int32, Shaped
 
 
 def text_positions(start: int | Int[Any, ""], length: int, *, xp: Any = np) -> Int32[Any, "3 N"]:
@@ -15,6 +15,20 @@ def text_positions(start: int | Int[Any, ""], length: int, *, xp: Any = np) -> I
         xp: numpy or jax.numpy.
     """
     return xp.broadcast_to((start + xp.arange(length)).astype(xp.int32), (3, length))
+
+
+def temporal_ids(
+    frames: Int[Any, "*F"], temporal_stride: float | Shaped[Any, "*F"], *, xp: Any = np
+) -> Int32[Any, "*F"]:
+    """Temporal ids of frames within their video: int(frame * temporal_stride).
+
+    Args:
+        frames: indices of frames, 0 for the video's first.
+        temporal_stride: ids from one frame to the next, of all or of each.
+        xp: numpy or jax.numpy. The product is taken in float32 by both, so that host and device round alike.
+    """
+    stride = xp.asarray(temporal_stride, xp.float32)
+    return xp.floor(xp.asarray(frames).astype(xp.float32) * stride).astype(xp.int32)
 
 
 def frame_positions(
@@ -35,11 +49,10 @@ def frame_positions(
         start: first id of the whole video.
         frames: indices of the frames wanted, 0 for the video's first.
         rows, columns: size of a frame in merged patches.
-        temporal_stride: ids from one frame to the next, second_per_grid_t * tokens_per_second. The product with the
-            frame is taken in float32.
+        temporal_stride: ids from one frame to the next, second_per_grid_t * tokens_per_second.
         xp: numpy or jax.numpy.
     """
-    temporal = xp.floor(xp.asarray(frames).astype(xp.float32) * xp.float32(temporal_stride)).astype(xp.int32)
+    temporal = temporal_ids(frames, temporal_stride, xp=xp)
     shape = (len(temporal), rows, columns)
     ids = (temporal[:, None, None], xp.arange(rows)[None, :, None], xp.arange(columns)[None, None, :])
     return (xp.stack([xp.broadcast_to(axis, shape).reshape(-1) for axis in ids]) + start).astype(xp.int32)

@@ -1,42 +1,11 @@
-"""The position designs as a table: a new design is one row, with a new way of counting if it needs one."""
+"""The position designs as a table: a new design is one row, with a `Counting` of its own if it counts in a new way."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import ClassVar
 
-
-class Variant(enum.StrEnum):
-    """A position design of the paper (section 3)."""
-
-    OFFLINE = "offline"
-    OFFLINE_GDPE = "offline_gdpe"
-    INTERLEAVE = "interleave"
-    OSPE = "ospe"
-    GDPE = "gdpe"
-    GIPE = "gipe"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "Variant":
-        name = ALIASES.get(str(value).lower(), str(value).lower())
-        for member in cls:
-            if member.value == name:
-                return member
-        aliases = {variant: f" (alias {alias})" for alias, variant in ALIASES.items()}
-        known = ", ".join(f"{variant.value}{aliases.get(variant, '')}" for variant in cls)
-        raise ValueError(f"unknown variant {value!r}; choose one of: {known}")
-
-
-ALIASES: Mapping[str, Variant] = MappingProxyType(
-    {
-        "origin": Variant.OFFLINE,
-        "batch": Variant.OFFLINE_GDPE,
-        "overlap": Variant.OSPE,
-        "group": Variant.GDPE,
-        "gap": Variant.GIPE,
-    }
-)
-"""The names that the paper's authors give to the designs in their code, where they differ from ours."""
+from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, Integer
 
 
 class Storage(enum.Enum):
@@ -47,18 +16,7 @@ class Storage(enum.Enum):
     ARRIVAL = enum.auto()
     """Order of arrival, causal: a frame sees the words that were spoken before it."""
     GROUPED = enum.auto()
-    """Targets in reverse before the sources, so that the keys a target sees (the group mask) are one span."""
-
-
-class Counting(enum.Enum):
-    """How position ids are counted."""
-
-    ONE = enum.auto()
-    """One count for all tokens, in storage order."""
-    TWO = enum.auto()
-    """Sources and targets are counted apart: sources from 0, targets from `Design.first_target`."""
-    OVERLAPPED = enum.auto()
-    """A frame and what is spoken while it arrives start at the same id, behind all that came before."""
+    """Targets in reverse before the sources, so that the keys a target sees are one span (the group mask, figure 3)."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +26,16 @@ class Design:
     Attributes:
         storage: order of storage and visibility.
         counting: how ids are counted.
+        summary: the design in a few words, for figures and help.
         from_the_gap: whether the targets' own count begins at the gap instead of 0.
+        alias: another name; those in `DESIGNS` are the names in the code of the paper's authors.
     """
 
     storage: Storage
     counting: Counting
+    summary: str
     from_the_gap: bool = False
+    alias: str | None = None
 
     @property
     def grouped(self) -> bool:
@@ -88,20 +50,62 @@ class Design:
     @property
     def frame_by_frame(self) -> bool:
         """Whether each frame is positioned like a video of its own, since words come between the frames' ids."""
-        return self.storage is Storage.ARRIVAL or self.counting is Counting.OVERLAPPED
+        return self.speaks_while_watching and self.counting.words_move_sources
 
-    def first_target(self, gap: int) -> int:
+    def first_target(self, gap: Integer) -> Integer:
         """First id of the targets where they are counted apart."""
         return gap if self.from_the_gap else 0
 
 
-DESIGNS: Mapping[Variant, Design] = MappingProxyType(
-    {
-        Variant.OFFLINE: Design(Storage.CHAT, Counting.ONE),
-        Variant.OFFLINE_GDPE: Design(Storage.CHAT, Counting.TWO),
-        Variant.INTERLEAVE: Design(Storage.ARRIVAL, Counting.ONE),
-        Variant.OSPE: Design(Storage.GROUPED, Counting.OVERLAPPED),
-        Variant.GDPE: Design(Storage.GROUPED, Counting.TWO),
-        Variant.GIPE: Design(Storage.GROUPED, Counting.TWO, from_the_gap=True),
-    }
-)
+DESIGNS: dict[str, Design] = {
+    "offline": Design(Storage.CHAT, ONE, "one count, the answer after the video", alias="origin"),
+    "offline_gdpe": Design(Storage.CHAT, TWO, "two counts, the answer after the video", alias="batch"),
+    "interleave": Design(Storage.ARRIVAL, ONE, "one count, frames and words in turn"),
+    "ospe": Design(Storage.GROUPED, OVERLAPPED, "words and the next frame overlap", alias="overlap"),
+    "gdpe": Design(Storage.GROUPED, TWO, "two counts, both from 0", alias="group"),
+    "gipe": Design(Storage.GROUPED, TWO, "two counts, words from the gap", from_the_gap=True, alias="gap"),
+}
+"""All designs by name (paper, section 3). A row that is added here, from anywhere, is known everywhere by its name."""
+
+
+class _Names(type):
+    """Iterating over `Variant` gives the names of all designs, those added later included."""
+
+    def __iter__(cls) -> "Iterator[Variant]":
+        return map(Variant, DESIGNS)
+
+    def __len__(cls) -> int:
+        return len(DESIGNS)
+
+
+class Variant(str, metaclass=_Names):
+    """The name of a position design in `DESIGNS`."""
+
+    OFFLINE: ClassVar["Variant"]
+    OFFLINE_GDPE: ClassVar["Variant"]
+    INTERLEAVE: ClassVar["Variant"]
+    OSPE: ClassVar["Variant"]
+    GDPE: ClassVar["Variant"]
+    GIPE: ClassVar["Variant"]
+
+    _made: ClassVar[dict[str, "Variant"]] = {}
+
+    def __new__(cls, value: object) -> "Variant":
+        """The one object for a design's name.
+
+        Args:
+            value: a name or an alias, in any case.
+
+        Raises:
+            ValueError: if no design has it.
+        """
+        wanted = str(value).lower()
+        for name, design in DESIGNS.items():
+            if wanted in (name.lower(), design.alias):
+                return cls._made.setdefault(name, super().__new__(cls, name))
+        known = (f"{name} (alias {design.alias})" if design.alias else name for name, design in DESIGNS.items())
+        raise ValueError(f"unknown variant {value!r}; choose one of: {', '.join(known)}")
+
+
+for _name in DESIGNS:
+    setattr(Variant, _name.upper(), Variant(_name))

@@ -9,10 +9,10 @@ import pytest
 from span_examples import SPANS, arrays, assert_close, random_spans
 
 from swjax.attention import AttentionSharding, SpanAttention, cache_attention
-from swjax.attention.chunked import chunked_cache
-from swjax.attention.gpu import GPUBlocks, make_gpu_cache
+from swjax.attention.chunked import chunked_kernel
+from swjax.attention.gpu import GPUBlocks, make_gpu_kernel
 from swjax.attention.reference import reference_span_attention
-from swjax.attention.tpu import TPUBlocks, make_tpu_cache
+from swjax.attention.tpu import TPUBlocks, make_tpu_kernel
 
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
@@ -20,9 +20,11 @@ LAYERS, LAYER = 3, 1
 CACHES = {
     "auto": cache_attention,
     "reference": functools.partial(cache_attention, like=SpanAttention("reference")),
-    "chunked": chunked_cache,
-    "tpu": make_tpu_cache(TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True),
-    "gpu": make_gpu_cache(GPUBlocks(queries=64, keys=32, programs=8), interpret=True),
+    "chunked": chunked_kernel.cache,
+    "tpu": make_tpu_kernel(
+        TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True
+    ).cache,
+    "gpu": make_gpu_kernel(GPUBlocks(queries=64, keys=32, programs=8), interpret=True).cache,
 }
 SIZES = [
     # batch, queries, slots, heads, key heads, head dim

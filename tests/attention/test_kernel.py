@@ -27,7 +27,7 @@ def doubled(platforms=()):
         out, lse = chunked_kernel.forward(q, k, v, spans)
         return 2 * out, lse
 
-    return Kernel(forward, chunked_kernel.backward, platforms)
+    return Kernel(forward, chunked_kernel.backward, chunked_kernel.cache, platforms)
 
 
 def test_small_rows_are_dense_on_a_cpu():

@@ -22,7 +22,7 @@ from span_examples import (
 )
 
 from swjax.attention import SpanAttention, cache_attention, span_attention
-from swjax.attention.mosaic import MosaicBlocks, make_mosaic_cache, make_mosaic_kernel
+from swjax.attention.mosaic import MosaicBlocks, make_mosaic_kernel
 from swjax.attention.mosaic_backward import touching_parts
 from swjax.attention.mosaic_blocks import ROWS, prepare
 from swjax.attention.reference import reference_span_attention
@@ -98,7 +98,7 @@ def test_cache():
     q, _, _, _ = arrays(rng, 1, 1, 1, 4, 2, 64, dtype=jnp.bfloat16)
     keys, values = (jnp.asarray(rng.normal(size=(2, 1, 2, 600, 64)), jnp.bfloat16) for _ in range(2))
     spans = spans_of([[70]], [[555]])
-    attention = make_mosaic_cache(SMALL, interpret=plgpu.InterpretGPUParams())
+    attention = make_mosaic_kernel(SMALL, interpret=plgpu.InterpretGPUParams()).cache
     found = attention(q, keys, values, jnp.int32(1), spans)
     exact = (x.astype(jnp.float32) for x in (q, keys[1].swapaxes(1, 2), values[1].swapaxes(1, 2)))
     assert_close([found], [reference_span_attention(*exact, spans).astype(jnp.bfloat16)], 2e-2)

@@ -1,6 +1,7 @@
 """Every position design over random chats: visibility, positions, growth step by step, and the device's functions."""
 
 import functools
+import pickle
 
 import jax
 import numpy as np
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 from swjax.streaming import (
     DESIGNS,
+    TWO,
+    Counting,
+    Design,
     KeySpans,
     Storage,
     StoredCounts,
@@ -314,3 +318,62 @@ def test_frame_rates_of_several_videos():
     temporal = positions[0, is_video]
     np.testing.assert_array_equal(temporal[:3] - temporal[0], [0, 2, 4])
     np.testing.assert_array_equal(temporal[3:] - temporal[3], [0, 1, 2])
+
+
+# A step begins 100 ids behind where the words before it began (a turn: where they ended), and its words 7 ids later.
+SPACED = Counting(
+    first_source=lambda before, opens_turn, xp: 100 + xp.where(opens_turn, before.target, before.words),
+    first_word=lambda before, next_source, xp: next_source + 7,
+    words_move_sources=True,
+)
+ADDED = {
+    "Toy_Counting": Design(Storage.GROUPED, SPACED, "steps 100 ids apart", alias="spaced"),
+    "toy_design": Design(Storage.ARRIVAL, TWO, "two counts, in order of arrival", from_the_gap=True),
+}
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """Designs that somebody else has added."""
+    for name, design in ADDED.items():
+        monkeypatch.setitem(DESIGNS, name, design)
+
+
+@pytest.mark.usefixtures("added")
+def test_added_designs_are_known_by_name():
+    assert list(Variant)[-2:] == list(ADDED)
+    assert Variant("spaced") is Variant("toy_counting") is pickle.loads(pickle.dumps(Variant("SPACED")))
+    with pytest.raises(ValueError, match=r"unknown variant 'no'; choose one of: .*Toy_Counting \(alias spaced\), toy_"):
+        Variant("no")
+
+
+@pytest.mark.usefixtures("added")
+def test_an_added_counting_counts():
+    positions = positions_of(SMALL, 2, "spaced")
+    np.testing.assert_array_equal(positions[0, :4], [100, 101, 102, 103])
+    np.testing.assert_array_equal(positions[0, 4:10], [104, 104, 213, 213, 322, 322])
+    np.testing.assert_array_equal(positions[1, 4:10], [104, 105, 213, 214, 322, 323])
+    np.testing.assert_array_equal(positions[0, 10:13], [324, 325, 326])
+    np.testing.assert_array_equal(positions[0, 13:], [113, 114, 115, 116, 117, 222, 223, 334, 335, 336, 337, 338])
+
+
+@pytest.mark.usefixtures("added")
+def test_an_added_design_is_made_of_known_parts():
+    """As many ids as GIPE, and who sees whom as in interleave."""
+    np.testing.assert_array_equal(positions_of(SMALL, 2, "toy_design"), positions_of(SMALL, 2, "gipe"))
+    mask, known = (mask_in_chat_order(layout_of(SMALL, 2, variant)) for variant in ("toy_design", "interleave"))
+    np.testing.assert_array_equal(mask, known)
+
+
+@pytest.mark.parametrize("variant", ADDED)
+def test_added_designs_are_laid_out_grown_and_compiled_alike(added, variant):
+    @settings(max_examples=30, deadline=None)
+    @given(chats(), st.sampled_from([0, 7]))
+    def check(example, gap):
+        test_a_stream_grown_step_by_step_is_the_layout_of_training.hypothesis.inner_test(example, variant, gap, 1.5)
+        test_layouts_inside_jit_equal_those_of_the_host.hypothesis.inner_test(example, variant, gap, 1.5)
+        test_visibility.hypothesis.inner_test(example, variant)
+        test_labels.hypothesis.inner_test(example, variant)
+
+    check()
+    test_growth_on_the_device(variant)
