@@ -53,7 +53,8 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     from swjax.evaluation.metrics import perplexity
     from swjax.models.parameters import merge_parameters, split_parameters
     from swjax.streaming import SpecialTokens
-    from swjax.training.loss import IGNORED, losses_by_row
+    from swjax.training.objectives.labels import IGNORED
+    from swjax.training.objectives.next_token import losses_by_row
 
     record = source.record
     config = PipelineConfig(

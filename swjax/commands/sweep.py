@@ -149,7 +149,8 @@ def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[s
 
     config = flatten(load_config(sweep.config, _overrides(sweep, run, extra)))
     for key in KEYS:
-        if key.free:  # where it is written, how fast it is made
+        # Where it is written, how fast it is made; and what results that were made before the key do not hold.
+        if key.free or (key.later and config[key.path] == key.default):
             config.pop(key.path)
     evaluation = {name: asdict(sweep)[name] for name in ("data", "schedules", "limit", "max_tail")}
     if sweep.mode is not None:

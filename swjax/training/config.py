@@ -17,6 +17,7 @@ from swjax.data.patches import MERGE_SIZE
 from swjax.local_path import refused_scheme
 from swjax.models.remat import REMAT
 from swjax.streaming import Variant
+from swjax.training.objectives import DEFAULT_OBJECTIVE, find_objective, objective_names
 from swjax.training.profiling import parse_steps
 
 DTYPES = ("float32", "bfloat16")
@@ -27,12 +28,21 @@ class ConfigError(ValueError):
 
 
 class Key(NamedTuple):
-    """A key: its dotted path, its default, its meaning, and whether a run may be resumed with another value."""
+    """A key of the configuration.
+
+    Attributes:
+        path: with dots.
+        default: its value unless an experiment changes it.
+        meaning: for `swjax train --help`.
+        free: whether a run may be resumed with another value.
+        later: the key came after the first runs: one that was recorded without it had the default.
+    """
 
     path: str
     default: Any
     meaning: str
     free: bool = False
+    later: bool = False
 
 
 KEYS = (
@@ -45,6 +55,7 @@ KEYS = (
     Key("model.preset", "", "size: tiny, 3b, 7b, 32b, 72b; '' takes the size of init_from"),
     Key("model.overrides", {}, "fields of the model's configuration to change, such as {'text': {'num_layers': 2}}"),
     Key("tokenizer", "", "tokenizer folder; '' takes init_from's, or that of Moving Shapes from scratch"),
+    Key("objective", DEFAULT_OBJECTIVE, f"what is made small: {', '.join(objective_names())}", later=True),
     Key("frozen", ("visual/(?!merger)",), "regular expressions; parameters whose path one matches do not train"),
     Key("dtype", "bfloat16", f"dtype of the computations, {' or '.join(DTYPES)}; what trains is kept in float32"),
     Key("attention", "auto", f"implementation of attention: {', '.join(IMPLEMENTATIONS)}", free=True),
@@ -178,6 +189,10 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
         Variant(values["variant"])
     except ValueError as error:
         raise ConfigError(f"config.variant: {error}") from None
+    try:
+        find_objective(values["objective"])
+    except ValueError as error:
+        raise ConfigError(f"config.objective: {error}") from None
     for path, choices in _CHOICES.items():
         if values[path] not in choices:
             raise ConfigError(f"config.{path} is {values[path]!r}; choose one of: {', '.join(choices)}")
@@ -223,7 +238,8 @@ def changed_keys(recorded: Mapping[str, Any], config: ConfigDict | Mapping[str, 
         recorded: the configuration in the run folder, nested.
         config: the one to go on with.
     """
-    old, new = dict(_walk(recorded, "")), flatten(config)
+    later = {key.path: key.default for key in KEYS if key.later}
+    old, new = later | dict(_walk(recorded, "")), flatten(config)
     free = {key.path for key in KEYS if key.free}
     return [
         f"config.{path} was {_plain(old.get(path))!r}, is {_plain(new.get(path))!r}"
