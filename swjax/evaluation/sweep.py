@@ -13,6 +13,7 @@ from typing import Any
 
 from swjax.evaluation.errors import EvaluationError
 from swjax.local_path import refused_scheme
+from swjax.streaming.spec import StreamSpec
 
 SWEEP = "sweep.json"
 RESULT = "result.json"
@@ -48,7 +49,7 @@ class Sweep:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     schedules: tuple[str, ...] = ("fixed",)
     limit: int | None = None
-    max_tail: int = 300
+    max_tail: int = StreamSpec.max_tail
     mode: str | None = None
     rows: int | None = None
 

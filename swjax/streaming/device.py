@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from swjax.streaming import growth, positions, schedule
 from swjax.streaming.arrange import arrange
 from swjax.streaming.layout import StreamLayout
+from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
 from swjax.streaming.variants import DESIGNS, Variant
 
@@ -48,7 +49,7 @@ def build_layout(
     num_tokens: int | Int[Array, ""],
     variant: Variant | str,
     schedule: Int[Array, "F"],
-    gap: int | Int[Array, ""] = 10_000,
+    gap: int | Int[Array, ""] = StreamSpec.gap,
     second_per_grid_t: float | Float[Array, "..."] = 1.0,
     tokens_per_second: float = 2.0,
     special_tokens: SpecialTokens,

@@ -20,6 +20,7 @@ from swjax.streaming.arrange import NO_LABEL, arrange
 from swjax.streaming.checks import check_answers, find_visual_items
 from swjax.streaming.schedule import tokens_per_frame_schedule
 from swjax.streaming.spans import KeySpans
+from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
 from swjax.streaming.variants import DESIGNS, Variant
 
@@ -58,7 +59,7 @@ def build_layout(
     *,
     variant: Variant | str,
     schedule: int | Sequence[int] = 3,
-    gap: int = 10_000,
+    gap: int = StreamSpec.gap,
     second_per_grid_t: float | Sequence[float] = 1.0,
     tokens_per_second: float = 2.0,
     image_grid_thw: Int[np.ndarray, "images 3"] | None = None,
