@@ -2,13 +2,13 @@
 
 import argparse
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from swjax.atomic import write_json
 from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_arguments, judge_fluency
 from swjax.commands.evaluate_table import show_scores
 from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
@@ -216,7 +216,7 @@ def _write_scores(
     rows = {"model": row | {"mode": str(task.mode), "wall": wall_times(predictions, mode=task.mode, rows=args.rows)}}
     if args.baselines:
         rows |= _baselines(task, events_file, [prediction.key for prediction in predictions])
-    (folder / "scores.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(folder / "scores.json", rows)
     if args.results_format == "authors":
         write_authors_results(folder / RESULTS, predictions, task=args.task)
     schedule = "" if task.seed is None else f", random schedule of seed {task.seed}"
