@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from swjax.commands.say import SMALL_TOKENIZER, UsageError, console, refusing
+from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -58,12 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheets", type=int, default=4, help="contact sheets to draw (default: 4)")
     parser.add_argument("--tokenizer", help="folder of the tokenizer (default: the small one of Moving Shapes)")
     parser.add_argument("--root", type=Path, help="folder that a manifest's videos must lie in (default: its own)")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames taken a second (default: 2)")
     parser.add_argument(
-        "--min-pixels", type=int, default=56 * 56, help="smallest area of a frame, at most --max-pixels (default: 3136)"
+        "--fps", type=float, default=StreamSpec.fps, help="frames taken a second (default: %(default)g)"
     )
     parser.add_argument(
-        "--max-pixels", type=int, default=448 * 448, help="largest area of a frame, 784 or more (default: 200704)"
+        "--min-pixels",
+        type=int,
+        default=StreamSpec.min_pixels,
+        help="smallest area of a frame, at most --max-pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=StreamSpec.max_pixels,
+        help="largest area of a frame, 784 or more (default: %(default)s)",
     )
     parser.add_argument(
         "--max-tokens", type=int, default=8192, help="tokens of a row; longer examples are skipped (default: 8192)"
@@ -74,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=30 * 1024,
         help="patches of a row, a multiple of 4; longer videos are skipped (default: 30720)",
     )
-    parser.add_argument("--wait-k", type=int, default=3, help="answer tokens after each frame (default: 3)")
+    parser.add_argument(
+        "--wait-k", type=int, default=StreamSpec.wait_k, help="answer tokens after each frame (default: %(default)s)"
+    )
 
 
 @refusing

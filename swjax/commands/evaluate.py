@@ -2,17 +2,18 @@
 
 import argparse
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from swjax.atomic import write_json
 from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_arguments, judge_fluency
 from swjax.commands.evaluate_table import show_scores
 from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
+from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.commands.evaluate_loss import CaptionLosses
@@ -86,7 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="begin anew where there are predictions")
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="videos at a time (default: 8)")
     parser.add_argument("--mode", choices=MODES, help="of the engine (default: the quickest that the variant allows)")
-    parser.add_argument("--max-tail", type=int, default=300, help="limit on tokens after the last frame (default: 300)")
+    parser.add_argument(
+        "--max-tail",
+        type=int,
+        default=StreamSpec.max_tail,
+        help="limit on tokens after the last frame (default: %(default)s)",
+    )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="the paper's is 1.15 (default: 1, none)")
     parser.add_argument("--schedule", choices=("fixed", "random"), default="fixed", help="(default: fixed, wait-k)")
     parser.add_argument(
@@ -210,7 +216,7 @@ def _write_scores(
     rows = {"model": row | {"mode": str(task.mode), "wall": wall_times(predictions, mode=task.mode, rows=args.rows)}}
     if args.baselines:
         rows |= _baselines(task, events_file, [prediction.key for prediction in predictions])
-    (folder / "scores.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(folder / "scores.json", rows)
     if args.results_format == "authors":
         write_authors_results(folder / RESULTS, predictions, task=args.task)
     schedule = "" if task.seed is None else f", random schedule of seed {task.seed}"

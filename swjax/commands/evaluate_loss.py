@@ -1,7 +1,7 @@
 """Loss and perplexity of the captions of a split, read by the model as in training."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
@@ -53,19 +53,14 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     from swjax.evaluation.metrics import perplexity
     from swjax.models.parameters import merge_parameters, split_parameters
     from swjax.streaming import SpecialTokens
-    from swjax.training.loss import IGNORED, losses_by_row
+    from swjax.training.objectives.labels import IGNORED
+    from swjax.training.objectives.next_token import losses_by_row
 
-    record = source.record
     config = PipelineConfig(
         batch_size=1,
         max_tokens=MAX_TOKENS,
         max_patches=MAX_TOKENS * MERGE_SIZE**2,
-        variant=record.variant,
-        wait_k=record.wait_k,
-        gap=record.gap,
-        fps=record.fps,
-        min_pixels=record.min_pixels,
-        max_pixels=record.max_pixels,
+        **asdict(source.record),
     )
     special = SpecialTokens.from_tokenizer(tokenizer)
     structure, parameters = split_parameters(source.model)

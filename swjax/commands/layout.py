@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swjax.commands.say import UsageError, console, refusing
+from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     import numpy as np
@@ -47,7 +48,7 @@ examples:
 """
 LONGEST_IN_FULL = 64
 """Tokens up to which each has a line of its own."""
-MAX_PIXELS = 448 * 448
+MAX_PIXELS = StreamSpec.max_pixels
 MEANT_FOR = {
     "frames": ("example", "text"),
     "grid": ("example", "text"),
@@ -68,14 +69,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure", action="append", type=Path, default=[], metavar="FILE", help="PNG or SVG to draw; may be repeated"
     )
-    parser.add_argument("--gap", type=int, default=10_000, help="first id of the answer in gipe (default: 10000)")
-    parser.add_argument("--fps", type=float, default=2.0, help="video frames a second; two are one frame (default: 2)")
+    parser.add_argument(
+        "--gap", type=int, default=StreamSpec.gap, help="first id of the answer in gipe (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        default=StreamSpec.fps,
+        help="video frames a second; two are one frame (default: %(default)g)",
+    )
     parser.add_argument(
         "--lines", type=int, default=80, metavar="N", help="lines of a table; the middle is left out (default: 80)"
     )
     parser.add_argument("--every-token", action="store_true", help="a line for each token, whatever their number")
     schedule = parser.add_argument_group("when the words are spoken").add_mutually_exclusive_group()
-    schedule.add_argument("--wait-k", type=int, default=3, metavar="K", help="K words after each frame (default: 3)")
+    schedule.add_argument(
+        "--wait-k",
+        type=int,
+        default=StreamSpec.wait_k,
+        metavar="K",
+        help="K words after each frame (default: %(default)s)",
+    )
     schedule.add_argument("--schedule", metavar="N,N,...", help="words after each frame, one by one")
     schedule.add_argument("--random", metavar="LOW:HIGH", help="words after each frame drawn from LOW to HIGH")
     parser.add_argument("--seed", type=int, default=0, help="seed of --random (default: 0)")
@@ -179,7 +193,7 @@ def _chat_and_schedule(args: argparse.Namespace) -> "tuple[Chat, np.ndarray]":
         chat = read_chat(args.tokens, args.tokenizer)
     elif args.manifest is not None:
         most = MAX_PIXELS if args.max_pixels is None else args.max_pixels
-        pixels = (min(56 * 56, most), most)
+        pixels = (min(StreamSpec.min_pixels, most), most)
         chat, by_sentences = manifest_chat(
             args.manifest, args.key, args.question, args.tokenizer, fps=args.fps, pixels=pixels, wait_k=args.wait_k
         )

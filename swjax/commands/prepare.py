@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from swjax.commands.say import SMALL_TOKENIZER, UsageError, console, refusing
+from swjax.streaming.spec import StreamSpec
 
 NAME = "prepare"
 HELP = "make a data set on disk, ready for training"
@@ -68,12 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="make records anew in the place of others of that name"
     )
     records.add_argument("--download", action="store_true", help="fetch the release into --source first (from the Hub)")
-    records.add_argument("--fps", type=float, default=2.0, help="frames kept a second (default: 2)")
     records.add_argument(
-        "--min-pixels", type=int, default=56 * 56, help="smallest area of a frame, at most --max-pixels (default: 3136)"
+        "--fps", type=float, default=StreamSpec.fps, help="frames kept a second (default: %(default)g)"
     )
     records.add_argument(
-        "--max-pixels", type=int, default=448 * 448, help="largest area of a frame, 784 or more (default: 200704)"
+        "--min-pixels",
+        type=int,
+        default=StreamSpec.min_pixels,
+        help="smallest area of a frame, at most --max-pixels (default: %(default)s)",
+    )
+    records.add_argument(
+        "--max-pixels",
+        type=int,
+        default=StreamSpec.max_pixels,
+        help="largest area of a frame, 784 or more (default: %(default)s)",
     )
     for name, what, limit in (
         ("min-seconds", "shortest video", ("5", "none")),

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
+from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.inference import Mode
     from swjax.serving import EngineSize, Limits
     from swjax.serving.logs import LineHandler
-    from swjax.streaming import StreamSpec
 
 NAME = "serve"
 HELP = "let many users stream their videos, in a web page or over WebSockets"
@@ -95,7 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-seconds", type=_number, default=120.0, help="length of a video (default: %(default)g)")
     limits.add_argument(
-        "--max-tail", type=_whole(1), default=300, help="tokens after the last frame (default: %(default)s)"
+        "--max-tail",
+        type=_whole(1),
+        default=StreamSpec.max_tail,
+        help="tokens after the last frame (default: %(default)s)",
     )
     limits.add_argument("--max-clients", type=_whole(1), default=128, help="open sockets (default: %(default)s)")
     limits.add_argument(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
+from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.inference import Frame, StreamEvent, StreamSession, StreamSettings
-    from swjax.streaming import StreamSpec
 
 NAME = "stream"
 HELP = "describe a video while watching it"
@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what is left follows the last frame, whose count is not used",
     )
     parser.add_argument("--gap", type=int, help="first position id of the answer in gipe (default: as trained)")
-    parser.add_argument("--max-tail", type=int, default=300, help="limit on tokens after the last frame (default: 300)")
+    parser.add_argument(
+        "--max-tail",
+        type=int,
+        default=StreamSpec.max_tail,
+        help="limit on tokens after the last frame (default: %(default)s)",
+    )
     parser.add_argument(
         "--stop-token",
         action="append",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from swjax.atomic import write_json
 from swjax.commands.say import UsageError, console, refuse
 from swjax.python_file import PythonFileError, call_python_file
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
-    from swjax.evaluation.sweep import RUNS, SWEEP, expand, read_rows, replace_file, write_tables
+    from swjax.evaluation.sweep import RUNS, SWEEP, expand, read_rows, write_tables
 
     out = console()
     sweep = load_sweep(args.config)
@@ -104,7 +105,7 @@ def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if not args.only:
         record = {"config": str(args.config), "runs": [run.name for run in runs]}
-        replace_file(folder / SWEEP, (json.dumps(record, indent=2) + "\n").encode())
+        write_json(folder / SWEEP, record)
     out.print(f"{folder}: {len(chosen)} runs, {len(chosen) - len(left)} of them finished before", soft_wrap=True)
     if args.parallel > 1:
         failed = _run_apart(args, extra, left, folder, out)
@@ -149,7 +150,8 @@ def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[s
 
     config = flatten(load_config(sweep.config, _overrides(sweep, run, extra)))
     for key in KEYS:
-        if key.free:  # where it is written, how fast it is made
+        # Where it is written, how fast it is made; and what results that were made before the key do not hold.
+        if key.free or (key.later and config[key.path] == key.default):
             config.pop(key.path)
     evaluation = {name: asdict(sweep)[name] for name in ("data", "schedules", "limit", "max_tail")}
     if sweep.mode is not None:
@@ -190,7 +192,6 @@ def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, A
         RESULT,
         evaluation_folder,
         group_seeds,
-        replace_file,
         result_rows,
         split_schedule,
     )
@@ -213,7 +214,7 @@ def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, A
     commit = _commit(folder, definition["config"]["steps"])
     rows = result_rows(run, scores, config=definition["config"], commit=commit)
     result = {"definition": definition, "rows": rows}
-    replace_file(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    write_json(folder / RESULT, result)
     return True
 
 

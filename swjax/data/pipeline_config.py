@@ -1,14 +1,12 @@
 """How examples become batches: the settings of the input pipeline, and of what encodes one example."""
 
 import enum
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from swjax.data.patches import MERGE_SIZE, PATCH_SIZE
-from swjax.data.video import DEFAULT_FPS
-from swjax.streaming import Variant
+from swjax.streaming import StreamSpec
 
 
 class Batching(enum.StrEnum):
@@ -22,9 +20,9 @@ class Batching(enum.StrEnum):
     """One example a row, in batches of like size and as many shapes as buckets."""
 
 
-@dataclass(frozen=True)
-class PipelineConfig:
-    """How examples become batches.
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig(StreamSpec):
+    """How examples become batches: what is to be learned (`StreamSpec`), and how rows are filled.
 
     Attributes:
         batch_size: rows of a batch in this process (B).
@@ -36,12 +34,6 @@ class PipelineConfig:
         window: examples that packing and bucketing choose from at a time. More fill rows better, and take their
             patches' memory.
         buckets: (tokens, patches) of rows for bucketing, the smallest first; max_tokens and max_patches are the last.
-        variant: the position design.
-        wait_k: answer tokens spoken after each frame; a caption of fewer tokens a frame is set aside.
-        gap: first id of the answer in GIPE.
-        fps: frames a second that are taken from the video; two of them are one frame of the model.
-        min_pixels: smallest area of a resized frame.
-        max_pixels: largest area of a resized frame.
         seed: of the order of the examples and of their questions.
         workers: processes that encode examples; 0 encodes in threads of this process.
         threads: threads that encode examples, in this process or in each worker; 0 encodes when a batch is asked for.
@@ -58,12 +50,6 @@ class PipelineConfig:
     max_videos: int = 1
     window: int = 64
     buckets: tuple[tuple[int, int], ...] = ()
-    variant: Variant | str = Variant.GDPE
-    wait_k: int = 3
-    gap: int = 10_000
-    fps: float = DEFAULT_FPS
-    min_pixels: int = 56 * 56
-    max_pixels: int = 448 * 448
     seed: int = 0
     workers: int = 0
     threads: int = 2
@@ -72,7 +58,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        Variant(self.variant)
+        super().__post_init__()
         if self.batching not in tuple(Batching):
             raise ValueError(f"batching must be one of {', '.join(Batching)}, got {self.batching!r}")
         if self.batching == Batching.BUCKET and self.window % self.batch_size:
@@ -85,18 +71,15 @@ class PipelineConfig:
                 f"max_patches and the patches of buckets must be multiples of {MERGE_SIZE**2}, which make a token, "
                 f"got {odd[0]}; give {odd[0] // MERGE_SIZE**2 * MERGE_SIZE**2 or MERGE_SIZE**2}"
             )
-        at_least_one = ("batch_size", "max_tokens", "max_patches", "max_videos", "window", "wait_k", "min_pixels")
+        at_least_one = ("batch_size", "max_tokens", "max_patches", "max_videos", "window")
         for name in (*at_least_one, "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("gap", "seed", "workers", "threads", "cache_mb"):
+        for name in ("seed", "workers", "threads", "cache_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"fps must be above 0, got {self.fps}")
         token_pixels = (PATCH_SIZE * MERGE_SIZE) ** 2
-        if self.max_pixels < max(self.min_pixels, token_pixels):
+        if self.max_pixels < token_pixels:
             raise ValueError(
-                f"max_pixels must be at least min_pixels ({self.min_pixels}) and the pixels of one token "
-                f"({token_pixels}), got {self.max_pixels}"
+                f"max_pixels must be at least the pixels of one token ({token_pixels}), got {self.max_pixels}"
             )

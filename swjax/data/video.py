@@ -23,8 +23,9 @@ from swjax.data.clips import decode_clip
 from swjax.data.decoding import TIMESTAMP_TOLERANCE_S, Film, TimedFrame, VideoError, open_film
 from swjax.data.example import EncodedClip, Video, VideoFile
 from swjax.data.orientation import turned
+from swjax.streaming.spec import StreamSpec
 
-DEFAULT_FPS = 2.0
+DEFAULT_FPS = StreamSpec.fps
 DEFAULT_MAX_FRAMES = 768
 MAX_FRAME_PIXELS = 7680 * 4320
 # A file may promise a little more than it holds (edit lists, a last frame without a duration).

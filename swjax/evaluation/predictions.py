@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from swjax.atomic import write_json
 from swjax.data.json_lines import JsonLineError, cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.predict import Prediction
@@ -60,9 +61,7 @@ def open_predictions(
     if path.exists():
         _check_settings(path, record, settings)
     else:
-        replacement = record.with_suffix(".tmp")
-        replacement.write_text(json.dumps(settings, indent=2) + "\n")
-        replacement.replace(record)
+        write_json(record, settings)
         path.touch()
     cut_half_line(path)
     return PredictionFile(path, {p.key: p for p in read_predictions(path)})

@@ -5,14 +5,15 @@ import hashlib
 import io
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swjax.atomic import write_bytes
 from swjax.evaluation.errors import EvaluationError
 from swjax.local_path import refused_scheme
+from swjax.streaming.spec import StreamSpec
 
 SWEEP = "sweep.json"
 RESULT = "result.json"
@@ -48,7 +49,7 @@ class Sweep:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     schedules: tuple[str, ...] = ("fixed",)
     limit: int | None = None
-    max_tail: int = 300
+    max_tail: int = StreamSpec.max_tail
     mode: str | None = None
     rows: int | None = None
 
@@ -169,7 +170,7 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace_file(folder / TABLE, text.getvalue().encode())
+    write_bytes(folder / TABLE, text.getvalue().encode())
     try:
         import pyarrow
         import pyarrow.parquet
@@ -178,7 +179,7 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     columnar = pyarrow.Table.from_pydict({column: [_cell(row.get(column)) for row in rows] for column in columns})
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(columnar, sink)
-    replace_file(folder / PARQUET, sink.getvalue().to_pybytes())
+    write_bytes(folder / PARQUET, sink.getvalue().to_pybytes())
     return [folder / TABLE, folder / PARQUET]
 
 
@@ -195,13 +196,6 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not rows or any("schedule" not in row for row in rows):
         raise EvaluationError(f"{path} is not a table of a sweep, or is empty")
     return rows
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole: whoever reads it, or a kill, finds the old or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _name(values: Mapping[str, Any]) -> str:

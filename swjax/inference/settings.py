@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from swjax.inference.numbers import real, shown, whole
 from swjax.inference.sampler import GREEDY, Sampling
-from swjax.streaming import DESIGNS, Design, Storage, Variant
+from swjax.streaming import DESIGNS, Design, Storage, StreamSpec, Variant
 
 LONGEST_GRID_S = 3600.0
 """The most seconds from one frame to the next: temporal ids of a hundred thousand such frames are within int32."""
@@ -30,11 +30,11 @@ class StreamSettings:
     """
 
     variant: Variant = Variant.GDPE
-    wait_k: int = 3
+    wait_k: int = StreamSpec.wait_k
     counts: tuple[int, ...] | None = None
-    gap: int = 10_000
+    gap: int = StreamSpec.gap
     second_per_grid_t: float = 1.0
-    max_tail: int = 300
+    max_tail: int = StreamSpec.max_tail
     sampling: Sampling = GREEDY
     stop_tokens: tuple[int, ...] = ()
 

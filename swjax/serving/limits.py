@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from swjax.streaming.spec import StreamSpec
+
 CONTROL_MESSAGE_BYTES = 32_768
 """Size of a text message: room for the longest question with every character escaped as a surrogate pair."""
 
@@ -47,7 +49,7 @@ class Limits:
     max_picture_pixels: int = 1920 * 1080
     max_question_characters: int = 2000
     max_wait_k: int = 64
-    max_tail: int = 300
+    max_tail: int = StreamSpec.max_tail
     chatter_burst: int = 64
     chatter_per_s: float = 1.0
     decode_s: float = 2.0

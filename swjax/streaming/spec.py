@@ -1,18 +1,23 @@
 """What a model is trained to do while it watches: the numbers that training, checkpoints, engine and server share."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from swjax.streaming.variants import Variant
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What a model was trained to do; defaults are the paper's.
+    """What a model was trained to do. Its defaults are those of the whole project, and the paper's.
 
     Attributes:
-        variant: position design.
+        variant: position design, or an alias.
         wait_k: answer tokens after each frame.
         gap: first id of the answer in GIPE.
         fps: pictures taken a second; two of them make a frame.
         min_pixels, max_pixels: smallest and largest area of a resized picture.
+        max_tail: limit on answer tokens after the last frame.
     """
 
     variant: str = "gdpe"
@@ -21,3 +26,39 @@ class StreamSpec:
     fps: float = 2.0
     min_pixels: int = 56 * 56
     max_pixels: int = 448 * 448
+    max_tail: int = 300
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model is trained with.
+
+        Raises:
+            ValueError: names the field, its value and what it may be.
+        """
+        for field in fields(StreamSpec):
+            check_spec(field.name, getattr(self, field.name))
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(f"max_pixels must be at least min_pixels ({self.min_pixels}), got {self.max_pixels}")
+
+
+def check_spec(name: str, value: Any) -> None:
+    """Looks whether a field of `StreamSpec` may have a value.
+
+    Args:
+        name: of the field.
+        value: as it was read, of any type.
+
+    Raises:
+        ValueError: names the field, the value and what it may be.
+    """
+    if name == "variant":
+        Variant(value)
+        return
+    if name == "fps":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"fps is {value!r}; it must be of type float above 0")
+        if not (math.isfinite(value) and 0 < value < 2**31):
+            raise ValueError(f"fps must be above 0, got {value}")
+        return
+    least = 0 if name == "gap" else 1
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise ValueError(f"{name} is {value!r}; it must be of type int {'above 0' if least else 'and at least 0'}")

@@ -16,7 +16,9 @@ from swjax.attention import IMPLEMENTATIONS
 from swjax.data.patches import MERGE_SIZE
 from swjax.local_path import refused_scheme
 from swjax.models.remat import REMAT
-from swjax.streaming import Variant
+from swjax.streaming import StreamSpec, Variant
+from swjax.streaming.spec import check_spec
+from swjax.training.objectives import DEFAULT_OBJECTIVE, find_objective, objective_names
 from swjax.training.profiling import parse_steps
 
 DTYPES = ("float32", "bfloat16")
@@ -27,24 +29,34 @@ class ConfigError(ValueError):
 
 
 class Key(NamedTuple):
-    """A key: its dotted path, its default, its meaning, and whether a run may be resumed with another value."""
+    """A key of the configuration.
+
+    Attributes:
+        path: with dots.
+        default: its value unless an experiment changes it.
+        meaning: for `swjax train --help`.
+        free: whether a run may be resumed with another value.
+        later: the key came after the first runs: one that was recorded without it had the default.
+    """
 
     path: str
     default: Any
     meaning: str
     free: bool = False
+    later: bool = False
 
 
 KEYS = (
     Key("run_dir", "runs/default", "folder that the run is written to, and resumed from if it was stopped", free=True),
     Key("seed", 0, "seed of the parameters, of the order of the examples and of their questions"),
-    Key("variant", "gdpe", f"position design: {', '.join(Variant)}"),
-    Key("wait_k", 3, "answer tokens spoken after each frame"),
-    Key("gap", 10_000, "first position id of the answer (gipe)"),
+    Key("variant", StreamSpec.variant, f"position design: {', '.join(Variant)}"),
+    Key("wait_k", StreamSpec.wait_k, "answer tokens spoken after each frame"),
+    Key("gap", StreamSpec.gap, "first position id of the answer (gipe)"),
     Key("init_from", "", "Hugging Face checkpoint (folder or Hub id) to start from; '' starts from scratch"),
     Key("model.preset", "", "size: tiny, 3b, 7b, 32b, 72b; '' takes the size of init_from"),
     Key("model.overrides", {}, "fields of the model's configuration to change, such as {'text': {'num_layers': 2}}"),
     Key("tokenizer", "", "tokenizer folder; '' takes init_from's, or that of Moving Shapes from scratch"),
+    Key("objective", DEFAULT_OBJECTIVE, f"what is made small: {', '.join(objective_names())}", later=True),
     Key("frozen", ("visual/(?!merger)",), "regular expressions; parameters whose path one matches do not train"),
     Key("dtype", "bfloat16", f"dtype of the computations, {' or '.join(DTYPES)}; what trains is kept in float32"),
     Key("attention", "auto", f"implementation of attention: {', '.join(IMPLEMENTATIONS)}", free=True),
@@ -57,9 +69,9 @@ KEYS = (
     Key("data.weights", (), "how often each of data.train is drawn from; () = alike"),
     Key("data.root", "", "folder that the videos of manifests must lie in; '' = each manifest's own", free=True),
     Key("data.validation", "", "validation data, as data.train; '' for no validation", free=True),
-    Key("data.fps", 2.0, "video frames taken a second; two of them are one frame of the model"),
-    Key("data.min_pixels", 56 * 56, "smallest area of a resized video frame, at most max_pixels"),
-    Key("data.max_pixels", 448 * 448, "largest area of a resized video frame, 784 (one token) or more"),
+    Key("data.fps", StreamSpec.fps, "video frames taken a second; two of them are one frame of the model"),
+    Key("data.min_pixels", StreamSpec.min_pixels, "smallest area of a resized video frame, at most max_pixels"),
+    Key("data.max_pixels", StreamSpec.max_pixels, "largest area of a resized video frame, 784 (one token) or more"),
     Key("data.max_tokens", 8192, "tokens of a row; longer examples are skipped"),
     Key(
         "data.max_patches",
@@ -121,6 +133,9 @@ _CHOICES: Mapping[str, Iterable[str]] = types.MappingProxyType(
     {"dtype": DTYPES, "attention": IMPLEMENTATIONS, "remat": REMAT, "optimizer.moments_dtype": DTYPES}
 )
 
+STREAM_KEYS = ("variant", "wait_k", "gap", "data.fps", "data.min_pixels", "data.max_pixels")
+"""The keys that are fields of `StreamSpec`, by the last part of their paths."""
+
 _DATA_PATHS = ("train", "root", "validation")
 
 DEFAULTS: Mapping[str, Any] = types.MappingProxyType({key.path: key.default for key in KEYS})
@@ -174,14 +189,19 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     values = flatten(config)
     for path, default in DEFAULTS.items():
         _check_type(path, values[path], default)
+    for path in STREAM_KEYS:
+        try:
+            check_spec(path.rpartition(".")[2], values[path])
+        except ValueError as error:
+            raise ConfigError(f"config.{path}: {error}") from None
     try:
-        Variant(values["variant"])
+        find_objective(values["objective"])
     except ValueError as error:
-        raise ConfigError(f"config.variant: {error}") from None
+        raise ConfigError(f"config.objective: {error}") from None
     for path, choices in _CHOICES.items():
         if values[path] not in choices:
             raise ConfigError(f"config.{path} is {values[path]!r}; choose one of: {', '.join(choices)}")
-    at_least_one = ("steps", "batch_size", "accumulation", "wait_k", "checkpoint_every", "keep", "eval_every")
+    at_least_one = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "eval_every")
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
@@ -190,7 +210,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
             f"config.data.max_patches is {values['data.max_patches']}; it must be a multiple of {MERGE_SIZE**2}, the "
             f"patches of a token, such as {values['data.max_patches'] + MERGE_SIZE**2 - odd}"
         )
-    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha", "data.fps"):
+    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")
     for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
@@ -223,7 +243,8 @@ def changed_keys(recorded: Mapping[str, Any], config: ConfigDict | Mapping[str, 
         recorded: the configuration in the run folder, nested.
         config: the one to go on with.
     """
-    old, new = dict(_walk(recorded, "")), flatten(config)
+    later = {key.path: key.default for key in KEYS if key.later}
+    old, new = later | dict(_walk(recorded, "")), flatten(config)
     free = {key.path for key in KEYS if key.free}
     return [
         f"config.{path} was {_plain(old.get(path))!r}, is {_plain(new.get(path))!r}"

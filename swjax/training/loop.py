@@ -76,7 +76,7 @@ def run_steps(
             # The best checkpoints are chosen among those that were validated.
             if inputs.validation is not None and (validates or (saves and config.keep_best)):
                 told, untold = _tell(untold, write, show), None
-                validation = {BEST_BY: _validation_loss(config, program, inputs, state)}
+                validation = _validate(config, program, inputs, state)
                 write(step, validation)
                 console.print(f"step {step}: validation loss {validation[BEST_BY]:.4f}")
             stops = is_preempted(step) and not is_last
@@ -97,8 +97,14 @@ def run_steps(
 def _put(
     rows: Mapping[str, np.ndarray], program: Program, config: ConfigDict, *, accumulation: int | None = None
 ) -> dict[str, jax.Array]:
-    max_labels = config.data.max_labels
-    return put_batch(rows, program.mesh, max_labels=max_labels, accumulation=accumulation, stripe=program.stripe)
+    return put_batch(
+        rows,
+        program.mesh,
+        max_labels=config.data.max_labels,
+        accumulation=accumulation,
+        stripe=program.stripe,
+        fields=program.fields,
+    )
 
 
 def _describe_rows(batch: Mapping[str, jax.Array]) -> str:
@@ -144,9 +150,12 @@ def _tell(taken: tuple[int, Metrics] | None, write: Write, show: Write) -> Mappi
     return values
 
 
-def _validation_loss(config: ConfigDict, program: Program, inputs: Inputs, state: TrainState) -> float:
-    """Mean loss by token over all validation examples, in nats."""
+def _validate(config: ConfigDict, program: Program, inputs: Inputs, state: TrainState) -> dict[str, float]:
+    """What the objective says of all validation examples: means by its counts, `validation_loss` (nats) among them."""
     assert inputs.validation is not None
-    sums = [program.eval_step(state, _put(rows, program, config)) for rows in inputs.validation]
-    loss, labels = np.sum(jax.device_get(sums), axis=0)
-    return float(loss / labels)
+    found = jax.device_get([program.eval_step(state, _put(rows, program, config)) for rows in inputs.validation])
+    means = {}
+    for name in found[0][0]:
+        total, count = np.sum([(sums[name], counts[name]) for sums, counts in found], axis=0)
+        means[f"validation_{name}"] = float(total / count)
+    return means

@@ -169,19 +169,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], *, accumulated: bool = False) -> NamedSharding:
+def batch_sharding(
+    mesh: Mesh,
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    accumulated: bool = False,
+    axes: Mapping[str, str] = BATCH_AXES,
+) -> NamedSharding:
     """The sharding of one of a batch's arrays.
 
     Args:
         mesh: from `make_mesh`.
-        name: one of `BATCH_AXES`.
+        name: one of `axes`.
         shape: [B, ...], or [A, B, ...].
         accumulated: the array has a leading axis of micro-batches, which is not split.
+        axes: those of the batch's arrays.
 
     Raises:
         ValueError: the mesh does not divide the array.
     """
-    spec, left = _divide(mesh, "-" * accumulated + BATCH_AXES[name], shape)
+    spec, left = _divide(mesh, "-" * accumulated + axes[name], shape)
     if left:
         raise ValueError(f"{name} of shape {shape} does not fit the mesh: {', '.join(left)}")
     return NamedSharding(mesh, spec)

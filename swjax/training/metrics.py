@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from swjax.atomic import write_text
 from swjax.data.json_lines import cut_half_line, readable_lines
 from swjax.training.config import ConfigError
 
@@ -48,9 +49,7 @@ def open_metrics(
     file = run_dir / METRICS
     cut_half_line(file)
     kept = [line for line in readable_lines(file, ["step"]) if line["step"] <= after_step]
-    replacement = file.with_suffix(".tmp")
-    replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    replacement.replace(file)
+    write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
     with (
         file.open("a", buffering=1) as lines,
         SummaryWriter(str(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,

@@ -1,14 +1,13 @@
 """A run's compiled parts: optimizer, shardings and steps, from configuration to functions. Nothing runs here."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
@@ -17,8 +16,8 @@ from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.decoder import unconstrained
 from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.training.config import ConfigError
-from swjax.training.loss import Batch
 from swjax.training.mesh import ConstrainOnMesh, batch_sharding, choose_stripe, make_mesh
+from swjax.training.objectives import Batch, find_objective
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer
 from swjax.training.start import scratch_state
 from swjax.training.step import Metrics, StepOptions, TrainState, make_eval_step, make_train_step, state_shardings
@@ -34,7 +33,8 @@ class Program:
         optimizer: of the trainable parameters.
         shapes: shape, dtype and sharding of every leaf of the state.
         train_step: (state, batch [A, B, ...]) -> (state, metrics); the state given is donated.
-        eval_step: (state, batch [B, ...]) -> (summed loss, number of labels).
+        eval_step: (state, batch [B, ...]) -> (sums, counts), by the names that the objective gives.
+        fields: what the objective adds to a batch, for `put_batch`.
     """
 
     mesh: Mesh
@@ -42,7 +42,8 @@ class Program:
     optimizer: optax.GradientTransformation
     shapes: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    eval_step: Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]
+    eval_step: Callable[[TrainState, Batch], tuple[Metrics, Metrics]]
+    fields: Mapping[str, str]
 
 
 def make_program(
@@ -84,6 +85,7 @@ def make_program(
         constrain=constrain,
         lora_alpha=config.lora.alpha,
         ema=config.optimizer.ema,
+        objective=find_objective(config.objective),
     )
     decoder, vision = make_attention(config, model_config, mesh, stripe)
     model = abstract_model(
@@ -97,6 +99,7 @@ def make_program(
         jax.tree.map(_with_sharding, shapes, shardings),
         make_train_step(structure, optimizer, schedule, mesh, shardings, options),
         make_eval_step(structure, mesh, shardings, options),
+        options.objective.fields,
     )
 
 

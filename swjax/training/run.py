@@ -1,6 +1,5 @@
 """A training run as one story: read `train` from top to bottom."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from swjax.atomic import write_json
 from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokenizer
 from swjax.hub.tokenizer_files import copy_tokenizer
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
@@ -105,4 +105,4 @@ def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: Qwen2_5_V
     if find_chat_template(source) is None:
         (run_dir / TOKENIZER / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     for name, content in ((CONFIG, config.to_dict()), (MODEL, model_config.to_hf("float32"))):
-        (run_dir / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(run_dir / name, content)

@@ -15,8 +15,9 @@ from swjax.attention import stripe_order
 from swjax.models.adapters import attach_adapters
 from swjax.models.parameters import Parameters, merge_parameters
 from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
-from swjax.training.loss import IGNORED, Batch, count_labels, count_tokens, summed_loss
 from swjax.training.mesh import BATCH_AXES, batch_sharding, parameter_shardings, replicated, row_share
+from swjax.training.objectives import LOSS, NEXT_TOKEN, Batch, Objective
+from swjax.training.objectives.labels import IGNORED, count_labels, count_tokens
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -53,6 +54,7 @@ class StepOptions:
         constrain: lays the loss's activations out over devices, as the model's do its own.
         lora_alpha: numerator of the scale of the adapters among the parameters, if there are any.
         ema: decay of the running mean of the parameters; 0 keeps none.
+        objective: what is made small.
     """
 
     compute_dtype: jnp.dtype
@@ -60,6 +62,7 @@ class StepOptions:
     constrain: Constrain = unconstrained
     lora_alpha: float = 1.0
     ema: float = 0.0
+    objective: Objective = NEXT_TOKEN
 
 
 def initial_state(
@@ -102,6 +105,7 @@ def put_batch(
     max_labels: int,
     accumulation: int | None = None,
     stripe: int | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> dict[str, Array]:
     """Moves this process's rows of a batch to the devices.
 
@@ -111,6 +115,7 @@ def put_batch(
         max_labels: most labelled slots a row may have (`config.data.max_labels`).
         accumulation: number of micro-batches A that a training step runs through; None for validation.
         stripe: slots of the stripes in which rows are dealt out along the context axis; None leaves them in order.
+        fields: what the objective adds to a batch, and its axes (`Objective.fields`).
 
     Returns:
         Global arrays [B, ...], or [A, B, ...] where `accumulation` is given; with `slots` where rows are dealt out.
@@ -122,8 +127,9 @@ def put_batch(
     most = int((batch["labels"] != IGNORED).sum(axis=-1).max())
     if most > max_labels:
         raise ValueError(f"an example has {most} labelled tokens, more than config.data.max_labels = {max_labels}")
+    axes = {**BATCH_AXES, **(fields or {})}
     if stripe is not None:
-        batch = _striped(batch, stripe_order(batch["token_ids"].shape[1], mesh.shape["context"], stripe))
+        batch = _striped(batch, axes, stripe_order(batch["token_ids"].shape[1], mesh.shape["context"], stripe))
     parts = row_share(mesh)[1]
     if accumulation is not None:
         batch = {name: rows.reshape(accumulation, -1, *rows.shape[1:]) for name, rows in batch.items()}
@@ -132,7 +138,7 @@ def put_batch(
     def put(name: str, rows: np.ndarray) -> Array:
         shape = list(rows.shape)
         shape[int(accumulated)] *= parts
-        sharding = batch_sharding(mesh, name, tuple(shape), accumulated=accumulated)
+        sharding = batch_sharding(mesh, name, tuple(shape), accumulated=accumulated, axes=axes)
         return jax.make_array_from_process_local_data(sharding, rows, tuple(shape))
 
     return {name: put(name, rows) for name, rows in batch.items()}
@@ -149,28 +155,36 @@ def make_train_step(
     """Compiles `step(state, batch) -> (state, metrics)`; the state given is donated.
 
     The batch has a leading axis of micro-batches, [A, B, ...] (`put_batch`). Their gradients are summed one after
-    another in float32 and weighted by token, so that A x B rows give the same step however they are divided. A step
-    whose loss or gradient is not finite changes nothing but the two counts of steps.
+    another in float32 and divided by the objective's count of them all, so that A x B rows give the same step however
+    they are divided. A step whose loss or gradient is not finite changes nothing but the two counts of steps.
 
     Returns:
-        A function whose metrics are float32 scalars: `loss` (mean over labelled tokens, nats), `grad_norm` (before
-        clipping), `learning_rate`, `bad_steps` (so far), `labels` (labelled tokens), `tokens` (all tokens but padding)
-        and `token_share` (their share of the batch's slots).
+        A function whose metrics are float32 scalars: `loss` (of next_token: mean over labelled tokens, nats) and
+        what the objective gives beside it, `grad_norm` (before clipping), `learning_rate`, `bad_steps` (so far),
+        `labels` (labelled tokens), `tokens` (all tokens but padding) and `token_share` (their share of the batch's
+        slots).
+
+    Raises:
+        ValueError: when it is called, if the batch lacks a field that the objective needs.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        labels = count_labels(batch["labels"])
+        counts = _counts(batch, options)
 
-        def loss_of(trainable: Parameters, micro_batch: Batch) -> Float[Array, ""]:
-            return _summed_loss(structure, trainable, state.frozen, micro_batch, options) / labels
+        def loss_of(trainable: Parameters, micro_batch: Batch) -> tuple[Float[Array, ""], Metrics]:
+            sums = _sums(structure, trainable, state.frozen, micro_batch, options)
+            means = {name: total / counts[name] for name, total in sums.items()}
+            return means[LOSS], means
 
         def accumulate(
-            carry: tuple[Float[Array, ""], Parameters], micro_batch: Batch
-        ) -> tuple[tuple[Float[Array, ""], Parameters], None]:
-            return jax.tree.map(jnp.add, carry, jax.value_and_grad(loss_of)(state.trainable, micro_batch)), None
+            carry: tuple[Metrics, Parameters], micro_batch: Batch
+        ) -> tuple[tuple[Metrics, Parameters], None]:
+            gradients, means = jax.grad(loss_of, has_aux=True)(state.trainable, micro_batch)
+            return jax.tree.map(jnp.add, carry, (means, gradients)), None
 
-        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
-        (loss, gradients), _ = jax.lax.scan(accumulate, nothing, batch)
+        nothing = ({name: jnp.zeros(()) for name in counts}, jax.tree.map(jnp.zeros_like, state.trainable))
+        (means, gradients), _ = jax.lax.scan(accumulate, nothing, batch)
+        loss = means[LOSS]
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
             trainable = optax.apply_updates(state.trainable, updates)
@@ -184,12 +198,12 @@ def make_train_step(
             )
             bad_steps = state.bad_steps + ~is_good
         metrics = {
-            "loss": loss,
+            **means,
             "grad_norm": grad_norm,
             # The optimizer counts the steps that had an effect.
             "learning_rate": jnp.asarray(schedule(state.step - state.bad_steps), jnp.float32),
             "bad_steps": bad_steps.astype(jnp.float32),
-            "labels": labels,
+            "labels": count_labels(batch["labels"]),
             "tokens": count_tokens(batch).astype(jnp.float32),
             "token_share": count_tokens(batch) / batch["token_ids"].size,
         }
@@ -205,28 +219,42 @@ def make_train_step(
 
 def make_eval_step(
     structure: nnx.GraphDef, mesh: Mesh, shardings: TrainState, options: StepOptions
-) -> Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Compiles `step(state, batch [B, ...]) -> (summed loss, labelled tokens)`, for a mean by token over batches.
+) -> Callable[[TrainState, Batch], tuple[Metrics, Metrics]]:
+    """Compiles `step(state, batch [B, ...]) -> (sums, counts)` of the objective, for means over batches.
 
     Where the state has running means of the parameters, these are what is evaluated.
+
+    Returns:
+        A function whose sums and counts are by the same names, `loss` among them.
     """
 
-    def eval_step(state: TrainState, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        loss = _summed_loss(structure, state.trainable | state.ema, state.frozen, batch, options)
-        return loss, count_labels(batch["labels"])
+    def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, Metrics]:
+        counts = _counts(batch, options)
+        return _sums(structure, state.trainable | state.ema, state.frozen, batch, options), counts
 
     return jax.jit(eval_step, in_shardings=(shardings, None), out_shardings=(replicated(mesh), replicated(mesh)))
 
 
-def _striped(batch: Mapping[str, np.ndarray], order: Int32[np.ndarray, "L"]) -> dict[str, np.ndarray]:
+def _striped(
+    batch: Mapping[str, np.ndarray], axes: Mapping[str, str], order: Int32[np.ndarray, "L"]
+) -> dict[str, np.ndarray]:
     """Rows dealt out in stripes, and the slot of each of their tokens."""
-    striped = {name: rows[..., order] if BATCH_AXES[name].endswith("L") else rows for name, rows in batch.items()}
+    striped = {name: rows[..., order] if axes[name].endswith("L") else rows for name, rows in batch.items()}
     return striped | {"slots": np.tile(order, (len(batch["token_ids"]), 1))}
 
 
-def _summed_loss(
+def _sums(
     structure: nnx.GraphDef, trainable: Parameters, frozen: Parameters, batch: Batch, options: StepOptions
-) -> Float[Array, ""]:
+) -> dict[str, Float[Array, ""]]:
     parameters = attach_adapters(trainable | frozen, alpha=options.lora_alpha, dtype=options.compute_dtype)
     model = merge_parameters(structure, parameters)
-    return summed_loss(model, batch, max_labels=options.max_labels, constrain=options.constrain)
+    sums = options.objective.sums(model, batch, max_labels=options.max_labels, constrain=options.constrain)
+    return dict(sums)
+
+
+def _counts(batch: Batch, options: StepOptions) -> dict[str, Float[Array, ""]]:
+    """What each sum is divided by, of a batch that has all that the objective asks for."""
+    missing = sorted(set(options.objective.fields) - set(batch))
+    if missing:
+        raise ValueError(f"the batch lacks {', '.join(missing)}, which config.objective needs; it has {sorted(batch)}")
+    return dict(options.objective.counts(batch))

@@ -17,7 +17,7 @@ from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.tokenizer import load_tokenizer
 from swjax.runs.streaming_model import StreamingModel
 from swjax.streaming import SpecialTokens, StreamSpec
-from swjax.training.loss import losses_by_row
+from swjax.training.objectives.next_token import losses_by_row
 
 CAPTION = "The video shows a red circle entering from the left. It turns and leaves at the top."
 

@@ -11,8 +11,8 @@ from flax import nnx
 
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.streaming import KeySpans
-from swjax.training.loss import summed_loss
 from swjax.training.mesh import make_mesh
+from swjax.training.objectives.next_token import losses_by_row
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
 from swjax.training.step import (
     StepOptions,
@@ -92,9 +92,8 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(small_model, make_batch) -> 
     structure, parameters = split_parameters(small_model(0))
 
     def mean_loss(parameters: dict) -> jax.Array:
-        return (
-            summed_loss(merge_parameters(structure, parameters), batch, max_labels=12) / (batch["labels"] != -100).sum()
-        )
+        losses = losses_by_row(merge_parameters(structure, parameters), batch, max_labels=12)
+        return losses.sum() / (batch["labels"] != -100).sum()
 
     expected = optax.tree.norm(jax.jit(jax.grad(mean_loss))(parameters))
     _, history = train(small_model(0), [batch])
@@ -152,7 +151,7 @@ def test_a_running_mean_of_the_parameters_is_kept_and_evaluated(small_model, mak
     plain = initial_state(mean, {}, optimizer)
     rows = put_batch(make_batch(8), mesh, max_labels=12)
     losses = [
-        make_eval_step(structure, mesh, state_shardings(mesh, found, optimizer), OPTIONS)(found, rows)[0]
+        make_eval_step(structure, mesh, state_shardings(mesh, found, optimizer), OPTIONS)(found, rows)[0]["loss"]
         for found in (averaged, plain)
     ]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
@@ -201,7 +200,8 @@ def test_validation_sums_losses_and_labels(small_model, make_batch) -> None:
     state = initial_state(parameters, {}, optimizer)
     step = make_eval_step(structure, mesh, state_shardings(mesh, state, optimizer), OPTIONS)
     batch = make_batch(8)
-    loss, labels = step(state, put_batch(batch, mesh, max_labels=12))
+    sums, counts = step(state, put_batch(batch, mesh, max_labels=12))
+    loss, labels = sums["loss"], counts["loss"]
     assert labels == (batch["labels"] != -100).sum()
     _, history = train(small_model(0), [batch])
     assert float(loss / labels) == pytest.approx(history[0]["loss"], rel=1e-5)

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from swjax.atomic import write_text
 from swjax.data.builders.recipe import LeftOut, Recipe, Record, make_record
 from swjax.data.example import Rejected, VideoExample
 from swjax.data.json_lines import readable_lines
@@ -182,10 +182,10 @@ class Outcomes:
         folder.mkdir(parents=True, exist_ok=True)
         rejected = [line for line in readable_lines(folder / REJECTED) if line.get("split") != split]
         rejected += [{"split": split, "where": r.where, "reason": r.reason} for r in self.rejected]
-        _replace(folder / REJECTED, "".join(json.dumps(line) + "\n" for line in rejected))
+        write_text(folder / REJECTED, "".join(json.dumps(line) + "\n" for line in rejected))
         report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
         report[split] = {"records": self.made, "rejected": len(self.rejected), "left_out": dict(self.left_out)}
-        _replace(folder / REPORT, json.dumps(report, indent=2) + "\n")
+        write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
     def check(self, split: str, max_share: float, listed: Path) -> None:
         """Refuse a split with too many bad examples, or without a good one.
@@ -251,9 +251,3 @@ def _work(
 
 def _result(outcome: Rejected | Future) -> Record | Rejected | LeftOut:
     return outcome if isinstance(outcome, Rejected) else outcome.result()
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

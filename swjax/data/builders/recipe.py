@@ -13,6 +13,7 @@ from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resi
 from swjax.data.text import check_text
 from swjax.data.tokenizer import load_tokenizer
 from swjax.data.video import DEFAULT_MAX_FRAMES, iter_frames
+from swjax.streaming.spec import StreamSpec, check_spec
 
 Record = dict[str, Any]
 """An example as it is stored; see `swjax.data.records.FEATURES`."""
@@ -41,9 +42,9 @@ class Recipe:
         quality: of the JPEG files, 1 to 100.
     """
 
-    fps: float = 2.0
-    min_pixels: int = 56 * 56
-    max_pixels: int = 448 * 448
+    fps: float = StreamSpec.fps
+    min_pixels: int = StreamSpec.min_pixels
+    max_pixels: int = StreamSpec.max_pixels
     min_seconds: float | None = None
     max_seconds: float | None = None
     min_rate: float | None = None
@@ -53,8 +54,7 @@ class Recipe:
     quality: int = QUALITY
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"fps must be above 0, got {self.fps}")
+        check_spec("fps", self.fps)
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be between 1 and 100, got {self.quality}")
         token = PATCH_SIZE * MERGE_SIZE

@@ -24,6 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from swjax.atomic import write_text
 from swjax.data.moving_shapes.grammar import split_tokens
 from swjax.data.moving_shapes.narration import MAX_TOKENS_PER_SECOND, MIN_TOKENS_PER_SECOND
 from swjax.data.moving_shapes.render import FPS, SIZE, is_whole, render
@@ -260,7 +261,4 @@ def _write_split(folder: Path, name: str, results: list[_Done]) -> PreparedSplit
 
 
 def _write(path: Path, lines: list[str]) -> None:
-    """Write lines to a file that appears under its name only when it is whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(line + "\n" for line in lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
+from swjax.atomic import replacing
 from swjax.data.moving_shapes.drawing import draw_frames
 from swjax.data.moving_shapes.scene import Scene
 
@@ -21,9 +21,8 @@ _ENCODER = {"preset": "ultrafast", "tune": "fastdecode", "crf": "20", "g": str(F
 
 def render(scene: Scene, path: Path, *, size: int = SIZE) -> None:
     """Write the video of a scene. The file appears under its name only when it is whole."""
-    partial = path.with_name(path.name + ".partial")
-    encode(draw_frames(scene, size=size, fps=FPS), partial, fps=FPS)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        encode(draw_frames(scene, size=size, fps=FPS), partial, fps=FPS)
 
 
 def encode(frames: UInt8[np.ndarray, "frames H W 3"], path: Path, *, fps: int) -> None:

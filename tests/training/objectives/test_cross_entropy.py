@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from swjax.training.loss import count_labels, count_tokens, cross_entropy, labelled_slots
+from swjax.training.objectives.cross_entropy import cross_entropy
 
 
 @pytest.mark.parametrize(("vocabulary", "part"), [(40, 40), (40, 8), (37, 8), (41, 20)])
@@ -37,21 +37,3 @@ def test_no_more_than_a_part_has_logits() -> None:
     loss = jax.jit(jax.grad(lambda hidden, head: cross_entropy(hidden, head, labels, part=256).sum(), argnums=(0, 1)))
     assert "tensor<1x64x256xf32>" in loss.lower(hidden, head).as_text()
     assert "x64x4096x" not in loss.lower(hidden, head).as_text()
-
-
-def test_labelled_slots_come_in_slot_order_and_are_filled_up() -> None:
-    labels = np.array([[-100, 7, -100, 5, 6], [-100, -100, -100, -100, 9]], np.int32)
-    slots, is_labelled = labelled_slots(labels, 3)
-    np.testing.assert_array_equal(slots[0], [1, 3, 4])
-    assert slots[1, 0] == 4
-    np.testing.assert_array_equal(is_labelled, [[True, True, True], [True, False, False]])
-    assert count_labels(labels) == 4
-
-
-def test_padding_is_no_token() -> None:
-    batch = {
-        "token_ids": np.array([[5, 0, 0, 0]], np.int32),  # token 0 that sees others is a word
-        "span_start": np.array([[0, 0, 2, 3]], np.int32),
-        "span_stop": np.array([[1, 2, 3, 4]], np.int32),
-    }
-    assert count_tokens(batch) == 2

@@ -1,0 +1,42 @@
+"""Files that appear under their name only when they are whole: who reads one, or a kill, finds the old or the new."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a name beside a file to write to; what was written takes the file's place, unless writing it failed.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        A path in the same folder; what a kill has left there is written over. One process at a time may write the file.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file as a whole."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file (UTF-8) as a whole."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a value as a JSON file, indented, as a whole."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
