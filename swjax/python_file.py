@@ -30,7 +30,9 @@ def find_config(name: str | Path, *, kind: str) -> Path:
         return path
     package = Path(str(files("swjax")))
     folder = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")), None)
-    shipped = {} if folder is None else {file.relative_to(folder).with_suffix(""): file for file in folder.rglob("*.py")}
+    shipped = (
+        {} if folder is None else {file.relative_to(folder).with_suffix(""): file for file in folder.rglob("*.py")}
+    )
     if path in shipped:
         return shipped[path]
     names = ", ".join(sorted(known.as_posix() for known in shipped if not known.name.startswith("_")))

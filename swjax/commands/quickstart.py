@@ -19,7 +19,7 @@ first. Started again, it resumes where it stopped. Everything is written below t
 EXAMPLE = """\
 examples:
   swjax quickstart
-  swjax quickstart --train 500 --config.steps=100  # a look at every step, in two minutes; it learns little
+  swjax quickstart --train 500 --config.steps=100  # every step, without learning much
 """
 
 

@@ -56,7 +56,9 @@ class _StoppedError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb; overrides of the configuration stay over for `run`."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a sweep's file, or a name: sweeps/gipe_gap")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="a sweep's file, or a name: sweeps/gipe_gap"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the sweep (default: the file's)")
     parser.add_argument("--data", metavar="NAME", help="what to evaluate on (default: the file's)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N videos (default: the file's)")

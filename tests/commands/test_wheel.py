@@ -54,6 +54,7 @@ def test_configurations_have_names(installed):
     assert len(jobs) == 18
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_in_any_folder(installed):
     small = "{'text': {'num_layers': 1}, 'vision': {'depth': 1, 'full_attention_blocks': [0]}}"
     words = ["--train", "8", "--validation", "4", "--held-out", "2", "--config.steps=2", "--config.batch_size=4"]
