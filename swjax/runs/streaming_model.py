@@ -31,7 +31,6 @@ from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 from swjax.streaming import StreamSpec, Variant
 
-
 @dataclass(frozen=True)
 class StoredModel:
     """A model on disk with its tokenizer's folder and what it was trained to do; `parameters` are by path."""
