@@ -4,12 +4,39 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 
 class PythonFileError(ValueError):
     """The function of a file cannot be called, or fails; the message names the file."""
+
+
+def find_config(name: str | Path, *, kind: str) -> Path:
+    """The file of a configuration or sweep: `FILE.py` stands for itself, another name for one that is shipped.
+
+    A wheel holds the repository's configs/ as swjax/configs.
+
+    Args:
+        name: such as `my/experiment.py`, `moving_shapes` or `sweeps/gipe_gap`.
+        kind: what the file is, in the message.
+
+    Raises:
+        PythonFileError: if it is no file and none that is shipped; the message lists those.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    package = Path(str(files("swjax")))
+    folder = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")), None)
+    shipped = (
+        {} if folder is None else {file.relative_to(folder).with_suffix(""): file for file in folder.rglob("*.py")}
+    )
+    if path in shipped:
+        return shipped[path]
+    names = ", ".join(sorted(known.as_posix() for known in shipped if not known.name.startswith("_")))
+    raise PythonFileError(f"there is no {kind} {path}; give a file, or one that comes with swjax: {names}")
 
 
 def call_python_file(path: str | Path, function: str, *arguments: Any, kind: str) -> Any:

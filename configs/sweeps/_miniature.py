@@ -17,7 +17,7 @@ def miniature(name: str, grid: dict[str, Sequence[Any]], *, random_schedules: in
         random_schedules: how many each run is evaluated under, beside the fixed one.
     """
     return Sweep(
-        config="configs/moving_shapes_base.py",
+        config="moving_shapes_base",
         output=f"runs/sweeps/{name}",
         data="data/moving_shapes/test/manifest.jsonl",
         grids=({"seed": SEEDS, **grid},),

@@ -42,7 +42,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb; overrides of the configuration stay over for `run`."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="configuration file, configs/*.py")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
+    )
     parser.add_argument(
         "--topology", required=True, help="v5e:4x8, v5p:4x4x4, v6e:8x8, tpu7x:2x2x1 ...; local = this machine's devices"
     )

@@ -14,20 +14,23 @@ DESCRIPTION = """\
 The whole way on one small machine, without downloads: make the Moving Shapes data set, train a small
 Qwen2.5-VL-shaped model on it from scratch (GDPE, wait-3), measure it on held-out videos beside two baselines, let it
 describe one of them while it watches, and export it for transformers. Each step is one command, which is printed
-first. Started again, it goes on where it stopped.
+first. Started again, it resumes where it stopped. Everything is written below the current folder.
 """
-EXAMPLE = "example: swjax quickstart"
+EXAMPLE = """\
+examples:
+  swjax quickstart
+  swjax quickstart --train 500 --config.steps=100  # every step, without learning much
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument(
-        "--config", default="configs/moving_shapes.py", help="training configuration (default: %(default)s)"
-    )
+    parser.add_argument("--config", default="moving_shapes", help="training configuration (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"), help="(default: %(default)s)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/moving_shapes"), help="(default: %(default)s)")
     parser.add_argument("--export", type=Path, default=Path("exports/moving_shapes"), help="(default: %(default)s)")
     parser.add_argument("--train", type=int, default=3000, help="training videos (default: %(default)s)")
+    parser.add_argument("--validation", type=int, default=100, help="videos for the loss in training (default: 100)")
     parser.add_argument("--held-out", type=int, default=100, help="test videos to measure on (default: %(default)s)")
 
 
@@ -43,11 +46,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         f"--config.data.{split}={args.data / manifest}"
         for split, manifest in (("train", "train/manifest.jsonl"), ("validation", "validation/manifest.jsonl"))
     ]
+    counts = ["--train", args.train, "--validation", args.validation, "--test", args.held_out]
     steps = (
-        (
-            "make the data set",
-            ["prepare", "moving_shapes", "--output", args.data, "--train", args.train, "--test", args.held_out],
-        ),
+        ("make the data set", ["prepare", "moving_shapes", "--output", args.data, *counts]),
         (
             "train",
             ["train", "--config", args.config, "--run-dir", args.run_dir, "--config.variant=gdpe", *data, *extra],

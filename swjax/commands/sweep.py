@@ -16,7 +16,7 @@ from rich.console import Console
 
 from swjax.atomic import write_json
 from swjax.commands.say import UsageError, console, refuse
-from swjax.python_file import PythonFileError, call_python_file
+from swjax.python_file import PythonFileError, call_python_file, find_config
 
 if TYPE_CHECKING:
     from swjax.evaluation.sweep import Sweep, SweepRun
@@ -57,7 +57,9 @@ class _StoppedError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb; overrides of the configuration stay over for `run`."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a sweep, configs/sweeps/*.py")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="a sweep's file, or a name: sweeps/gipe_gap"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the sweep (default: the file's)")
     parser.add_argument("--data", metavar="NAME", help="what to evaluate on (default: the file's)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N videos (default: the file's)")
@@ -135,7 +137,7 @@ def load_sweep(path: Path) -> "Sweep":
     from swjax.evaluation.sweep import Sweep
 
     try:
-        sweep = call_python_file(path, "get_sweep", kind="sweep")
+        sweep = call_python_file(find_config(path, kind="sweep"), "get_sweep", kind="sweep")
     except PythonFileError as error:
         raise UsageError(str(error)) from error
     if not isinstance(sweep, Sweep):

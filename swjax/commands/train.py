@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{EXAMPLE}\nkeys of the configuration, with the values of the paper's recipe; a configuration file changes "
         f"some of them (see --show-config), the command line any:\n{describe_keys(base_config())}"
     ).replace("%", "%%")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="configuration file, configs/*.py")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
+    )
     parser.add_argument("--run-dir", metavar="DIR", help="the same as --config.run_dir=DIR")
     group = parser.add_argument_group("several processes, where no cluster says it")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")

@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from swjax.python_file import PythonFileError, call_python_file
+from swjax.python_file import PythonFileError, call_python_file, find_config
 from swjax.training.config import DEFAULTS, ConfigError, check_config, flatten, unknown_key
 
 
@@ -14,7 +14,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads a configuration file and applies overrides to it.
 
     Args:
-        path: a Python file with `get_config()`, such as configs/moving_shapes.py.
+        path: a Python file with `get_config()`, such as configs/moving_shapes.py, or the name of one that comes with
+            swjax (`swjax.python_file.find_config`).
         overrides: arguments such as "--config.steps=50" or "--config.steps", "50".
 
     Raises:
@@ -42,7 +43,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def _call_get_config(path: Path) -> ConfigDict:
     try:
-        config = call_python_file(path, "get_config", kind="configuration file")
+        kind = "configuration file"
+        config = call_python_file(find_config(path, kind=kind), "get_config", kind=kind)
     except PythonFileError as error:
         raise ConfigError(str(error)) from error
     if not isinstance(config, ConfigDict):

@@ -185,5 +185,11 @@ def test_a_faulty_file_is_named(tmp_path: Path, content: str, message: str) -> N
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"there is no configuration file nowhere\.py"):
+    names = "moving_shapes, moving_shapes_base, pe_video_7b, sweeps/gipe_gap, sweeps/longer, sweeps/variants"
+    with pytest.raises(ConfigError, match=rf"there is no configuration file nowhere\.py; give a file, or .*: {names}$"):
         load_config("nowhere.py")
+
+
+def test_a_configuration_that_is_shipped_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("moving_shapes_base") == load_config(MOVING_SHAPES.with_stem("moving_shapes_base"))
