@@ -9,22 +9,25 @@ while words are spoken.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Int32
 
-from swjax.inference.events import EndReason, FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.events import EndReason, StreamEnded, StreamEvent
 from swjax.inference.frames import Frame, check_frame
-from swjax.inference.lane import Lane, RowTokens, row_tokens
+from swjax.inference.lane import Lane
+from swjax.inference.packing import RowTokens
 from swjax.inference.prompt import begin_stream
 from swjax.inference.room import LOOK_AHEAD, padded_size, slots_to_add
-from swjax.inference.sampler import GREEDY, NO_TOKEN, NotFiniteError, SamplingRows
+from swjax.inference.sampler import GREEDY, SamplingRows
 from swjax.inference.scheduler import Scheduler, Share
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
 from swjax.inference.stream import Stream
 from swjax.inference.track import Track
-from swjax.models.qwen2_5_vl import Qwen2_5_VL
+from swjax.inference.weights import Model, Weights
 
 Result = TypeVar("Result")
 
@@ -44,7 +47,7 @@ class BatchEngine:
     `swjax.inference.feed.run_streams` does this for whole videos.
 
     Args:
-        model: the model.
+        model: the model, or `Weights` made of it, which several may share.
         rows: streams at a time.
         frame_units: largest number of merged patches of a frame.
         slots: slots of a row's cache at first.
@@ -62,7 +65,7 @@ class BatchEngine:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        model: Model | Weights,
         *,
         rows: int,
         frame_units: int,
@@ -73,37 +76,25 @@ class BatchEngine:
         placement: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        if rows < 1 or frame_units < 1 or not chunk_sizes or sorted(set(chunk_sizes)) != list(chunk_sizes):
-            raise ValueError(
-                f"an engine needs rows and frame_units of at least 1 and ascending chunk_sizes, got rows {rows}, "
-                f"frame_units {frame_units} and chunk_sizes {tuple(chunk_sizes)}"
-            )
-        if chunk_sizes[0] < 2 or not 2 <= slots <= max_slots:
-            raise ValueError(
-                f"chunks must be of at least 2 tokens and slots from 2 to max_slots, got chunk_sizes "
-                f"{tuple(chunk_sizes)}, slots {slots} and max_slots {max_slots}"
-            )
         word_slots = slots // 2 if word_slots is None else word_slots
-        if not 0 < word_slots < slots:
-            raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")
-        self.config, self._clock = model.config, clock
-        self._max_slots = max_slots
+        _check_sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes)
+        if placement and isinstance(model, Weights):
+            raise ValueError("an engine in two places needs a copy of the weights at each; give it the model itself")
+        self.config, self._clock, self._max_slots = model.config, clock, max_slots
         # What is written at once must fit into a row, also into one that has sources alone.
         room = slots - word_slots if placement else slots
         self._sizes = (1, *(1 + size for size in chunk_sizes if size < room))
         if len(self._sizes) == 1:
             raise ValueError(f"rows with {room} slots are too small for chunks of {chunk_sizes[0]} tokens")
-        shared = {
-            "rows": rows,
-            "right": slots - word_slots,
-            "frame_units": frame_units,
-            "inbox_frames": max(2, -(-self._sizes[-1] // frame_units) + 1),
-        }
-        self._speaker = self._perceiver = Lane(
-            model, left=word_slots, sharding=placement[1] if placement else None, **shared
-        )
-        if placement:
-            self._perceiver = Lane(model, left=0, sharding=placement[0], **shared)
+
+        def lane(index: int, left: int) -> Lane:
+            engine = model if isinstance(model, Weights) else Weights(model, placement[index] if placement else None)
+            inbox_frames = self._inbox_frames(frame_units)
+            right = slots - word_slots
+            return Lane(engine, rows=rows, left=left, right=right, frame_units=frame_units, inbox_frames=inbox_frames)
+
+        self._speaker = lane(1, word_slots)
+        self._perceiver = lane(0, 0) if placement else self._speaker
         self._streams: list[Stream | None] = [None] * rows
 
     @property
@@ -119,7 +110,7 @@ class BatchEngine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return any(self._attempt(stream, _has_work, stream) or stream.fault for stream in self._open())
+        return any(self._has_work(stream) or stream.fault for stream in self._open())
 
     def warm_up(self, grid_hw: tuple[int, int]) -> None:
         """Compile all that streams need, while none is open, so that no word waits for it.
@@ -138,13 +129,34 @@ class BatchEngine:
         nobody = SamplingRows.of([GREEDY] * len(self._streams), [0] * len(self._streams))
         for size in self._sizes:
             for lane, speaks in ((self._perceiver, False), (self._speaker, False), (self._speaker, True)):
-                jax.block_until_ready(lane.advance({}, size, {0: None} if speaks else {}, nobody))
+                jax.block_until_ready(lane.advance({}, size, [0] if speaks else [], nobody))
         if self._apart:
             # Questions are of any length, so pieces of all sizes up to the largest chunk.
             largest = max(padded_size(self._sizes[-1]), padded_size(self._perceiver.frame_units))
             for size in (2**power for power in range(2, largest.bit_length())):
                 if size <= min(self._perceiver.slots, self._speaker.slots):
                     self._speaker.put(0, 0, self._speaker.fetch(self._perceiver.take(0, 0, size)))
+
+    def widen(self, frame_units: int) -> None:
+        """Take larger frames from now on, which compiles the passes anew; does nothing if they are taken already.
+
+        Args:
+            frame_units: largest number of merged patches of a frame.
+
+        Raises:
+            ValueError: if a stream has frames that wait or work to do.
+        """
+        if frame_units <= self._perceiver.frame_units:
+            return
+        if any(stream.backlog or stream.has_work for stream in self._open()):
+            raise ValueError("the engine has frames that wait; let it take them in (step) before larger ones come")
+        for lane in self._lanes:
+            lane.make_inbox(frame_units, self._inbox_frames(frame_units))
+        for stream in self._open():
+            stream.use_cells(self._perceiver.inbox_frames)
+
+    def _inbox_frames(self, frame_units: int) -> int:
+        return max(2, -(-self._sizes[-1] // frame_units) + 1)
 
     def open(
         self,
@@ -154,6 +166,7 @@ class BatchEngine:
         settings: StreamSettings = USUAL_SETTINGS,
         mode: Mode | None = None,
         when_behind: WhenBehind | None = None,
+        on_demand: bool = False,
     ) -> Stream:
         """Begin a stream in a free row.
 
@@ -163,6 +176,7 @@ class BatchEngine:
             settings: how it is spoken about.
             mode: what happens at a time; by default the quickest that the variant allows.
             when_behind: for frames that come by a clock: what becomes of those that cannot be taken in in time.
+            on_demand: whether words are spoken when they are asked for (`speak`), not by the schedule of the settings.
 
         Raises:
             ValueError: if no row is free, the variant does not allow the mode, or something else cannot be used.
@@ -184,19 +198,20 @@ class BatchEngine:
             merge_size=vision.spatial_merge_size,
             when_behind=when_behind,
             apart=self._apart,
+            on_demand=on_demand,
         )
         stream = Stream(
             settings=settings,
             answer=[],
             ended=None,
             tally=scheduler.tally,
+            row=row,
             _scheduler=scheduler,
             _tokenizer=tokenizer,
             _stops=frozenset({special.im_end, *settings.stop_tokens}),
             _opened_s=self._clock(),
-            _row=row,
             _origin=self._speaker.left if settings.design.grouped else 0,
-            _places=list(range(self._perceiver.inbox_frames)),
+            _cells=list(range(self._perceiver.inbox_frames)),
         )
         self._streams[row] = stream
         for lane in self._lanes:
@@ -225,7 +240,7 @@ class BatchEngine:
                 f"the frame has {units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
                 "smaller (max_pixels) or build the engine with larger frame_units"
             )
-        stream._scheduler.arrive(frame, self._clock(), last=last)
+        stream.arrive(frame, self._clock(), last=last)
 
     def finish(self, stream: Stream) -> None:
         """Say that no frame follows; after the end it does nothing.
@@ -235,7 +250,18 @@ class BatchEngine:
         """
         if stream.ended is None:
             self._check_own(stream)
-            stream._scheduler.finish()
+            stream.finish()
+
+    def speak(self, stream: Stream, words: int) -> None:
+        """Ask for words of a stream that was opened with `on_demand`; the steps that follow speak them.
+
+        Args:
+            stream: the stream.
+            words: how many, in the place of those that it was asked for before and has not spoken.
+        """
+        if stream.ended is None:
+            self._check_own(stream)
+            stream.demand(words)
 
     def close(self, stream: Stream) -> None:
         """Give a stream up, and its row to the next one."""
@@ -248,7 +274,7 @@ class BatchEngine:
 
         An error of one stream ends it, with the reason `fault`; the others are advanced as if it were not there.
         """
-        working = [stream for stream in self._open() if self._attempt(stream, _has_work, stream)]
+        working = [stream for stream in self._open() if self._has_work(stream)]
         # Whose larger rows are being compiled waits for them alone, unless nobody else has work.
         working = [stream for stream in working if self._attempt(stream, self._has_room, stream)] or working
         events = self._pass(working) if working else []
@@ -256,17 +282,19 @@ class BatchEngine:
 
     def _pass(self, working: list[Stream]) -> list[tuple[Stream, StreamEvent]]:
         self._encode_ahead()
-        room = self._size_for(max(self._attempt(stream, stream._scheduler.need) or 0 for stream in working))
+        room = self._size_for(max(self._attempt(stream, stream.need) or 0 for stream in working))
         events: list[tuple[Stream, StreamEvent]] = []
         shares: dict[Stream, Share] = {}
         for stream in working:
-            share = self._attempt(stream, stream._scheduler.plan, room)
+            share = self._attempt(stream, stream.plan, room)
             has_room = share is not None and self._attempt(stream, self._make_room, stream, share)
             if share is not None and has_room:
                 shares[stream] = share
             elif not stream.fault:
                 events.append((stream, self._end(stream, "capacity")))
         chosen = self._advance(shares)
+        for stream in shares:
+            self._attempt(stream, stream.compact, self._speaker, self._perceiver)
         self._encode_ahead()  # for the next passes, while this one runs
         tokens = np.asarray(chosen) if chosen is not None else None
         now = self._clock()
@@ -284,7 +312,7 @@ class BatchEngine:
         return None
 
     def _check_own(self, stream: Stream) -> None:
-        if self._streams[stream._row] is not stream:
+        if self._streams[stream.row] is not stream:
             raise ValueError("the stream is another engine's; hand it to the engine that opened it")
 
     @property
@@ -301,76 +329,42 @@ class BatchEngine:
     def _size_for(self, tokens: int) -> int:
         return next((size for size in self._sizes if size >= tokens), self._sizes[-1])
 
+    def _has_work(self, stream: Stream) -> bool:
+        return bool(self._attempt(stream, lambda: stream.has_work))
+
     def _encode_ahead(self) -> None:
-        """Start the vision tower on the frames that are needed next, as far as there is room for their features."""
         for stream in self._open():
-            self._attempt(stream, self._encode, stream)
+            self._attempt(stream, stream.encode_ahead, self._perceiver)
 
-    def _encode(self, stream: Stream) -> None:
-        for arrival in stream._scheduler.to_encode():
-            if not stream._places:
-                break
-            arrival.place = stream._places.pop()
-            self._perceiver.encode(stream._row, arrival.place, arrival.frame.patches, arrival.frame.grid_hw)
-            stream.tally.frames_encoded += 1
-
-    def _advance(self, shares: dict[Stream, Share]) -> Any:
+    def _advance(self, shares: dict[Stream, Share]) -> Int32[jax.Array, "B"] | None:
         """Run the pass, or one on each lane; returns the chosen tokens of all rows, None if nobody speaks.
 
         Takes out of the shares those whose tokens cannot be put together.
         """
         sources: dict[int, RowTokens] = {}
         targets: dict[int, RowTokens] = {}
-        sampling, spoken = [GREEDY] * len(self._streams), [0] * len(self._streams)
+        choices = [(GREEDY, 0)] * len(self._streams)
+        units = self._perceiver.frame_units
         for stream, share in tuple(shares.items()):
-            row = stream._row
-            made = self._attempt(stream, self._row_tokens, stream, share)
+            made = self._attempt(stream, partial(stream.row_tokens, share, apart=self._apart, frame_units=units))
             if made is None:
                 del shares[stream]
                 continue
             for rows, tokens in zip((sources, targets), made, strict=True):
                 if tokens is not None:
-                    rows[row] = tokens
-            sampling[row], spoken[row] = stream._scheduler.settings.sampling, stream._scheduler.spoken
-        choices = SamplingRows.of(sampling, spoken)
-        speaking = {stream._row: share for stream, share in shares.items() if share.speaks}
+                    rows[stream.row] = tokens
+            choices[stream.row] = stream.choice
+        sampling = SamplingRows.of(*zip(*choices, strict=True))
+        speaking = [stream.row for stream, share in shares.items() if share.speaks]
         if sources:
-            self._perceiver.advance(sources, self._longest(sources), {}, choices)
+            self._perceiver.advance(sources, self._longest(sources), [], sampling)
         if self._apart:
-            self._hand_over(shares)
+            for stream, share in shares.items():
+                stream.hand_over(share, self._perceiver, self._speaker)
         if not targets:
             return None
-        chosen = self._speaker.advance(targets, self._longest(targets), speaking, choices)
+        chosen = self._speaker.advance(targets, self._longest(targets), speaking, sampling)
         return chosen if speaking else None
-
-    def _row_tokens(self, stream: Stream, share: Share) -> tuple[RowTokens | None, RowTokens | None]:
-        """What the perceiver and the speaker are given of a share; its frames give their places up."""
-        units = self._perceiver.frame_units
-        here = [part for part in share.parts if part.group.is_target or not self._apart]
-        there = [part for part in share.parts if self._apart and not part.group.is_target]
-        made = (
-            row_tokens(there, 0, units) if there else None,
-            row_tokens(here, stream._origin, units) if here else None,
-        )
-        stream.tally.tokens_computed += len(share)
-        for part in share.parts:
-            if part.group.arrival is not None and part.completes:
-                assert part.group.arrival.place is not None
-                stream._places.append(part.group.arrival.place)
-        return made
-
-    def _hand_over(self, shares: dict[Stream, Share]) -> None:
-        """Start to move what has been perceived; what words may see now is stored on the speaker's side."""
-        for stream, share in shares.items():
-            for part in share.parts:
-                if part.completes and not part.group.is_target:
-                    first = int(part.group.tokens.slots[0])
-                    piece = self._perceiver.take(stream._row, first, padded_size(len(part.group.tokens.slots)))
-                    stream._held.append((first, self._speaker.fetch(piece)))
-            if share.shows:
-                for first, piece in stream._held:
-                    self._speaker.put(stream._row, stream._origin + first, piece)
-                stream._held.clear()
 
     def _longest(self, rows: dict[int, RowTokens]) -> int:
         return self._size_for(max(len(row.features) for row in rows.values()))
@@ -392,18 +386,18 @@ class BatchEngine:
                 self._prepare(lane, added).result()
                 lane.grow(*added)
                 for other in self._open() if lane is self._speaker else ():
-                    other._origin += added[0]
+                    other.shift(added[0])
         return True
 
     def _slots_to_add(self, lane: Lane, stream: Stream, lowest: int, highest: int) -> tuple[int, int] | None:
         if lane is self._speaker:
-            left, slots = stream._origin, lane.slots
+            left, slots = stream.origin, lane.slots
             return slots_to_add(left, slots - left, lowest, highest, self._max_slots - slots)
         return slots_to_add(0, lane.slots, 0, highest, max(lane.slots, highest))
 
     def _has_room(self, stream: Stream) -> bool:
         """Whether no larger rows must be waited for; those that the stream will need are compiled before it does."""
-        lowest, highest = stream._scheduler.ends
+        lowest, highest = stream.ends
         ready = True
         for lane in self._lanes:
             for end in ((int(lowest * LOOK_AHEAD), 0), (0, int(highest * LOOK_AHEAD))):
@@ -412,38 +406,31 @@ class BatchEngine:
         return ready
 
     def _prepare(self, lane: Lane, added: tuple[int, int] | None) -> Future[None]:
-        return lane.prepare(lane.slots + sum(added or ()), self._sizes)
+        return lane.prepare(lane.slots + sum(added or ()))
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
-        wall_s = now - stream._opened_s
-        events: list[StreamEvent] = []
-        for arrival in share.revealed:
-            stream.tally.largest_lag_s = max(stream.tally.largest_lag_s, now - arrival.arrived_s)
-            events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s))
-        if not share.speaks:
-            return events
-        assert tokens is not None
-        token = int(tokens[stream._row])
-        if token == NO_TOKEN:
-            stream.fault = NotFiniteError(stream._scheduler.spoken)
-            return events
-        if token in stream._stops:
-            return [*events, self._end(stream, "end_token")]
-        stream._scheduler.spoke(token)
-        stream.answer.append(token)
-        text = stream._decoder.step(stream._tokenizer.backend_tokenizer, token) or ""
-        stream._texts.append(text)
-        events.append(TokenSpoken(len(stream.answer) - 1, token, text, stream._scheduler.after_frame, wall_s))
-        if stream._scheduler.said_all:
-            events.append(self._end(stream, "token_limit"))
+        events = stream.tell(share, tokens, now)
+        if stream.ended is not None:
+            self._streams[stream.row] = None
         return events
 
     def _end(self, stream: Stream, reason: EndReason) -> StreamEnded:
-        stream.ended = reason
-        stream._held.clear()
-        self._streams[stream._row] = None
-        return StreamEnded(reason, stream.text, self._clock() - stream._opened_s)
+        self._streams[stream.row] = None
+        return stream.end(reason, self._clock())
 
 
-def _has_work(stream: Stream) -> bool:
-    return stream._scheduler.has_work
+def _check_sizes(
+    rows: int, frame_units: int, slots: int, word_slots: int, max_slots: int, chunk_sizes: Sequence[int]
+) -> None:
+    if rows < 1 or frame_units < 1 or not chunk_sizes or sorted(set(chunk_sizes)) != list(chunk_sizes):
+        raise ValueError(
+            f"an engine needs rows and frame_units of at least 1 and ascending chunk_sizes, got rows {rows}, "
+            f"frame_units {frame_units} and chunk_sizes {tuple(chunk_sizes)}"
+        )
+    if chunk_sizes[0] < 2 or not 2 <= slots <= max_slots:
+        raise ValueError(
+            f"chunks must be of at least 2 tokens and slots from 2 to max_slots, got chunk_sizes "
+            f"{tuple(chunk_sizes)}, slots {slots} and max_slots {max_slots}"
+        )
+    if not 0 < word_slots < slots:
+        raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from swjax.inference.sampler import SamplingRows, mark_said, sample
-from swjax.inference.weights import streaming_weights
+from swjax.inference.weights import Weights
 from swjax.models.parameters import merge_parameters
 from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
@@ -21,8 +21,9 @@ class Engine:
 
     def __init__(self, model: Qwen2_5_VL):
         self.config: Qwen2_5_VLConfig = model.config
-        structure, self._parameters = streaming_weights(model)
-        self._compiled = _compiled(structure)
+        weights = Weights(model)
+        self._parameters = weights.parameters
+        self._compiled = _compiled(weights.structure)
         self._dtype = self._parameters["decoder/embedding_vd"].dtype
 
     def new_cache(self, slots: int) -> KeyValueCache:

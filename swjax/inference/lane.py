@@ -6,8 +6,7 @@ sizes, so that nothing recompiles.
 """
 
 import functools
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,17 +16,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
+from swjax.inference.memory import Moves, StoredKeys
+from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
 from swjax.inference.sampler import SamplingRows, mark_said, sample
-from swjax.inference.scheduler import Part
-from swjax.inference.track import Tokens, join
-from swjax.inference.weights import streaming_weights
-from swjax.models.parameters import merge_parameters
-from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.inference.weights import Weights
+from swjax.models.parameters import Parameters, merge_parameters
+from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.config import TextConfig
 from swjax.models.qwen2_5_vl.model import abstract_model
-from swjax.streaming import KeySpans
-
-NO_FEATURE = -1
 
 MAX_FRAME_SIZES = 8
 """Numbers of patches that the vision tower is compiled for in lanes that are not warmed up, beside the largest."""
@@ -35,65 +31,11 @@ MAX_FRAME_SIZES = 8
 _COMPILER = ThreadPoolExecutor(1, "swjax-compiler")
 
 
-class RowTokens(NamedTuple):
-    """The tokens of one row of a pass.
-
-    Attributes:
-        tokens: what is written; slots and spans count from the stream's origin.
-        features: for each, its place in the row's inbox of frame features; `NO_FEATURE` for text.
-        origin: slot of the lane's cache at which the stream's first source is stored.
-    """
-
-    tokens: Tokens
-    features: Int32[np.ndarray, "N"]
-    origin: int
-
-
-def row_tokens(parts: Sequence[Part], origin: int, frame_units: int) -> RowTokens:
-    """What a row is given of a stream: its parts one after another, and where the features of frames among them are."""
-    features = [np.full(part.stop - part.first, NO_FEATURE, np.int32) for part in parts]
-    for part, places in zip(parts, features, strict=True):
-        if part.group.arrival is not None:
-            assert part.group.arrival.place is not None
-            first = part.group.arrival.place * frame_units
-            places[:] = np.arange(first + part.first, first + part.stop)
-    tokens = join([part.group.tokens.part(part.first, part.stop) for part in parts])
-    return RowTokens(tokens, np.concatenate(features), origin)
-
-
 class Piece(NamedTuple):
     """Keys and values of some slots of one row: [layers, K, n, H] each."""
 
     keys: Float[Array, "layers K n H"]
     values: Float[Array, "layers K n H"]
-
-
-class _Batch(NamedTuple):
-    """What a pass is told, packed into one array, because each array that is handed over costs a transfer.
-
-    The columns of a row's tokens; behind them one more line with numbers of the row.
-    """
-
-    token_ids: Any
-    positions: Any
-    spans: KeySpans
-    slots: Any
-    features: Any
-    last: Any
-    speaks: Any
-    choices: SamplingRows
-
-    @classmethod
-    def unpack(cls, packed: Int32[Array, "B L+1 8"]) -> "_Batch":
-        """The arrays of a packed batch."""
-        columns = jnp.moveaxis(packed[:, :-1], -1, 0)
-        last, speaks, temperature, top_k, top_p, penalty, seed, spoken = packed[:, -1].T
-        temperature, top_p, penalty = (
-            jax.lax.bitcast_convert_type(x, jnp.float32) for x in (temperature, top_p, penalty)
-        )
-        choices = SamplingRows(temperature, top_k, top_p, penalty, seed.astype(jnp.uint32), spoken)
-        spans = KeySpans(columns[4], columns[5])
-        return cls(columns[0], columns[1:4], spans, columns[6], columns[7], last, speaks.astype(bool), choices)
 
 
 class Lane:
@@ -107,57 +49,76 @@ class Lane:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        weights: Weights,
         *,
         rows: int,
         left: int,
         right: int,
         frame_units: int,
         inbox_frames: int,
-        sharding: jax.sharding.Sharding | None = None,
     ):
-        structure, parameters = streaming_weights(model, sharding)
-        self._compiled = _compiled(structure)
-        self._config, self._rows, self._sharding = model.config, rows, sharding
-        self.frame_units, self.inbox_frames, self.left = frame_units, inbox_frames, left
-        self._parameters = parameters if sharding is None else jax.device_put(parameters, sharding)
-        text, dtype = model.config.text, parameters["decoder/embedding_vd"].dtype
+        self._compiled = _compiled(weights.structure)
+        self._config, self._rows, self._sharding = weights.config, rows, weights.sharding
+        self.left = left
+        self._parameters = self._put(weights.parameters)
+        text, dtype = self._config.text, self._parameters["decoder/embedding_vd"].dtype
         self._cache = self._put(KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype))
-        self._inbox = self._put(jnp.zeros((rows, inbox_frames, frame_units, text.hidden_size), dtype))
         self._said = self._put(jnp.zeros((rows, text.vocab_size), bool))
-        self._largest_frame = frame_units * model.config.vision.spatial_merge_size**2
         self._frame_sizes: set[int] = set()
         self._sizes_open = MAX_FRAME_SIZES
         self._prepared: dict[int, Future[None]] = {left + right: Future()}
         self._prepared[left + right].set_result(None)
+        self._passes_run: set[tuple[int, bool]] = set()
         self.passes = 0
+        self.make_inbox(frame_units, inbox_frames)
+
+    def make_inbox(self, frame_units: int, inbox_frames: int) -> None:
+        """Take frames up to a size from now on; what the inbox of features has is forgotten.
+
+        Args:
+            frame_units: largest number of merged patches of a frame.
+            inbox_frames: frames of a row that may wait encoded.
+        """
+        self.frame_units, self.inbox_frames = frame_units, inbox_frames
+        self._largest_frame = frame_units * self._config.vision.spatial_merge_size**2
+        shape = (self._rows, inbox_frames, frame_units, self._config.text.hidden_size)
+        self._inbox = self._put(jnp.zeros(shape, self._cache.keys.dtype))
 
     @property
     def slots(self) -> int:
         """Slots of every row."""
         return self._cache.slots
 
+    @property
+    def layers(self) -> int:
+        """Layers of the cache."""
+        return self._config.text.num_layers
+
+    @property
+    def heads(self) -> int:
+        """Key heads of the cache."""
+        return self._config.text.num_kv_heads
+
     def grow(self, left: int, right: int) -> None:
         """Add slots to every row."""
         self._cache = self._put(self._cache.grown(left, right))
         self.left += left
 
-    def prepare(self, slots: int, sizes: Iterable[int]) -> Future[None]:
-        """Begin to compile the passes that rows of so many slots will have, beside those that run now.
+    def prepare(self, slots: int) -> Future[None]:
+        """Begin to compile the passes that have been run for rows of so many slots, beside those that run now.
 
         Args:
             slots: of every row.
-            sizes: lengths to which rows will be padded.
 
         Returns:
             What is done when all are compiled: at once for rows as they are.
         """
         if slots not in self._prepared:
-            self._prepared[slots] = _COMPILER.submit(self._compile, slots, tuple(sizes))
+            self._prepared[slots] = _COMPILER.submit(self._compile, slots, sorted(self._passes_run))
         return self._prepared[slots]
 
-    def _compile(self, slots: int, sizes: tuple[int, ...]) -> None:
-        for size, with_head in itertools.product(sizes, (True, False)):
+    def _compile(self, slots: int, passes: Collection[tuple[int, bool]]) -> None:
+        for size, with_head in passes:
             _lower(
                 self._compiled,
                 with_head,
@@ -196,20 +157,18 @@ class Lane:
         self._frame_sizes.add(patches)
         return patches
 
-    def encode(self, row: int, place: int, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> None:
-        """Encode a frame into a place of a row's inbox; returns before it is done."""
+    def encode(self, row: int, cell: int, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> None:
+        """Encode a frame into a cell of a row's inbox; returns before it is done."""
         padding = self._frame_size(len(patches)) - len(patches)
         patches = np.pad(patches, ((0, padding), (0, 0))) if padding else patches
         grid = np.array([[1, *grid_hw]], np.int32)
-        self._inbox = self._compiled.encode(
-            self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(place)
-        )
+        self._inbox = self._compiled.encode(self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(cell))
 
     def advance(
         self,
         tokens: Mapping[int, RowTokens],
         size: int,
-        speaking: Mapping[int, Any],
+        speaking: Collection[int],
         choices: SamplingRows,
     ) -> Int32[Array, "B"]:
         """Write tokens of some rows in one pass over the weights; returns before it is done.
@@ -223,7 +182,8 @@ class Lane:
         Returns:
             The tokens chosen; those of other rows mean nothing.
         """
-        packed = self._pack(tokens, size, speaking, choices)
+        packed = pack(tokens, size, speaking, choices, rows=self._rows, slots=self.slots)
+        self._passes_run.add((size, bool(speaking)))
         chosen, self._cache, self._said = self._compiled.advance(
             bool(speaking), self._parameters, self._cache, self._said, self._inbox, packed
         )
@@ -238,29 +198,28 @@ class Lane:
         """Store keys and values that another lane has computed; they are moved to this lane's devices first."""
         self._cache = _store(self._cache, np.int32(row), np.int32(first), self.fetch(piece))
 
+    def move(self, row: int, moves: Moves, origin: int) -> None:
+        """Move keys and values of a row, all at once; returns before it is done.
+
+        Args:
+            row: the row.
+            moves: which slot goes where, counted from the origin.
+            origin: slot of this lane's cache at which the stream's first source is stored.
+        """
+        index = np.broadcast_to(np.arange(self.slots, dtype=np.int32), (*moves.source.shape[:-1], self.slots)).copy()
+        index[..., moves.target + origin] = moves.source + origin
+        self._cache = _gather(self._cache, np.int32(row), index)
+
+    def read(self, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
+        """A copy of the keys and values of some slots of a row."""
+        return StoredKeys(*(x[:, row][:, :, slots] for x in self._cache))
+
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
         return piece if self._sharding is None else jax.device_put(piece, self._sharding)
 
     def _put(self, arrays: Any) -> Any:
         return arrays if self._sharding is None else jax.device_put(arrays, self._sharding)
-
-    def _pack(
-        self, tokens: Mapping[int, RowTokens], size: int, speaking: Mapping[int, Any], choices: SamplingRows
-    ) -> Int32[np.ndarray, "B L+1 8"]:
-        packed = np.zeros((self._rows, size + 1, 8), np.int32)
-        # Slots beyond the cache are not written, and empty spans see nothing.
-        packed[:, :, 6:] = self.slots, NO_FEATURE
-        packed[:, -1, :2] = 0
-        packed[:, -1, 2:] = np.stack([np.asarray(column).view(np.int32) for column in choices], axis=-1)
-        for row, (piece, places, origin) in tokens.items():
-            columns = piece.token_ids, *piece.positions, piece.start + origin, piece.stop + origin, piece.slots + origin
-            lines, order = np.stack([*columns, places], axis=-1), np.argsort(piece.slots)
-            assert np.count_nonzero(np.diff(piece.slots[order]) != 1) <= 1, "a row's slots are two runs at most"
-            packed[row, : len(lines)] = lines[order]
-            packed[row, -1, 0] = np.flatnonzero(order == len(lines) - 1)[0]
-        packed[list(speaking), -1, 1] = 1
-        return packed
 
 
 def lower_pass(
@@ -276,10 +235,12 @@ def lower_pass(
         dtype: of weights, cache and computations.
         sharding: where all of it lies.
     """
-    structure, parameters = streaming_weights(abstract_model(config, param_dtype=dtype), sharding)
-    placed = {name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for name, one in parameters.items()}
+    weights = Weights(abstract_model(config, param_dtype=dtype), sharding)
+    placed = {
+        name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for name, one in weights.parameters.items()
+    }
     return _lower(
-        _compiled(structure),
+        _compiled(weights.structure),
         True,
         placed,
         text=config.text,
@@ -295,7 +256,7 @@ def lower_pass(
 def _lower(
     compiled: "_Compiled",
     with_head: bool,
-    parameters: Any,
+    parameters: Parameters,
     *,
     text: TextConfig,
     rows: int,
@@ -315,7 +276,7 @@ def _lower(
     def place(one: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding)
 
-    packed = np.zeros((rows, size + 1, 8), np.int32)
+    packed = np.zeros((rows, size + 1, COLUMNS), np.int32)
     return compiled.advance.lower(with_head, parameters, *jax.tree.map(place, jax.eval_shape(make)), packed)
 
 
@@ -336,22 +297,28 @@ def _compiled(structure: nnx.GraphDef) -> _Compiled:
 
 
 def _encode(
-    structure: nnx.GraphDef, parameters: Any, inbox: Array, patches: Array, grid_thw: Array, row: Array, place: Array
+    structure: nnx.GraphDef,
+    parameters: Parameters,
+    inbox: Array,
+    patches: Array,
+    grid_thw: Array,
+    row: Array,
+    cell: Array,
 ) -> Array:
     features = merge_parameters(structure, parameters).encode_video(patches, grid_thw)
-    return jax.lax.dynamic_update_slice(inbox, features[None, None].astype(inbox.dtype), (row, place, 0, 0))
+    return jax.lax.dynamic_update_slice(inbox, features[None, None].astype(inbox.dtype), (row, cell, 0, 0))
 
 
 def _advance(
     structure: nnx.GraphDef,
     with_head: bool,
-    parameters: Any,
+    parameters: Parameters,
     cache: KeyValueCache,
     said: Bool[Array, "B V"],
     inbox: Float[Array, "B R U D"],
-    packed: Int32[Array, "B L+1 8"],
+    packed: Int32[Array, "B L+1 C"],
 ) -> tuple[Int32[Array, "B"], KeyValueCache, Bool[Array, "B V"]]:
-    model, batch = merge_parameters(structure, parameters), _Batch.unpack(packed)
+    model, batch = merge_parameters(structure, parameters), Batch.unpack(packed)
     x = model.decoder.embed(batch.token_ids)
     rows = jnp.arange(x.shape[0])
     flat = inbox.reshape(inbox.shape[0], -1, inbox.shape[-1])
@@ -374,6 +341,13 @@ def _take(cache: KeyValueCache, row: Array, first: Array, count: int) -> Piece:
     layers, _, heads, _, width = cache.keys.shape
     where, size = (0, row, 0, first, 0), (layers, 1, heads, count, width)
     return Piece(*(jax.lax.dynamic_slice(x, where, size)[:, 0] for x in cache))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _gather(cache: KeyValueCache, row: Array, index: Int32[Array, "L K S"]) -> KeyValueCache:
+    return KeyValueCache(
+        *(x.at[:, row].set(jnp.take_along_axis(x[:, row], index[..., None], axis=2, mode="clip")) for x in cache)
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -6,14 +6,16 @@ front, and the word that was spoken last once all that it may see is written or 
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from swjax.inference.frames import Frame, merge_frames
+from swjax.inference.memory import KEEP_ALL, Book, Moves, StoredKeys
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
 from swjax.inference.track import Tokens, Track
+from swjax.streaming import Storage
 
 
 @dataclass
@@ -25,14 +27,14 @@ class Arrival:
         number: frames of the video before it.
         arrived_s: when it was handed over, by the engine's clock.
         last: whether it ends the video.
-        place: where its features are in the row's inbox, once it is encoded.
+        cell: of the row's inbox in which its features are, once it is encoded.
     """
 
     frame: Frame
     number: int
     arrived_s: float
     last: bool
-    place: int | None = None
+    cell: int | None = None
 
 
 @dataclass
@@ -125,6 +127,7 @@ class Scheduler:
         when_behind: what becomes of frames that cannot be taken in by the time that the next one arrives; None where
             frames do not come by a clock.
         apart: whether sources and words are computed on different devices.
+        on_demand: whether words are spoken when they are asked for (`demand`), not by the schedule.
 
     Attributes:
         settings: as above.
@@ -144,10 +147,17 @@ class Scheduler:
         merge_size: int,
         when_behind: WhenBehind | None,
         apart: bool,
+        on_demand: bool = False,
     ):
         mode.check(settings.variant)
-        self._track, self.settings, self._mode = track, settings, mode
+        if mode is Mode.RECOMPUTE and settings.memory != KEEP_ALL:
+            raise ValueError(
+                f"mode {mode} runs all again at each frame, so nothing may be dropped; use memory keep_all"
+            )
+        self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
+        self._on_demand, self._memory = on_demand, settings.memory
+        self._full = False
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
         self._arrivals: deque[Arrival] = deque()
@@ -163,7 +173,7 @@ class Scheduler:
         if self._finished:
             raise ValueError("the video has been finished; a new stream is needed for more frames")
         counts = self.settings.counts
-        takes_all = self._mode is not Mode.OFFLINE and self._when_behind in (None, "delay")
+        takes_all = self._mode is not Mode.OFFLINE and self._when_behind in (None, "delay") and not self._on_demand
         if counts is not None and takes_all and self._arrived > len(counts):
             self.settings.words_after(self._arrived - 1)  # the frame before is not the last, and has no count
         if self._when_behind == "merge" and self._arrivals and self._arrivals[-1].frame.grid_hw != frame.grid_hw:
@@ -178,6 +188,10 @@ class Scheduler:
         if not self._arrived:
             raise ValueError("the video has no frames; hand over at least one before finish()")
         self._finished = True
+
+    def demand(self, words: int) -> None:
+        """So many words are wanted now, of a stream that speaks on demand."""
+        self.words_left = words
 
     @property
     def backlog(self) -> int:
@@ -194,22 +208,22 @@ class Scheduler:
     @property
     def said_all(self) -> bool:
         """Whether the limit on words after the last frame is reached."""
-        return self._closed and self.words_left == 0
+        return self._closed and self.words_left == 0 and not self._on_demand
 
     def to_encode(self) -> Iterator[Arrival]:
         """Frames whose features are needed, the next first; one that has only arrived is encoded ahead of its turn."""
         for group in self._queue:
-            if group.arrival is not None and group.arrival.place is None:
+            if group.arrival is not None and group.arrival.cell is None:
                 yield group.arrival
         # Where frames may be dropped or merged, which one is next is not known before its turn.
         if self._arrivals and self._when_behind in (None, "delay") and self._mode is Mode.PARALLEL:
             first = self._arrivals[0]
-            if first.place is None:
+            if first.cell is None:
                 yield first
 
     def lay(self) -> None:
         """Lay out what may be perceived now."""
-        if self._ahead is not None or self._closing:
+        if self._ahead is not None or self._closing or self._full:
             return
         # One thing at a time: the next frame waits until the words before it are spoken.
         if self._mode is not Mode.PARALLEL and self.words_left:
@@ -247,7 +261,20 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a pass could advance the stream now."""
         self.lay()
-        return bool(self._queue or self.words_left or self._hidden)
+        return bool(self._unwritten or self.words_left or self._hidden)
+
+    @property
+    def _unwritten(self) -> int:
+        """Tokens that have been laid out and may be written now.
+
+        On demand and in arrival order the last source waits, as a word does, until its successor is wanted or something
+        follows: the next word is chosen in the pass in which it is written.
+        """
+        left = sum(group.left for group in self._queue)
+        waits = self._on_demand and self._design.storage is Storage.ARRIVAL and not self.words_left
+        # What a full memory keeps is moved together before anything else is laid out.
+        more = self._full and (self._arrivals or (self._finished and not self._closing))
+        return left - 1 if left and waits and not self._track.waiting and not more else left
 
     @property
     def _hidden(self) -> bool:
@@ -261,11 +288,11 @@ class Scheduler:
         reserved = len(self._track.waiting) if together and self.words_left else 0
         while True:
             self._take(share, room - reserved)
-            if self._queue or self.words_left or not self._hidden:
+            if self._unwritten or self.words_left or not self._hidden:
                 break
             self._reveal(share)
             # What is run again has the slots of what was run before, and a pass writes each slot once.
-            if self.words_left or self._mode is Mode.RECOMPUTE:
+            if self.words_left or self._mode is Mode.RECOMPUTE or self._full:
                 break
             self.lay()
         self._speak(share, room, alone=not together)
@@ -282,8 +309,8 @@ class Scheduler:
         waiting = len(self._track.waiting)
         if not self.words_left or len(share) + waiting > room or any(group.is_target for group in self._queue):
             return
-        if waiting and alone and (self._queue or share.parts):
-            return  # one thing at a time
+        if waiting and (self._full or (alone and (self._queue or share.parts))):
+            return  # one thing at a time; and words are spoken from what a full memory keeps
         words = None
         if waiting:
             tokens = self._track.feed()
@@ -297,11 +324,11 @@ class Scheduler:
         share.speaks = True
 
     def _take(self, share: Share, room: int) -> None:
-        while self._queue and len(share) < room:
+        while (unwritten := self._unwritten) and len(share) < room:
             group = self._queue[0]
-            if group.arrival is not None and group.arrival.place is None:
+            if group.arrival is not None and group.arrival.cell is None:
                 return
-            first, group.taken = group.taken, min(group.taken + room - len(share), group.taken + group.left)
+            first, group.taken = group.taken, group.taken + min(room - len(share), group.left, unwritten)
             share.parts.append(Part(group, first, group.taken))
             if not group.left:
                 self._note(self._queue.popleft())
@@ -313,7 +340,7 @@ class Scheduler:
     def _start_again(self) -> None:
         """Queue all that has been written once more; frames are encoded again."""
         for group in reversed(self._log):
-            arrival = None if group.arrival is None else replace(group.arrival, place=None)
+            arrival = None if group.arrival is None else replace(group.arrival, cell=None)
             self._queue.appendleft(Group(group.tokens, group.is_target, arrival))
         self._log.clear()
 
@@ -326,14 +353,29 @@ class Scheduler:
             self.tally.frames_seen += 1
             self._ahead = None
         self._closed = self._closing
-        if self._closed:
-            self.words_left = self.settings.max_tail
-        elif self._mode is Mode.OFFLINE:
+        self._full = self._track.book is not None and self._memory.is_full(self._track.book)
+        if self._on_demand or (self._mode is Mode.OFFLINE and not self._closed):
             self.words_left = 0
-        elif self.settings.counts is not None and self._laid - 1 == len(self.settings.counts):
-            self.words_left = 0  # it may be the last, whose count is not used: what follows it will show
         else:
-            self.words_left = self.settings.words_after(self._laid - 1)
+            self.words_left = self.settings.words_after(self._laid - 1, last=True if self._closed else None)
+
+    def compact(self, read: Callable[[Book], StoredKeys], *, layers: int, heads: int) -> Moves | None:
+        """Drop what a full memory does not keep; None if it is not full, or something laid out is not written yet.
+
+        Args:
+            read: gives keys and values of the sources in a book.
+            layers, heads: of the model's cache.
+
+        Raises:
+            ValueError: if the policy keeps what cannot be kept.
+        """
+        book = self._track.book
+        if not self._full or self._queue or book is None:
+            return None
+        kept = self._memory.keep(book, lambda: read(book))
+        book.check(kept, layers=layers, heads=heads)
+        self._full = False
+        return self._track.keep(kept)
 
     def _next_arrival(self) -> Arrival:
         """The next frame to take in; in real time, what has fallen behind is dealt with."""

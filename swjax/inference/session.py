@@ -16,6 +16,7 @@ from tokenizers.decoders import DecodeStream
 from swjax.inference.engine import Engine
 from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame, check_frame, mark_last
+from swjax.inference.memory import KEEP_ALL
 from swjax.inference.prompt import begin_stream
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, SamplingRows
 from swjax.inference.settings import USUAL_SETTINGS, StreamSettings, check_speed
@@ -51,6 +52,8 @@ class StreamSession:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._engine, self._tokenizer, self.settings = engine, tokenizer, settings
+        if isinstance(settings, StreamSettings) and settings.memory != KEEP_ALL:
+            raise ValueError("a session keeps all that it has seen; a memory policy needs a BatchEngine")
         self._special, prompt = begin_stream(tokenizer, question, settings, vocab_size=engine.config.text.vocab_size)
         self._stops = {self._special.im_end, *settings.stop_tokens}
         self._clock, self._began = clock, clock()
@@ -136,11 +139,11 @@ class StreamSession:
             if speed is not None:
                 time.sleep(max(0.0, frame.video_s / speed - (self._clock() - began)))
             yield self.see(frame, last=last)
-            if self.settings.design.speaks_while_watching and not last:
-                yield from self.speak(self.settings.words_after(self.frames_encoded - 1))
+            if not last and (words := self.settings.words_after(self.frames_encoded - 1)):
+                yield from self.speak(words)
             if self.ended:
                 break
-        yield from self.speak(self.settings.max_tail)
+        yield from self.speak(self.settings.words_after(self.frames_encoded - 1, last=True))
         yield StreamEnded("end_token" if self.ended else "token_limit", self.text(), self._now())
 
     def text(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.numbers import real, shown, whole
 from swjax.inference.sampler import GREEDY, Sampling
 from swjax.streaming import DESIGNS, Design, Storage, StreamSpec, Variant
@@ -27,6 +28,7 @@ class StreamSettings:
         max_tail: limit on answer tokens after the last frame (the paper's 300).
         sampling: how the next token is chosen.
         stop_tokens: tokens that end the answer, beside `<|im_end|>`.
+        memory: what the stream keeps of what it has seen and said.
     """
 
     variant: Variant = Variant.GDPE
@@ -37,6 +39,7 @@ class StreamSettings:
     max_tail: int = StreamSpec.max_tail
     sampling: Sampling = GREEDY
     stop_tokens: tuple[int, ...] = ()
+    memory: Memory = KEEP_ALL
 
     def __post_init__(self) -> None:
         try:
@@ -59,6 +62,10 @@ class StreamSettings:
         given["stop_tokens"] = tuple(whole("a stop token", token) for token in _each("stop_tokens", self.stop_tokens))
         if not isinstance(self.sampling, Sampling):
             raise ValueError(f"sampling must be a Sampling, got {shown(self.sampling)}")
+        if isinstance(self.memory, type) or not all(hasattr(self.memory, name) for name in ("is_full", "keep")):
+            raise ValueError(
+                f"memory must be a policy, such as Window() or memory_of('window'), got {shown(self.memory)}"
+            )
         for name, value in given.items():
             object.__setattr__(self, name, value)
 
@@ -67,14 +74,24 @@ class StreamSettings:
         """The variant's row in the table of designs."""
         return DESIGNS[self.variant]
 
-    def words_after(self, frame: int) -> int:
-        """Answer tokens after a frame that is not the last.
+    def words_after(self, frame: int, *, last: bool | None = False) -> int:
+        """The rule of speaking: answer tokens that are spoken after a frame, before the next one.
+
+        Args:
+            frame: its number among those that were taken in.
+            last: whether it ends the video, so that all that is left follows it; None if that is not known yet.
 
         Raises:
             ValueError: if an explicit schedule has no count for it.
         """
+        if last:
+            return self.max_tail
+        if not self.design.speaks_while_watching:
+            return 0
         if self.counts is None:
             return self.wait_k
+        if last is None and frame == len(self.counts):
+            return 0  # it may be the last, whose count is not used: what follows it will show
         if frame >= len(self.counts):
             raise ValueError(f"the schedule has counts for {len(self.counts)} frames, but frame {frame} has come")
         return self.counts[frame]

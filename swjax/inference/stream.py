@@ -1,13 +1,21 @@
 """A stream of a batched engine, as its user and the engine hold it."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
 from tokenizers.decoders import DecodeStream
 
-from swjax.inference.events import EndReason
-from swjax.inference.lane import Piece
-from swjax.inference.scheduler import Scheduler, Tally
+from swjax.inference.events import EndReason, FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.frames import Frame
+from swjax.inference.lane import Lane, Piece
+from swjax.inference.memory import Book, StoredKeys
+from swjax.inference.packing import RowTokens, row_tokens
+from swjax.inference.room import padded_size
+from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
+from swjax.inference.scheduler import Part, Scheduler, Share, Tally
 from swjax.inference.settings import StreamSettings
 
 
@@ -20,6 +28,7 @@ class Stream:
         answer: ids of the answer tokens spoken so far, without the end token.
         ended: why it has ended, None while it goes on.
         tally: what it has cost.
+        row: its row of the engine's batch.
         fault: the error of its own at which it has ended, or will at the next step.
     """
 
@@ -27,13 +36,13 @@ class Stream:
     answer: list[int]
     ended: EndReason | None
     tally: Tally
+    row: int
     _scheduler: Scheduler = field(repr=False)
     _tokenizer: Any = field(repr=False)
     _stops: frozenset[int] = field(repr=False)
     _opened_s: float = field(repr=False)
-    _row: int = field(repr=False)
     _origin: int = field(repr=False)
-    _places: list[int] = field(repr=False)
+    _cells: list[int] = field(repr=False)
     fault: Exception | None = None
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
     _texts: list[str] = field(repr=False, default_factory=list)
@@ -48,3 +57,148 @@ class Stream:
     def backlog(self) -> int:
         """Frames that have arrived and wait."""
         return self._scheduler.backlog
+
+    # What follows is for the engine, which advances streams and keeps what they are told in their rows.
+
+    @property
+    def origin(self) -> int:
+        """Slot of the speaker's row at which the first source is stored."""
+        return self._origin
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first slot, and the one behind the last, that it needs soon, counted from its origin."""
+        return self._scheduler.ends
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a pass could advance it now."""
+        return self._scheduler.has_work
+
+    @property
+    def choice(self) -> tuple[Sampling, int]:
+        """How its next token is chosen, and how many have been before."""
+        return self.settings.sampling, self._scheduler.spoken
+
+    def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
+        """A frame has come."""
+        self._scheduler.arrive(frame, now, last=last)
+
+    def finish(self) -> None:
+        """No frame follows."""
+        self._scheduler.finish()
+
+    def demand(self, words: int) -> None:
+        """So many words are wanted now, of a stream that speaks on demand."""
+        self._scheduler.demand(words)
+
+    def need(self) -> int:
+        """Tokens that the next pass should have room for."""
+        return self._scheduler.need()
+
+    def plan(self, room: int) -> Share:
+        """Take what the next pass computes of it, at most `room` tokens."""
+        return self._scheduler.plan(room)
+
+    def encode_ahead(self, perceiver: Lane) -> None:
+        """Start the vision tower on the frames that are needed next, as far as there are cells for their features."""
+        for arrival in self._scheduler.to_encode():
+            if not self._cells:
+                break
+            arrival.cell = self._cells.pop()
+            perceiver.encode(self.row, arrival.cell, arrival.frame.patches, arrival.frame.grid_hw)
+            self.tally.frames_encoded += 1
+
+    def use_cells(self, count: int) -> None:
+        """Use an inbox of so many empty cells."""
+        self._cells = list(range(count))
+
+    def row_tokens(self, share: Share, *, apart: bool, frame_units: int) -> tuple[RowTokens | None, RowTokens | None]:
+        """What the perceiver and the speaker are given of a share; its frames give their cells up.
+
+        Args:
+            share: what a pass takes.
+            apart: whether they are two lanes; else the speaker is given all.
+            frame_units: features in a cell.
+        """
+        here = [part for part in share.parts if part.group.is_target or not apart]
+        there = [part for part in share.parts if apart and not part.group.is_target]
+        made = (
+            row_tokens(there, 0, frame_units) if there else None,
+            row_tokens(here, self._origin, frame_units) if here else None,
+        )
+        self.tally.tokens_computed += len(share)
+        for part in share.parts:
+            if part.group.arrival is not None and part.completes:
+                assert part.group.arrival.cell is not None
+                self._cells.append(part.group.arrival.cell)
+        return made
+
+    def hand_over(self, share: Share, perceiver: Lane, speaker: Lane) -> None:
+        """Start to move what has been perceived; what words may see now is stored on the speaker's side."""
+        for part in _perceived(share.parts):
+            first = int(part.group.tokens.slots[0])
+            piece = perceiver.take(self.row, first, padded_size(len(part.group.tokens.slots)))
+            self._held.append((first, speaker.fetch(piece)))
+        if share.shows:
+            for first, piece in self._held:
+                speaker.put(self.row, self._origin + first, piece)
+            self._held.clear()
+
+    def compact(self, speaker: Lane, perceiver: Lane) -> None:
+        """Drop what its memory does not keep, if that is full, and move together what stays."""
+
+        def read(book: Book) -> StoredKeys:
+            return speaker.read(self.row, book.source_slots + self._origin)
+
+        moves = self._scheduler.compact(read, layers=speaker.layers, heads=speaker.heads)
+        if moves is not None:
+            speaker.move(self.row, moves, self._origin)
+            if perceiver is not speaker:
+                perceiver.move(self.row, moves.of_sources(), 0)
+
+    def shift(self, slots: int) -> None:
+        """Its row has had slots added on the left."""
+        self._origin += slots
+
+    def tell(self, share: Share, tokens: Int32[np.ndarray, "B"] | None, now: float) -> list[StreamEvent]:
+        """What has happened in a pass.
+
+        Args:
+            share: what the pass has taken.
+            tokens: those that it has chosen, for all rows; None if none.
+            now: when it has ended.
+        """
+        wall_s = now - self._opened_s
+        events: list[StreamEvent] = []
+        for arrival in share.revealed:
+            self.tally.largest_lag_s = max(self.tally.largest_lag_s, now - arrival.arrived_s)
+            events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s))
+        if not share.speaks:
+            return events
+        assert tokens is not None
+        token = int(tokens[self.row])
+        if token == NO_TOKEN:
+            self.fault = NotFiniteError(self._scheduler.spoken)
+            return events
+        if token in self._stops:
+            return [*events, self.end("end_token", now)]
+        self._scheduler.spoke(token)
+        self.answer.append(token)
+        text = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
+        self._texts.append(text)
+        events.append(TokenSpoken(len(self.answer) - 1, token, text, self._scheduler.after_frame, wall_s))
+        if self._scheduler.said_all:
+            events.append(self.end("token_limit", now))
+        return events
+
+    def end(self, reason: EndReason, now: float) -> StreamEnded:
+        """It has ended."""
+        self.ended = reason
+        self._held.clear()
+        return StreamEnded(reason, self.text, now - self._opened_s)
+
+
+def _perceived(parts: Sequence[Part]) -> Iterator[Part]:
+    """The parts with which sources are written whole."""
+    return (part for part in parts if part.completes and not part.group.is_target)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from swjax.inference.memory import KEEP_ALL, TEXT, Book, Kept, Moves
 from swjax.inference.settings import StreamSettings
 from swjax.streaming import (
     PositionCounts,
@@ -58,6 +59,7 @@ class Track:
         frames: how many frames have been laid out.
         waiting: ids of tokens that have been spoken but not fed: they are fed when their successor is wanted, or they
             would have seen fewer frames than in training. At first the assistant prefix.
+        book: what is stored, where a memory policy may drop some of it; else None.
     """
 
     def __init__(self, settings: StreamSettings, special: SpecialTokens, *, tokens_per_second: float):
@@ -68,7 +70,9 @@ class Track:
         self._stored, self._visible = StoredCounts(0, 0), 0
         self._waiting_positions: Int32[np.ndarray, "3 N"] | None = None
         self.waiting: tuple[int, ...] = special.prefix
+        self.book = None if settings.memory == KEEP_ALL else Book()
         self.frames = 0
+        self._next_word = -len(self.waiting)
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -79,7 +83,7 @@ class Track:
     def text(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
         """Lay out text among the sources: the prompt, or what closes the video."""
         self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids))
-        return self._store_sources(token_ids, positions)
+        return self._store_sources(token_ids, positions, TEXT)
 
     def before_frame(self) -> Tokens | None:
         """What must be written before another frame, or the end of the video, is laid out; None if nothing.
@@ -91,7 +95,7 @@ class Track:
             return None
         if self._design.storage is Storage.ARRIVAL:
             return self.feed()
-        if self._design.grouped and not self._stored.targets:
+        if self._design.grouped and self._next_word == -len(self._special.prefix):
             return self.feed(len(self.waiting) - 1)
         return None
 
@@ -106,7 +110,7 @@ class Track:
             self._design, self._ahead or self._words, number, rows, columns, self._stride
         )
         self.frames += 1
-        return self._store_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions)
+        return self._store_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions, number)
 
     def trailer(self) -> Tokens:
         """Lay out the sources that close the video."""
@@ -124,6 +128,9 @@ class Track:
         count = len(self.waiting) if count is None else count
         stored, slots, spans = store_targets(self._design, self._stored._replace(sources=self._visible), count)
         self._stored = self._stored._replace(targets=stored.targets)
+        if self.book is not None:
+            self.book.add_words(slots, self._next_word)
+        self._next_word += count
         fed = np.array(self.waiting[:count], np.int32)
         self.waiting, self._waiting_positions = self.waiting[count:], positions[:, count:]
         return Tokens(fed, positions[:, :count], spans.start, spans.stop, slots)
@@ -138,6 +145,21 @@ class Track:
             self._words, self._waiting_positions = place_words(self._design, self._words, len(self.waiting))
         return self._waiting_positions
 
-    def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray) -> Tokens:
+    def keep(self, kept: Kept) -> Moves:
+        """Drop what is stored but for some of it; all that has been laid out must be written and revealed.
+
+        Ids stay as they are. What stays is moved together: in grouped designs to both sides of the origin, else words
+        behind sources, whose order among the keys that a query sees makes no difference.
+        """
+        assert self.book is not None, "there is a policy"
+        sources, words = np.shape(kept.sources)[-1], len(kept.words)
+        source_slots, word_slots = (np.arange(count, dtype=np.int32) for count in (sources, words))
+        word_slots = -1 - word_slots if self._design.grouped else sources + word_slots
+        self._stored, self._visible = StoredCounts(sources, words), sources
+        return self.book.keep(kept, source_slots, word_slots)
+
+    def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray, frame: int) -> Tokens:
         self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))
+        if self.book is not None:
+            self.book.add_sources(slots, frame)
         return Tokens(token_ids, positions, spans.start, spans.stop, slots)

@@ -1,36 +1,43 @@
 """A model's weights, as they are best held on the devices on which it streams."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array
 
 from swjax.hub import CheckpointError
 from swjax.models.parameters import Parameters, split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VL
 
+Model = Qwen2_5_VL
+"""A model that can stream."""
 
-def streaming_weights(
-    model: Qwen2_5_VL, sharding: jax.sharding.Sharding | None = None
-) -> tuple[nnx.GraphDef, Parameters]:
-    """Takes a model, real or abstract, apart into its structure and its parameters.
+
+class Weights:
+    """A model ready to stream. Several engines may share them.
 
     But for a TPU, layers become arrays of their own: a copy, made once, where each pass would copy them out of their
     stack. (The weights of 3B on an H200: 3 ms of an 18 ms pass.)
 
     Args:
-        model: the model.
+        model: the model, real or abstract.
         sharding: where the parameters are to lie; None leaves them where they are.
+
+    Attributes:
+        config: the model's.
+        structure: of the model, hashable.
+        parameters: by path.
+        sharding: as above.
 
     Raises:
         CheckpointError: if a parameter of a real model has values that are not finite.
     """
-    device: Any = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
-    structure, parameters = split_parameters(model if device.platform == "tpu" else model.with_layers_apart())
-    check_finite(parameters)
-    return structure, parameters
+
+    def __init__(self, model: Model, sharding: jax.sharding.Sharding | None = None):
+        self.config, self.sharding = model.config, sharding
+        device: jax.Device = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
+        held = model if device.platform == "tpu" else model.with_layers_apart()
+        self.structure, self.parameters = split_parameters(held)
+        check_finite(self.parameters)
 
 
 def check_finite(parameters: Parameters) -> None:

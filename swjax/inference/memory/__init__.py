@@ -1,0 +1,54 @@
+"""Memory policies: what a stream keeps of what it has seen and said. A new one is a file here and a row of the table.
+
+After each frame a policy may drop tokens. What stays keeps its ids and its rotated keys; the engine moves it together,
+so that what every query sees remains one span.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from swjax.inference.memory.book import TEXT, Book, Kept, Memory, Moves, StoredKeys
+from swjax.inference.memory.keep_all import KeepAll
+from swjax.inference.memory.window import Window
+
+MEMORIES: dict[str, Callable[..., Memory]] = {"keep_all": KeepAll, "window": Window}
+"""Policies by name: frozen dataclasses whose fields are whole numbers. Others may be added from outside."""
+
+KEEP_ALL = KeepAll()
+
+__all__ = [
+    "KEEP_ALL",
+    "MEMORIES",
+    "TEXT",
+    "Book",
+    "KeepAll",
+    "Kept",
+    "Memory",
+    "Moves",
+    "StoredKeys",
+    "Window",
+    "memory_of",
+]
+
+
+def memory_of(text: str) -> Memory:
+    """A policy from its name and its numbers: `keep_all`, `window`, `window:frames=32,words=256`.
+
+    Raises:
+        ValueError: if there is no such policy, or it has no such number.
+    """
+    name, _, given = text.partition(":")
+    if name not in MEMORIES:
+        raise ValueError(f"unknown memory {name!r}; choose one of {', '.join(MEMORIES)}")
+    make = MEMORIES[name]
+    known = [one.name for one in dataclasses.fields(make)] if dataclasses.is_dataclass(make) else []
+    numbers: dict[str, int] = {}
+    for one in given.split(",") if given else []:
+        key, _, value = one.partition("=")
+        if key not in known or not (value.isascii() and value.isdecimal()) or len(value) > 10:
+            has = f"numbers {', '.join(known)}" if known else "no numbers"
+            raise ValueError(
+                f"memory {name} has {has}, written as {name}:{known[0] if known else 'name'}=8, got {one!r}"
+            )
+        numbers[key] = int(value)
+    return make(**numbers)

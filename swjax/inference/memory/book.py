@@ -1,0 +1,143 @@
+"""What the slots of a stream hold, as a memory policy is shown it, and what of them is to stay."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+TEXT = -1
+"""In the place of a frame's number: a token of text among the sources."""
+
+Indices = Int32[np.ndarray, "n"] | Int32[np.ndarray, "L K n"]
+"""Indices of tokens: the same for all layers and key heads, or for each (an axis of 1 stands for all of them)."""
+
+
+def _none() -> Int32[np.ndarray, "0"]:
+    return np.zeros(0, np.int32)
+
+
+class StoredKeys(NamedTuple):
+    """Keys, rotated, and values of a stream's sources, in the order of the book: [layers, K, S, H] each, on the device.
+
+    In layers and heads that kept other sources than the first, they are those of `Book.frames`.
+    """
+
+    keys: Float[Array, "layers K S H"]
+    values: Float[Array, "layers K S H"]
+
+
+class Kept(NamedTuple):
+    """What stays.
+
+    Attributes:
+        sources: indices of the sources that stay, ascending; as many in each layer and key head.
+        words: indices of the words that stay, ascending; the same in all layers.
+    """
+
+    sources: Indices
+    words: Int32[np.ndarray, "m"]
+
+
+class Memory(Protocol):
+    """A policy: which slots of a stream stay. Frozen and hashable; it keeps no state of a stream."""
+
+    def is_full(self, book: "Book") -> bool:
+        """Whether something is to be dropped now. Asked after each frame; cheap."""
+
+    def keep(self, book: "Book", read: Callable[[], StoredKeys]) -> Kept:
+        """What stays; called when `is_full`, once all that is in the book has been computed.
+
+        Args:
+            book: what is stored.
+            read: gives keys and values of the sources, if they are needed.
+        """
+
+
+@dataclass
+class Book:
+    """What a stream has stored.
+
+    Attributes:
+        frames: for each source, in order of arrival, the number of its frame; `TEXT` for the prompt and what closes
+            the video. With axes of layers and key heads where a policy has kept unlike sources in these.
+        words: for each stored word its number: below 0 for the assistant prefix, 0 for the first of the answer.
+        source_slots, word_slots: where they are, from the stream's origin.
+    """
+
+    frames: Int32[np.ndarray, "*L_K S"] = field(default_factory=_none)
+    words: Int32[np.ndarray, "W"] = field(default_factory=_none)
+    source_slots: Int32[np.ndarray, "S"] = field(default_factory=_none)
+    word_slots: Int32[np.ndarray, "W"] = field(default_factory=_none)
+
+    def add_sources(self, slots: Int32[np.ndarray, "n"], frame: int) -> None:
+        """Sources are stored behind the others: of a frame, or text."""
+        added = np.full((*self.frames.shape[:-1], len(slots)), frame, np.int32)
+        self.frames = np.concatenate([self.frames, added], axis=-1)
+        self.source_slots = np.concatenate([self.source_slots, slots])
+
+    def add_words(self, slots: Int32[np.ndarray, "n"], first: int) -> None:
+        """Words are stored; `first` is the number of the first of them."""
+        self.words = np.concatenate([self.words, first + np.arange(len(slots), dtype=np.int32)])
+        self.word_slots = np.concatenate([self.word_slots, slots])
+
+    def check(self, kept: Kept, *, layers: int, heads: int) -> None:
+        """Refuse what cannot be kept.
+
+        Raises:
+            ValueError: if indices do not ascend, are not those of stored tokens, or have other axes than those of
+                layers and key heads.
+        """
+        shapes = {(), *((ls, ks) for ls in (1, layers) for ks in (1, heads))}
+        for name, given, count, axes in (
+            ("sources", kept.sources, len(self.source_slots), shapes),
+            ("words", kept.words, len(self.word_slots), {()}),
+        ):
+            indices = np.asarray(given)
+            if not np.issubdtype(indices.dtype, np.integer) or indices.ndim == 0 or indices.shape[:-1] not in axes:
+                raise ValueError(
+                    f"the memory policy must keep {name} by whole numbers [n]"
+                    f"{f' or [{layers}, {heads}, n]' if len(axes) > 1 else ''}, got {indices.dtype}{[*indices.shape]}"
+                )
+            if indices.size and (indices.min() < 0 or indices.max() >= count or (np.diff(indices) <= 0).any()):
+                raise ValueError(f"the memory policy must keep {name} by ascending indices below {count}")
+
+    def keep(self, kept: Kept, source_slots: Int32[np.ndarray, "n"], word_slots: Int32[np.ndarray, "m"]) -> "Moves":
+        """Drop all else; what stays gets new slots.
+
+        Returns:
+            Which slot goes where.
+        """
+        sources = np.asarray(kept.sources, np.int32)
+        words = np.asarray(kept.words, np.int32)
+        old_sources, old_words = self.source_slots[sources], self.word_slots[words]
+        axes = (1,) * (2 - (sources.ndim - 1)) + sources.shape[:-1]
+        old_sources = old_sources.reshape(*axes, len(source_slots))
+        old_words = np.broadcast_to(old_words, (*axes, len(word_slots)))
+        if sources.ndim == 1 and self.frames.ndim == 1:
+            self.frames = self.frames[sources]
+        else:
+            frames = self.frames.reshape((1,) * (3 - self.frames.ndim) + self.frames.shape)
+            self.frames = np.take_along_axis(frames, sources.reshape(*axes, -1), axis=-1)
+        self.words, self.source_slots, self.word_slots = self.words[words], source_slots, word_slots
+        return Moves(
+            source=np.concatenate([old_words, old_sources], axis=-1), target=np.concatenate([word_slots, source_slots])
+        )
+
+
+class Moves(NamedTuple):
+    """Keys and values that go to other slots, counted from the stream's origin.
+
+    Attributes:
+        source: from where, in each layer and key head (an axis of 1 stands for all of them).
+        target: to where.
+    """
+
+    source: Int32[np.ndarray, "L K n"]
+    target: Int32[np.ndarray, "n"]
+
+    def of_sources(self) -> "Moves":
+        """Those to the right of the origin: in grouped designs the sources."""
+        right = self.target >= 0
+        return Moves(self.source[..., right], self.target[right])
