@@ -51,8 +51,8 @@ PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 class Spec:
     """What a model was trained to do: the block `streaming` of config.json, or streaming.json beside an adapter.
 
-    variant: position design. wait_k: words (tokens) after each frame. gap: first id of the answer in gipe. fps: pictures
-    a second; two make a frame. min_pixels, max_pixels: area of a resized picture.
+    variant: position design. wait_k: words (tokens) after each frame. gap: first id of the answer in gipe. fps:
+    pictures a second; two make a frame. min_pixels, max_pixels: area of a resized picture.
     """
 
     variant: str = "gdpe"
@@ -90,7 +90,7 @@ DESIGNS = {
 
 
 class Placed(NamedTuple):
-    """Tokens with their temporal, height and width ids [3, N], their slots [N], and the span of slots that each sees."""
+    """Temporal, height and width ids of tokens [3, N], their slots [N], and the span of slots that each sees."""
 
     positions: np.ndarray
     slots: np.ndarray
@@ -102,7 +102,8 @@ class Track:
     """Position ids, slots and spans of a stream's tokens, in the order in which they come.
 
     Slots count from the first source; in grouped designs words have slots below it. Words get their ids when they are
-    spoken (`say`) and their slots when their successor is wanted (`store`): what they see is what has arrived by then.
+    spoken (`say`) and wait for their slots until their successor is wanted (`feed`): what they see is what has arrived
+    by then.
     """
 
     def __init__(self, spec: Spec, stride: float):
@@ -111,6 +112,7 @@ class Track:
         self.next_source, self.next_word = 0, spec.gap if spec.variant == "gipe" else 0
         self.video_start, self.ahead = 0, False
         self.sources = self.words = 0
+        self.waiting, self.positions = [], np.zeros((3, 0), int)
 
     def text(self, length: int) -> Placed:
         """Text among the sources: M-RoPE counts its three ids on together."""
@@ -126,40 +128,41 @@ class Track:
         if alone or number == 0:
             self.video_start = self.next_source
         time = 0 if alone else int(np.floor(np.float32(number) * np.float32(self.stride)))
-        cells = np.indices((1, rows, columns)).reshape(3, -1) + [[time], [0], [0]]
+        cells = np.indices((1, rows, columns)).reshape(3, -1) + np.array([[time], [0], [0]])
         self.next_source, self.ahead = max(self.next_source, self.video_start + cells.max() + 1), True
         return self._source(self.video_start + cells)
 
-    def say(self, length: int) -> np.ndarray:
-        """Ids of words [3, length], which are stored later."""
+    def say(self, token_ids: Sequence[int]) -> None:
+        """Words: the first three tokens of an answer, and then each word when it is spoken."""
+        length = len(token_ids)
         if self.design.count == "one":
             start, self.next_source = self.next_source, self.next_source + length
         else:
             if self.design.count == "overlapped":
                 self._catch_up()
             start, self.next_word = self.next_word, self.next_word + length
-        return np.tile(start + np.arange(length), (3, 1))
+        self.waiting = [*self.waiting, *token_ids]
+        self.positions = np.concatenate([self.positions, np.tile(start + np.arange(length), (3, 1))], axis=1)
 
-    def store(self, positions: np.ndarray) -> Placed:
-        """Words that see all that has been stored."""
-        number = np.arange(positions.shape[1])
+    def feed(self, *, before_frame: bool = False) -> tuple[list[int], Placed]:
+        """The words that wait, which then see all that has arrived.
+
+        Before another frame these are, in order of arrival, all; in grouped designs, when nothing has been said since
+        the first frame, the prefix of the answer but for its last token: these see that frame alone.
+        """
+        count = len(self.waiting)
+        if before_frame and self.design.order != "arrival":
+            count = max(0, count - 1) if self.design.order == "grouped" else 0
+        number = np.arange(count)
         slots = self.sources + self.words + number
         start, stop = np.zeros_like(slots), slots + 1
         if self.design.order == "grouped":
             start = slots = -1 - self.words - number
             stop = np.full_like(slots, self.sources)
-        self.words += len(number)
-        return Placed(positions, slots, start, stop)
-
-    def due(self, waiting: int) -> int:
-        """How many of the words that wait to be stored must be stored before another frame.
-
-        In order of arrival all. In grouped designs, when nothing has been said since the first frame, the prefix of the
-        answer but for its last token: these see that frame alone.
-        """
-        if self.design.order == "arrival":
-            return waiting
-        return waiting - 1 if self.design.order == "grouped" and waiting else 0
+        fed = self.waiting[:count], Placed(self.positions[:, :count], slots, start, stop)
+        self.words += count
+        self.waiting, self.positions = self.waiting[count:], self.positions[:, count:]
+        return fed
 
     def begin_turn(self) -> None:
         """A later question: in ospe it stands behind the last words."""
@@ -183,16 +186,6 @@ def sdpa_mask(start: torch.Tensor, stop: torch.Tensor, keys: int) -> torch.Tenso
     """Spans [..., Q] as the mask of scaled_dot_product_attention: bool [..., 1, Q, keys], true where it is seen."""
     key = torch.arange(keys, device=start.device)
     return ((key >= start[..., None]) & (key < stop[..., None])).unsqueeze(-3)
-
-
-def flex_mask(start: torch.Tensor, stop: torch.Tensor, keys: int) -> Any:
-    """Spans [B, Q] as the block mask of FlexAttention."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
-        return (key >= start[batch, query]) & (key < stop[batch, query])
-
-    return create_block_mask(sees, len(start), None, start.shape[1], keys, device=start.device)
 
 
 class TwoEndedCache:
@@ -240,58 +233,45 @@ class Speaker:
         self.model, self.vision = model, model.config.vision_config
         self.track = Track(spec, self.vision.temporal_patch_size / spec.fps * self.vision.tokens_per_second)
         self.cache, self.hidden = TwoEndedCache(), None
-        self.waiting, self.positions = [], np.zeros((3, 0), int)
 
     @torch.no_grad()
-    def write(self, embeddings: torch.Tensor, placed: Placed) -> None:
-        """Run tokens [N, D] through the decoder; `hidden` is then what their last one leads to."""
+    def write(self, tokens: Sequence[int] | torch.Tensor, placed: Placed) -> None:
+        """Run tokens, ids or features [N, D], through the decoder; `hidden` is then what their last one leads to."""
+        if not len(tokens):
+            return
+        if not isinstance(tokens, torch.Tensor):
+            tokens = self.model.get_input_embeddings()(torch.tensor(tokens, device=self.model.device))
         self.cache.expect(placed)
         mask = None
         if len(placed.slots) > 1:
             shift = self.cache.origin - self.cache.first
-            edges = (torch.from_numpy(edge + shift).to(embeddings.device) for edge in (placed.start, placed.stop))
+            edges = (torch.from_numpy(edge + shift).to(tokens.device) for edge in (placed.start, placed.stop))
             mask = sdpa_mask(*edges, self.cache.last - self.cache.first)[None]
             if self.kind == "eager":
-                mask = torch.where(mask, 0.0, torch.finfo(embeddings.dtype).min).to(embeddings.dtype)
+                mask = torch.where(mask, 0.0, torch.finfo(tokens.dtype).min).to(tokens.dtype)
         self.hidden = self.model.model.language_model(
-            inputs_embeds=embeddings[None],
-            position_ids=torch.from_numpy(placed.positions).to(embeddings.device)[:, None],
+            inputs_embeds=tokens[None],
+            position_ids=torch.from_numpy(placed.positions).to(tokens.device)[:, None],
             attention_mask={"full_attention": mask, "sliding_attention": mask},
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state[0, -1]
 
-    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Of text."""
-        return self.model.get_input_embeddings()(torch.tensor(token_ids, device=self.model.device)).detach()
-
+    @torch.no_grad()
     def see(self, number: int, pixels: np.ndarray, grid: tuple[int, int]) -> None:
         """Write a frame, and before it the words that come before it."""
-        self.feed(self.track.due(len(self.waiting)))
-        visual = self.model.model.visual
-        with torch.no_grad():
-            patches = torch.from_numpy(pixels).to(self.model.device, visual.dtype)
-            found = visual(patches, grid_thw=torch.tensor([[1, *grid]], device=self.model.device))
-        merge = self.vision.spatial_merge_size
-        features = getattr(found, "pooler_output", found)  # transformers 5, 4
+        self.write(*self.track.feed(before_frame=True))
+        visual, merge = self.model.model.visual, self.vision.spatial_merge_size
+        patches = torch.from_numpy(pixels).to(self.model.device, visual.dtype)
+        found = visual(patches, grid_thw=torch.tensor([[1, *grid]], device=self.model.device))
+        features = getattr(found, "pooler_output", found)  # of transformers 5, of 4
         self.write(features, self.track.frame(number, grid[0] // merge, grid[1] // merge))
 
-    def say(self, token_ids: Sequence[int]) -> None:
-        """Words have been spoken; they wait until their successor is wanted."""
-        self.waiting = [*self.waiting, *token_ids]
-        self.positions = np.concatenate([self.positions, self.track.say(len(token_ids))], axis=1)
-
-    def feed(self, count: int) -> None:
-        """Write the first of the words that wait."""
-        if count:
-            self.write(self.embed(self.waiting[:count]), self.track.store(self.positions[:, :count]))
-            self.waiting, self.positions = self.waiting[count:], self.positions[:, count:]
-
+    @torch.no_grad()
     def scores(self) -> torch.Tensor:
-        """Of the next word: float32[V]. In order of arrival it may follow a frame, else it follows the last word."""
-        self.feed(len(self.waiting))
-        with torch.no_grad():
-            return self.model.lm_head(self.hidden).float()
+        """Of the next word, float32[V]: it follows the last word, or in order of arrival the frame behind it."""
+        self.write(*self.track.feed())
+        return self.model.lm_head(self.hidden).float()
 
 
 class Word(NamedTuple):
@@ -324,7 +304,7 @@ def stream(
     Args:
         model: from `load`, or a Qwen2.5-VL of transformers, bare or in PEFT's form.
         processor: its processor or tokenizer.
-        pictures: uint8 [height, width, 3], RGB, `spec.fps` a second; one frame is read ahead, to know which is the last.
+        pictures: uint8 [height, width, 3], RGB, `spec.fps` a second; one frame is read ahead, to know the last.
         question: what is asked.
         spec: what the model was trained to do; by default as its config says.
         schedule: words after each frame: k (wait-k; by default as trained), or a count for each frame but the last.
@@ -340,16 +320,16 @@ def stream(
     prompt, trailer, prefix = encode_prompt(tokenizer, processor.chat_template, question)
     generator = torch.Generator(speaker.model.device).manual_seed(seed)
     decoder, said, begun = DecodeStream(skip_special_tokens=True), [], False
-    speaker.write(speaker.embed(prompt), speaker.track.text(len(prompt)))
-    frame = -1
+    track, per_frame, frame = speaker.track, speaker.vision.temporal_patch_size, -1
+    speaker.write(prompt, track.text(len(prompt)))
     for frame, (patches, grid, last) in enumerate(_frames(pictures, spec, speaker.vision)):
         speaker.see(frame, patches, grid)
         if last:
-            speaker.write(speaker.embed(trailer), speaker.track.text(len(trailer)))
-        elif speaker.track.design.order == "chat":
+            speaker.write(trailer, track.text(len(trailer)))
+        elif track.design.order == "chat":
             continue  # it speaks after the video
         if not begun:
-            speaker.say(prefix)
+            track.say(prefix)
             begun = True
         if not last and not isinstance(schedule, int) and frame >= len(schedule):
             raise ValueError(f"the schedule has counts for {len(schedule)} frames, but frame {frame} is not the last")
@@ -357,14 +337,12 @@ def stream(
             token = choose(speaker.scores(), said, temperature, top_k, top_p, repetition_penalty, generator)
             if token == trailer[1]:  # <|im_end|>
                 return
-            speaker.say([token])
+            track.say([token])
             said.append(token)
             text = decoder.step(tokenizer.backend_tokenizer, token) or ""
-            yield Word(text, token, frame, (frame + 1) * speaker.vision.temporal_patch_size / spec.fps - 1 / spec.fps)
+            yield Word(text, token, frame, ((frame + 1) * per_frame - 1) / spec.fps)
     if frame < 0:
-        raise ValueError(
-            f"the video is shorter than one frame, which takes {speaker.vision.temporal_patch_size} pictures"
-        )
+        raise ValueError(f"the video is shorter than a frame, which takes {per_frame} pictures")
 
 
 def choose(
@@ -374,13 +352,11 @@ def choose(
     top_k: int,
     top_p: float,
     penalty: float,
-    generator: Any,
+    generator: torch.Generator,
 ) -> int:
     """The next token, likeliest or drawn."""
     if not torch.isfinite(scores).all():
-        raise FloatingPointError(
-            f"the scores of word {len(said)} are not finite; load the model in float32 or bfloat16"
-        )
+        raise FloatingPointError(f"the scores of word {len(said)} are not finite; use float32 or bfloat16")
     if said and penalty != 1:
         before = torch.tensor(sorted(set(said)), device=scores.device)
         kept = scores[before]
@@ -429,7 +405,7 @@ def _frames(pictures: Iterable[np.ndarray], spec: Spec, vision: Any) -> Iterator
 
 
 def make_patches(pictures: Sequence[np.ndarray], spec: Spec, vision: Any) -> tuple[np.ndarray, tuple[int, int]]:
-    """Normalised patches of one frame, float32 [rows * columns, C * T * P * P] in the processor's order, and its grid."""
+    """Normalised patches of a frame, float32 [rows * columns, C * T * P * P] in the processor's order, and its grid."""
     from PIL import Image
 
     patch, merge, times = vision.patch_size, vision.spatial_merge_size, len(pictures)
@@ -438,9 +414,7 @@ def make_patches(pictures: Sequence[np.ndarray], spec: Spec, vision: Any) -> tup
     resized = [Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC) for picture in pictures]
     pixels = (np.stack([np.asarray(picture) for picture in resized]).astype(np.float32) / 255 - PIXEL_MEAN) / PIXEL_STD
     blocks = pixels.reshape(times, rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    blocks = blocks.transpose(
-        1, 4, 2, 5, 7, 0, 3, 6
-    )  # (rows, columns) of tokens, of their patches; channel, time, pixel
+    blocks = blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6)  # rows and columns of tokens, of their patches; channel, time
     return np.ascontiguousarray(blocks.reshape(rows * columns, -1)), (rows, columns)
 
 
@@ -461,9 +435,7 @@ def read_pictures(video: str | Path, fps: float) -> Iterator[np.ndarray]:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
-            "reading a video needs PyAV: pip install av; or give `stream` pictures of your own"
-        ) from error
+        raise ImportError("reading a video needs PyAV (pip install av)") from error
     due, shown, began = 0, None, 0.0
     with av.open(str(video)) as container:
         if not container.streams.video:
@@ -541,12 +513,10 @@ def main(words: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(words))
     video, folder, base, device, dtype = (given.pop(name) for name in ("video", "model", "base", "device", "dtype"))
     counts = [int(count) for count in (given.pop("schedule") or "").split(",") if count]
+    given["schedule"] = counts if len(counts) > 1 else counts[0] if counts else None
     model, processor = load(folder, base=base, dtype=dtype, device=device)
-    pictures = read_pictures(video, Spec.of(model).fps)
     shown = -1
-    for word in stream(
-        model, processor, pictures, schedule=(counts if len(counts) > 1 else (*counts, None)[0]), **given
-    ):
+    for word in stream(model, processor, read_pictures(video, Spec.of(model).fps), **given):
         if word.frame != shown:
             print(f"\n{word.time_s:7.1f} s  frame {word.frame:3}  ", end="")
             shown = word.frame
