@@ -322,7 +322,7 @@ def stream(
     decoder, said, begun = DecodeStream(skip_special_tokens=True), [], False
     track, per_frame, frame = speaker.track, speaker.vision.temporal_patch_size, -1
     speaker.write(prompt, track.text(len(prompt)))
-    for frame, (patches, grid, last) in enumerate(_frames(pictures, spec, speaker.vision)):
+    for frame, (patches, grid, last) in enumerate(iter_frames(pictures, spec, speaker.vision)):
         speaker.see(frame, patches, grid)
         if last:
             speaker.write(trailer, track.text(len(trailer)))
@@ -390,7 +390,7 @@ def encode_prompt(tokenizer: Any, template: str | None, question: str) -> tuple[
     return tuple(tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
 
 
-def _frames(pictures: Iterable[np.ndarray], spec: Spec, vision: Any) -> Iterator[tuple[np.ndarray, Any, bool]]:
+def iter_frames(pictures: Iterable[np.ndarray], spec: Spec, vision: Any) -> Iterator[tuple[np.ndarray, Any, bool]]:
     """Patches of each frame, its grid, and whether it is the last; pictures that make no whole frame are left out."""
     group: list[np.ndarray] = []
     waiting = None
