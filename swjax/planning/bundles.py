@@ -1,9 +1,9 @@
 """What the TPU compiler makes of a kernel: the bundles of its loops, and how full they are.
 
 A core issues at most one bundle a cycle, in order, so a loop takes at least as many cycles as it has bundles, and at
-least as many as its products take on the matrix units. libtpu writes the final bundles of every program that it compiles
-to a folder, if it is told so before it is loaded (`dump_to`). In a file of bundles, `>` marks the depth of the loop that a
-bundle belongs to and `sbr` a branch; a file beside it has the slots that each bundle fills.
+least as many as its products take on the matrix units. libtpu writes the final bundles of every program that it
+compiles to a folder, if it is told so before it is loaded (`dump_to`). In a file of bundles, `>` marks the depth of the
+loop that a bundle belongs to and `sbr` a branch; a file beside it has the slots that each bundle fills.
 """
 
 import os

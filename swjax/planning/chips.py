@@ -16,7 +16,7 @@ class Chip:
         link_bandwidth: bytes a second that a chip sends to its neighbours over all of its links together.
         network_bandwidth: bytes a second of the network between slices, for each chip; None where it is not stated.
         cores: over which the `parallel` axes of a kernel's grid are divided.
-        multiply_adds: of the matrix units of one core in a cycle, in bfloat16; None where nothing is scheduled in cycles.
+        multiply_adds: of the matrix units of one core in a cycle, in bfloat16; None where cycles are not known.
     """
 
     flops: float

@@ -1,9 +1,9 @@
 """The time of a compiled program by the cycles that the TPU compiler gives its operations.
 
-The compiler writes an estimate of cycles beside every fusion, product, copy and broadcast. A walk through the program in
-the order of its schedule, loops as often as they run, adds them up. Kernels have none; the caller knows theirs. What is
-sent goes over one link, transfer after transfer: between a `-start` and its `-done` operations hide it, and the rest is
-waited for.
+The compiler writes an estimate of cycles beside every fusion, product, copy and broadcast. A walk through the program
+in the order of its schedule, loops as often as they run, adds them up. Kernels have none; the caller knows theirs. What
+is sent goes over one link, transfer after transfer: between a `-start` and its `-done` operations hide it, and the rest
+is waited for.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""How long a compiled program takes by the compiler's own clock: its cycles, the bundles of our kernels, and its sends."""
+"""A compiled program's time by the compiler's own clock: cycles, the bundles of our kernels, and what is sent."""
 
 import math
 import re
@@ -145,8 +145,8 @@ def _kernel(
         raise EstimateError(f"the program has a kernel {call.name!r}, of which nothing is known")
     if call.name not in scheduled:
         raise EstimateError(
-            f"the compiler wrote no bundles of {call.name}: it was loaded before it was told to write them, or took the "
-            "kernel out of its cache"
+            f"the compiler wrote no bundles of {call.name}: it was loaded before it was told to write them, or took "
+            "the kernel out of its cache"
         )
     is_vision = re.search(r'op_name="[^"]*vision', call.rest) is not None
     part, layers = (model.vision, vision) if is_vision else (model.text, decoder)

@@ -364,6 +364,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def read_shapes(types: str) -> Iterator[Shape]:
+    """The arrays of a type, or of a list of types, as a program's text writes them."""
     for dtype, dims, layout in _SHAPE.findall(types):
         if dtype in _BYTES:
             on_chip = re.search(r"S\((\d+)\)", layout)

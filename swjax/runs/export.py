@@ -1,8 +1,8 @@
 """Trained models written as Hugging Face folders, and adapters as PEFT's.
 
 `transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained` loads the folder. A block `streaming` in its
-config.json records what the model was trained with; transformers keeps it and does not use it. Writing reads the weights
-as it goes: the model is never in memory as a whole.
+config.json records what the model was trained with; transformers keeps it and does not use it. Writing reads the
+weights as it goes: the model is never in memory as a whole.
 """
 
 import shutil

@@ -27,11 +27,11 @@ from jaxtyping import DTypeLike
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import parse_config, read_json
 from swjax.models.adapters import adapter_shapes, choose_targets, merge_stored
-from swjax.runs.orbax_files import open_arrays
 from swjax.models.parameters import Parameters, merge_parameters, split_parameters
-from swjax.models.stored import StoredArray, place
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+from swjax.models.stored import StoredArray, place
+from swjax.runs.orbax_files import open_arrays
 
 CONFIG = "config.json"
 MODEL = "model.json"

@@ -3,19 +3,17 @@
 It is read from a run folder or from a Hugging Face folder.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import jax
 from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
-from swjax.hub.writer import UNFINISHED, save_hf, write_json
 from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json
-from swjax.hub.model_card import model_card
+from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.models.stored import StoredArray
 from swjax.runs.folder import (
     MODEL,
     TOKENIZER,
@@ -25,10 +23,6 @@ from swjax.runs.folder import (
     read_model_config,
     read_run_config,
 )
-from swjax.models.stored import StoredArray
-from swjax.hub.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
-from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 from swjax.streaming import StreamSpec
 
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from swjax.hub import CheckpointError
 from swjax.models.parameters import merge_parameters, split_parameters
-from swjax.runs.folder import list_steps, load_run, read_parameters, read_run_config
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.runs.folder import list_steps, load_run, read_parameters, read_run_config
 
 SIZES = Qwen2_5_VLConfig.preset(
     "tiny",

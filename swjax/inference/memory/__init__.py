@@ -41,7 +41,7 @@ def memory_of(text: str) -> Memory:
     if name not in MEMORIES:
         raise ValueError(f"unknown memory {name!r}; choose one of {', '.join(MEMORIES)}")
     make = MEMORIES[name]
-    known = [one.name for one in dataclasses.fields(make)] if dataclasses.is_dataclass(make) else []
+    known: list[str] = [one.name for one in dataclasses.fields(make)] if dataclasses.is_dataclass(make) else []
     numbers: dict[str, int] = {}
     for one in given.split(",") if given else []:
         key, _, value = one.partition("=")

@@ -39,7 +39,7 @@ class Window:
         """Whether frames or words are more than their high marks."""
         frames = np.unique(book.frames[book.frames != TEXT])
         newer = np.count_nonzero(book.words >= self.first_words)
-        return len(frames) > high_mark(self.frames) or newer > high_mark(self.words)
+        return bool(len(frames) > high_mark(self.frames) or newer > high_mark(self.words))
 
     def keep(self, book: Book, read: Callable[[], StoredKeys]) -> Kept:
         """Down to the low marks."""
