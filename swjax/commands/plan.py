@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +24,16 @@ Compile the training step of a configuration for a TPU slice that need not be th
 chip: memory for parameters, optimizer, batch and activations against what the chip has; operations, bytes moved and
 bytes sent, with the least time that each takes; tokens a second, and days for a number of hours of video.
 
-The step is the real one, sharded as config.mesh says, with the kernels of that chip. Times are a roofline: the busiest
-resource at its maker's rate, all others going on beside it. A real step takes longer. Rows are taken to be full: a
-video of a frame a second in each.
+The step is the real one, sharded as config.mesh says, with the kernels of that chip. Rows are taken to be full: a video
+of a frame a second in each. Two times are printed. The roofline is what the busiest resource takes at its maker's rate;
+no step is faster. The estimate is the compiler's own clock: cycles of every operation in the order of its schedule,
+bundles of the attention kernels, and what is sent and not hidden. It leaves out what no compiler knows: input, hosts,
+and links that others use. --explain lists the most expensive operations with their lines, and what is waste. GPUs and
+TPU7x have a roofline alone.
 
 --search compiles other meshes and remat policies with as many rows to a chip, and recommends the one that trains most
-tokens a second and leaves a tenth of the memory. Compiling a model of 7B takes minutes on two cores, and each candidate
-takes as long.
+tokens a second by the estimate and leaves a tenth of the memory. Compiling a model of 7B takes minutes on two cores, and
+each candidate takes as long.
 """
 EXAMPLE = """\
 examples:
@@ -54,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="size of the released models: 3b, 7b, 32b, 72b (default: the configuration's)")
     parser.add_argument("--search", action="store_true", help="try meshes and remat policies, and recommend one")
     parser.add_argument("--most", type=int, default=8, help="with --search, most candidates to compile (default: 8)")
+    parser.add_argument(
+        "--explain", action="store_true", help="list the most expensive operations, their source lines, and waste"
+    )
     parser.add_argument("--video-hours", type=float, default=1000.0, help="hours of video to plan for (default: 1000)")
     parser.add_argument(
         "--streaming", action="store_true", help="plan the streaming engine's pass on one chip instead of training"
@@ -74,6 +82,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     Returns:
         0, 2 where no plan can be made of the configuration, or 1 if it does not fit.
     """
+    with contextlib.ExitStack() as stack:
+        return _run(args, extra, stack)
+
+
+def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack) -> int:
     from swjax.planning.plan import OutOfMemoryError, PlanError, best, candidates, make_plan, open_topology
     from swjax.training.config import ConfigError
     from swjax.training.config_file import load_config
@@ -82,18 +95,20 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     try:
         config = load_config(args.config, extra)
         model = _model(args.model, config)
-        devices = open_topology(args.topology, slices=args.slices)
+        bundles = stack.enter_context(tempfile.TemporaryDirectory(prefix="swjax-plan-"))
+        folder = None if args.topology == "local" or args.streaming else Path(bundles)
+        devices = open_topology(args.topology, slices=args.slices, bundles=folder)
         if args.streaming:
             return _plan_streaming(args, config, model, devices[0], out)
         name = args.topology if args.slices == 1 else f"{args.slices} x {args.topology}"
         if not args.search:
-            plans = [make_plan(config, model, name, devices)]
+            plans = [make_plan(config, model, name, devices, bundles=folder)]
         else:
             plans, found = [], candidates(config, model, len(devices), slices=args.slices)
             for number, tried in zip(range(args.most), found, strict=False):
                 shown = f"{number + 1}: mesh {_mesh(tried.mesh.to_dict())}, remat {tried.remat}"
                 try:
-                    plans.append(make_plan(tried, model, name, devices))
+                    plans.append(make_plan(tried, model, name, devices, bundles=folder))
                     said = f"{plans[-1].tokens_per_second:,.0f} tokens/s, {plans[-1].spare:.0%} of the memory spare"
                 except OutOfMemoryError as error:
                     said = str(error).split(";")[0]
@@ -113,6 +128,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     else:
         for plan in plans if not args.search else [chosen] if chosen else []:
             _show(out, plan, args.video_hours)
+            if args.explain:
+                _explain(out, plan)
     if chosen is None:
         return refuse("no plan fits with a tenth of the memory to spare") and 1
     if args.search and not args.json:
@@ -193,9 +210,33 @@ def _show(out: Any, plan: Plan, video_hours: float) -> None:
         out.print("the compiler shows no program for this chip: operations are those that the model's sizes ask for")
     needed = ", ".join(f"{part} {flops / 1e12:,.0f}" for part, flops in plan.needed_flops.items())
     out.print(f"needed by the model's sizes, TFLOP of all chips: {needed}", soft_wrap=True)
-    out.print(
-        f"step at least {plan.step_seconds:.3f} s ({plan.limit}), MFU {plan.mfu:.0%}, {plan.tokens_per_second:,.0f} "
-        f"tokens/s, {plan.days(video_hours):.1f} days for {video_hours:,.0f} hours of video",
-        soft_wrap=True,
-    )
+    out.print(f"roofline {plan.step_seconds:.3f} s ({plan.limit}), MFU {plan.mfu:.0%} at most", soft_wrap=True)
+    if plan.estimate is not None:
+        schedule = plan.estimate.schedule
+        out.print(
+            f"estimate {plan.estimate.seconds:.3f} s, MFU {plan.estimated_mfu:.0%}, {schedule.exposed:.3f} s of it "
+            f"waiting for links (sending takes {schedule.sent:.3f} s, the rest is hidden)",
+            soft_wrap=True,
+        )
+    days = f"{plan.days(video_hours):.1f} days for {video_hours:,.0f} hours of video"
+    out.print(f"{plan.tokens_per_second:,.0f} tokens/s, {days}", soft_wrap=True)
     out.print(f"largest array {plan.largest or 'unknown'}; compiled in {plan.compile_seconds:.0f} s")
+
+
+def _explain(out: Any, plan: Plan) -> None:
+    if plan.estimate is None:
+        out.print("the compiler gives no cycles for these chips, so nothing can be explained")
+        return
+    table = Table("operation", "source", "runs", "seconds", "share", box=None)
+    for one in plan.estimate.schedule.most_expensive():
+        what = f"{one.path.rpartition(')/')[2] or one.name}" + (f" ({one.waste})" if one.waste else "")
+        share = f"{one.seconds / plan.expected_seconds:.1%}"
+        table.add_row(what, one.source, f"{one.runs:,.0f}", f"{one.seconds:.4f}", share)
+    out.print(table)
+    wasted = {kind: seconds for kind, seconds in plan.estimate.schedule.waste().items() if seconds}
+    out.print("nothing but " + ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in wasted.items()), soft_wrap=True)
+    table = Table("kernel", "calls", "seconds", "bundles", "masked", "pairs a bundle", "units full", box=None)
+    for name, kernel in plan.estimate.kernels.items():
+        bundles = (f"{kernel.bundles:,}", f"{kernel.masked_bundles:,}", f"{kernel.pairs_a_bundle:.0f}")
+        table.add_row(name, f"{kernel.calls:,.0f}", f"{kernel.seconds:.4f}", *bundles, f"{kernel.matrix:.0%}")
+    out.print(table)

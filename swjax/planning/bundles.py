@@ -6,9 +6,10 @@ compiles to a folder, if it is told so before it is loaded (`dump_to`). In a fil
 loop that a bundle belongs to and `sbr` a branch; a file beside it has the slots that each bundle fills.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def dump_to(folder: Path) -> None:
         "--xla_jf_dump_llo_pass_label_regex=final_(bundles|hlo-static).*",
     )
     os.environ[_FLAGS] = " ".join((os.environ.get(_FLAGS, ""), *flags)).strip()
+
+
+@contextlib.contextmanager
+def emptied(folder: Path) -> Iterator[None]:
+    """Removes what the compiler wrote to a folder when it has been read: hundreds of megabytes for a large model."""
+    try:
+        yield
+    finally:
+        for file in folder.iterdir():
+            file.unlink()
 
 
 def read_blocks(folder: Path, pattern: str) -> Mapping[str, list[Block]]:

@@ -1,6 +1,5 @@
 """A compiled program's time by the compiler's own clock: cycles, the bundles of our kernels, and what is sent."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -214,8 +213,3 @@ def _tile_blocks(name: str, blocks: Sequence[Block]) -> tuple[list[Block], int]:
 def _operand_shapes(call: Instruction) -> list[Any]:
     layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, frontend", call.rest)
     return list(read_shapes(layouts.group(1))) if layouts else []
-
-
-def mfu(estimate_seconds: float, needed_flops: Mapping[str, float], num_devices: int, chip: Chip) -> float:
-    """Model FLOP utilisation: needed operations over what all chips could do in the time."""
-    return math.fsum(needed_flops.values()) / (estimate_seconds * num_devices * chip.flops)

@@ -6,7 +6,9 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +17,12 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.planning.bundles import dump_to, emptied
 from swjax.planning.chips import Chip, chip_of
+from swjax.planning.estimate import Estimate
+from swjax.planning.estimate import estimate as estimate_time
 from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
-from swjax.planning.work import Rows, full_rows, kernel_flops, model_flops
+from swjax.planning.work import Rows, full_rows, kernel_flops, model_flops, spans_of_layers
 from swjax.training.mesh import AXES
 from swjax.training.program import Program, batch_shapes, make_program
 
@@ -51,6 +56,7 @@ class Plan:
         needed_flops: by part of the model, operations that any implementation needs, over all chips.
         seconds: resource -> least time that it takes; the step takes at least the longest.
         largest: the largest array of the program.
+        estimate: the time by the compiler's own clock (`swjax.planning.estimate`); None where it gives no cycles.
         compile_seconds: time that the compiler took.
     """
 
@@ -73,6 +79,7 @@ class Plan:
     needed_flops: Mapping[str, float]
     seconds: Mapping[str, float]
     largest: str
+    estimate: Estimate | None
     compile_seconds: float
 
     @property
@@ -97,27 +104,41 @@ class Plan:
         return 1 - self.peak / self.capacity
 
     @property
+    def expected_seconds(self) -> float:
+        """The estimate, or the roofline where there is none."""
+        return self.step_seconds if self.estimate is None else self.estimate.seconds
+
+    @property
     def tokens_per_second(self) -> float:
-        """Tokens that all chips train on."""
-        return self.accumulation * self.rows.count * self.rows.tokens / self.step_seconds
+        """Tokens that all chips train on, by the estimate where there is one."""
+        return self.accumulation * self.rows.count * self.rows.tokens / self.expected_seconds
 
     def days(self, video_hours: float) -> float:
         """Days for one pass over so many hours of video."""
         seconds_a_step = self.accumulation * self.rows.count * self.rows.seconds
-        return video_hours * 3600 / seconds_a_step * self.step_seconds / 86400
+        return video_hours * 3600 / seconds_a_step * self.expected_seconds / 86400
+
+    @property
+    def estimated_mfu(self) -> float | None:
+        """Model FLOP utilisation at the estimate."""
+        return None if self.estimate is None else self.mfu * self.step_seconds / self.estimate.seconds
 
     def to_json(self) -> dict[str, Any]:
         """All figures, plain."""
         derived = {name: getattr(self, name) for name in ("step_seconds", "limit", "mfu", "spare", "tokens_per_second")}
-        return dataclasses.asdict(self) | derived
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain |= {"rows": dataclasses.asdict(self.rows), "estimate": None} | derived
+        estimate = {} if self.estimate is None else self.estimate.to_json() | {"estimated_mfu": self.estimated_mfu}
+        return plain | {"roofline_seconds": self.step_seconds, "peak_bytes": self.peak} | estimate
 
 
-def open_topology(name: str, *, slices: int = 1) -> list[jax.Device]:
+def open_topology(name: str, *, slices: int = 1, bundles: Path | None = None) -> list[jax.Device]:
     """The devices of a topology that need not be there.
 
     Args:
         name: a TPU generation and the shape of a slice, such as v5p:4x4x4; `local` for the devices of this machine.
         slices: how many of them are joined by the data-centre network.
+        bundles: a folder to which the compiler is to write the bundles of kernels, from the first use in a process on.
 
     Raises:
         PlanError: if the compiler does not know it, or is not installed.
@@ -133,6 +154,8 @@ def open_topology(name: str, *, slices: int = 1) -> list[jax.Device]:
     generation, shape = name.split(":")
     if generation in ("v4", "v5p", "tpu7x") and shape.count("x") == 1:
         name += "x1"  # slices of these have three dimensions
+    if bundles is not None:
+        dump_to(bundles)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
@@ -144,7 +167,14 @@ def open_topology(name: str, *, slices: int = 1) -> list[jax.Device]:
         ) from error
 
 
-def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, devices: Sequence[jax.Device]) -> Plan:
+def make_plan(
+    config: ConfigDict,
+    model: Qwen2_5_VLConfig,
+    topology: str,
+    devices: Sequence[jax.Device],
+    *,
+    bundles: Path | None = None,
+) -> Plan:
     """Compile the training step of a configuration and read off what it takes.
 
     Args:
@@ -152,6 +182,8 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
         model: the model's sizes.
         topology: its name, for the report.
         devices: its devices.
+        bundles: the folder that the compiler writes the bundles of kernels to, as `open_topology` was told; it is
+            emptied. None leaves the estimate out.
 
     Raises:
         ConfigError: if the mesh or the batch do not fit the devices.
@@ -161,7 +193,10 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
     program = make_program(config, model, devices=devices)
     batch = batch_shapes(config, model, program, tokens=config.data.max_tokens, patches=config.data.max_patches)
     began = time.monotonic()
-    compiled = compile_or_refuse(program.train_step.lower(program.shapes, batch))  # type: ignore[attr-defined]
+    lowered = program.train_step.lower(program.shapes, batch)  # type: ignore[attr-defined]
+    with nullcontext() if bundles is None else emptied(bundles):
+        compiled = compile_or_refuse(lowered)
+        estimate = None if bundles is None else _estimate(compiled, bundles, chip, config, model)
     compile_seconds = time.monotonic() - began
     rows = full_rows(
         model,
@@ -197,8 +232,23 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
         needed_flops=needed,
         seconds=_seconds(chip, costs, flops, sum(needed.values()) / len(devices)),
         largest="" if costs is None else f"{costs.largest.dtype}{list(costs.largest.dims)}",
+        estimate=estimate,
         compile_seconds=compile_seconds,
     )
+
+
+def _estimate(
+    compiled: jax.stages.Compiled, bundles: Path, chip: Chip, config: ConfigDict, model: Qwen2_5_VLConfig
+) -> Estimate | None:
+    """The compiler's clock; None for a chip whose compiler gives no cycles."""
+    if chip.clock is None:
+        return None
+    data = config.data
+    decoder, vision = spans_of_layers(
+        model, tokens=data.max_tokens, patches=data.max_patches, wait_k=config.wait_k, variant=config.variant
+    )
+    text = compiled.as_text() or ""
+    return estimate_time(text, bundles, chip=chip, model=model, decoder=decoder, vision=vision)
 
 
 def candidates(

@@ -77,6 +77,10 @@ class _Names(type):
     def __len__(cls) -> int:
         return len(DESIGNS)
 
+    def __getitem__(cls, name: str) -> "Variant":
+        """As of an enumeration: `Variant["GDPE"]`."""
+        return Variant(name)
+
 
 class Variant(str, metaclass=_Names):
     """The name of a position design in `DESIGNS`."""
@@ -105,6 +109,16 @@ class Variant(str, metaclass=_Names):
                 return cls._made.setdefault(name, super().__new__(cls, name))
         known = (f"{name} (alias {design.alias})" if design.alias else name for name, design in DESIGNS.items())
         raise ValueError(f"unknown variant {value!r}; choose one of: {', '.join(known)}")
+
+    @property
+    def value(self) -> str:
+        """The design's name, plain, as a member of an enumeration has it."""
+        return str(self)
+
+    @property
+    def name(self) -> str:
+        """The name of the member: `GDPE` of `Variant.GDPE`."""
+        return self.upper()
 
 
 for _name in DESIGNS:

@@ -347,6 +347,12 @@ def test_added_designs_are_known_by_name():
         Variant("no")
 
 
+def test_variants_are_read_like_an_enumeration():
+    assert [variant.value for variant in Variant] == list(DESIGNS)
+    assert all(Variant[variant.name] is variant is Variant(variant.value) for variant in Variant)
+    assert isinstance(Variant.GDPE, Variant)
+
+
 @pytest.mark.usefixtures("added")
 def test_an_added_counting_counts():
     positions = positions_of(SMALL, 2, "spaced")
