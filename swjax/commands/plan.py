@@ -149,13 +149,13 @@ def _plan_streaming(args: argparse.Namespace, config: Any, model: Any, device: A
 
 
 def _model(name: str | None, config: Any) -> Any:
-    from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+    from swjax.models.family import preset_config
     from swjax.training.config import ConfigError
 
     chosen = name or config.model.preset
     if not chosen:
         raise ConfigError("the configuration takes its model's size from a checkpoint; name it with --model")
-    return Qwen2_5_VLConfig.preset(chosen, **config.model.overrides.to_dict())
+    return preset_config(chosen, **config.model.overrides.to_dict())
 
 
 def _mesh(sizes: dict[str, int]) -> str:

@@ -24,7 +24,7 @@ from swjax.inference.scheduler import Scheduler, Share
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
 from swjax.inference.stream import Stream
 from swjax.inference.track import Track
-from swjax.models.qwen2_5_vl import Qwen2_5_VL
+from swjax.models.model import VideoLanguageModel
 
 Result = TypeVar("Result")
 
@@ -62,7 +62,7 @@ class BatchEngine:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        model: VideoLanguageModel,
         *,
         rows: int,
         frame_units: int,

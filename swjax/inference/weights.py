@@ -8,12 +8,12 @@ from flax import nnx
 from jaxtyping import Array
 
 from swjax.hub import CheckpointError
+from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, split_parameters
-from swjax.models.qwen2_5_vl import Qwen2_5_VL
 
 
 def streaming_weights(
-    model: Qwen2_5_VL, sharding: jax.sharding.Sharding | None = None
+    model: VideoLanguageModel, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[nnx.GraphDef, Parameters]:
     """Takes a model, real or abstract, apart into its structure and its parameters.
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 from swjax.planning.chips import Chip, chip_of
 from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
 from swjax.planning.work import Rows, full_rows, kernel_flops, model_flops
@@ -144,7 +144,7 @@ def open_topology(name: str, *, slices: int = 1) -> list[jax.Device]:
         ) from error
 
 
-def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, devices: Sequence[jax.Device]) -> Plan:
+def make_plan(config: ConfigDict, model: ModelConfig, topology: str, devices: Sequence[jax.Device]) -> Plan:
     """Compile the training step of a configuration and read off what it takes.
 
     Args:
@@ -202,7 +202,7 @@ def make_plan(config: ConfigDict, model: Qwen2_5_VLConfig, topology: str, device
 
 
 def candidates(
-    config: ConfigDict, model: Qwen2_5_VLConfig, num_devices: int, *, slices: int = 1
+    config: ConfigDict, model: ModelConfig, num_devices: int, *, slices: int = 1
 ) -> Iterator[ConfigDict]:
     """Configurations to try, those that promise most first: meshes that fit the model, and remat policies.
 
@@ -283,7 +283,7 @@ def _costs(compiled: Any, program: Program) -> Costs | None:
     return read_costs(text, axes_of=axes_of)
 
 
-def _in_kernels(costs: Costs, model: Qwen2_5_VLConfig, rows: Rows, num_devices: int) -> float:
+def _in_kernels(costs: Costs, model: ModelConfig, rows: Rows, num_devices: int) -> float:
     """Operations of attention kernels on one chip; the work is divided evenly over all."""
     of_all = sum(times * kernel_flops(model, rows, name, source) for (name, source), times in costs.kernels.items())
     return of_all / num_devices

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 from swjax.streaming import SpecialTokens, Variant, build_layout
 
 PROMPT_TOKENS = 40
@@ -34,7 +34,7 @@ class Rows:
     seconds: float
 
 
-def full_rows(model: Qwen2_5_VLConfig, *, count: int, tokens: int, patches: int, wait_k: int, variant: str) -> Rows:
+def full_rows(model: ModelConfig, *, count: int, tokens: int, patches: int, wait_k: int, variant: str) -> Rows:
     """Rows whose video takes all of the patches that there is room for.
 
     Args:
@@ -65,16 +65,14 @@ def full_rows(model: Qwen2_5_VLConfig, *, count: int, tokens: int, patches: int,
     ).astype(np.int32)
     grid = np.array([[frames, side, side]])
     layout = build_layout(ids, grid, variant=Variant(variant), schedule=wait_k, special_tokens=special)
-    window = (vision.window_size // vision.patch_size) ** 2
-    full = len(vision.full_attention_blocks)
     used = frames * side * side
-    mean = (full * side * side + (vision.depth - full) * min(window, side * side)) / vision.depth
+    mean = vision.mean_span(side * side)
     pairs = float((layout.spans.stop.astype(np.int64) - layout.spans.start).sum())
     return Rows(count, len(ids), used, len(answer) + 1, pairs, used * mean, float(frames))
 
 
 def model_flops(
-    model: Qwen2_5_VLConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
+    model: ModelConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
 ) -> dict[str, float]:
     """Operations of a step that any implementation needs: 2 for each parameter and token forward, 4 more backward.
 
@@ -109,7 +107,7 @@ def model_flops(
     }
 
 
-def kernel_flops(model: Qwen2_5_VLConfig, rows: Rows, name: str, source: str) -> float:
+def kernel_flops(model: ModelConfig, rows: Rows, name: str, source: str) -> float:
     """Operations of one run of a kernel of span attention over all rows and heads, which the compiler cannot see.
 
     Args:

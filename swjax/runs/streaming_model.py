@@ -3,19 +3,18 @@
 It is read from a run folder or from a Hugging Face folder.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import jax
 from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
-from swjax.hub.writer import UNFINISHED, save_hf, write_json
 from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json
-from swjax.hub.model_card import model_card
+from swjax.models.config import ModelConfig
+from swjax.models.model import VideoLanguageModel
+from swjax.models.stored import StoredArray
 from swjax.runs.folder import (
     MODEL,
     TOKENIZER,
@@ -25,17 +24,14 @@ from swjax.runs.folder import (
     read_model_config,
     read_run_config,
 )
-from swjax.models.stored import StoredArray
-from swjax.hub.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
-from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 from swjax.streaming import StreamSpec, Variant
+
 
 @dataclass(frozen=True)
 class StoredModel:
     """A model on disk with its tokenizer's folder and what it was trained to do; `parameters` are by path."""
 
-    config: Qwen2_5_VLConfig
+    config: ModelConfig
     parameters: Mapping[str, StoredArray]
     tokenizer: Path
     record: StreamSpec
@@ -45,7 +41,7 @@ class StoredModel:
 class StreamingModel:
     """A model with its tokenizer's folder and what it was trained to do."""
 
-    model: Qwen2_5_VL
+    model: VideoLanguageModel
     tokenizer: Path
     record: StreamSpec
 

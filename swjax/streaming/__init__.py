@@ -5,6 +5,7 @@ Nothing here knows about models, devices or videos, and nothing here imports ano
 numpy's; `swjax.streaming.device` has those that run inside jit, by the same names.
 """
 
+from swjax.streaming.geometry import Geometry
 from swjax.streaming.growth import (
     PositionCounts,
     StoredCounts,
@@ -45,6 +46,7 @@ __all__ = [
     "DESIGNS",
     "Counting",
     "Design",
+    "Geometry",
     "KeySpans",
     "PackedLayouts",
     "PositionCounts",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, Shaped
 
-from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
+from swjax.models.layers import Constrain, unconstrained
 from swjax.streaming import KeySpans
 
 IGNORED = -100
