@@ -69,6 +69,8 @@ class Qwen2_5_VLConfig(ModelConfig):
         Raises:
             ValueError: if a key is missing, or asks for something that Qwen2.5-VL checkpoints do not use.
         """
+        if config.get("model_type") != cls.model_type:
+            raise ValueError(f"config.json is for model_type {config.get('model_type')!r}, expected {cls.model_type!r}")
         text = Section(config, "config.json")
         top = text
         if "text_config" in config:
