@@ -34,9 +34,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from swjax.hub import load_hf, open_hf, save_hf
 from swjax.hub.verify import compare_logits
+from swjax.models.family import abstract_model
 from swjax.models.parameters import split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.models.stored import StoredArray
 
 STEPS = ("export", "import", "load", "verify")

@@ -57,9 +57,9 @@ def make_hub_folder(folder: Path) -> Path:
     import jax.numpy as jnp  # here, as conftest.py sets what jax reads once
 
     from swjax.hub import save_hf
+    from swjax.models.family import abstract_model
     from swjax.models.parameters import split_parameters
     from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-    from swjax.models.qwen2_5_vl.model import abstract_model
 
     tokenizer = json.loads((SHIPPED_TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}

@@ -32,8 +32,8 @@ and links that others use. --explain lists the most expensive operations with th
 TPU7x have a roofline alone.
 
 --search compiles other meshes and remat policies with as many rows to a chip, and recommends the one that trains most
-tokens a second by the estimate and leaves a tenth of the memory. Compiling a model of 7B takes minutes on two cores, and
-each candidate takes as long.
+tokens a second by the estimate and leaves a tenth of the memory. Compiling a model of 7B takes minutes on two cores,
+and each candidate takes as long.
 """
 EXAMPLE = """\
 examples:
@@ -168,13 +168,13 @@ def _plan_streaming(args: argparse.Namespace, config: Any, model: Any, device: A
 
 
 def _model(name: str | None, config: Any) -> Any:
-    from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+    from swjax.models.family import preset_config
     from swjax.training.config import ConfigError
 
     chosen = name or config.model.preset
     if not chosen:
         raise ConfigError("the configuration takes its model's size from a checkpoint; name it with --model")
-    return Qwen2_5_VLConfig.preset(chosen, **config.model.overrides.to_dict())
+    return preset_config(chosen, **config.model.overrides.to_dict())
 
 
 def _mesh(sizes: dict[str, int]) -> str:

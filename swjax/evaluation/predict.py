@@ -29,7 +29,7 @@ from swjax.inference.prompt import encode_prompt
 from swjax.streaming import SpecialTokens, random_schedule
 
 if TYPE_CHECKING:
-    from swjax.models.qwen2_5_vl import Qwen2_5_VL
+    from swjax.models.model import VideoLanguageModel
 
 Schedule = Callable[[str, int], Sequence[int]]
 """From the key of an example and the number of its frames to the tokens spoken after each."""
@@ -83,7 +83,7 @@ class Prediction:
 
 
 def predict(
-    model: "Qwen2_5_VL",
+    model: "VideoLanguageModel",
     tokenizer: Any,
     examples: Iterable[VideoExample],
     *,

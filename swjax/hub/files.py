@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from swjax.hub.errors import CheckpointError
-from swjax.models.qwen2_5_vl.weights import EMBEDDING, HEAD, HubTensor, hub_name, is_buffer
 from swjax.models.stored import Block, StoredArray
+from swjax.models.weights import EMBEDDING, HEAD, HubTensor, is_buffer
 from swjax.notice import notify
 
 WEIGHTS = "model.safetensors"
@@ -68,8 +68,8 @@ Files = Mapping[str, FileTensor]
 """Tensors by the hub's names."""
 
 
-def find_tensors(folder: Path) -> Files:
-    """Finds the tensors in a folder's safetensors files, by the hub's names (`hub_name`).
+def find_tensors(folder: Path, hub_name: Callable[[str], str]) -> Files:
+    """Finds the tensors in a folder's safetensors files, by the hub's names (`WeightTable.hub_name` of the family).
 
     As transformers does, it takes the single file where there is one, else those that the index names. Where the index
     is missing or of other files, it takes a set of shards that is complete, with a notice.

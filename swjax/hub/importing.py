@@ -20,7 +20,7 @@ from swjax.hub.progress import STDERR
 from swjax.hub.reader import HUB_PATTERNS, download, open_hf
 from swjax.hub.tokenizer_files import TEMPLATES
 from swjax.hub.writer import UNFINISHED
-from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 
 # Either of these holds the whole vocabulary.
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -40,7 +40,7 @@ class Checked:
     """
 
     folder: Path
-    config: Qwen2_5_VLConfig
+    config: ModelConfig
     parameters: int
     dtypes: tuple[str, ...]
     lacking: tuple[str, ...]

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from swjax.hub.position_ids import chat_position_ids
-from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
+from swjax.models.family import family_of
 
 _CARD = """\
 ---
@@ -13,7 +14,7 @@ library_name: transformers
 pipeline_tag: video-text-to-text
 ---
 
-# A Qwen2.5-VL that was trained to speak while it watches
+# A {family} that was trained to speak while it watches
 
 Written by `swjax export`. It was trained with position design `{variant}`, {wait_k} tokens after each frame, {fps:g}
 pictures a second (two are a frame), and pictures of {min_pixels} to {max_pixels} pixels; config.json records it under
@@ -21,9 +22,9 @@ pictures a second (two are a frame), and pictures of {min_pixels} to {max_pixels
 
 ## As an ordinary model, in PyTorch
 
-    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(FOLDER)
+    model = transformers.{architecture}.from_pretrained(FOLDER)
 
-Give it `position_ids`: some versions of transformers number the tokens behind a video otherwise than Qwen2.5-VL was
+Give it `position_ids`: some versions of transformers number the tokens behind a video otherwise than {family} was
 trained with, and the answers change. This needs NumPy alone:
 
 ```python
@@ -50,7 +51,7 @@ def answer(model, token_ids, grids, most=256, **videos):
 """
 
 
-def model_card(config: Qwen2_5_VLConfig, record: Mapping[str, Any]) -> str:
+def model_card(config: ModelConfig, record: Mapping[str, Any]) -> str:
     """The text of the README.md.
 
     Args:
@@ -61,6 +62,8 @@ def model_card(config: Qwen2_5_VLConfig, record: Mapping[str, Any]) -> str:
     types = "from collections.abc import Iterable, Sequence\n\nimport numpy as np\n\n\n"
     return _CARD.format(
         **record,
+        family=family_of(config).name,
+        architecture=family_of(config).architecture,
         source=types + source,
         eos=config.eos_token_id,
         pads=(config.image_token_id, config.video_token_id),

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from swjax.hub.writer import UNFINISHED, write_json
 from swjax.models.adapters import adapter_paths
-from swjax.models.qwen2_5_vl.weights import projections
 from swjax.models.stored import StoredArray
+from swjax.models.weights import WeightTable
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,30 +55,26 @@ def is_adapter_folder(folder: Path) -> bool:
     return {file.name for file in folder.iterdir()} <= names | {name + UNFINISHED for name in names}
 
 
-def peft_tensors(stored: Mapping[str, StoredArray]) -> dict[str, np.ndarray]:
+def peft_tensors(stored: Mapping[str, StoredArray], table: WeightTable) -> dict[str, np.ndarray]:
     """A checkpoint's adapters by PEFT's names: `lora_A` [rank, inputs] and `lora_B` [outputs, rank]."""
     tensors: dict[str, np.ndarray] = {}
-    for path, projection in projections().items():
+    for path, projection in table.projections().items():
         if path not in stored or adapter_paths(path)[0] not in stored:
             continue
         a, b = (stored[name].read_rows(0, stored[name].shape[0]) for name in adapter_paths(path))
         is_stacked = "*" in projection.module
         for layer in range(a.shape[0]) if is_stacked else (None,):
             down, up = (a, b) if layer is None else (a[layer], b[layer])
-            name = f"base_model.model.{_module_name(projection.module, layer)}"
+            name = f"base_model.model.{_module_name(table, projection.module, layer)}"
             rank = down.shape[-1]
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(down.reshape(-1, rank).T)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(up.reshape(rank, -1).T)
     return tensors
 
 
-def _module_name(hub_name: str, layer: int | None) -> str:
-    """Where a linear layer stands in transformers' model, of which the hub's names are older."""
-    if hub_name.startswith("model."):
-        hub_name = "model.language_model." + hub_name.removeprefix("model.")
-    elif hub_name.startswith("visual."):
-        hub_name = "model." + hub_name
-    return hub_name if layer is None else hub_name.replace("*", str(layer))
+def _module_name(table: WeightTable, hub_name: str, layer: int | None) -> str:
+    name = table.module_name(hub_name)
+    return name if layer is None else name.replace("*", str(layer))
 
 
 def _adapter_config(tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None) -> dict[str, Any]:

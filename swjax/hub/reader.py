@@ -16,10 +16,10 @@ from swjax.hub.errors import CheckpointError
 from swjax.hub.files import check_files, find_tensors, has_own_head, stored_parameters
 from swjax.hub.progress import STDERR
 from swjax.local_path import refused_scheme
+from swjax.models.config import ModelConfig
+from swjax.models.family import abstract_model, family_of, read_model_config
+from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import merge_parameters, split_parameters
-from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
-from swjax.models.qwen2_5_vl.weights import hub_tensors
 from swjax.models.stored import StoredArray, place
 from swjax.notice import notify
 
@@ -40,8 +40,8 @@ def load_hf(
     *,
     dtype: DTypeLike | Mapping[str, DTypeLike] | None = None,
     shardings: Shardings | None = None,
-) -> Qwen2_5_VL:
-    """Load a Hugging Face checkpoint of Qwen2.5-VL.
+) -> VideoLanguageModel:
+    """Load a Hugging Face checkpoint of any family (`swjax.models.family`).
 
     Each process reads what its own devices hold, a tensor at a time: the model is never in host memory as a whole.
 
@@ -67,7 +67,7 @@ def load_hf(
     return merge_parameters(structure, parameters)
 
 
-def open_hf(path: str | Path) -> tuple[Qwen2_5_VLConfig, dict[str, StoredArray]]:
+def open_hf(path: str | Path) -> tuple[ModelConfig, dict[str, StoredArray]]:
     """Open a Hugging Face checkpoint: every tensor is found and its shape checked, and no weights are read.
 
     But a head beside an embedding that config.json calls tied to it is compared with it: if they differ, the head that
@@ -83,14 +83,16 @@ def open_hf(path: str | Path) -> tuple[Qwen2_5_VLConfig, dict[str, StoredArray]]
         CheckpointError: as for `load_hf`.
     """
     folder = find_checkpoint(path)
-    config, files = read_config(folder), find_tensors(folder)
+    config = read_config(folder)
+    table = family_of(config).weights
+    files = find_tensors(folder, table.hub_name)
     if max(config.text.num_layers, config.vision.depth) > len(files):
         raise CheckpointError(f"{folder}: config.json has more layers than there are tensors, {len(files)}")
     if config.text.tie_word_embeddings and has_own_head(folder, files):
         notify(f"{folder}: config.json calls the head tied to the embedding, but the weights hold another; taking it")
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     shapes = {name: leaf.shape for name, leaf in split_parameters(abstract_model(config))[1].items()}
-    tensors = hub_tensors(config, shapes)
+    tensors = table.hub_tensors(config, shapes)
     check_files(folder, tensors, files, tied=config.text.tie_word_embeddings)
     return config, stored_parameters(files, tensors, shapes)
 
@@ -146,19 +148,19 @@ def download(hub_id: str, folder: Path | None = None) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> Qwen2_5_VLConfig:
+def read_config(folder: Path) -> ModelConfig:
     """Read config.json, flat (transformers 4) or nested (5)."""
     return parse_config(folder / "config.json")
 
 
-def parse_config(file: Path, *, holder: str = CHECKPOINT) -> Qwen2_5_VLConfig:
+def parse_config(file: Path, *, holder: str = CHECKPOINT) -> ModelConfig:
     """Read a file with the content of a config.json; `holder` is as for `read_json`.
 
     Raises:
         CheckpointError: the file is missing or damaged, or the model is one that cannot be built.
     """
     try:
-        return Qwen2_5_VLConfig.from_hf(read_json(file, holder=holder))
+        return read_model_config(read_json(file, holder=holder))
     except ValueError as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{file}: {error}") from error
 

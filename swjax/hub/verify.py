@@ -12,7 +12,8 @@ from jaxtyping import Float, Int32
 from swjax.hub.errors import CheckpointError
 from swjax.hub.position_ids import chat_position_ids
 from swjax.hub.reader import load_hf, read_config
-from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
+from swjax.models.family import family_of
 from swjax.streaming import KeySpans
 
 _TEXT_LENGTHS = (16, 24)
@@ -76,7 +77,7 @@ def compare_logits(folder: str | Path, *, seed: int = 0) -> dict[str, float]:
     }
 
 
-def make_probes(config: Qwen2_5_VLConfig, rng: np.random.Generator) -> list[Probe]:
+def make_probes(config: ModelConfig, rng: np.random.Generator) -> list[Probe]:
     """Random token sequences, and one with a video of two frames, each of one and a half attention windows."""
     special = [config.video_token_id, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id]
     words = np.setdiff1d(np.arange(config.text.vocab_size, dtype=np.int32), special)
@@ -85,7 +86,7 @@ def make_probes(config: Qwen2_5_VLConfig, rng: np.random.Generator) -> list[Prob
         for length in _TEXT_LENGTHS
     ]
     vision = config.vision
-    window = vision.window_size // vision.patch_size // vision.spatial_merge_size
+    window = vision.window_units or 4
     rows, columns = window, window + max(1, window // 2)
     grid = np.array([_FRAMES, rows * vision.spatial_merge_size, columns * vision.spatial_merge_size], np.int32)
     token_ids = np.concatenate(
@@ -97,7 +98,7 @@ def make_probes(config: Qwen2_5_VLConfig, rng: np.random.Generator) -> list[Prob
             rng.choice(words, _TEXT_AROUND_VIDEO),
         ]
     ).astype(np.int32)
-    pixels = rng.standard_normal((int(grid.prod()), vision.patch_dim), np.float32)
+    pixels = rng.standard_normal((int(grid.prod()), config.geometry.patch_dim), np.float32)
     position_ids = chat_position_ids(
         token_ids,
         [grid],
@@ -110,9 +111,9 @@ def make_probes(config: Qwen2_5_VLConfig, rng: np.random.Generator) -> list[Prob
 
 def _their_logits(folder: str | Path, probes: list[Probe]) -> list[Float[np.ndarray, "L V"]]:
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    import transformers
 
-    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model, report = getattr(transformers, family_of(read_config(Path(folder))).architecture).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report[kind]}

@@ -24,11 +24,12 @@ from swjax.hub.errors import CheckpointError
 from swjax.hub.files import INDEX, WEIGHTS
 from swjax.hub.progress import STDERR
 from swjax.hub.reader import stored_dtype
+from swjax.models.config import ModelConfig
+from swjax.models.family import family_of
+from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import split_parameters
-from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from swjax.models.qwen2_5_vl.weights import HubTensor, hub_tensors
 from swjax.models.stored import StoredArray
+from swjax.models.weights import HubTensor
 
 UNFINISHED = ".unfinished"
 """How the names of files end that are still being written."""
@@ -38,10 +39,10 @@ _TILE = 64
 
 
 def save_hf(
-    model: Qwen2_5_VL | Mapping[str, Any],
+    model: VideoLanguageModel | Mapping[str, Any],
     path: str | Path,
     *,
-    config: Qwen2_5_VLConfig | None = None,
+    config: ModelConfig | None = None,
     dtype: DTypeLike | None = None,
     max_shard_size: int | str = "5GB",
     more_config: Mapping[str, Any] | None = None,
@@ -64,14 +65,16 @@ def save_hf(
         CheckpointError: the processes do not see the same folder.
     """
     folder = Path(path)
-    if isinstance(model, Qwen2_5_VL):
+    if isinstance(model, VideoLanguageModel):
         config, parameters = model.config, split_parameters(model)[1]
     elif config is not None:
         parameters = dict(model)
     else:
         raise TypeError("save_hf needs the configuration of a model of which it is given the parameters alone")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = hub_tensors(config, {name: tuple(leaf.shape) for name, leaf in parameters.items()})
+    tensors = family_of(config).weights.hub_tensors(
+        config, {name: tuple(leaf.shape) for name, leaf in parameters.items()}
+    )
     sizes = {
         name: int(np.prod(where.shape)) * np.dtype(parameters[where.path].dtype if dtype is None else dtype).itemsize
         for name, where in tensors.items()

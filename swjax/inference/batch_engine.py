@@ -27,7 +27,8 @@ from swjax.inference.scheduler import Scheduler, Share
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
 from swjax.inference.stream import Stream
 from swjax.inference.track import Track
-from swjax.inference.weights import Model, Weights
+from swjax.inference.weights import Weights
+from swjax.models.model import VideoLanguageModel
 
 Result = TypeVar("Result")
 
@@ -65,7 +66,7 @@ class BatchEngine:
 
     def __init__(
         self,
-        model: Model | Weights,
+        model: VideoLanguageModel | Weights,
         *,
         rows: int,
         frame_units: int,

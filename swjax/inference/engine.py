@@ -11,16 +11,18 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from swjax.inference.sampler import SamplingRows, mark_said, sample
 from swjax.inference.weights import Weights
+from swjax.models.cache import KeyValueCache
+from swjax.models.config import ModelConfig
+from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import merge_parameters
-from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import KeySpans
 
 
 class Engine:
     """A model ready to stream. One engine serves any number of sessions, one after another or side by side."""
 
-    def __init__(self, model: Qwen2_5_VL):
-        self.config: Qwen2_5_VLConfig = model.config
+    def __init__(self, model: VideoLanguageModel):
+        self.config: ModelConfig = model.config
         weights = Weights(model)
         self._parameters = weights.parameters
         self._compiled = _compiled(weights.structure)

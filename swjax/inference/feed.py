@@ -10,7 +10,7 @@ from swjax.inference.events import StreamEvent
 from swjax.inference.frames import Frame, check_frame, mark_last
 from swjax.inference.numbers import shown
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_speed
-from swjax.models.qwen2_5_vl.config import VisionConfig
+from swjax.models.config import VisionConfig
 
 LONGEST_SLEEP_S = 60.0
 """Seconds after which the clock is looked at again, however late the next frame is due."""

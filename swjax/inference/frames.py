@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from swjax.data.example import EncodedClip, Video
 from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
 from swjax.inference.numbers import real, shown, whole
-from swjax.models.qwen2_5_vl.config import VisionConfig
+from swjax.models.config import VisionConfig
 
 MAX_SIDE = 2**15
 """The most patches on a side of a frame, so that their number is within int32."""

@@ -20,10 +20,10 @@ from swjax.inference.memory import Moves, StoredKeys
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
 from swjax.inference.sampler import SamplingRows, mark_said, sample
 from swjax.inference.weights import Weights
+from swjax.models.cache import KeyValueCache
+from swjax.models.config import ModelConfig, TextConfig
+from swjax.models.family import abstract_model
 from swjax.models.parameters import Parameters, merge_parameters
-from swjax.models.qwen2_5_vl import KeyValueCache, Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.config import TextConfig
-from swjax.models.qwen2_5_vl.model import abstract_model
 
 MAX_FRAME_SIZES = 8
 """Numbers of patches that the vision tower is compiled for in lanes that are not warmed up, beside the largest."""
@@ -145,7 +145,7 @@ class Lane:
         self._sizes_open = 0
         for patches in (grid_hw[0] * grid_hw[1], self._largest_frame):
             self._frame_sizes.add(patches)
-            self.encode(0, 0, np.zeros((patches, self._config.vision.patch_dim), np.uint8), grid_hw)
+            self.encode(0, 0, np.zeros((patches, self._config.geometry.patch_dim), np.uint8), grid_hw)
 
     def _frame_size(self, patches: int) -> int:
         """The number of patches that a frame is padded to: its own while few are compiled, or the next larger that is.
@@ -223,7 +223,7 @@ class Lane:
 
 
 def lower_pass(
-    config: Qwen2_5_VLConfig, *, rows: int, size: int, slots: int, dtype: DTypeLike, sharding: jax.sharding.Sharding
+    config: ModelConfig, *, rows: int, size: int, slots: int, dtype: DTypeLike, sharding: jax.sharding.Sharding
 ) -> jax.stages.Lowered:
     """The pass that a lane runs, lowered for devices that need not be there.
 

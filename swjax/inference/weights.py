@@ -5,11 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from swjax.hub import CheckpointError
+from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, split_parameters
-from swjax.models.qwen2_5_vl import Qwen2_5_VL
-
-Model = Qwen2_5_VL
-"""A model that can stream."""
 
 
 class Weights:
@@ -32,7 +29,7 @@ class Weights:
         CheckpointError: if a parameter of a real model has values that are not finite.
     """
 
-    def __init__(self, model: Model, sharding: jax.sharding.Sharding | None = None):
+    def __init__(self, model: VideoLanguageModel, sharding: jax.sharding.Sharding | None = None):
         self.config, self.sharding = model.config, sharding
         device: jax.Device = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
         held = model if device.platform == "tpu" else model.with_layers_apart()

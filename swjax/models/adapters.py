@@ -7,6 +7,7 @@ letter r for the rank, so that whatever reads the letters, as sharding does, tre
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,25 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from swjax.models.parameters import Parameters, match_paths
-from swjax.models.qwen2_5_vl.weights import projections
 from swjax.models.stored import Block, StoredArray
 
 Shape = tuple[int, ...]
+
+# A linear layer's axes: those that it contracts and those that remain, heads together; c is a convolution on the hub.
+_LINEAR = re.compile(r".*(?:_weight|(/head))_([xnkh]+|[^cxnkh])([xnkh]+|[^cxnkh])")
+
+
+def linear_axes(path: str) -> tuple[str, str] | None:
+    """Letters of the axes that a linear layer's weight contracts, and of those that remain; None for other parameters.
+
+    Args:
+        path: of a parameter, whose name spells its axes (`swjax.models.layers`).
+    """
+    found = _LINEAR.fullmatch(path)
+    if found is None:
+        return None
+    head, first, second = found.groups()
+    return (second, first) if head else (first, second)
 
 
 def choose_targets(targets: Sequence[str], paths: Iterable[str]) -> list[str]:
@@ -33,7 +49,7 @@ def choose_targets(targets: Sequence[str], paths: Iterable[str]) -> list[str]:
     Raises:
         ValueError: an expression is not valid or matches no weight of a linear layer, or there is none.
     """
-    linear = [path for path in paths if path in projections()]
+    linear = [path for path in paths if linear_axes(path)]
     chosen = {path for target in targets for path in match_paths(target, linear, key="lora.targets")}
     if not chosen:
         raise ValueError("config.lora.targets is empty; name the weights to adapt, or set config.lora.rank to 0")
@@ -42,9 +58,9 @@ def choose_targets(targets: Sequence[str], paths: Iterable[str]) -> list[str]:
 
 def adapter_paths(path: str) -> tuple[str, str]:
     """The paths of A and B for a weight's path."""
-    where = projections()[path]
+    inputs, outputs = _axes(path)
     stem = path.rsplit("_", 1)[0].removesuffix("_weight")
-    return f"{stem}_lora_a_{where.inputs}r", f"{stem}_lora_b_r{where.outputs}"
+    return f"{stem}_lora_a_{inputs}r", f"{stem}_lora_b_r{outputs}"
 
 
 def adapter_shapes(shapes: Mapping[str, Shape], targets: Sequence[str], rank: int) -> dict[str, Shape]:
@@ -57,12 +73,12 @@ def adapter_shapes(shapes: Mapping[str, Shape], targets: Sequence[str], rank: in
     """
     found: dict[str, Shape] = {}
     for path in targets:
-        where, letters = projections()[path], path.rsplit("_", 1)[1]
+        (inputs, outputs), letters = _axes(path), path.rsplit("_", 1)[1]
         layers = shapes[path][: len(shapes[path]) - len(letters)]
         sizes = dict(zip(letters, shapes[path][len(layers) :], strict=True)) | {"r": rank}
         a, b = adapter_paths(path)
-        found[a] = (*layers, *(sizes[letter] for letter in f"{where.inputs}r"))
-        found[b] = (*layers, *(sizes[letter] for letter in f"r{where.outputs}"))
+        found[a] = (*layers, *(sizes[letter] for letter in f"{inputs}r"))
+        found[b] = (*layers, *(sizes[letter] for letter in f"r{outputs}"))
     return found
 
 
@@ -128,11 +144,10 @@ def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DType
         dtype: of the computations.
     """
     attached: Parameters = {}
-    linear = projections()
     for path, leaf in parameters.items():
         if _is_adapter(path):
             continue
-        a, b = adapter_paths(path) if path in linear else ("", "")
+        a, b = adapter_paths(path) if linear_axes(path) else ("", "")
         if a in parameters:
             attached[path] = AdaptedWeight(leaf, parameters[a], parameters[b], path, alpha, jnp.dtype(dtype))
         else:
@@ -143,7 +158,7 @@ def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DType
 def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str, StoredArray]:
     """The plain model's parameters on disk: a weight gets what its adapter adds, block by block when it is read."""
     merged = {path: array for path, array in stored.items() if not _is_adapter(path)}
-    for path in [path for path in merged if path in projections()]:
+    for path in [path for path in merged if linear_axes(path)]:
         a, b = adapter_paths(path)
         if a in stored:
             merged[path] = _merged(path, stored[path], stored[a], stored[b], alpha)
@@ -151,14 +166,14 @@ def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str
 
 
 def _merged(path: str, weight: StoredArray, a: StoredArray, b: StoredArray, alpha: float) -> StoredArray:
-    where, letters = projections()[path], path.rsplit("_", 1)[1]
+    (inputs, outputs), letters = _axes(path), path.rsplit("_", 1)[1]
     stacked = len(weight.shape) - len(letters)
     axes, rank = _product_axes(path, len(weight.shape)), a.shape[-1]
 
     def read(block: Block) -> np.ndarray:
         layers, parts = block[:stacked], dict(zip(letters, block[stacked:], strict=True)) | {"r": slice(0, rank)}
-        down = a.read((*layers, *(parts[letter] for letter in f"{where.inputs}r")))
-        up = b.read((*layers, *(parts[letter] for letter in f"r{where.outputs}")))
+        down = a.read((*layers, *(parts[letter] for letter in f"{inputs}r")))
+        up = b.read((*layers, *(parts[letter] for letter in f"r{outputs}")))
         merged = weight.read(block) + np.float32(alpha / rank) * np.einsum(axes, down, up, optimize=True)
         return merged.astype(weight.dtype, copy=False)  # frozen weights have the dtype that the run computes in
 
@@ -167,9 +182,16 @@ def _merged(path: str, weight: StoredArray, a: StoredArray, b: StoredArray, alph
 
 def _product_axes(path: str, ndim: int) -> str:
     """What `einsum` is told to make A B with the axes of the weight; l is the axis of stacked layers."""
-    where, letters = projections()[path], path.rsplit("_", 1)[1]
+    (inputs, outputs), letters = _axes(path), path.rsplit("_", 1)[1]
     layers = "l" * (ndim - len(letters))
-    return f"{layers}{where.inputs}r,{layers}r{where.outputs}->{layers}{letters}"
+    return f"{layers}{inputs}r,{layers}r{outputs}->{layers}{letters}"
+
+
+def _axes(path: str) -> tuple[str, str]:
+    found = linear_axes(path)
+    if found is None:
+        raise ValueError(f"{path} is no weight of a linear layer")
+    return found
 
 
 def _is_adapter(path: str) -> bool:

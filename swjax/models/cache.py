@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32
 
-from swjax.models.qwen2_5_vl.config import TextConfig
+from swjax.models.config import TextConfig
 
 
 class KeyValueCache(NamedTuple):

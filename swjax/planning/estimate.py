@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from swjax.attention.tpu_blocks import Plan, TPUBlocks, make_plan
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 from swjax.planning.bundles import Block, read_blocks
 from swjax.planning.chips import Chip
 from swjax.planning.clock import Schedule, read_schedule
@@ -86,7 +86,7 @@ def estimate(
     bundles: Path,
     *,
     chip: Chip,
-    model: Qwen2_5_VLConfig,
+    model: ModelConfig,
     decoder: Sequence[tuple[KeySpans, int]],
     vision: Sequence[tuple[KeySpans, int]],
     blocks: TPUBlocks | None = None,
@@ -133,7 +133,7 @@ def _kernel(
     call: Instruction,
     scheduled: Mapping[str, Sequence[Block]],
     chip: Chip,
-    model: Qwen2_5_VLConfig,
+    model: ModelConfig,
     decoder: Sequence[tuple[KeySpans, int]],
     vision: Sequence[tuple[KeySpans, int]],
     sizes: TPUBlocks,

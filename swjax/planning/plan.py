@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 from swjax.planning.bundles import dump_to, emptied
 from swjax.planning.chips import Chip, chip_of
 from swjax.planning.estimate import Estimate
@@ -169,7 +169,7 @@ def open_topology(name: str, *, slices: int = 1, bundles: Path | None = None) ->
 
 def make_plan(
     config: ConfigDict,
-    model: Qwen2_5_VLConfig,
+    model: ModelConfig,
     topology: str,
     devices: Sequence[jax.Device],
     *,
@@ -238,7 +238,7 @@ def make_plan(
 
 
 def _estimate(
-    compiled: jax.stages.Compiled, bundles: Path, chip: Chip, config: ConfigDict, model: Qwen2_5_VLConfig
+    compiled: jax.stages.Compiled, bundles: Path, chip: Chip, config: ConfigDict, model: ModelConfig
 ) -> Estimate | None:
     """The compiler's clock; None for a chip whose compiler gives no cycles."""
     if chip.clock is None:
@@ -251,9 +251,7 @@ def _estimate(
     return estimate_time(text, bundles, chip=chip, model=model, decoder=decoder, vision=vision)
 
 
-def candidates(
-    config: ConfigDict, model: Qwen2_5_VLConfig, num_devices: int, *, slices: int = 1
-) -> Iterator[ConfigDict]:
+def candidates(config: ConfigDict, model: ModelConfig, num_devices: int, *, slices: int = 1) -> Iterator[ConfigDict]:
     """Configurations to try, those that promise most first: meshes that fit the model, and remat policies.
 
     As many rows as the configuration gives each chip stay on each chip, or on the chips that a row is cut over.
@@ -333,7 +331,7 @@ def _costs(compiled: Any, program: Program) -> Costs | None:
     return read_costs(text, axes_of=axes_of)
 
 
-def _in_kernels(costs: Costs, model: Qwen2_5_VLConfig, rows: Rows, num_devices: int) -> float:
+def _in_kernels(costs: Costs, model: ModelConfig, rows: Rows, num_devices: int) -> float:
     """Operations of attention kernels on one chip; the work is divided evenly over all."""
     of_all = sum(times * kernel_flops(model, rows, name, source) for (name, source), times in costs.kernels.items())
     return of_all / num_devices

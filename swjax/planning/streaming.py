@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from swjax.inference.lane import lower_pass
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 from swjax.planning.chips import chip_of
 from swjax.planning.hlo import read_costs
 from swjax.planning.plan import compile_or_refuse, peak_memory
@@ -57,7 +57,7 @@ class StreamingPlan:
 
 
 def plan_streaming(
-    model: Qwen2_5_VLConfig, device: jax.Device, *, rows: int, size: int, slots: int, dtype: str
+    model: ModelConfig, device: jax.Device, *, rows: int, size: int, slots: int, dtype: str
 ) -> StreamingPlan:
     """Compile a pass in which every row speaks a word and takes in a part of a frame.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 from swjax.streaming import KeySpans, SpecialTokens, StreamLayout, Variant, build_layout
 
 PROMPT_TOKENS = 40
@@ -34,7 +34,7 @@ class Rows:
     seconds: float
 
 
-def full_rows(model: Qwen2_5_VLConfig, *, count: int, tokens: int, patches: int, wait_k: int, variant: str) -> Rows:
+def full_rows(model: ModelConfig, *, count: int, tokens: int, patches: int, wait_k: int, variant: str) -> Rows:
     """Rows whose video takes all of the patches that there is room for.
 
     Args:
@@ -46,15 +46,13 @@ def full_rows(model: Qwen2_5_VLConfig, *, count: int, tokens: int, patches: int,
     """
     layout, frames, side = _layout(model, tokens=tokens, patches=patches, wait_k=wait_k, variant=variant)
     used = frames * side * side
-    full, windows = _vision_spans(model, frames, side)
-    depth, num_full = model.vision.depth, len(model.vision.full_attention_blocks)
-    mean = (num_full * _pairs(full) + (depth - num_full) * _pairs(windows)) / depth
+    mean = sum(_pairs(spans) * layers for spans, layers in _vision_spans(model, frames, side)) / model.vision.depth
     labels = int((layout.labels >= 0).sum())
     return Rows(count, len(layout.token_ids), used, labels, _pairs(layout.spans), mean, float(frames))
 
 
 def spans_of_layers(
-    model: Qwen2_5_VLConfig, *, tokens: int, patches: int, wait_k: int, variant: str
+    model: ModelConfig, *, tokens: int, patches: int, wait_k: int, variant: str
 ) -> tuple[list[tuple[KeySpans, int]], list[tuple[KeySpans, int]]]:
     """The spans of one full row in the decoder, and in the vision tower, each with the number of its layers.
 
@@ -65,13 +63,11 @@ def spans_of_layers(
         variant: the position design.
     """
     layout, frames, side = _layout(model, tokens=tokens, patches=patches, wait_k=wait_k, variant=variant)
-    full, windows = _vision_spans(model, frames, side)
-    num_full = len(model.vision.full_attention_blocks)
-    return [(layout.spans, model.text.num_layers)], [(full, num_full), (windows, model.vision.depth - num_full)]
+    return [(layout.spans, model.text.num_layers)], _vision_spans(model, frames, side)
 
 
 def _layout(
-    model: Qwen2_5_VLConfig, *, tokens: int, patches: int, wait_k: int, variant: str
+    model: ModelConfig, *, tokens: int, patches: int, wait_k: int, variant: str
 ) -> tuple[StreamLayout, int, int]:
     """A video that fills a row; its frames, and the patches along a side of one."""
     special = SpecialTokens.qwen2_5_vl()
@@ -97,14 +93,13 @@ def _layout(
     return layout, frames, side
 
 
-def _vision_spans(model: Qwen2_5_VLConfig, frames: int, side: int) -> tuple[KeySpans, KeySpans]:
-    """Of layers in which a patch sees its frame, and of those in which it sees its window."""
+def _vision_spans(model: ModelConfig, frames: int, side: int) -> list[tuple[KeySpans, int]]:
+    """Of a patch in its frame or its window, each with the number of such layers."""
     patch = np.arange(frames * side * side)
-    window = min((model.vision.window_size // model.vision.patch_size) ** 2, side * side)
-    return tuple(  # type: ignore[return-value]
-        KeySpans(patch // width * width, np.minimum(patch // width * width + width, len(patch)))
-        for width in (side * side, window)
-    )
+    return [
+        (KeySpans(patch // width * width, np.minimum(patch // width * width + width, len(patch))), layers)
+        for width, layers in model.vision.widths(side * side)
+    ]
 
 
 def _pairs(spans: KeySpans) -> float:
@@ -112,7 +107,7 @@ def _pairs(spans: KeySpans) -> float:
 
 
 def model_flops(
-    model: Qwen2_5_VLConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
+    model: ModelConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
 ) -> dict[str, float]:
     """Operations of a step that any implementation needs: 2 for each parameter and token forward, 4 more backward.
 
@@ -147,7 +142,7 @@ def model_flops(
     }
 
 
-def kernel_flops(model: Qwen2_5_VLConfig, rows: Rows, name: str, source: str) -> float:
+def kernel_flops(model: ModelConfig, rows: Rows, name: str, source: str) -> float:
     """Operations of one run of a kernel of span attention over all rows and heads, which the compiler cannot see.
 
     Args:

@@ -20,9 +20,9 @@ from swjax.hub.peft import is_adapter_folder, peft_tensors, save_adapter
 from swjax.hub.reader import read_json
 from swjax.hub.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
 from swjax.hub.writer import UNFINISHED, save_hf, write_json
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
-from swjax.runs.folder import find_step, open_checkpoint, read_lora, read_run_config
+from swjax.models.config import ModelConfig
+from swjax.models.family import family_of
+from swjax.runs.folder import find_step, open_checkpoint, read_lora, read_model_config, read_run_config
 from swjax.runs.streaming_model import StoredModel
 
 README = "README.md"
@@ -114,7 +114,9 @@ def export_adapter(
     folder = Path(output)
     if folder.exists() and not (folder.is_dir() and is_adapter_folder(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
-    tensors = peft_tensors(open_checkpoint(run_dir, find_step(run_dir, step)))
+    tensors = peft_tensors(
+        open_checkpoint(run_dir, find_step(run_dir, step)), family_of(read_model_config(run_dir)).weights
+    )
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -126,7 +128,7 @@ def export_adapter(
         raise
 
 
-def _generation_config(config: Qwen2_5_VLConfig) -> Mapping[str, Any]:
+def _generation_config(config: ModelConfig) -> Mapping[str, Any]:
     return {
         "bos_token_id": config.bos_token_id,
         "do_sample": False,
@@ -138,13 +140,12 @@ def _generation_config(config: Qwen2_5_VLConfig) -> Mapping[str, Any]:
 def _preprocessor_config(source: StoredModel) -> Mapping[str, Any]:
     vision = source.config.vision
     return {
-        "image_mean": [float(str(value)) for value in PIXEL_MEAN],
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "image_std": [float(str(value)) for value in PIXEL_STD],
+        **family_of(source.config).processor,
+        "image_mean": [float(str(value)) for value in source.config.geometry.pixel_mean],
+        "image_std": [float(str(value)) for value in source.config.geometry.pixel_std],
         "max_pixels": source.record.max_pixels,
         "merge_size": vision.spatial_merge_size,
         "min_pixels": source.record.min_pixels,
         "patch_size": vision.patch_size,
-        "processor_class": "Qwen2_5_VLProcessor",
         "temporal_patch_size": vision.temporal_patch_size,
     }

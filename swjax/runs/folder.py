@@ -27,9 +27,10 @@ from jaxtyping import DTypeLike
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import parse_config, read_json
 from swjax.models.adapters import adapter_shapes, choose_targets, merge_stored
+from swjax.models.config import ModelConfig
+from swjax.models.family import abstract_model
+from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, merge_parameters, split_parameters
-from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
 from swjax.models.stored import StoredArray, place
 from swjax.runs.orbax_files import open_arrays
 
@@ -54,7 +55,7 @@ class Run:
         step: optimizer steps that the model was trained for.
     """
 
-    model: Qwen2_5_VL
+    model: VideoLanguageModel
     config: Mapping[str, Any]
     tokenizer: Path
     step: int
@@ -99,7 +100,7 @@ def read_run_config(run_dir: str | Path) -> dict[str, Any]:
     return read_json(Path(run_dir) / CONFIG, holder=_HOLDER)
 
 
-def read_model_config(run_dir: str | Path) -> Qwen2_5_VLConfig:
+def read_model_config(run_dir: str | Path) -> ModelConfig:
     """Reads the model's configuration.
 
     Raises:

@@ -12,7 +12,8 @@ from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json
-from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
+from swjax.models.model import VideoLanguageModel
 from swjax.models.stored import StoredArray
 from swjax.runs.folder import (
     MODEL,
@@ -30,7 +31,7 @@ from swjax.streaming import StreamSpec
 class StoredModel:
     """A model on disk with its tokenizer's folder and what it was trained to do; `parameters` are by path."""
 
-    config: Qwen2_5_VLConfig
+    config: ModelConfig
     parameters: Mapping[str, StoredArray]
     tokenizer: Path
     record: StreamSpec
@@ -40,7 +41,7 @@ class StoredModel:
 class StreamingModel:
     """A model with its tokenizer's folder and what it was trained to do."""
 
-    model: Qwen2_5_VL
+    model: VideoLanguageModel
     tokenizer: Path
     record: StreamSpec
 

@@ -6,6 +6,7 @@ numpy's; `swjax.streaming.device` has those that run inside jit, by the same nam
 """
 
 from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, StepEnds
+from swjax.streaming.geometry import Geometry
 from swjax.streaming.growth import (
     PositionCounts,
     StoredCounts,
@@ -49,6 +50,7 @@ __all__ = [
     "TWO",
     "Counting",
     "Design",
+    "Geometry",
     "KeySpans",
     "PackedLayouts",
     "PositionCounts",

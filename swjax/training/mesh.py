@@ -34,7 +34,7 @@ AXIS_RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "k": ("tensor",),
         "f": ("tensor",),
         "v": ("tensor",),
-        # Axes of batches and activations (`swjax.models.qwen2_5_vl.decoder.Constrain`).
+        # Axes of batches and activations (`swjax.models.layers.Constrain`).
         "B": ("data", "fsdp"),
         "L": ("context",),
         "P": ("context", "tensor"),

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
+from swjax.models.config import ModelConfig
+from swjax.models.family import abstract_model
+from swjax.models.layers import unconstrained
 from swjax.models.parameters import split_parameters
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.decoder import unconstrained
-from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.training.config import ConfigError
 from swjax.training.mesh import ConstrainOnMesh, batch_sharding, choose_stripe, make_mesh
 from swjax.training.objectives import Batch, find_objective
@@ -47,7 +47,7 @@ class Program:
 
 
 def make_program(
-    config: ConfigDict, model_config: Qwen2_5_VLConfig, *, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
 ) -> Program:
     """Builds the program of a configuration.
 
@@ -104,7 +104,7 @@ def make_program(
 
 
 def open_mesh(
-    config: ConfigDict, model_config: Qwen2_5_VLConfig, *, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Mesh, int | None]:
     """The mesh of a configuration, and the slots of the stripes in which its context axis deals rows out.
 
@@ -147,7 +147,7 @@ def open_mesh(
 
 
 def make_attention(
-    config: ConfigDict, model_config: Qwen2_5_VLConfig, mesh: Mesh, stripe: int | None
+    config: ConfigDict, model_config: ModelConfig, mesh: Mesh, stripe: int | None
 ) -> tuple[SpanAttention, SpanAttention]:
     """What the decoder and the vision tower attend with, divided over a mesh.
 
@@ -170,7 +170,7 @@ def make_attention(
 
 
 def batch_shapes(
-    config: ConfigDict, model_config: Qwen2_5_VLConfig, program: Program, *, tokens: int, patches: int
+    config: ConfigDict, model_config: ModelConfig, program: Program, *, tokens: int, patches: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a training step's batch [A, B, ...], to compile the step without having one.
 
@@ -183,7 +183,7 @@ def batch_shapes(
     of_slots = ("token_ids", "span_start", "span_stop", "labels", *([] if program.stripe is None else ["slots"]))
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_slots, (tokens,))
     shapes |= {"position_ids": (3, tokens), "video_grid_thw": (config.data.max_videos, 3)}
-    shapes |= {"pixel_values": (patches, model_config.vision.patch_dim)}
+    shapes |= {"pixel_values": (patches, model_config.geometry.patch_dim)}
 
     def shape(name: str, row: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         whole = (config.accumulation, config.batch_size, *row)

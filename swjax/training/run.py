@@ -10,7 +10,7 @@ from rich.console import Console
 from swjax.atomic import write_json
 from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokenizer
 from swjax.hub.tokenizer_files import copy_tokenizer
-from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
@@ -97,7 +97,7 @@ def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
         )
 
 
-def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: Qwen2_5_VLConfig, tokenizer: Any) -> None:
+def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: ModelConfig, tokenizer: Any) -> None:
     """Writes what does not change while the run goes on."""
     run_dir.mkdir(parents=True, exist_ok=True)
     source = Path(tokenizer.name_or_path)

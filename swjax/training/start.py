@@ -14,8 +14,9 @@ from swjax.data.tokenizer import load_tokenizer
 from swjax.hub import load_hf, open_hf
 from swjax.hub.reader import find_checkpoint
 from swjax.models.adapters import choose_targets, new_adapters
+from swjax.models.config import ModelConfig
+from swjax.models.family import family_of, preset_config
 from swjax.models.parameters import Parameters, split_parameters
-from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import SpecialTokens
 from swjax.training.config import ConfigError
 from swjax.training.optimizer import split_frozen
@@ -29,7 +30,7 @@ def choose_tokenizer(config: ConfigDict) -> Any:
     return load_tokenizer(find_checkpoint(config.init_from) if config.init_from else None)
 
 
-def choose_model(config: ConfigDict, tokenizer: Any) -> Qwen2_5_VLConfig:
+def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
     """The model's configuration: that of `init_from`, else the preset with the tokenizer's vocabulary.
 
     Raises:
@@ -43,7 +44,7 @@ def choose_model(config: ConfigDict, tokenizer: Any) -> Qwen2_5_VLConfig:
     if overrides:
         raise ConfigError("config.model.overrides changes a model from scratch only; init_from brings its own sizes")
     _check_tokenizer(found, tokenizer)
-    if config.model.preset and _sizes(Qwen2_5_VLConfig.preset(config.model.preset)) != _sizes(found):
+    if config.model.preset and _sizes(preset_config(config.model.preset)) != _sizes(found):
         raise ConfigError(
             f"config.model.preset={config.model.preset!r} is not the size of config.init_from={config.init_from!r}; "
             "set config.model.preset='' to take the checkpoint's"
@@ -51,11 +52,9 @@ def choose_model(config: ConfigDict, tokenizer: Any) -> Qwen2_5_VLConfig:
     return found
 
 
-def scratch_state(
-    model_config: Qwen2_5_VLConfig, config: ConfigDict, optimizer: optax.GradientTransformation
-) -> TrainState:
+def scratch_state(model_config: ModelConfig, config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
     """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`."""
-    parameters = split_parameters(Qwen2_5_VL(model_config, rngs=nnx.Rngs(config.seed)))[1]
+    parameters = split_parameters(family_of(model_config).model(model_config, rngs=nnx.Rngs(config.seed)))[1]
     if config.lora.rank:
         trainable, frozen = make_adapters(parameters, config), parameters
     else:
@@ -80,7 +79,7 @@ def make_adapters(parameters: Mapping[str, Any], config: ConfigDict) -> Paramete
 
 
 def make_state(
-    model_config: Qwen2_5_VLConfig, config: ConfigDict, optimizer: optax.GradientTransformation, shapes: TrainState
+    model_config: ModelConfig, config: ConfigDict, optimizer: optax.GradientTransformation, shapes: TrainState
 ) -> TrainState:
     """The state before the first step, laid out on the mesh: a warm start from `init_from`, else from scratch.
 
@@ -111,7 +110,7 @@ def make_state(
     return jax.jit(warm, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)
 
 
-def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> Qwen2_5_VLConfig:
+def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> ModelConfig:
     special = SpecialTokens.from_tokenizer(tokenizer)
     of_the_tokenizer = {
         "video_token_id": special.video_pad,
@@ -123,12 +122,12 @@ def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> Qwen2_5_
     }
     text = {"vocab_size": len(tokenizer)} | dict(overrides.get("text", {}))
     try:
-        return Qwen2_5_VLConfig.preset(name, **{**of_the_tokenizer, **overrides, "text": text})
+        return preset_config(name, **{**of_the_tokenizer, **overrides, "text": text})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"config.model: {error}") from error
 
 
-def _check_tokenizer(model: Qwen2_5_VLConfig, tokenizer: Any) -> None:
+def _check_tokenizer(model: ModelConfig, tokenizer: Any) -> None:
     special = SpecialTokens.from_tokenizer(tokenizer)
     if special.video_pad != model.video_token_id or len(tokenizer) > model.text.vocab_size:
         raise ConfigError(
@@ -138,6 +137,6 @@ def _check_tokenizer(model: Qwen2_5_VLConfig, tokenizer: Any) -> None:
         )
 
 
-def _sizes(model: Qwen2_5_VLConfig) -> tuple[Any, ...]:
+def _sizes(model: ModelConfig) -> tuple[Any, ...]:
     text, vision = model.text, model.vision
     return text.hidden_size, text.intermediate_size, text.num_layers, text.num_heads, vision.depth, vision.hidden_size

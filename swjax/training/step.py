@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int32, Shaped
 
 from swjax.attention import stripe_order
 from swjax.models.adapters import attach_adapters
+from swjax.models.layers import Constrain, unconstrained
 from swjax.models.parameters import Parameters, merge_parameters
-from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
 from swjax.training.mesh import BATCH_AXES, batch_sharding, parameter_shardings, replicated, row_share
 from swjax.training.objectives import LOSS, NEXT_TOKEN, Batch, Objective
 from swjax.training.objectives.labels import IGNORED, count_labels, count_tokens

@@ -8,7 +8,7 @@ import pytest
 from swjax.hub import load_hf
 from swjax.models.adapters import adapter_paths, adapter_shapes, attach_adapters, choose_targets, merge_stored
 from swjax.models.parameters import merge_parameters, split_parameters
-from swjax.models.qwen2_5_vl.weights import projections
+from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.models.stored import StoredArray
 from swjax.streaming import KeySpans
 
@@ -27,7 +27,7 @@ def shapes_of(parameters):
 
 def matrix_of(path, weight):
     """A weight as [layers, inputs, outputs], by the letters of its name."""
-    where, letters = projections()[path], path.rsplit("_", 1)[1]
+    where, letters = WEIGHTS.projections()[path], path.rsplit("_", 1)[1]
     stacked = weight.ndim - len(letters)
     order = [stacked + letters.index(letter) for letter in where.inputs + where.outputs]
     rows = np.prod([weight.shape[axis] for axis in order[: len(where.inputs)]])
@@ -36,7 +36,7 @@ def matrix_of(path, weight):
 
 def test_adapters_are_named_and_shaped_by_the_axes_of_their_weights(model):
     parameters = model[1]
-    shapes = adapter_shapes(shapes_of(parameters), list(projections()), rank=5)
+    shapes = adapter_shapes(shapes_of(parameters), list(WEIGHTS.projections()), rank=5)
     assert shapes["decoder/layers/q_lora_a_dr"] == (3, 64, 5)
     assert shapes["decoder/layers/q_lora_b_rnh"] == (3, 5, 4, 16)
     assert shapes["decoder/layers/o_lora_a_nhr"] == (3, 4, 16, 5)
@@ -50,7 +50,7 @@ def test_adapters_are_named_and_shaped_by_the_axes_of_their_weights(model):
 def test_every_linear_layer_of_the_model_can_be_adapted(model):
     """Those of the table are the parameters of two axes and more, without the embedding and the convolution."""
     weights = {path for path in model[1] if "_weight_" in path or path.startswith("decoder/head")}
-    assert set(projections()) == weights - {"visual/patch_weight_cd"}
+    assert set(WEIGHTS.projections()) == weights - {"visual/patch_weight_cd"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from swjax.commands.main import main
 from swjax.hub import CheckpointError, load_hf, verify
 from swjax.models.adapters import attach_adapters
 from swjax.models.parameters import merge_parameters, split_parameters
-from swjax.models.qwen2_5_vl.weights import projections
+from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.runs.export import export_adapter
 from swjax.runs.folder import load_run
 from swjax.streaming import KeySpans
@@ -137,7 +137,7 @@ def test_every_linear_layer_is_named_as_transformers_names_it() -> None:
     layers = {"decoder": 3, "visual": 4}
     ours = {
         _module_name(where.module, layer)
-        for path, where in projections().items()
+        for path, where in WEIGHTS.projections().items()
         for layer in (range(layers[path.split("/")[0]]) if "*" in where.module else (None,))
     }
     assert ours == linear

@@ -1,60 +1,25 @@
 """The configuration of Qwen2.5-VL: presets, and Hugging Face's config.json read and written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
+
+from swjax.models import config as shared
+from swjax.models.config import ModelConfig, TextConfig, from_preset
+from swjax.models.config_json import Section
+
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+"""The class of transformers."""
 
 
 @dataclass(frozen=True)
-class TextConfig:
-    """Sizes of the decoder. Defaults are what all released Qwen2.5-VL sizes share."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1_000_000.0
-    mrope_section: tuple[int, int, int] = (16, 24, 24)
-    tie_word_embeddings: bool = False
-    max_position_embeddings: int = 128_000
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} must divide hidden_size {self.hidden_size} and be a multiple of "
-                f"num_kv_heads {self.num_kv_heads}"
-            )
-        if 2 * sum(self.mrope_section) != self.head_dim:
-            raise ValueError(
-                f"mrope_section {self.mrope_section} must sum to half the head dim of {self.head_dim}, "
-                f"sums to {sum(self.mrope_section)}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Features of one attention head."""
-        return self.hidden_size // self.num_heads
-
-
-@dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(shared.VisionConfig):
     """Sizes of the vision tower. Defaults are what all released Qwen2.5-VL sizes share."""
 
-    out_hidden_size: int
-    intermediate_size: int
     depth: int = 32
     hidden_size: int = 1280
     num_heads: int = 16
-    in_channels: int = 3
-    patch_size: int = 14
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-    tokens_per_second: float = 2
     window_size: int = 112
     full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)
     rope_theta: float = 10_000.0
@@ -68,21 +33,22 @@ class VisionConfig:
             )
 
     @property
-    def head_dim(self) -> int:
-        """Features of one attention head."""
-        return self.hidden_size // self.num_heads
+    def window_units(self) -> int:
+        """Merged patches on a side of a window."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
 
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in one patch: channels x temporal patch x patch x patch, 1,176 for Qwen2.5-VL."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+    def widths(self, patches: int) -> list[tuple[int, int]]:
+        """Layers without windows and those with them."""
+        window, full = (self.window_size // self.patch_size) ** 2, len(self.full_attention_blocks)
+        return [(patches, full), (min(window, patches), self.depth - full)]
 
 
 @dataclass(frozen=True)
-class Qwen2_5_VLConfig:
+class Qwen2_5_VLConfig(ModelConfig):
     """The whole model."""
 
-    text: TextConfig
+    model_type: ClassVar[str] = "qwen2_5_vl"
+
     vision: VisionConfig
     video_token_id: int = 151656
     image_token_id: int = 151655
@@ -91,32 +57,10 @@ class Qwen2_5_VLConfig:
     bos_token_id: int = 151643
     eos_token_id: int = 151645
 
-    def __post_init__(self) -> None:
-        if self.vision.out_hidden_size != self.text.hidden_size:
-            raise ValueError(
-                f"the vision tower gives {self.vision.out_hidden_size} features, but the decoder takes "
-                f"{self.text.hidden_size}"
-            )
-
     @classmethod
-    def preset(
-        cls,
-        name: str,
-        *,
-        text: Mapping[str, Any] = MappingProxyType({}),
-        vision: Mapping[str, Any] = MappingProxyType({}),
-        **overrides: Any,
-    ) -> "Qwen2_5_VLConfig":
-        """A named size, with fields of the text, vision or top level replaced.
-
-        Raises:
-            ValueError: if the name or a field is unknown.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"unknown model preset {name!r}; choose one of: {', '.join(PRESETS)}")
-        preset = PRESETS[name]
-        new_text, new_vision = _replace(preset.text, text, "text"), _replace(preset.vision, vision, "vision")
-        return _replace(replace(preset, text=new_text, vision=new_vision), overrides, "the top level")
+    def preset(cls, name: str, **overrides: Any) -> "Qwen2_5_VLConfig":
+        """One of `PRESETS`, with fields replaced (`swjax.models.config.from_preset`)."""
+        return from_preset(PRESETS, name, **overrides)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Qwen2_5_VLConfig":
@@ -125,17 +69,20 @@ class Qwen2_5_VLConfig:
         Raises:
             ValueError: if a key is missing, or asks for something that Qwen2.5-VL checkpoints do not use.
         """
-        if config.get("model_type") != "qwen2_5_vl":
-            raise ValueError(f"config.json is for model_type {config.get('model_type')!r}, expected 'qwen2_5_vl'")
-        text = _Section(config, "config.json")
+        if config.get("model_type") != cls.model_type:
+            raise ValueError(f"config.json is for model_type {config.get('model_type')!r}, expected {cls.model_type!r}")
+        text = Section(config, "config.json")
         top = text
         if "text_config" in config:
             text = top.section("text_config")
         vision = top.section("vision_config")
         rope = next((text.section(key) for key in ("rope_parameters", "rope_scaling") if text.has(key)), None)
-        rope = rope or _Section({}, f"{text.name}: rope_scaling or rope_parameters")
-        vision_rope = vision.section("rope_parameters") if vision.has("rope_parameters") else _Section({}, "")
+        rope = rope or Section({}, f"{text.name}: rope_scaling or rope_parameters")
+        vision_rope = vision.section("rope_parameters") if vision.has("rope_parameters") else Section({}, "")
         _refuse_unsupported(text.content, vision.content, rope.content)
+        colors = "in_channels" if vision.has("in_channels") else "in_chans"
+        if vision.count(colors, 3) != 3:
+            raise vision.refuse(colors, vision.get(colors), "3: red, green and blue")
         return cls(
             text=TextConfig(
                 vocab_size=text.count("vocab_size"),
@@ -157,7 +104,6 @@ class Qwen2_5_VLConfig:
                 depth=vision.count("depth"),
                 hidden_size=vision.count("hidden_size"),
                 num_heads=vision.count("num_heads"),
-                in_channels=vision.count("in_channels" if vision.has("in_channels") else "in_chans", 3),
                 patch_size=vision.count("patch_size"),
                 spatial_merge_size=vision.count("spatial_merge_size"),
                 temporal_patch_size=vision.count("temporal_patch_size"),
@@ -183,8 +129,8 @@ class Qwen2_5_VLConfig:
         """
         text, vision = self.text, self.vision
         return {
-            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-            "model_type": "qwen2_5_vl",
+            "architectures": [ARCHITECTURE],
+            "model_type": self.model_type,
             "torch_dtype": dtype,
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
@@ -214,7 +160,7 @@ class Qwen2_5_VLConfig:
                 "hidden_size": vision.hidden_size,
                 "intermediate_size": vision.intermediate_size,
                 "num_heads": vision.num_heads,
-                "in_channels": vision.in_channels,
+                "in_channels": len(self.geometry.pixel_mean),
                 "out_hidden_size": vision.out_hidden_size,
                 "patch_size": vision.patch_size,
                 "spatial_merge_size": vision.spatial_merge_size,
@@ -225,67 +171,6 @@ class Qwen2_5_VLConfig:
                 "initializer_range": vision.initializer_range,
             },
         }
-
-
-_LARGEST = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class _Section:
-    """An object of a config.json whose values are looked at before they are used; a null is as if it were not there."""
-
-    content: Mapping[str, Any]
-    name: str
-
-    def has(self, key: str) -> bool:
-        return self.content.get(key) is not None
-
-    def get(self, key: str, default: Any = None) -> Any:
-        if not self.has(key) and default is None:
-            raise ValueError(f"{self.name} lacks {key!r}, which a Qwen2.5-VL model cannot do without")
-        return self.content[key] if self.has(key) else default
-
-    def section(self, key: str) -> "_Section":
-        content = self.get(key)
-        if not isinstance(content, Mapping):
-            raise self.refuse(key, content, "an object")
-        return _Section(content, key)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
-            raise self.refuse(key, value, "a number above 0")
-        return value
-
-    def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        return self.whole(key, self.get(key, default), least)
-
-    def counts(self, key: str) -> tuple[int, ...]:
-        values = self.get(key)
-        if not isinstance(values, list | tuple):
-            raise self.refuse(key, values, "a list of whole numbers")
-        return tuple(self.whole(key, value, 0) for value in values)
-
-    def first(self, key: str, default: int) -> int:
-        """The first of several token ids, or the one."""
-        value = self.get(key, default)
-        return self.whole(key, value[0] if isinstance(value, list) and value else value, 0)
-
-    def flag(self, key: str) -> bool:
-        value = self.get(key, False)
-        if not isinstance(value, bool):
-            raise self.refuse(key, value, "true or false")
-        return value
-
-    def whole(self, key: str, value: Any, least: int) -> int:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not least <= value <= _LARGEST or value != int(value):
-            raise self.refuse(key, value, f"a whole number from {least} on")
-        return int(value)
-
-    def refuse(self, key: str, value: Any, wanted: str) -> ValueError:
-        shown = repr(value)
-        return ValueError(f"{self.name}: {key} is {shown[:60]}{'...' * (len(shown) > 60)}; it must be {wanted}")
 
 
 def _three(section: tuple[int, ...], name: str) -> tuple[int, int, int]:
@@ -304,14 +189,6 @@ def _refuse_unsupported(text: Mapping[str, Any], vision: Mapping[str, Any], rope
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "mrope"):
         raise ValueError(f"rope type {rope_type!r} is not supported; expected 'mrope' or 'default'")
-
-
-def _replace(config: Any, changes: Mapping[str, Any], where: str) -> Any:
-    known = {field.name for field in fields(config)}
-    for name in changes:
-        if name not in known:
-            raise ValueError(f"unknown model field {name!r} in {where}; known: {', '.join(sorted(known))}")
-    return replace(config, **{name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()})
 
 
 def _released(

@@ -13,22 +13,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.attention import span_attention
-from swjax.models.qwen2_5_vl.config import VisionConfig
-from swjax.models.qwen2_5_vl.decoder import (
+from swjax.models.layers import (
     Attention,
     Constrain,
-    normal,
+    Draw,
+    normalize_pixels,
     project,
     rms_norm,
     scan_layers,
+    stack_layers,
     unconstrained,
 )
-from swjax.models.qwen2_5_vl.rotary import Rotation, planar_rotation, rotate
-from swjax.streaming import KeySpans
+from swjax.models.qwen2_5_vl.config import VisionConfig
+from swjax.models.rotary import Rotation, planar_rotation, rotate
+from swjax.streaming import Geometry, KeySpans
 
-# Mean and deviation of CLIP's training images, which Qwen2.5-VL's image processor subtracts and divides by.
-PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 NORM_EPS = 1e-6
 
 
@@ -110,26 +109,21 @@ class VisionBlock(nnx.Module):
     ):
         d, n, h, f = config.hidden_size, config.num_heads, config.head_dim, config.intermediate_size
 
-        def weight(*shape: int) -> nnx.Param:
-            return normal(rngs, shape, config.initializer_range, param_dtype)
-
-        def zeros(*shape: int) -> nnx.Param:
-            return nnx.Param(jnp.zeros(shape, param_dtype))
-
+        draw = Draw(rngs, config.initializer_range, param_dtype)
         self.attention = attention
         self.constrain = constrain
-        self.attention_norm_d = nnx.Param(jnp.ones(d, param_dtype))
-        self.qkv_weight_dxnh = weight(d, 3, n, h)
-        self.qkv_bias_xnh = zeros(3, n, h)
-        self.o_weight_nhd = weight(n, h, d)
-        self.o_bias_d = zeros(d)
-        self.mlp_norm_d = nnx.Param(jnp.ones(d, param_dtype))
-        self.gate_weight_df = weight(d, f)
-        self.gate_bias_f = zeros(f)
-        self.up_weight_df = weight(d, f)
-        self.up_bias_f = zeros(f)
-        self.down_weight_fd = weight(f, d)
-        self.down_bias_d = zeros(d)
+        self.attention_norm_d = draw.ones(d)
+        self.qkv_weight_dxnh = draw.weight(d, 3, n, h)
+        self.qkv_bias_xnh = draw.zeros(3, n, h)
+        self.o_weight_nhd = draw.weight(n, h, d)
+        self.o_bias_d = draw.zeros(d)
+        self.mlp_norm_d = draw.ones(d)
+        self.gate_weight_df = draw.weight(d, f)
+        self.gate_bias_f = draw.zeros(f)
+        self.up_weight_df = draw.weight(d, f)
+        self.up_bias_f = draw.zeros(f)
+        self.down_weight_fd = draw.weight(f, d)
+        self.down_bias_d = draw.zeros(d)
 
     def __call__(self, x: Float[Array, "B P D"], rotation: Rotation, spans: KeySpans) -> Float[Array, "B P D"]:
         """The block on rows of patches in window order."""
@@ -152,12 +146,13 @@ class PatchMerger(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, constrain: Constrain):
         m = config.hidden_size * config.spatial_merge_size**2
+        draw = Draw(rngs, config.initializer_range, param_dtype)
         self.constrain = constrain
-        self.norm_d = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
-        self.up_weight_mf = normal(rngs, (m, m), config.initializer_range, param_dtype)
-        self.up_bias_f = nnx.Param(jnp.zeros(m, param_dtype))
-        self.down_weight_fd = normal(rngs, (m, config.out_hidden_size), config.initializer_range, param_dtype)
-        self.down_bias_d = nnx.Param(jnp.zeros(config.out_hidden_size, param_dtype))
+        self.norm_d = draw.ones(config.hidden_size)
+        self.up_weight_mf = draw.weight(m, m)
+        self.up_bias_f = draw.zeros(m)
+        self.down_weight_fd = draw.weight(m, config.out_hidden_size)
+        self.down_bias_d = draw.zeros(config.out_hidden_size)
 
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B U D"]:
         """Merge each run of 4 patches into one token."""
@@ -174,6 +169,7 @@ class VisionTower(nnx.Module):
     def __init__(
         self,
         config: VisionConfig,
+        geometry: Geometry,
         *,
         rngs: nnx.Rngs,
         param_dtype: DTypeLike,
@@ -181,19 +177,16 @@ class VisionTower(nnx.Module):
         constrain: Constrain = unconstrained,
         remat: str = "nothing",
     ):
-        self.config = config
+        self.config, self.geometry = config, geometry
         self.constrain = constrain
         self.remat = remat
-        self.patch_weight_cd = normal(
-            rngs, (config.patch_dim, config.hidden_size), config.initializer_range, param_dtype
-        )
+        draw = Draw(rngs, config.initializer_range, param_dtype)
+        self.patch_weight_cd = draw.weight(geometry.patch_dim, config.hidden_size)
 
-        @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> VisionBlock:
+        def block(rngs: nnx.Rngs) -> VisionBlock:
             return VisionBlock(config, rngs=rngs, param_dtype=param_dtype, attention=attention, constrain=constrain)
 
-        self.blocks = stack(rngs)
+        self.blocks = stack_layers(block, rngs, config.depth)
         self.merger = PatchMerger(config, rngs=rngs, param_dtype=param_dtype, constrain=constrain)
 
     def __call__(
@@ -217,7 +210,7 @@ class VisionTower(nnx.Module):
         layout = jax.vmap(lambda grid: vision_layout(grid, num_patches, config))(grid_thw)
         dtype = self.patch_weight_cd.dtype
         with jax.named_scope("vision"):
-            pixels = normalize_pixels(pixel_values, config).astype(dtype)
+            pixels = normalize_pixels(pixel_values, self.geometry).astype(dtype)
             x = project(pixels, self.patch_weight_cd[...], "BPD", self.constrain)
             units = self._reordered(x.reshape(num_rows, -1, unit * config.hidden_size), layout.order)
             x = self.constrain(units, "BPD").reshape(x.shape)
@@ -238,14 +231,3 @@ class VisionTower(nnx.Module):
         """Merge units in another order; divided by features, so that each device moves only what it holds."""
         found = jnp.take_along_axis(self.constrain(units, "B-E"), self.constrain(order, "B-")[..., None], axis=1)
         return self.constrain(found, "B-E")
-
-
-def normalize_pixels(
-    pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], config: VisionConfig
-) -> Float[Array, "B P C"]:
-    """Scale and normalise uint8 patches as Qwen2.5-VL's processor does; floats pass through."""
-    if pixel_values.dtype != jnp.uint8:
-        return pixel_values
-    per_channel = config.patch_dim // config.in_channels
-    mean, std = np.repeat(PIXEL_MEAN, per_channel), np.repeat(PIXEL_STD, per_channel)
-    return (pixel_values.astype(jnp.float32) / 255.0 - mean) / std

@@ -1,17 +1,6 @@
-"""Names of Qwen2.5-VL's weights on the hub, and how each maps to a parameter of ours.
+"""Names of Qwen2.5-VL's weights on the hub, and how each maps to a parameter of ours (`swjax.models.weights`)."""
 
-A row gives the hub name, our parameter's path, and the hub tensor's axes in the letters that our names spell: `nh|d` is
-a matrix whose first axis holds heads and head dims together, the second the model dim.
-"""
-
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-
-EMBEDDING = "model.embed_tokens.weight"
-"""The hub's name of the embedding."""
+from swjax.models.weights import EMBEDDING, HEAD, WeightTable
 
 _DECODER = (
     (EMBEDDING, "decoder/embedding_vd", "v|d"),
@@ -29,9 +18,6 @@ _DECODER = (
     ("model.layers.*.mlp.down_proj.weight", "decoder/layers/down_weight_fd", "d|f"),
     ("model.norm.weight", "decoder/norm_d", "d"),
 )
-HEAD = "lm_head.weight"
-"""The hub's name of the matrix that makes logits of features."""
-
 _HEAD = ((HEAD, "decoder/head_vd", "v|d"),)
 _VISION = (
     ("visual.patch_embed.proj.weight", "visual/patch_weight_cd", "d|c"),
@@ -54,43 +40,8 @@ _VISION = (
     ("visual.merger.mlp.2.bias", "visual/merger/down_bias_d", "d"),
 )
 
-
 # What wrappers leave before the names of a model that was saved with them: DDP, torch.compile, PEFT.
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
-
-
-@dataclass(frozen=True)
-class HubTensor:
-    """Where a tensor of a hub checkpoint belongs.
-
-    Attributes:
-        path: path of our parameter.
-        layer: index along the parameter's leading axis of layers; None if it is not stacked.
-        shape: shape of the tensor on the hub.
-        split_shape: the same with one axis for each letter.
-        to_ours: permutation from the split axes to the parameter's.
-    """
-
-    path: str
-    layer: int | None
-    shape: tuple[int, ...]
-    split_shape: tuple[int, ...]
-    to_ours: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A linear layer's matrix, beside which an adapter can stand.
-
-    Attributes:
-        module: the layer's name on the hub, with `*` for the number of the layer.
-        inputs: letters of our axes that are contracted.
-        outputs: letters of our axes that remain.
-    """
-
-    module: str
-    inputs: str
-    outputs: str
 
 
 def hub_name(name: str) -> str:
@@ -105,42 +56,11 @@ def hub_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.visual.") else name
 
 
-def is_buffer(name: str) -> bool:
-    """Whether a tensor is one that follows from the configuration, which some versions of transformers saved."""
-    return name.endswith(".inv_freq")
+def module_name(name: str) -> str:
+    """Where a linear layer stands in transformers' model, of which the hub's names are older."""
+    if name.startswith("model."):
+        return "model.language_model." + name.removeprefix("model.")
+    return f"model.{name}" if name.startswith("visual.") else name
 
 
-def projections() -> dict[str, Projection]:
-    """All linear layers with a matrix of their own, path of our parameter -> layer."""
-    found = {}
-    for name, path, hub_axes in (*_DECODER, *_HEAD, *_VISION):
-        outputs, _, inputs = hub_axes.partition("|")
-        if inputs and "c" not in inputs and not path.startswith("decoder/embedding"):  # c: a convolution on the hub
-            found[path] = Projection(name.removesuffix(".weight"), inputs, outputs)
-    return found
-
-
-def hub_tensors(config: Qwen2_5_VLConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, HubTensor]:
-    """Every tensor of a hub checkpoint by name.
-
-    Args:
-        config: the model's.
-        shapes: shape of each of our parameters by path.
-    """
-    vision = config.vision
-    kernel = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    tensors = {}
-    for name, path, hub_axes in (*_DECODER, *(() if config.text.tie_word_embeddings else _HEAD), *_VISION):
-        our_axes = path.rsplit("_", 1)[1]
-        stacked = "*" in name
-        sizes = dict(zip(our_axes, shapes[path][stacked:], strict=True))
-        letters = hub_axes.replace("|", "")
-        shape: tuple[int, ...] = tuple(math.prod(sizes[a] for a in group) for group in hub_axes.split("|"))
-        if "c" in hub_axes:
-            shape = (*shape[:-1], *kernel)
-        split_shape = tuple(sizes[a] for a in letters)
-        to_ours = tuple(letters.index(a) for a in our_axes)
-        for layer in range(shapes[path][0]) if stacked else (None,):
-            full_name = name if layer is None else name.replace("*", str(layer))
-            tensors[full_name] = HubTensor(path, layer, shape, split_shape, to_ours)
-    return tensors
+WEIGHTS = WeightTable((*_DECODER, *_HEAD, *_VISION), hub_name, module_name)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
+from swjax.models.layers import Constrain, unconstrained
 
 VOCABULARY_PART = 8192
 """Most tokens of the vocabulary that have logits at the same time."""

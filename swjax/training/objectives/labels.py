@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
+from swjax.models.layers import Constrain, unconstrained
 from swjax.streaming import KeySpans
 from swjax.training.objectives.cross_entropy import cross_entropy
 from swjax.training.objectives.objective import Batch, Predictor

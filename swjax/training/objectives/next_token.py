@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from swjax.models.qwen2_5_vl.decoder import Constrain, unconstrained
+from swjax.models.layers import Constrain, unconstrained
 from swjax.training.objectives.labels import count_labels, label_losses
 from swjax.training.objectives.objective import LOSS, Batch, Objective, Predictor
 

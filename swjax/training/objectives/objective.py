@@ -20,7 +20,7 @@ from typing import Protocol
 
 from jaxtyping import Array, Float, Int32, Shaped, UInt8
 
-from swjax.models.qwen2_5_vl.decoder import Constrain
+from swjax.models.layers import Constrain
 from swjax.streaming import KeySpans
 
 Batch = Mapping[str, Shaped[Array, "B ..."]]

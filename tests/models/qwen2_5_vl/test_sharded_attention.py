@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from swjax.attention import AttentionSharding, SpanAttention, stripe_order
+from swjax.models.family import abstract_model
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.model import abstract_model
 from swjax.streaming import KeySpans, SpecialTokens, build_layout, pad_layout
 
 LENGTH = 64

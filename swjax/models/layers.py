@@ -1,0 +1,161 @@
+"""What models are made of: norms, linear layers, stacks of layers, and the words in which they name their axes.
+
+Names of weights spell their axes: d model, n heads, k key-value heads, h head dim, f feed-forward, v vocabulary, c the
+numbers of a patch, m a merged patch, x query, key and value. A linear layer's is `NAME_weight_AXES`, the axes that it
+contracts first; adapters and sharding read it there.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, DTypeLike, Float, UInt8
+
+from swjax.models.remat import PROJECTION, rematerialized
+from swjax.streaming import Geometry, KeySpans
+
+UNROLLED_LAYERS = 8
+
+Attention = Callable[[Array, Array, Array, KeySpans], Array]
+"""What a model attends with: `span_attention`, or a `SpanAttention`. Hashable, as it is part of the structure."""
+
+Constrain = Callable[[Array, str], Array]
+"""Lays an activation out over devices, given a letter for each of its axes; hashable. The model says what its axes are,
+and whoever trains it, where they go: B rows, L slots, P patches or merged patches, D model, N heads, K key-value heads,
+F feed-forward, V vocabulary. Around a look-up along an axis that may be divided, other axes are asked for: R is the
+rows and d the features of tokens looked up in the embedding, S the features where slots are filled or picked out, E
+those where patches are; - is never divided.
+"""
+
+
+def unconstrained(x: Array, axes: str) -> Array:
+    """Leaves an activation where it is: for one device, or for the compiler to choose."""
+    return x
+
+
+def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
+    """Root-mean-square normalisation in float32; returns the dtype of x."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return scale_d * normed.astype(x.dtype)
+
+
+def project(
+    x: Float[Array, "B L *D"], weight: Float[Array, "*weight"], axes: str, constrain: Constrain = unconstrained
+) -> Float[Array, "B L *F"]:
+    """Contract the last axes of x with the first ones of a weight.
+
+    On one device as one product of two matrices: the weight gradient of a product of three axes and more takes XLA
+    twice as long on a CPU. Where rows and slots are divided over devices they stay two axes, as one axis of both could
+    not be laid out.
+
+    Args:
+        x: rows, slots or patches, and the axes to contract.
+        weight: the axes to contract, and those of the result.
+        axes: a letter for each axis of the result.
+        constrain: lays the result out.
+    """
+    contracted = weight.ndim - (len(axes) - 2)
+    if constrain is unconstrained:
+        rows, inputs = math.prod(x.shape[:2]), math.prod(weight.shape[:contracted])
+        product = x.reshape(rows, inputs) @ weight.reshape(inputs, -1)
+        product = product.reshape(*x.shape[:2], *weight.shape[contracted:])
+    else:
+        product = constrain(jnp.tensordot(x, weight, axes=contracted), axes)
+    return checkpoint_name(product, PROJECTION)
+
+
+def scan_layers(
+    step: Callable[..., Any], carry: Any, layers: Any, each: np.ndarray | None = None, *, remat: str = "nothing"
+) -> Any:
+    """Run layers one after another; few stacked ones are unrolled, which is quicker than a loop on a CPU.
+
+    Args:
+        step: (carry, layer) -> carry; with `each`, (carry, (its element, layer)) -> carry.
+        carry: what goes through the layers.
+        layers: a pytree whose leaves have a leading axis of layers, or a list of layers (`layers_apart`).
+        each: something for each layer.
+        remat: what the backward pass computes again, one of `swjax.models.remat.REMAT`.
+    """
+    step = rematerialized(step, remat)
+    if isinstance(layers, nnx.List):
+        for index, layer in enumerate(layers):
+            carry = step(carry, layer if each is None else (each[index], layer))
+        return carry
+    num_layers = jax.tree.leaves(layers)[0].shape[0]
+    unroll = num_layers if num_layers <= UNROLLED_LAYERS and remat == "nothing" else 1
+    scanned = layers if each is None else (jnp.asarray(each), layers)
+    return jax.lax.scan(lambda carry, layer: (step(carry, layer), None), carry, scanned, unroll=unroll)[0]
+
+
+def layers_apart(layers: nnx.Module) -> nnx.List:
+    """Stacked layers as a list, each with arrays of its own.
+
+    To run one layer of a stack, XLA copies its weights out of it first on a CPU, which takes longer than a decode step.
+    """
+
+    def pick(leaf: Any, index: int) -> Any:
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if is_shape else leaf[index]
+
+    leaves, structure = jax.tree.flatten(layers)
+    picked = ([pick(leaf, index) for leaf in leaves] for index in range(leaves[0].shape[0]))
+    return nnx.List([jax.tree.unflatten(structure, layer) for layer in picked])
+
+
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+
+def stack_layers(make: Callable[[nnx.Rngs], Layer], rngs: nnx.Rngs, count: int) -> Layer:
+    """So many layers as one module, each of whose parameters has a leading axis of layers.
+
+    Args:
+        make: makes one layer.
+        rngs: draws the parameters.
+        count: number of layers.
+    """
+    return nnx.split_rngs(splits=count)(nnx.vmap(make))(rngs)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """New parameters of one dtype.
+
+    Attributes:
+        rngs: draws them.
+        stddev: standard deviation of weights, which are normal.
+        dtype: of all.
+    """
+
+    rngs: nnx.Rngs
+    stddev: float
+    dtype: DTypeLike
+
+    def weight(self, *shape: int) -> nnx.Param:
+        """A weight."""
+        return nnx.Param(nnx.initializers.normal(self.stddev)(self.rngs.params(), shape, self.dtype))
+
+    def zeros(self, *shape: int) -> nnx.Param:
+        """A bias."""
+        return nnx.Param(jnp.zeros(shape, self.dtype))
+
+    def ones(self, *shape: int) -> nnx.Param:
+        """The scale of a norm."""
+        return nnx.Param(jnp.ones(shape, self.dtype))
+
+
+def normalize_pixels(
+    pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], geometry: Geometry
+) -> Float[Array, "B P C"]:
+    """Scale and normalize uint8 patches as the image processor does; floats pass through."""
+    if pixel_values.dtype != jnp.uint8:
+        return pixel_values
+    per_color = geometry.patch_dim // len(geometry.pixel_mean)
+    mean, std = (np.repeat(np.array(x, np.float32), per_color) for x in (geometry.pixel_mean, geometry.pixel_std))
+    return (pixel_values.astype(jnp.float32) / 255.0 - mean) / std

@@ -1,0 +1,111 @@
+"""Names of weights on the hub, and how each maps to a parameter of ours: what a family's table says, and its reading.
+
+A row gives the hub name, our parameter's path, and the hub tensor's axes in the letters that our names spell: `nh|d` is
+a matrix whose first axis holds heads and head dims together, the second the model dim.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from swjax.models.config import ModelConfig
+
+EMBEDDING = "model.embed_tokens.weight"
+"""The hub's name of the embedding."""
+
+HEAD = "lm_head.weight"
+"""The hub's name of the matrix that makes logits of features."""
+
+
+@dataclass(frozen=True)
+class HubTensor:
+    """Where a tensor of a hub checkpoint belongs.
+
+    Attributes:
+        path: path of our parameter.
+        layer: index along the parameter's leading axis of layers; None if it is not stacked.
+        shape: shape of the tensor on the hub.
+        split_shape: the same with one axis for each letter.
+        to_ours: permutation from the split axes to the parameter's.
+    """
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    split_shape: tuple[int, ...]
+    to_ours: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer's matrix, beside which an adapter can stand.
+
+    Attributes:
+        module: the layer's name on the hub, with `*` for the number of the layer.
+        inputs: letters of our axes that are contracted.
+        outputs: letters of our axes that remain.
+    """
+
+    module: str
+    inputs: str
+    outputs: str
+
+
+def _same(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """The weights of a family.
+
+    Attributes:
+        rows: hub name, with `*` for the number of a layer; path of our parameter; axes of the hub's tensor.
+        hub_name: the hub's name of a tensor by the name that it was saved under, which may be that of a wrapper.
+        module_name: where a linear layer stands in transformers' model, by its name on the hub.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+    hub_name: Callable[[str], str] = _same
+    module_name: Callable[[str], str] = _same
+
+    def projections(self) -> dict[str, Projection]:
+        """All linear layers with a matrix of their own, path of our parameter -> layer."""
+        found = {}
+        for name, path, hub_axes in self.rows:
+            outputs, _, inputs = hub_axes.partition("|")
+            if inputs and "c" not in inputs and not path.startswith("decoder/embedding"):  # c: a convolution on the hub
+                found[path] = Projection(name.removesuffix(".weight"), inputs, outputs)
+        return found
+
+    def hub_tensors(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, HubTensor]:
+        """Every tensor of a hub checkpoint by name.
+
+        Args:
+            config: the model's.
+            shapes: shape of each of our parameters by path.
+        """
+        geometry, patch = config.geometry, config.geometry.patch_size
+        kernel = (len(geometry.pixel_mean), geometry.temporal_patch_size, patch, patch)
+        tensors = {}
+        for name, path, hub_axes in self.rows:
+            if name == HEAD and config.text.tie_word_embeddings:
+                continue
+            our_axes = path.rsplit("_", 1)[1]
+            stacked = "*" in name
+            sizes = dict(zip(our_axes, shapes[path][stacked:], strict=True))
+            letters = hub_axes.replace("|", "")
+            shape: tuple[int, ...] = tuple(math.prod(sizes[a] for a in group) for group in hub_axes.split("|"))
+            if "c" in hub_axes:
+                shape = (*shape[:-1], *kernel)
+            split_shape = tuple(sizes[a] for a in letters)
+            to_ours = tuple(letters.index(a) for a in our_axes)
+            for layer in range(shapes[path][0]) if stacked else (None,):
+                full_name = name if layer is None else name.replace("*", str(layer))
+                tensors[full_name] = HubTensor(path, layer, shape, split_shape, to_ours)
+        return tensors
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one that follows from the configuration, which some versions of transformers saved."""
+    return name.endswith(".inv_freq")
