@@ -1,5 +1,7 @@
 """Qwen2.5-VL: its vision tower and its decoder."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import DTypeLike
