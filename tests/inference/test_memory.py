@@ -11,9 +11,9 @@ from full_passes import QUESTION, make_frames
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from replay import no_keys, replayed_scores
 
-from swjax.inference import BatchEngine, Engine, Mode, Request, Sampling, StreamSession, StreamSettings, run_streams
+from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSession, StreamSettings, run_streams
 from swjax.inference import lane as lane_module
-from swjax.inference.memory import KEEP_ALL, MEMORIES, TEXT, Book, KeepAll, Kept, Window, memory_of
+from swjax.inference.memory import KEEP_ALL, MEMORIES, TEXT, Book, Kept, Window, memory_of
 
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
@@ -144,6 +144,17 @@ def test_while_nothing_is_dropped_nothing_changes(model, tokenizer, scores, vari
         words = [scores[WATCHED.seed, index].tobytes() for index in range(len(stream.answer))]
         found.append((stream.answer, words, engine.passes, stream.tally.tokens_computed))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("variant", "memory"), [("gdpe", WINDOW), ("gipe", Unlike()), ("interleave", WINDOW)])
+def test_a_session_forgets_alike(model, engine, tokenizer, variant, memory):
+    settings = StreamSettings(variant=variant, counts=COUNTS, max_tail=TAIL, memory=memory)
+    session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+    frames, counts = make_frames(FRAMES, SEED, GRID), (*COUNTS, 0)
+    list(session.run(frames))
+    scores = replayed_scores(model, tokenizer, frames, settings, counts, session.answer)
+    assert scores.argmax(axis=-1).tolist() == session.answer
+    assert len(session.answer) == sum(counts) + TAIL
 
 
 def watch(engine, tokenizer, settings, mode, frames):
@@ -290,7 +301,5 @@ def test_where_nothing_can_be_dropped_it_is_refused(model, tokenizer):
         make_engine(model).open(
             tokenizer, question=QUESTION, settings=StreamSettings(memory=WINDOW), mode=Mode.RECOMPUTE
         )
-    with pytest.raises(ValueError, match="a session keeps all that it has seen"):
-        StreamSession(Engine(model), tokenizer, question=QUESTION, settings=StreamSettings(memory=WINDOW))
     with pytest.raises(ValueError, match="memory must be a policy"):
         StreamSettings(memory=Window)
