@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answer tokens after each frame one by one, in the place of --wait-k: 3,0,5,... or a file of such counts; "
         "what is left follows the last frame, whose count is not used",
     )
+    parser.add_argument(
+        "--memory",
+        default="keep_all",
+        metavar="POLICY",
+        help="what is kept of what has been seen and said: keep_all (default); window:frames=64,words=512 keeps the "
+        "question, the first words, the last 64 frames and the last 512 words, so that a video may be of any length",
+    )
     parser.add_argument("--gap", type=int, help="first position id of the answer in gipe (default: as trained)")
     parser.add_argument(
         "--max-tail",
@@ -195,6 +202,7 @@ def _stop_token(text: str, tokenizer: Any) -> int:
 def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any) -> "StreamSettings":
     from swjax.data.patches import TEMPORAL_PATCH_SIZE
     from swjax.inference import Sampling, StreamSettings
+    from swjax.inference.memory import memory_of
     from swjax.streaming import Variant
 
     if args.schedule is not None and args.wait_k is not None:
@@ -207,6 +215,7 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any) ->
             gap=record.gap if args.gap is None else args.gap,
             second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
             max_tail=args.max_tail,
+            memory=memory_of(args.memory),
             stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),
             sampling=Sampling(
                 temperature=args.temperature,

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.inference.memory import Moves, StoredKeys
+from swjax.inference.memory.moved import moved, stored
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
 from swjax.inference.sampler import SamplingRows, mark_said, sample
 from swjax.inference.weights import Weights
@@ -206,13 +207,11 @@ class Lane:
             moves: which slot goes where, counted from the origin.
             origin: slot of this lane's cache at which the stream's first source is stored.
         """
-        index = np.broadcast_to(np.arange(self.slots, dtype=np.int32), (*moves.source.shape[:-1], self.slots)).copy()
-        index[..., moves.target + origin] = moves.source + origin
-        self._cache = _gather(self._cache, np.int32(row), index)
+        self._cache = moved(self._cache, row, moves, origin)
 
     def read(self, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
         """A copy of the keys and values of some slots of a row."""
-        return StoredKeys(*(x[:, row][:, :, slots] for x in self._cache))
+        return stored(self._cache, row, slots)
 
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
@@ -341,13 +340,6 @@ def _take(cache: KeyValueCache, row: Array, first: Array, count: int) -> Piece:
     layers, _, heads, _, width = cache.keys.shape
     where, size = (0, row, 0, first, 0), (layers, 1, heads, count, width)
     return Piece(*(jax.lax.dynamic_slice(x, where, size)[:, 0] for x in cache))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _gather(cache: KeyValueCache, row: Array, index: Int32[Array, "L K S"]) -> KeyValueCache:
-    return KeyValueCache(
-        *(x.at[:, row].set(jnp.take_along_axis(x[:, row], index[..., None], axis=2, mode="clip")) for x in cache)
-    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

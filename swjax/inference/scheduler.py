@@ -156,8 +156,7 @@ class Scheduler:
             )
         self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
-        self._on_demand, self._memory = on_demand, settings.memory
-        self._full = False
+        self._on_demand, self._full = on_demand, False
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
         self._arrivals: deque[Arrival] = deque()
@@ -353,7 +352,7 @@ class Scheduler:
             self.tally.frames_seen += 1
             self._ahead = None
         self._closed = self._closing
-        self._full = self._track.book is not None and self._memory.is_full(self._track.book)
+        self._full = self._track.is_full
         if self._on_demand or (self._mode is Mode.OFFLINE and not self._closed):
             self.words_left = 0
         else:
@@ -369,13 +368,10 @@ class Scheduler:
         Raises:
             ValueError: if the policy keeps what cannot be kept.
         """
-        book = self._track.book
-        if not self._full or self._queue or book is None:
+        if not self._full or self._queue:
             return None
-        kept = self._memory.keep(book, lambda: read(book))
-        book.check(kept, layers=layers, heads=heads)
         self._full = False
-        return self._track.keep(kept)
+        return self._track.compact(read, layers=layers, heads=heads)
 
     def _next_arrival(self) -> Arrival:
         """The next frame to take in; in real time, what has fallen behind is dealt with."""

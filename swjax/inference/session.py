@@ -16,7 +16,8 @@ from tokenizers.decoders import DecodeStream
 from swjax.inference.engine import Engine
 from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame, check_frame, mark_last
-from swjax.inference.memory import KEEP_ALL
+from swjax.inference.memory import Book, StoredKeys
+from swjax.inference.memory.moved import moved, stored
 from swjax.inference.prompt import begin_stream
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, SamplingRows
 from swjax.inference.settings import USUAL_SETTINGS, StreamSettings, check_speed
@@ -52,8 +53,6 @@ class StreamSession:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._engine, self._tokenizer, self.settings = engine, tokenizer, settings
-        if isinstance(settings, StreamSettings) and settings.memory != KEEP_ALL:
-            raise ValueError("a session keeps all that it has seen; a memory policy needs a BatchEngine")
         self._special, prompt = begin_stream(tokenizer, question, settings, vocab_size=engine.config.text.vocab_size)
         self._stops = {self._special.im_end, *settings.stop_tokens}
         self._clock, self._began = clock, clock()
@@ -87,10 +86,11 @@ class StreamSession:
         rows, columns = (size // self._engine.config.vision.spatial_merge_size for size in frame.grid_hw)
         features = self._engine.encode_frame(frame.patches, frame.grid_hw)
         self._write(self._track.frame(rows, columns, self.frames_encoded), features)
-        self._track.reveal()
         self.frames_encoded += 1
         if last:
             self.finish()
+        else:
+            self._reveal()
         return FrameSeen(self.frames_encoded - 1, frame.video_s, self._now())
 
     def finish(self) -> None:
@@ -100,7 +100,7 @@ class StreamSession:
         if self.answer:
             self._write(self._track.before_frame())
         self._write(self._track.trailer())
-        self._track.reveal()
+        self._reveal()
         self._finished = True
 
     def speak(self, count: int) -> Iterator[TokenSpoken]:
@@ -174,6 +174,17 @@ class StreamSession:
             self._cache, tokens.token_ids, tokens.positions, spans, tokens.slots + shift, features
         )
         self.tokens_computed += len(tokens.token_ids)
+
+    def _reveal(self) -> None:
+        """Let the words see what has been written; a full memory drops what it does not keep."""
+        self._track.reveal()
+        if self._track.is_full:
+            text = self._engine.config.text
+            moves = self._track.compact(self._read, layers=text.num_layers, heads=text.num_kv_heads)
+            self._cache = moved(self._cache, 0, moves, self._origin)
+
+    def _read(self, book: Book) -> StoredKeys:
+        return stored(self._cache, 0, book.source_slots + self._origin)
 
     def _make_room(self, lowest: int, highest: int) -> None:
         """Double the end of the cache that would run over."""

@@ -4,12 +4,13 @@ Frames may be laid out one ahead of what the words can see, so that they are com
 lays one out, `reveal` shows what has been laid out to the words that follow.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.inference.memory import KEEP_ALL, TEXT, Book, Kept, Moves
+from swjax.inference.memory import KEEP_ALL, TEXT, Book, Moves, StoredKeys
 from swjax.inference.settings import StreamSettings
 from swjax.streaming import (
     PositionCounts,
@@ -70,6 +71,7 @@ class Track:
         self._stored, self._visible = StoredCounts(0, 0), 0
         self._waiting_positions: Int32[np.ndarray, "3 N"] | None = None
         self.waiting: tuple[int, ...] = special.prefix
+        self._memory = settings.memory
         self.book = None if settings.memory == KEEP_ALL else Book()
         self.frames = 0
         self._next_word = -len(self.waiting)
@@ -145,18 +147,33 @@ class Track:
             self._words, self._waiting_positions = place_words(self._design, self._words, len(self.waiting))
         return self._waiting_positions
 
-    def keep(self, kept: Kept) -> Moves:
-        """Drop what is stored but for some of it; all that has been laid out must be written and revealed.
+    @property
+    def is_full(self) -> bool:
+        """Whether the memory policy wants to drop something."""
+        return self.book is not None and self._memory.is_full(self.book)
+
+    def compact(self, read: Callable[[Book], StoredKeys], *, layers: int, heads: int) -> Moves:
+        """Drop what a full memory does not keep; all that has been laid out must be written and revealed.
 
         Ids stay as they are. What stays is moved together: in grouped designs to both sides of the origin, else words
         behind sources, whose order among the keys that a query sees makes no difference.
+
+        Args:
+            read: gives keys and values of the sources in a book.
+            layers, heads: of the model's cache.
+
+        Raises:
+            ValueError: if the policy keeps what cannot be kept.
         """
-        assert self.book is not None, "there is a policy"
+        book = self.book
+        assert book is not None, "there is a policy"
+        kept = self._memory.keep(book, lambda: read(book))
+        book.check(kept, layers=layers, heads=heads)
         sources, words = np.shape(kept.sources)[-1], len(kept.words)
         source_slots, word_slots = (np.arange(count, dtype=np.int32) for count in (sources, words))
         word_slots = -1 - word_slots if self._design.grouped else sources + word_slots
         self._stored, self._visible = StoredCounts(sources, words), sources
-        return self.book.keep(kept, source_slots, word_slots)
+        return book.keep(kept, source_slots, word_slots)
 
     def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray, frame: int) -> Tokens:
         self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))

@@ -35,7 +35,7 @@ def memory_of(text: str) -> Memory:
     """A policy from its name and its numbers: `keep_all`, `window`, `window:frames=32,words=256`.
 
     Raises:
-        ValueError: if there is no such policy, or it has no such number.
+        ValueError: if there is no such policy, it has no such number, or a number is given twice or out of range.
     """
     name, _, given = text.partition(":")
     if name not in MEMORIES:
@@ -50,5 +50,7 @@ def memory_of(text: str) -> Memory:
             raise ValueError(
                 f"memory {name} has {has}, written as {name}:{known[0] if known else 'name'}=8, got {one!r}"
             )
+        if key in numbers:
+            raise ValueError(f"memory {text!r}: {key} is given twice")
         numbers[key] = int(value)
     return make(**numbers)
