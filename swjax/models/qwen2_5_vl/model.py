@@ -3,6 +3,8 @@
 The model knows nothing of video time, variants or schedules: streaming reaches it as `position_ids` and `spans`.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int32, UInt8
@@ -42,7 +44,7 @@ class Qwen2_5_VL(nnx.Module):
     ):
         self.config = config
         self.constrain = constrain
-        shared = {"rngs": rngs, "param_dtype": param_dtype, "constrain": constrain, "remat": remat}
+        shared: dict[str, Any] = {"rngs": rngs, "param_dtype": param_dtype, "constrain": constrain, "remat": remat}
         self.visual = VisionTower(config.vision, attention=vision_attention, **shared)
         self.decoder = Decoder(config.text, attention=attention, **shared)
 
@@ -106,7 +108,7 @@ class Qwen2_5_VL(nnx.Module):
 
     def with_layers_apart(self) -> "Qwen2_5_VL":
         """The same model with its layers as lists in the place of stacks (`layers_apart`); other weights are shared."""
-        model = nnx.merge(*nnx.split(self))
+        model: Any = nnx.merge(*nnx.split(self))  # lists stand where modules are declared
         model.decoder.layers, model.visual.blocks = layers_apart(self.decoder.layers), layers_apart(self.visual.blocks)
         return model
 
