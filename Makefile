@@ -24,12 +24,13 @@ install: $(VENV)/.installed ## the environment that users need, in .venv
 
 dev: $(VENV)/.installed-dev ## the same with the tools for developing
 
-lint: dev ## ruff and mypy, changing nothing
+lint: dev ## ruff, mypy and import-linter, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
-format: dev ## let ruff mend what it can
+format: dev ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

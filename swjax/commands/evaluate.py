@@ -2,13 +2,20 @@
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from swjax.atomic import write_json
+from swjax.commands.evaluate_benchmarks import (
+    Truths,
+    add_benchmark_arguments,
+    check_benchmark_arguments,
+    read_truths,
+    score_baselines,
+)
 from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_arguments, judge_fluency
 from swjax.commands.evaluate_table import show_scores
 from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
@@ -18,8 +25,7 @@ from swjax.streaming.spec import StreamSpec
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.commands.evaluate_loss import CaptionLosses
     from swjax.data.example import Rejected
-    from swjax.evaluation import Prediction, Score
-    from swjax.evaluation.shapes import Events
+    from swjax.evaluation import Prediction
 
 NAME = "evaluate"
 HELP = "measure a checkpoint on held-out videos"
@@ -74,9 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the held-out videos: a manifest, or prepared records and their split (FOLDER:test)",
     )
-    parser.add_argument(
-        "--events", type=Path, metavar="FILE", help="what happens in Moving Shapes (default: beside the manifest)"
-    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N videos")
     parser.add_argument(
         "--output",
@@ -98,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schedule-seed", type=int, nargs="+", default=[0], metavar="N", help="of random schedules (default: 0)"
     )
-    parser.add_argument("--meteor", action="store_true", help="METEOR too; needs Java")
+    add_benchmark_arguments(parser)
     parser.add_argument(
         "--metric",
         action="append",
@@ -107,10 +110,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a metric of your own: a function of the answers and the references that returns a number for each",
     )
     add_judge_arguments(parser)
-    parser.add_argument("--baselines", action="store_true", help="score the two baselines as well (Moving Shapes)")
-    parser.add_argument(
-        "--train-manifest", metavar="NAME", help="constant answers to choose from (default: the run's training data)"
-    )
     parser.add_argument(
         "--results-format",
         choices=("authors",),
@@ -126,7 +125,6 @@ def run(args: argparse.Namespace) -> int:
     from swjax.data.example import Rejected
     from swjax.data.sources import open_source, readable_examples
     from swjax.data.tokenizer import load_tokenizer
-    from swjax.evaluation import read_events
     from swjax.runs.streaming_model import load_streaming_model
 
     out = console()
@@ -142,8 +140,7 @@ def run(args: argparse.Namespace) -> int:
     if not examples:
         return refuse(f"no example of {args.data} can be read; the first reason: {damaged[0].reason}")
     tokenizer = load_tokenizer(source.tokenizer)
-    events_file = args.events or Path(args.data).parent / "events.jsonl"
-    events = read_events(events_file) if args.events or events_file.exists() else None
+    truths = read_truths(args, examples, out)
     losses: CaptionLosses | None = None
     for seed in args.schedule_seed if args.schedule == "random" else [None]:
         task = Watch(source, tokenizer, examples, args, _folder(args, seed), mode, seed)
@@ -151,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         if not predictions:
             return refuse(f"no video of {args.data} could be used; the first reason: {rejected[0].reason}")
         losses = caption_losses(source, tokenizer, examples) if losses is None else losses
-        _write_scores(out, task, predictions, events, losses, events_file)
+        _write_scores(out, task, predictions, truths, losses)
         _list_rejected(out, [*damaged, *rejected])
         _explain_losses(out, losses, {video.where for video in rejected}, len(predictions))
         if chats:
@@ -166,6 +163,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.output is None and not Path(args.checkpoint).is_dir():
         raise UsageError(f"{args.checkpoint} is no folder here to write the scores to; give --output")
     check_judge_arguments(args)
+    check_benchmark_arguments(args)
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit} leaves no videos; give at least 1")
     if args.rows < 1:
@@ -191,9 +189,8 @@ def _write_scores(
     out: Console,
     task: Watch,
     predictions: "Sequence[Prediction]",
-    events: "Mapping[str, Events] | None",
+    truths: Truths,
     losses: "CaptionLosses",
-    events_file: Path,
 ) -> None:
     """Score predictions; write scores.json and what else was asked for, and show a table."""
     from swjax.evaluation import score_predictions, wall_times
@@ -204,9 +201,7 @@ def _write_scores(
     own = _own_metrics(args.metric)
     scores = {
         **losses.scores,
-        **score_predictions(
-            predictions, events=events, references=_has_packages(args, out), meteor=args.meteor, own=own
-        ),
+        **score_predictions(predictions, truths=truths, own=own),
     }
     if args.judge_url:
         scores["fluency"] = judge_fluency(args, folder, predictions)
@@ -215,46 +210,13 @@ def _write_scores(
         row["loss_videos"] = losses.videos
     rows = {"model": row | {"mode": str(task.mode), "wall": wall_times(predictions, mode=task.mode, rows=args.rows)}}
     if args.baselines:
-        rows |= _baselines(task, events_file, [prediction.key for prediction in predictions])
+        rows |= score_baselines(task, truths, [prediction.key for prediction in predictions])
     write_json(folder / "scores.json", rows)
     if args.results_format == "authors":
         write_authors_results(folder / RESULTS, predictions, task=args.task)
     schedule = "" if task.seed is None else f", random schedule of seed {task.seed}"
     out.print(f"{args.checkpoint} on {len(predictions)} videos of {args.data}{schedule}", soft_wrap=True)
     show_scores(out, rows)
-
-
-def _baselines(task: Watch, events_file: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Scores of the best constant answer, and of the same model shown blank frames, on the same videos."""
-    from swjax.data.example import Rejected
-    from swjax.data.sources import open_source, readable_examples
-    from swjax.evaluation import best_constant_answer, blank_frames, read_events, score_captions
-    from swjax.evaluation.scores import to_row
-    from swjax.runs.folder import MODEL, read_run_config
-
-    args = task.args
-    events = {key: happened for key, happened in read_events(events_file).items() if key in set(keys)}
-    train = args.train_manifest
-    if train is None and (Path(args.checkpoint) / MODEL).exists():
-        train = read_run_config(args.checkpoint)["data"]["train"]
-    if train is None:
-        raise UsageError("--baselines chooses a constant answer from training captions; give --train-manifest")
-    captions = [
-        example.caption
-        for example in readable_examples(open_source(train).examples)
-        if not isinstance(example, Rejected)
-    ]
-    answer, _ = best_constant_answer(captions, events)
-    blank, _ = task.watch("blank_frames.jsonl", "watching blank frames", blank_frames)
-
-    def row(captions: dict[str, str]) -> dict[str, Any]:
-        scores: dict[str, Score] = score_captions(captions, events)
-        return to_row(scores, videos=len(captions))
-
-    return {
-        "best constant answer": {"answer": answer, **row(dict.fromkeys(events, answer))},
-        "model, blank frames": row({prediction.key: prediction.text for prediction in blank}),
-    }
 
 
 def _own_metrics(named: Sequence[str]) -> dict[str, str]:
@@ -265,16 +227,6 @@ def _own_metrics(named: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--metric {word} is not of the form NAME=FILE.py:FUNCTION")
         metrics[name] = place
     return metrics
-
-
-def _has_packages(args: argparse.Namespace, out: Console) -> bool:
-    """Whether answers can be compared with references; where that was asked for, the scores themselves complain."""
-    import importlib.util
-
-    if args.meteor or all(importlib.util.find_spec(name) for name in ("sacrebleu", "pycocoevalcap")):
-        return True
-    out.print("[dim]CIDEr, BLEU and ROUGE-L are left out: they need the extra `eval` (pip install 'swjax\\[eval]')[/]")
-    return False
 
 
 def _explain_losses(out: Console, losses: "CaptionLosses", known: set[str], watched: int) -> None:

@@ -1,10 +1,10 @@
 """How good the answers are: predictions over a split, and their scores."""
 
+from swjax.evaluation.benchmarks.moving_shapes import best_constant_answer, read_events, score_captions
 from swjax.evaluation.bootstrap import Score
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.predict import Prediction, blank_frames, perturbed_schedule, predict
 from swjax.evaluation.scores import score_predictions, wall_times
-from swjax.evaluation.shapes import best_constant_answer, read_events, score_captions
 
 __all__ = [
     "EvaluationError",

@@ -19,8 +19,7 @@ from swjax.evaluation.report import (
     summarise,
     title,
 )
-
-MAIN_METRICS = ("event_accuracy", "grammatical", "cider", "bleu4", "rouge_l", "meteor", "fluency", "fragments")
+from swjax.evaluation.shown import known_metrics
 
 
 def draw_all(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> dict[str, Figure]:
@@ -31,7 +30,8 @@ def draw_all(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> dict[
         metrics: which to draw; by default the main ones that it has.
     """
     known = metrics_of(rows)
-    chosen = [name for name in (metrics or MAIN_METRICS) if name in known] or known[:4]
+    main = [name for name, metric in known_metrics().items() if metric.is_main]
+    chosen = [name for name in (metrics or main) if name in known] or known[:4]
     figures = {}
     column = next((name for name in ("gap", "variant") if _varies(rows, name)), None)
     if _varies(rows, "gap"):

@@ -9,34 +9,14 @@ import numpy as np
 import scipy.stats
 
 from swjax.evaluation.errors import EvaluationError
+from swjax.evaluation.shown import known_metrics, metric_of
 
 Row = Mapping[str, Any]
 
 NOT_SETTINGS = ("run", "seed", "schedule_seed", "videos", "commit", "config")
 
-TITLES = {
-    "event_accuracy": "event accuracy",
-    "grammatical": "grammatical",
-    "fluency": "fluency",
-    "cider": "CIDEr",
-    "bleu1": "BLEU-1",
-    "bleu4": "BLEU-4",
-    "meteor": "METEOR",
-    "rouge_l": "ROUGE-L",
-    "perplexity": "perplexity",
-    "loss": "loss",
-    "repetition": "repetition",
-    "fragments": "fragments",
-    "ended": "ended by itself",
-    "words": "tokens",
-    "first_word_s": "first token (s)",
-    "word_s": "mean token (s)",
-    "lag_s": "lag (s)",
-}
 READ_AS_TRAINED = ("loss", "perplexity")
 """Metrics of captions that the model reads under the schedule of its training, whatever it speaks under."""
-
-_PERCENT = ("event_accuracy", "grammatical", "repetition", "fragments", "ended")
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,8 @@ class Interval:
 def metrics_of(rows: Sequence[Row]) -> list[str]:
     """The metrics of a table, known ones first."""
     found = {name.removesuffix("_low") for row in rows for name in row if name.endswith("_low")}
-    return [name for name in TITLES if name in found] + sorted(found - set(TITLES))
+    known = known_metrics()
+    return [name for name in known if name in found] + sorted(found - set(known))
 
 
 def settings_of(rows: Sequence[Row]) -> list[str]:
@@ -194,12 +175,13 @@ def latex_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> st
 
 def scale(metric: str) -> float:
     """What a metric is multiplied by when it is shown: shares are shown as percentages."""
-    return 100.0 if metric in _PERCENT else 1.0
+    return 100.0 if metric_of(metric).is_share else 1.0
 
 
 def title(metric: str) -> str:
     """A metric's name in tables and figures, with its unit."""
-    return TITLES.get(metric, metric) + (" (%)" if metric in _PERCENT else "")
+    shown = metric_of(metric)
+    return shown.title + (" (%)" if shown.is_share else "")
 
 
 def _cells(

@@ -5,28 +5,24 @@ from typing import Any
 
 import numpy as np
 
+from swjax.evaluation.benchmarks import find_benchmark
 from swjax.evaluation.bootstrap import Score, mean_score
 from swjax.evaluation.errors import EvaluationError
-from swjax.evaluation.metrics import form_scores, own_metric, text_scores
+from swjax.evaluation.metrics import form_scores, own_metric
 from swjax.evaluation.predict import Prediction
-from swjax.evaluation.shapes import Events, score_captions
 
 
 def score_predictions(
     predictions: Sequence[Prediction],
     *,
-    events: Mapping[str, Events] | None = None,
-    references: bool = True,
-    meteor: bool = False,
+    truths: Mapping[str, Mapping[str, Any]] | None = None,
     own: Mapping[str, str] | None = None,
 ) -> dict[str, Score]:
     """Score predictions.
 
     Args:
         predictions: of one split.
-        events: what happens in each video, for Moving Shapes.
-        references: whether to compare with the references (`swjax.evaluation.metrics.text_scores`).
-        meteor: whether to compute METEOR.
+        truths: what the benchmarks to score by know of each video: by a benchmark's name, then by key.
         own: metrics of one's own by name, as `FILE.py:FUNCTION`.
 
     Returns:
@@ -40,10 +36,8 @@ def score_predictions(
         raise EvaluationError("there are no predictions to score")
     answers, meant = [p.text for p in predictions], [p.reference for p in predictions]
     scores: dict[str, Score] = {}
-    if events is not None:
-        scores |= score_captions({p.key: p.text for p in predictions}, events)
-    if references:
-        scores |= text_scores(answers, meant, meteor=meteor)
+    for name, known in (truths or {}).items():
+        scores |= find_benchmark(name).score({p.key: p.text for p in predictions}, known)
     for name, place in (own or {}).items():
         scores[name] = own_metric(place, answers, meant)
     scores |= form_scores(answers)

@@ -6,17 +6,19 @@ Training, checkpoints and sharding speak of parameters by these names, and know 
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+Model = TypeVar("Model", bound=nnx.Module)
+
 Parameters = dict[str, Any]
 """Parameter path, its parts joined by `/`, to an array (or to whatever stands for one: a shape, a sharding)."""
 
 
-def split_parameters(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
+def split_parameters(model: Model) -> tuple[nnx.GraphDef[Model], Parameters]:
     """Takes a module apart into its structure and its parameters.
 
     Args:
@@ -32,9 +34,10 @@ def split_parameters(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
     return structure, {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def merge_parameters(structure: nnx.GraphDef, parameters: Mapping[str, Any]) -> nnx.Module:
+def merge_parameters(structure: nnx.GraphDef[Model], parameters: Mapping[str, Any]) -> Model:
     """Puts a module together again: the inverse of `split_parameters`."""
-    return nnx.merge(structure, nnx.from_flat_state({_keys(path): leaf for path, leaf in parameters.items()}))
+    flat: dict[tuple[Any, ...], Any] = {_keys(path): leaf for path, leaf in parameters.items()}
+    return nnx.merge(structure, nnx.from_flat_state(flat))
 
 
 def match_paths(pattern: str, paths: Iterable[str], *, key: str) -> set[str]:

@@ -11,6 +11,9 @@ from PIL import Image
 from swjax.commands.evaluate_watch import MODES
 from swjax.commands.main import VERBS, main
 from swjax.data.tokenizer import load_tokenizer
+from swjax.evaluation import read_events
+from swjax.evaluation.benchmarks import Benchmark, Metric, register_benchmark
+from swjax.evaluation.bootstrap import mean_score
 from swjax.inference import Mode, read_frames
 
 TINY = [
@@ -144,6 +147,31 @@ def test_evaluate_writes_scores_of_the_model_and_the_baselines(made, capsys):
         assert len(line["token_ids"]) == len(line["words"]) == len(line["wall_s"]) == 3 * (line["frames"] - 1) + 5
         assert "".join(line["words"]) == line["text"]
     assert "event accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_scores_by_a_benchmark_from_outside(made, capsys):
+    """It has a file of its own beside the manifest, and a constant answer."""
+
+    def longest(answers, videos):
+        return {"long": mean_score([len(text) >= videos[key] for key, text in answers.items()])}
+
+    def best(candidates, videos):
+        return max(candidates, key=len), 1.0
+
+    def read(file):
+        return json.loads(file.read_text())
+
+    lengths = made / "data" / "test" / "lengths.json"
+    lengths.write_text(json.dumps(dict.fromkeys(read_events(lengths.with_name("events.jsonl")), 30)))
+    metric = Metric("long", "{:.1%}", "long enough")
+    register_benchmark("long", Benchmark(longest, {"long": metric}, read=read, file=lengths.name, constant=best))
+    words = ["evaluate", "--checkpoint", str(made / "run"), "--data", str(lengths.with_name("manifest.jsonl"))]
+    assert main([*words, "--max-tail", "5", "--baselines", "--benchmark", "long"]) == 0
+    scores = json.loads((made / "run" / "evaluation" / "scores.json").read_text())
+    assert {"long", "loss", "repetition"} <= set(scores["model"])
+    assert not {"event_accuracy", "cider"} & set(scores["model"])
+    assert scores["best constant answer"]["long"] == 1
+    assert "long enough" in capsys.readouterr().out
 
 
 def test_evaluate_goes_on_where_it_stopped_and_refuses_to_mix(made, tmp_path, capsys, monkeypatch):
@@ -285,6 +313,11 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
         (
             ["evaluate", "--checkpoint", "{run}", "--data", "{data}/test/manifest.jsonl", "--mode", "interleaved"],
             "variant gdpe cannot be streamed in mode interleaved; its modes are parallel, sequential, offline",
+        ),
+        (["evaluate", "--checkpoint", "{run}", "--data", "x", "--benchmark", "none"], "unknown benchmark 'none'"),
+        (
+            ["evaluate", "--checkpoint", "{run}", "--data", "x", "--benchmark", "captions", "--baselines"],
+            "--baselines needs a benchmark that has them: moving_shapes",
         ),
         (["evaluate", "--checkpoint", "{run}", "--data", "x", "--metric", "bleurt"], "of the form NAME=FILE.py:FUNC"),
     ],

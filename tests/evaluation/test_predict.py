@@ -167,13 +167,13 @@ def test_each_token_has_the_newest_frame_that_it_could_see_and_its_time(watch):
     assert found.video_s == tuple(frame + 0.5 for frame in found.after_frame)
     assert "".join(found.words) == found.text
     assert list(found.wall_s) == sorted(found.wall_s)
-    scores = score_predictions([found], references=False)
+    scores = score_predictions([found])
     assert scores["first_word_s"].value == 0.5
     assert scores["word_s"].value == pytest.approx(np.mean(found.video_s))
     assert scores["ended"].value == 0
     (offline,) = watch("a", settings=StreamSettings(variant="offline", max_tail=4))
     assert set(offline.video_s) == {FRAMES - 0.5}
-    scores = score_predictions([offline], references=False)
+    scores = score_predictions([offline])
     assert scores["lag_s"].value == offline.duration_s, "the first token alone: the others wait for nothing more"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from swjax.data.json_lines import parse_line, read_lines
 from swjax.data.moving_shapes.grammar import Event, event_accuracy, parse_caption
+from swjax.evaluation.benchmarks.benchmark import Benchmark, Metric
 from swjax.evaluation.bootstrap import Score, mean_score
 from swjax.evaluation.errors import EvaluationError
 
@@ -81,3 +82,15 @@ def best_constant_answer(candidates: Sequence[str], events: Mapping[str, Events]
     }
     best = max(accuracy, key=accuracy.__getitem__)
     return best, accuracy[best]
+
+
+MOVING_SHAPES = Benchmark(
+    score_captions,
+    {
+        "event_accuracy": Metric("event accuracy", "{:.1%}"),
+        "grammatical": Metric("grammatical", "{:.1%}"),
+    },
+    read=read_events,
+    file="events.jsonl",
+    constant=best_constant_answer,
+)

@@ -1,0 +1,29 @@
+"""How scores are shown: those of every evaluation, and those that benchmarks bring."""
+
+from swjax.evaluation.benchmarks import Metric, benchmark_names, find_benchmark
+
+_COMMON = {
+    "fluency": Metric("fluency", "{:.2f}", "fluency (1 to 5)"),
+    "perplexity": Metric("perplexity", "{:.2f}", is_main=False),
+    "loss": Metric("loss", "{:.3f}", "loss (nats a token)", is_main=False),
+    "repetition": Metric("repetition", "{:.1%}", is_main=False),
+    "fragments": Metric("fragments", "{:.1%}"),
+    "ended": Metric("ended by itself", "{:.1%}", is_main=False),
+    "words": Metric("tokens", "{:.1f}", is_main=False),
+    "first_word_s": Metric("first token (s)", "{:.2f}", "first token after (s)", is_main=False),
+    "word_s": Metric("mean token (s)", "{:.2f}", "mean token after (s)", is_main=False),
+    "lag_s": Metric("lag (s)", "{:.2f}", "average lagging (s)", is_main=False),
+}
+
+
+def known_metrics() -> dict[str, Metric]:
+    """How each known score is shown, by its name, in the order of the columns: those of benchmarks first."""
+    found: dict[str, Metric] = {}
+    for name in benchmark_names():
+        found |= find_benchmark(name).metrics
+    return found | _COMMON
+
+
+def metric_of(name: str) -> Metric:
+    """How a score is shown; one that no benchmark brings (`--metric`), under its own name."""
+    return known_metrics().get(name, Metric(name))
