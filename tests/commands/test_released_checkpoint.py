@@ -129,7 +129,11 @@ def test_the_words_in_pytorch_are_those_of_swjax(made, monkeypatch):
             Engine(loaded.model), load_tokenizer(loaded.tokenizer), question="What happens?", settings=settings
         )
         record = loaded.record
-        list(session.run(read_frames(video, record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels)))
+        list(
+            session.run(
+                read_frames(str(video), fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels)
+            )
+        )
         for folder in folders:
             monkeypatch.syspath_prepend(str(made / folder))
             monkeypatch.delitem(sys.modules, "streaming", raising=False)
