@@ -11,21 +11,23 @@ HELP = "write a trained model as a Hugging Face folder"
 
 DESCRIPTION = """\
 Write a trained model as a Hugging Face folder: safetensors with the names that the hub uses, config.json,
-generation_config.json, preprocessor_config.json and the tokenizer. PyTorch users load it with
+generation_config.json, preprocessor_config.json, the tokenizer, and two files for PyTorch that need neither swjax nor
+JAX: finetuning.py, and streaming.py, with which the model speaks while it watches:
 
-  transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained("DIR")
+  python DIR/streaming.py VIDEO
 
-and `swjax stream --checkpoint DIR` streams with it. Weights are read and written part by part: memory holds about one
-file of the export (--max-shard-size), never the model. Cut off, it leaves nothing that loads.
+`swjax stream --checkpoint DIR` streams with the folder, too. Weights are read and written part by part: memory holds
+about one file of the export (--max-shard-size), never the model. Cut off, it leaves nothing that loads.
 
-Of a LoRA run the weights are written with the adapter merged; --adapter writes the adapter alone, in PEFT's form
-(adapter_model.safetensors and adapter_config.json), to be put on the model that the run started from.
+Of a LoRA run the weights are written with the adapter merged; --format lora writes the adapter alone, in PEFT's form
+(adapter_model.safetensors and adapter_config.json), to be put on the model that the run started from. streaming.json
+records beside it what it was trained to do.
 """
 EXAMPLE = """\
 examples:
   swjax export --checkpoint runs/moving_shapes --output exports/moving_shapes
   swjax export --checkpoint runs/pe_video_7b --output exports/pe_video_7b --dtype bfloat16 --verify
-  swjax export --checkpoint runs/lora --output exports/lora --adapter
+  swjax export --checkpoint runs/lora --output exports/lora --format lora
 """
 
 
@@ -34,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
-        "--adapter",
-        action="store_true",
-        help="write only the adapter of a LoRA run, as PEFT does (default: the weights with the adapter merged)",
+        "--format",
+        choices=["merged", "lora"],
+        default="merged",
+        help="merged: all weights, with those of an adapter added; lora: the adapter of a LoRA run alone, as PEFT "
+        "writes it (default: merged)",
     )
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of the weights (default: the checkpoint's)"
@@ -62,18 +66,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, say what was written, and compare it with transformers if asked to."""
     from swjax.hub.verify import compare_logits, require_torch
-    from swjax.runs.export import export_adapter, export_streaming_model
+    from swjax.runs.export import about_run, export_adapter, export_streaming_model
     from swjax.runs.streaming_model import open_streaming_model
 
-    if args.verify and args.adapter:
-        raise UsageError("--verify compares a whole model; give it without --adapter")
+    if args.verify and args.format == "lora":
+        raise UsageError("--verify compares a whole model; give it without --format lora")
     if args.verify:
         require_torch()
-    if args.adapter:
+    if args.format == "lora":
         export_adapter(args.checkpoint, args.output, step=args.step, dtype=args.dtype)
     else:
         source = open_streaming_model(args.checkpoint, step=args.step)
-        export_streaming_model(source, args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
+        export_streaming_model(
+            source,
+            args.output,
+            dtype=args.dtype,
+            max_shard_size=args.max_shard_size,
+            about=about_run(args.checkpoint),
+        )
     out = console()
     for file in sorted(args.output.iterdir()):
         out.print(f"{file.stat().st_size:>12,} bytes  {file}", soft_wrap=True)

@@ -49,12 +49,6 @@ def save_adapter(
     write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base))
 
 
-def is_adapter_folder(folder: Path) -> bool:
-    """Whether it holds an exported adapter and nothing else, or is empty, or an export that was cut off."""
-    names = {ADAPTER, ADAPTER_CONFIG}
-    return {file.name for file in folder.iterdir()} <= names | {name + UNFINISHED for name in names}
-
-
 def peft_tensors(stored: Mapping[str, StoredArray], table: WeightTable) -> dict[str, np.ndarray]:
     """A checkpoint's adapters by PEFT's names: `lora_A` [rank, inputs] and `lora_B` [outputs, rank]."""
     tensors: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Position ids of a plain chat about videos, without swjax: exported folders carry this function in their README.md."""
+"""Position ids of a plain chat about videos, by Qwen2.5-VL's rule."""
 
 from collections.abc import Iterable, Sequence
 

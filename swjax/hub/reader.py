@@ -120,7 +120,7 @@ def find_checkpoint(path: str | Path) -> Path:
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise CheckpointError(
             f"{folder} holds a LoRA adapter and not the model that it changes; merge it into its base "
-            "(PEFT's merge_and_unload, or `swjax export` of its run without --adapter) and give that folder"
+            "(PEFT's merge_and_unload, or `swjax export` of its run without --format lora) and give that folder"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""The files of a tokenizer and its processor, carried over as they are.
+"""The files of a tokenizer, its processor and of generation, carried over as they are.
 
 What transformers 5 would write for a tokenizer that it has read, transformers 4 does not load.
 """
@@ -16,6 +16,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
+    "preprocessor_config.json",
+    "generation_config.json",
 )
 
 TEMPLATES = "additional_chat_templates"

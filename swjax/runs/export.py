@@ -5,6 +5,7 @@ config.json records what the model was trained with; transformers keeps it and d
 weights as it goes: the model is never in memory as a whole.
 """
 
+import importlib.resources
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,23 +16,32 @@ import jax
 from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
-from swjax.hub.model_card import model_card
-from swjax.hub.peft import is_adapter_folder, peft_tensors, save_adapter
+from swjax.hub.model_card import model_card, read_licence
+from swjax.hub.peft import ADAPTER, ADAPTER_CONFIG, peft_tensors, save_adapter
 from swjax.hub.reader import read_json
 from swjax.hub.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
 from swjax.hub.writer import UNFINISHED, save_hf, write_json
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
-from swjax.runs.folder import find_step, open_checkpoint, read_lora, read_model_config, read_run_config
-from swjax.runs.streaming_model import StoredModel
+from swjax.runs.folder import MODEL, find_step, open_checkpoint, read_lora, read_model_config, read_run_config
+from swjax.runs.streaming_model import StoredModel, open_streaming_model
+from swjax.streaming import Variant
 
 README = "README.md"
+STREAMING = "streaming.json"
+PYTORCH_FILES = ("streaming.py", "finetuning.py")
+"""What speaks and what trains in PyTorch: carried by every export, and never imported here."""
 
 
 def export_streaming_model(
-    source: StoredModel, output: str | Path, *, dtype: DTypeLike | None = None, max_shard_size: int | str = "5GB"
+    source: StoredModel,
+    output: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    max_shard_size: int | str = "5GB",
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a Hugging Face folder: weights, config, generation config, preprocessor, README, and the tokenizer's files.
+    """Write a Hugging Face folder: weights, configs, README, the tokenizer's files, and the files for PyTorch.
 
     All processes must call it, with a folder that they share.
 
@@ -40,6 +50,7 @@ def export_streaming_model(
         output: the folder.
         dtype: of the weights; None keeps the checkpoint's.
         max_shard_size: a larger model is split over several files, each held in memory while it is written.
+        about: what the README says of the run, from `about_run`.
 
     Raises:
         CheckpointError: if the folder is there and holds something else than an earlier export, or if weights turn out
@@ -50,26 +61,58 @@ def export_streaming_model(
         raise CheckpointError(f"{folder} is there and is not an exported checkpoint; choose another --output")
     is_new = not folder.exists()
     try:
-        _write_export(source, folder, dtype, max_shard_size)
+        _write_export(source, folder, dtype, max_shard_size, about or {})
     except BaseException:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _write_export(source: StoredModel, folder: Path, dtype: DTypeLike | None, max_shard_size: int | str) -> None:
+def _write_export(
+    source: StoredModel, folder: Path, dtype: DTypeLike | None, max_shard_size: int | str, about: Mapping[str, Any]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         # First, because the weights make a checkpoint of the folder.
-        write_json(folder / "generation_config.json", _generation_config(source.config))
-        write_json(folder / "preprocessor_config.json", _preprocessor_config(source))
-        copy_tokenizer(source.tokenizer, folder)
-        _leave_out_pixels(folder / "processor_config.json")
-        (folder / README).write_text(model_card(source.config, asdict(source.record)), encoding="utf-8")
-    record = {"streaming": asdict(source.record)}
+        _write_companions(source, folder)
+        (folder / README).write_text(model_card(source.config, _record(source), **about), encoding="utf-8")
+    record = {"streaming": _record(source)}
     save_hf(
         source.parameters, folder, config=source.config, dtype=dtype, max_shard_size=max_shard_size, more_config=record
     )
+
+
+def _record(source: StoredModel) -> dict[str, Any]:
+    """What the model was trained to do, with the design by its name: PyTorch's file knows no aliases."""
+    return asdict(source.record) | {"variant": str(Variant(source.record.variant))}
+
+
+def _write_companions(source: StoredModel, folder: Path) -> None:
+    """What stands beside the weights, or beside an adapter."""
+    copy_tokenizer(source.tokenizer, folder)
+    if not (folder / "generation_config.json").exists():
+        write_json(folder / "generation_config.json", _generation_config(source.config))
+    write_json(folder / "preprocessor_config.json", _preprocessor_config(source))
+    _leave_out_pixels(folder / "processor_config.json")
+    for name in PYTORCH_FILES:
+        text = importlib.resources.files("swjax.hub").joinpath("pytorch", name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def about_run(path: str | Path) -> dict[str, Any]:
+    """What a run folder knows of its model's origin: base, its licence, data and scores; {} for another folder."""
+    run_dir = Path(path)
+    if not (run_dir / MODEL).exists():
+        return {}
+    config = read_run_config(run_dir)
+    base = config.get("init_from") or None
+    scores = run_dir / "evaluation" / "scores.json"
+    return {
+        "base": base,
+        "licence": read_licence(Path(base)) if base else None,
+        "data": config["data"].get("train"),
+        "scores": read_json(scores).get("model", {}) if scores.exists() else {},
+    }
 
 
 def _leave_out_pixels(file: Path) -> None:
@@ -83,7 +126,7 @@ def _leave_out_pixels(file: Path) -> None:
 
 def _is_export(folder: Path) -> bool:
     """Whether it is an exported folder, or one that was cut off, or empty."""
-    others = (*TOKENIZER_FILES, TEMPLATES, README, "generation_config.json", "preprocessor_config.json")
+    others = (*TOKENIZER_FILES, TEMPLATES, README, *PYTORCH_FILES)
     known = (*others, "model*.safetensors", "model.safetensors.index.json", f"*{UNFINISHED}")
     ours = {file for pattern in known for file in folder.glob(pattern)}
     return (folder / "config.json").exists() or set(folder.iterdir()) <= ours
@@ -92,7 +135,7 @@ def _is_export(folder: Path) -> bool:
 def export_adapter(
     run_dir: str | Path, output: str | Path, *, step: int | None = None, dtype: DTypeLike | None = None
 ) -> None:
-    """Write the adapter of a LoRA run.
+    """Write the adapter of a LoRA run, what it was trained to do (streaming.json), and the files that speak in PyTorch.
 
     Cut off, it leaves a new folder not at all, and one that was there without adapter_config.json.
 
@@ -105,14 +148,17 @@ def export_adapter(
     Raises:
         CheckpointError: it is no run folder or no LoRA run, or the output is there and holds something else.
     """
+    if not (Path(run_dir) / MODEL).exists():
+        raise CheckpointError(f"{run_dir} is no run folder, so it has no adapter; export it without --format lora")
     config = read_run_config(run_dir)
     lora = read_lora(config)
     if lora is None:
         raise CheckpointError(
-            f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter; export it without --adapter"
+            f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter; "
+            "export it without --format lora"
         )
     folder = Path(output)
-    if folder.exists() and not (folder.is_dir() and is_adapter_folder(folder)):
+    if folder.exists() and not (folder.is_dir() and _is_adapter_export(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
     tensors = peft_tensors(
         open_checkpoint(run_dir, find_step(run_dir, step)), family_of(read_model_config(run_dir)).weights
@@ -121,11 +167,22 @@ def export_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         base = config.get("init_from")
+        source = open_streaming_model(run_dir, step=step)
+        _write_companions(source, folder)
+        write_json(folder / STREAMING, _record(source))
+        text = model_card(source.config, _record(source), **about_run(run_dir), adapter=True)
+        (folder / README).write_text(text, encoding="utf-8")
         save_adapter(folder, tensors, rank=lora.rank, alpha=lora.alpha, base=base, dtype=dtype)
     except BaseException:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _is_adapter_export(folder: Path) -> bool:
+    """Whether it is an exported adapter, or one that was cut off, or empty."""
+    known = (*TOKENIZER_FILES, TEMPLATES, README, STREAMING, *PYTORCH_FILES, ADAPTER, ADAPTER_CONFIG, f"*{UNFINISHED}")
+    return set(folder.iterdir()) <= {file for pattern in known for file in folder.glob(pattern)}
 
 
 def _generation_config(config: ModelConfig) -> Mapping[str, Any]:
@@ -138,11 +195,14 @@ def _generation_config(config: ModelConfig) -> Mapping[str, Any]:
 
 
 def _preprocessor_config(source: StoredModel) -> Mapping[str, Any]:
-    vision = source.config.vision
-    return {
+    vision, file = source.config.vision, source.tokenizer / "preprocessor_config.json"
+    base = read_json(file) if file.exists() else {}
+    base.pop("size", None)  # of the base's pictures
+    geometry = source.config.geometry
+    return base | {
         **family_of(source.config).processor,
-        "image_mean": [float(str(value)) for value in source.config.geometry.pixel_mean],
-        "image_std": [float(str(value)) for value in source.config.geometry.pixel_std],
+        "image_mean": [float(str(value)) for value in geometry.pixel_mean],
+        "image_std": [float(str(value)) for value in geometry.pixel_std],
         "max_pixels": source.record.max_pixels,
         "merge_size": vision.spatial_merge_size,
         "min_pixels": source.record.min_pixels,

@@ -1,9 +1,11 @@
 """The README's commands on a folder as the hub has it: import, train, stream, evaluate, export, and transformers."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,15 @@ import pytest
 from hub_folder import VIDEO_TEMPLATE, make_hub_folder
 from safetensors import safe_open
 
+from swjax import hub
 from swjax.commands.import_ import EXAMPLE
 from swjax.commands.main import main
-from swjax.data.chat import encode_chat
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from swjax.hub import load_hf
 from swjax.hub.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
+from swjax.inference import Engine, Sampling, StreamSession, StreamSettings, read_frames
+from swjax.runs.export import PYTORCH_FILES
 from swjax.runs.streaming_model import load_streaming_model
-from swjax.streaming import SpecialTokens, build_layout
 from swjax.training.config_file import load_config
 
 OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
@@ -42,6 +45,8 @@ def made(tmp_path_factory):
         words += [f"--config.init_from={root}/weights", "--config.model.preset=", "--config.data.cache_mb=0"]
         assert main([*words, "--config.steps=1", "--config.batch_size=8"]) == 0
         assert main(["export", "--checkpoint", str(root / name), "--output", str(root / f"{name}_export")]) == 0
+    words = ["export", "--checkpoint", str(root / "lora"), "--output", str(root / "adapter"), "--format", "lora"]
+    assert main(words) == 0
     return root
 
 
@@ -58,6 +63,8 @@ def test_the_files_of_the_tokenizer_are_carried_over_as_they_are(made, name):
     for folder in (made / "weights", made / name / "tokenizer", made / f"{name}_export"):
         for file in TOKENIZER_FILES:
             assert (folder / file).exists() == (made / "hub" / file).exists(), file
+            if (folder, file) == (made / f"{name}_export", "preprocessor_config.json"):
+                continue  # it has the sizes of the training's pictures
             assert not (folder / file).exists() or (folder / file).read_bytes() == (made / "hub" / file).read_bytes()
         assert load_tokenizer(folder).chat_template == VIDEO_TEMPLATE
     config = json.loads((made / f"{name}_export" / "tokenizer_config.json").read_text())
@@ -99,47 +106,54 @@ def test_exports_load_in_transformers_with_the_same_logits(made, capsys):
         assert "lm_head.weight" not in opened.keys()  # noqa: SIM118 (not a dict)
 
 
-def code_of(folder: Path) -> dict:
-    """What the Python blocks of an exported README.md define."""
-    blocks = (folder / "README.md").read_text().split("```python\n")[1:]
-    names: dict = {}
-    exec("\n".join(block.split("```")[0] for block in blocks), names)
-    return names
+def test_exports_carry_what_speaks_in_pytorch_and_the_base_s_generation_config(made):
+    source = Path(hub.__file__).parent / "pytorch"
+    for name in ("full_export", "lora_export", "adapter"):
+        for file in PYTORCH_FILES:
+            assert (made / name / file).read_bytes() == (source / file).read_bytes()
+        found = (made / name / "generation_config.json").read_bytes()
+        assert found == (made / "hub" / "generation_config.json").read_bytes()
+        preprocessor = json.loads((made / name / "preprocessor_config.json").read_text())
+        assert (preprocessor["min_pixels"], preprocessor["max_pixels"]) == (56 * 56, 56 * 56)
+    assert json.loads((made / "adapter" / "streaming.json").read_text())["variant"] == "gdpe"
 
 
-@pytest.mark.parametrize("grid", [(1, 2, 2), (3, 4, 4), (2, 8, 6), (7, 4, 10), (12, 2, 4)])
-@pytest.mark.parametrize("seconds", [0.5, 1.0, 1.25])
-def test_the_readme_s_function_numbers_a_chat_as_training_does(made, grid, seconds):
-    tokenizer = load_tokenizer(made / "hub")
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    ids = encode_chat(tokenizer, question="What happens?", answer="A circle turns.", video_grid_thw=grid)
-    layout = build_layout(ids, np.array([grid]), variant="offline", second_per_grid_t=seconds, special_tokens=special)
-    pytest.importorskip("torch")
-    found = code_of(made / "full_export")["chat_position_ids"](
-        ids, [grid], pads=(special.image_pad, special.video_pad), seconds=seconds
-    )
-    np.testing.assert_array_equal(found, layout.position_ids[:, np.argsort(layout.chat_index)])
-
-
-def test_the_readme_s_answer_is_the_most_likely_words(made):
+def test_the_words_in_pytorch_are_those_of_swjax(made, monkeypatch):
+    """Of the merged weights, and of the adapter on the base that it names."""
     torch = pytest.importorskip("torch")
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(made / "full_export", dtype=torch.float32)
-    tokenizer = load_tokenizer(made / "full_export")
-    grid = (2, 4, 4)
-    ids = encode_chat(tokenizer, question="What happens?", answer=None, video_grid_thw=grid)
-    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((32, 1176), np.float32))
-    words = code_of(made / "full_export")["answer"](
-        model, ids.tolist(), [grid], most=4, pixel_values_videos=pixels, video_grid_thw=torch.tensor([grid])
-    )
-    assert 1 <= len(words) <= 4
-    assert all(isinstance(word, int) for word in words)
+    video = made / "data" / "test" / "videos" / "test-00000.mp4"
+    for name, folders in (("full", ["full_export"]), ("lora", ["lora_export", "adapter"])):
+        loaded = load_streaming_model(made / name, dtype="float32")
+        settings = StreamSettings(max_tail=5, sampling=Sampling())
+        session = StreamSession(
+            Engine(loaded.model), load_tokenizer(loaded.tokenizer), question="What happens?", settings=settings
+        )
+        record = loaded.record
+        list(
+            session.run(
+                read_frames(str(video), fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels)
+            )
+        )
+        for folder in folders:
+            monkeypatch.syspath_prepend(str(made / folder))
+            monkeypatch.delitem(sys.modules, "streaming", raising=False)
+            streaming = importlib.import_module("streaming")
+            monkeypatch.delitem(sys.modules, "streaming")
+            model, tokenizer = streaming.load(dtype=torch.float32)
+            pictures = streaming.read_pictures(video, streaming.Spec.of(model).fps)
+            words = list(streaming.stream(model, tokenizer, pictures, "What happens?", max_tail=5))
+            assert [word.token_id for word in words] == session.answer
+            assert len(words) > 5
 
 
 def test_the_readme_says_what_was_trained(made):
-    text = (made / "full_export" / "README.md").read_text()
-    assert "position design `gdpe`, 3 tokens after each frame, 2\npictures a second" in text
+    for name in ("full_export", "lora_export", "adapter"):
+        text = (made / name / "README.md").read_text()
+        assert f"| base model | `{made}/weights` |" in text
+        assert "| position design | `gdpe` |\n| words (tokens) after each frame | 3 |" in text
+        assert "| licence of the base | not stated" in text
+        assert "python streaming.py VIDEO" in text
+        assert text.startswith(f"---\nlibrary_name: {'peft' if name == 'adapter' else 'transformers'}\n")
 
 
 def test_the_example_of_import_starts_training_at_the_paper_s_rate():

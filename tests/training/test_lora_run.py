@@ -96,7 +96,8 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
     from swjax.hub import save_hf
 
     save_hf(merge_parameters(structure, jax.device_get(state.frozen)), tmp_path / "base")
-    assert main(["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "lora"), "--adapter"]) == 0
+    words = ["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "lora"), "--format", "lora"]
+    assert main(words) == 0
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     settings = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
 

@@ -52,7 +52,8 @@ class Spec:
     """What a model was trained to do: the block `streaming` of config.json, or streaming.json beside an adapter.
 
     variant: position design. wait_k: words (tokens) after each frame. gap: first id of the answer in gipe. fps:
-    pictures a second; two make a frame. min_pixels, max_pixels: area of a resized picture.
+    pictures a second; two make a frame. min_pixels, max_pixels: area of a resized picture. max_tail: most words after
+    the last frame.
     """
 
     variant: str = "gdpe"
@@ -61,6 +62,7 @@ class Spec:
     fps: float = 2.0
     min_pixels: int = 56 * 56
     max_pixels: int = 448 * 448
+    max_tail: int = 300
 
     def __post_init__(self):
         if self.variant not in DESIGNS:
@@ -292,7 +294,7 @@ def stream(
     *,
     spec: Spec | None = None,
     schedule: int | Sequence[int] | None = None,
-    max_tail: int = 300,
+    max_tail: int | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -308,13 +310,14 @@ def stream(
         question: what is asked.
         spec: what the model was trained to do; by default as its config says.
         schedule: words after each frame: k (wait-k; by default as trained), or a count for each frame but the last.
-        max_tail: most words after the last frame.
+        max_tail: most words after the last frame; by default as the spec says.
         temperature, top_k, top_p: 0 takes the likeliest word; else one is drawn from the likeliest.
         repetition_penalty: divides positive scores of tokens that the answer has already, multiplies negative ones.
         seed: of what is drawn.
     """
     spec = spec or Spec.of(model)
     schedule = spec.wait_k if schedule is None else schedule
+    max_tail = spec.max_tail if max_tail is None else max_tail
     tokenizer = getattr(processor, "tokenizer", processor)
     speaker = Speaker(model, spec)
     prompt, trailer, prefix = encode_prompt(tokenizer, processor.chat_template, question)
@@ -507,7 +510,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 ... (default: the weights')")
     parser.add_argument("--schedule", help="words after each frame: 3, or 3,0,5,... (default: as trained)")
-    for name, value in (("max-tail", 300), ("temperature", 0.0), ("top-k", 0), ("top-p", 1.0), ("seed", 0)):
+    parser.add_argument("--max-tail", type=int, help="most words after the last frame (default: as trained)")
+    for name, value in (("temperature", 0.0), ("top-k", 0), ("top-p", 1.0), ("seed", 0)):
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="the paper evaluates with 1.15")
     given = vars(parser.parse_args(words))
