@@ -5,7 +5,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from swjax.inference import (
     Frame,
     FrameSeen,
     Mode,
+    Model,
     Request,
     Stream,
     StreamEnded,
@@ -27,9 +28,6 @@ from swjax.inference import (
 )
 from swjax.inference.prompt import encode_prompt
 from swjax.streaming import SpecialTokens, random_schedule
-
-if TYPE_CHECKING:
-    from swjax.models.model import VideoLanguageModel
 
 Schedule = Callable[[str, int], Sequence[int]]
 """From the key of an example and the number of its frames to the tokens spoken after each."""
@@ -83,7 +81,7 @@ class Prediction:
 
 
 def predict(
-    model: "VideoLanguageModel",
+    model: Model,
     tokenizer: Any,
     examples: Iterable[VideoExample],
     *,

@@ -9,6 +9,7 @@ from swjax.inference.sampler import Sampling
 from swjax.inference.session import StreamSession
 from swjax.inference.settings import Mode, StreamSettings
 from swjax.inference.stream import Stream
+from swjax.inference.weights import Model
 
 __all__ = [
     "BatchEngine",
@@ -16,6 +17,7 @@ __all__ = [
     "Frame",
     "FrameSeen",
     "Mode",
+    "Model",
     "Request",
     "Sampling",
     "Stream",

@@ -8,6 +8,9 @@ from swjax.hub import CheckpointError
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, split_parameters
 
+Model = VideoLanguageModel
+"""What can stream: a model of any family."""
+
 
 class Weights:
     """A model ready to stream. Several engines may share them.

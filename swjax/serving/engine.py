@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from swjax.data.patches import MERGE_SIZE, PATCH_DIM, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resized_size
-from swjax.inference import BatchEngine, Frame, StreamSettings
+from swjax.inference import BatchEngine, Frame, Model, StreamSettings
 from swjax.inference.batch_engine import CHUNK_SIZES
-from swjax.models.model import VideoLanguageModel
 from swjax.serving.limits import Limits
 from swjax.streaming import StreamSpec
 
@@ -84,7 +83,7 @@ class EngineSize:
         return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), sizes)
 
 
-def build_engine(model: VideoLanguageModel, size: EngineSize, tokenizer: Any) -> BatchEngine:
+def build_engine(model: Model, size: EngineSize, tokenizer: Any) -> BatchEngine:
     """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
 
     Raises:
