@@ -28,6 +28,7 @@ examples:
   swjax export --checkpoint runs/moving_shapes --output exports/moving_shapes
   swjax export --checkpoint runs/pe_video_7b --output exports/pe_video_7b --dtype bfloat16 --verify
   swjax export --checkpoint runs/lora --output exports/lora --format lora
+  swjax export --checkpoint runs/lora --output exports/lora --push owner/name --dry-run
 """
 
 
@@ -49,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="largest file, such as 500MB (default: 5GB)"
     )
     parser.add_argument(
+        "--push",
+        type=_repository,
+        metavar="OWNER/NAME",
+        help="then upload the folder to this repository of the Hugging Face Hub, made private if it is not there",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="with --push: show what would be uploaded, and stop")
+    parser.add_argument(
         "--verify",
         action="store_true",
         help="then compare the exported model's logits, in float32, with transformers' (needs torch, and memory "
@@ -65,10 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Export, say what was written, and compare it with transformers if asked to."""
-    from swjax.hub.verify import compare_logits, require_torch
+    from swjax.hub.push import push_folder
+    from swjax.hub.verify import require_torch
     from swjax.runs.export import about_run, export_adapter, export_streaming_model
     from swjax.runs.streaming_model import open_streaming_model
 
+    if args.dry_run and not args.push:
+        raise UsageError("--dry-run shows what --push would upload; give it with --push OWNER/NAME")
     if args.verify and args.format == "lora":
         raise UsageError("--verify compares a whole model; give it without --format lora")
     if args.verify:
@@ -85,17 +96,40 @@ def run(args: argparse.Namespace) -> int:
             about=about_run(args.checkpoint),
         )
     out = console()
-    for file in sorted(args.output.iterdir()):
+    for file in sorted(path for path in args.output.rglob("*") if path.is_file()):
         out.print(f"{file.stat().st_size:>12,} bytes  {file}", soft_wrap=True)
-    if not args.verify:
-        return 0
+    if args.verify and not _agrees(args):
+        return 1
+    if args.push:
+        size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
+        if args.dry_run:
+            out.print(f"these {size:,} bytes would be uploaded to {args.push}; nothing was", soft_wrap=True)
+        else:
+            out.print(f"uploaded {size:,} bytes: {push_folder(args.output, args.push)}", soft_wrap=True)
+    return 0
+
+
+def _agrees(args: argparse.Namespace) -> bool:
+    """Whether the exported folder's logits are those of transformers, which it shows."""
+    from swjax.hub.verify import compare_logits
+
+    out = console()
     differences = compare_logits(args.output)
     for name, difference in differences.items():
         out.print(f"{difference:12.2e}  largest difference to transformers, relative to the largest logit: {name}")
     if max(differences.values()) > args.tolerance:
         out.print(f"[bold red]the logits differ by more than {args.tolerance}[/]: do not use {args.output}")
-        return 1
-    return 0
+        return False
+    return True
+
+
+def _repository(word: str) -> str:
+    from swjax.hub.push import check_repository
+
+    try:
+        return check_repository(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _size(word: str) -> str:

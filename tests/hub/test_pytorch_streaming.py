@@ -1,6 +1,8 @@
 """PyTorch's streaming.py and finetuning.py of an exported folder beside swjax: the same words, layouts, gradients."""
 
 import importlib
+import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -19,6 +21,9 @@ from swjax.streaming import KeySpans, SpecialTokens, StreamSpec, Variant, build_
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
+
+OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
+"""A Python with transformers 4.57, PyTorch and Pillow, in an environment of its own."""
 
 SPEC = StreamSpec(variant="group", max_pixels=20_000, max_tail=6)  # by an alias
 VISION = SimpleNamespace(spatial_merge_size=2, temporal_patch_size=2, tokens_per_second=2, patch_size=14)
@@ -238,6 +243,52 @@ def test_it_is_a_program(files, loaded, exported, tmp_path):
     assert refused.returncode == 1
     assert "none.mp4" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+SPEAK = """
+import json, sys
+import numpy as np, torch, transformers
+import finetuning, streaming
+assert transformers.__version__.startswith("4.57") == (len(sys.argv) == 2), transformers.__version__
+model, processor = streaming.load(dtype=torch.float32)
+pictures = list(np.load(sys.argv[1]))
+found = {}
+for variant in streaming.DESIGNS:
+    spec = streaming.Spec(variant=variant, max_tail=6)
+    for name, schedule in (("k", 2), ("counts", [0, 3, 1])):
+        words = streaming.stream(model, processor, pictures, spec=spec, schedule=schedule, repetition_penalty=1.15)
+        found[f"{variant} {name}"] = [word.token_id for word in words]
+spec, vision = streaming.Spec.of(model), model.config.vision_config
+answer = "A circle turns and stops, and turns again."
+example = finetuning.encode_example(processor, pictures, "What happens?", answer, spec, vision)
+loss = model(**finetuning.Collate(processor, spec, vision)([example])).loss
+loss.backward()
+found["gradients"] = [float(loss.detach()), *(float(p.grad.norm()) for p in model.parameters())]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(OTHER_TRANSFORMERS not in os.environ, reason=f"{OTHER_TRANSFORMERS} names no Python")
+def test_words_and_gradients_in_transformers_4_are_those_in_5(exported, tmp_path):
+    """The tests above hold those of 5 to swjax."""
+    np.save(tmp_path / "pictures.npy", np.stack(make_pictures(8)))
+    found = []
+    for python, more in ((os.environ[OTHER_TRANSFORMERS], []), (sys.executable, ["any"])):
+        ran = subprocess.run(
+            [python, "-c", SPEAK, str(tmp_path / "pictures.npy"), *more],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=exported,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        )
+        assert ran.returncode == 0, ran.stderr
+        found.append(json.loads(ran.stdout))
+    four, five = (one.pop("gradients") for one in found)
+    assert found[0] == found[1]
+    assert len(found[0]) == 12
+    np.testing.assert_allclose(four, five, rtol=1e-4)
 
 
 def test_bad_input_is_refused(files, loaded):
