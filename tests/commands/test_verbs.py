@@ -15,6 +15,7 @@ from swjax.evaluation import read_events
 from swjax.evaluation.benchmarks import Benchmark, Metric, register_benchmark
 from swjax.evaluation.bootstrap import mean_score
 from swjax.inference import Mode, read_frames
+from swjax.inference.memory import Window
 
 TINY = [
     "--config.model.overrides={'text': {'num_layers': 1}, 'vision': {'depth': 1, 'full_attention_blocks': [0]}}",
@@ -104,6 +105,23 @@ def test_stream_speaks_by_a_schedule_and_stops_at_a_token(made, capsys, tmp_path
     events = words("--stop-token", "<|im_start|>", "--stop-token", stop)
     assert [event["event"] for event in events] == ["FrameSeen", "StreamEnded"]
     assert events[-1]["reason"] == "end_token"
+
+
+def test_stream_forgets_what_a_memory_drops(made, capsys, monkeypatch):
+    video = made / "data" / "test" / "videos" / "test-00000.mp4"
+    arguments = ["stream", "--checkpoint", str(made / "run"), "--video", str(video), "--json", "--as-fast-as-possible"]
+    asked = []
+    keep = Window.keep
+    monkeypatch.setattr(Window, "keep", lambda self, *given: asked.append(self) or keep(self, *given))
+    spoken = {}
+    for memory in ("keep_all", "window:frames=500,words=500", "window:frames=1,words=2,first_words=1"):
+        assert main([*arguments, "--max-tail", "4", "--memory", memory]) == 0
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        spoken[memory] = [event["token_id"] for event in events if event["event"] == "TokenSpoken"]
+    whole, wide, narrow = spoken.values()
+    assert whole == wide
+    assert len(narrow) > 4
+    assert set(asked) == {Window(frames=1, words=2, first_words=1)}
 
 
 def test_stream_draws_a_picture(made, tmp_path):
@@ -274,6 +292,7 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
             ["stream", "--checkpoint", "{run}", "--video", "{video}", "--schedule", "3", "--wait-k", "3"],
             "give one of them",
         ),
+        (["stream", "--checkpoint", "{run}", "--video", "{video}", "--memory", "no"], "choose one of keep_all, window"),
         (
             ["stream", "--checkpoint", "{run}", "--video", "{video}", "--stop-token", "a b"],
             "name one that",
