@@ -234,15 +234,13 @@ def _source_lines(text: str) -> dict[int, str]:
 
 
 def _innermost(number: int, frames: Mapping[int, Mapping[str, int]], places: Mapping[int, str]) -> str:
-    first = at = number
-    while True:
+    at = number
+    while at in frames:
         place = places.get(frames[at]["file_location_id"], "")
         if place.startswith("swjax/"):
             return place
-        parent = frames[at].get("parent_frame_id", at)
-        if parent == at or parent not in frames:
-            return places.get(frames[first]["file_location_id"], "")
-        at = parent
+        at = frames[at].get("parent_frame_id", 1) - 1  # the text counts from the frame that is none
+    return places.get(frames[number]["file_location_id"], "")
 
 
 def _fields(text: str) -> dict[str, int]:
