@@ -66,8 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     refused = _refused_paths(args, extra)
     if refused:
         return refuse(refused)
-    with printing_notices():
-        return args.run(args, extra)
+    try:
+        with printing_notices():
+            status = args.run(args, extra)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`swjax stream ... | head`). Python would flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _refused_paths(args: argparse.Namespace, extra: Sequence[str]) -> str:

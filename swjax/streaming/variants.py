@@ -77,6 +77,11 @@ class _Names(type):
     def __len__(cls) -> int:
         return len(DESIGNS)
 
+    def __contains__(cls, name: object) -> bool:
+        return isinstance(name, str) and any(
+            name.lower() in (known.lower(), row.alias) for known, row in DESIGNS.items()
+        )
+
     def __getitem__(cls, name: str) -> "Variant":
         """As of an enumeration: `Variant["GDPE"]`."""
         return Variant(name)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
@@ -343,3 +344,12 @@ def test_a_file_of_tokens_that_is_none_is_refused(capsys, tmp_path, record):
     file.write_text(json.dumps(record))
     assert main(["layout", "--tokens", str(file)]) == 2
     assert f"{file} cannot be read" in capsys.readouterr().err
+
+
+def test_whoever_has_seen_enough_of_the_output_may_close_it():
+    words = ["layout", "--variant", "gdpe", "--frames", "2000", "--grid", "2x2"]
+    command = [sys.executable, "-c", "import sys; from swjax.commands.main import main; sys.exit(main())", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 1

@@ -351,6 +351,9 @@ def test_variants_are_read_like_an_enumeration():
     assert [variant.value for variant in Variant] == list(DESIGNS)
     assert all(Variant[variant.name] is variant is Variant(variant.value) for variant in Variant)
     assert isinstance(Variant.GDPE, Variant)
+    assert Variant.GDPE in Variant
+    assert "overlap" in Variant
+    assert "no" not in Variant
 
 
 @pytest.mark.usefixtures("added")
