@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="then compare the exported model's logits, in float32, with transformers' (needs torch, and memory "
-        "for 4 bytes a parameter)",
+        help="then compare the exported model's logits with transformers', and the words of its streaming.py with "
+        "those spoken here, in float32 (needs torch, and memory for 4 bytes a parameter)",
     )
     parser.add_argument(
         "--tolerance",
@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _agrees(args: argparse.Namespace) -> bool:
-    """Whether the exported folder's logits are those of transformers, which it shows."""
+    """Whether the exported folder's logits are those of transformers, and its words ours; it shows both."""
+    from swjax.commands.export_words import compare_words
     from swjax.hub.verify import compare_logits
 
     out = console()
@@ -120,7 +121,13 @@ def _agrees(args: argparse.Namespace) -> bool:
     if max(differences.values()) > args.tolerance:
         out.print(f"[bold red]the logits differ by more than {args.tolerance}[/]: do not use {args.output}")
         return False
-    return True
+    theirs, ours = compare_words(args.output)
+    same = next((at for at, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), len(ours))
+    agreed = f"{same:>12} of {len(ours)} words that streaming.py speaks in PyTorch are those spoken here"
+    out.print(agreed, soft_wrap=True)
+    if theirs != ours:
+        out.print(f"[bold red]the words differ from number {same + 1} on[/]: do not use {args.output}")
+    return theirs == ours
 
 
 def _repository(word: str) -> str:

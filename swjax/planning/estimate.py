@@ -142,11 +142,8 @@ def _kernel(
     products = next((number for name, number in PRODUCTS.items() if call.name.startswith(name)), None)
     if products is None:
         raise EstimateError(f"the program has a kernel {call.name!r}, of which nothing is known")
-    if call.name not in scheduled:
-        raise EstimateError(
-            f"the compiler wrote no bundles of {call.name}: it was loaded before it was told to write them, or took "
-            "the kernel out of its cache"
-        )
+    # A kernel that is equal to another one is compiled once, and written under the name of one of them.
+    name = call.name if call.name in scheduled else _twin(call.name, scheduled)
     is_vision = re.search(r'op_name="[^"]*vision', call.rest) is not None
     part, layers = (model.vision, vision) if is_vision else (model.text, decoder)
     key_heads = part.num_heads if is_vision else model.text.num_kv_heads
@@ -163,7 +160,7 @@ def _kernel(
     # All of a row's blocks are on one chip, or as many as the context axis leaves there.
     share = 1.0 if is_keys else min(rows[2] / (plan.num_row_blocks * plan.rows), 1.0)
     heads = rows[0] * rows[1] * share
-    tile_blocks, others = _tile_blocks(call.name, scheduled[call.name])
+    tile_blocks, others = _tile_blocks(name, scheduled[name])
     width = -(-part.head_dim // _REGISTER) * _REGISTER
     in_units = products * plan.tile * plan.rows * width / (chip.multiply_adds or 1)
     cycles = float(heads) * (
@@ -180,6 +177,17 @@ def _kernel(
         0.0,
         0.0,
     )
+
+
+def _twin(name: str, scheduled: Mapping[str, Sequence[Block]]) -> str:
+    kernel = name.rpartition(".")[0]
+    twins = [other for other in scheduled if other.rpartition(".")[0] == kernel]
+    if not twins:
+        raise EstimateError(
+            f"the compiler wrote no bundles of {name}: it was loaded before it was told to write them, or took the kernel "
+            "out of its cache"
+        )
+    return twins[0]
 
 
 def count_tiles(spans: KeySpans, plan: Plan) -> tuple[int, int]:

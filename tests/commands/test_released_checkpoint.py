@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hub_folder import VIDEO_TEMPLATE, make_hub_folder
 from safetensors import safe_open
 
 from swjax import hub
+from swjax.commands.export_words import compare_words
 from swjax.commands.import_ import EXAMPLE
 from swjax.commands.main import main
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
@@ -101,7 +103,21 @@ def test_exports_load_in_transformers_with_the_same_logits(made, capsys):
     for name in ("full", "lora"):
         words = ["export", "--checkpoint", str(made / name), "--output", str(made / f"{name}_export"), "--verify"]
         assert main(words) == 0
-    assert capsys.readouterr().out.count("largest difference to transformers") == 6
+    shown = capsys.readouterr().out
+    assert shown.count("largest difference to transformers") == 6
+    counts = re.findall(r"(\d+) of (\d+) words that streaming.py speaks in PyTorch are those spoken here", shown)
+    assert len(counts) == 2
+    assert all(same == all_ and int(all_) > 6 for same, all_ in counts)
+
+
+def test_words_of_another_rule_are_found(made):
+    pytest.importorskip("torch")
+    shutil.copytree(made / "full_export", made / "edited")
+    file = made / "edited" / "streaming.py"
+    file.write_text(file.read_text().replace("scores.argmax()", "scores.argmin()"))
+    theirs, ours = compare_words(made / "edited")
+    assert len(ours) > 6
+    assert theirs[0] != ours[0]
     with safe_open(made / "full_export" / "model.safetensors", framework="numpy") as opened:
         assert "lm_head.weight" not in opened.keys()  # noqa: SIM118 (not a dict)
 

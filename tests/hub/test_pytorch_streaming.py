@@ -16,8 +16,7 @@ from swjax.data.chat import encode_chat
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from swjax.hub import save_hf
 from swjax.hub.tokenizer_files import copy_tokenizer
-from swjax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
-from swjax.streaming import KeySpans, SpecialTokens, StreamSpec, Variant, build_layout
+from swjax.streaming import Geometry, KeySpans, SpecialTokens, StreamSpec, Variant, build_layout
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
@@ -311,6 +310,6 @@ def test_patches_are_those_of_training(files, size):
     ours = make_frame(pictures, video_s=0.0, min_pixels=3136, max_pixels=50_000)
     patches, grid = files.streaming.make_patches(pictures, files.streaming.Spec(max_pixels=50_000), VISION)
     assert grid == ours.grid_hw
-    mean, std = (np.array(value, np.float32)[:, None] for value in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (np.array(value, np.float32)[:, None] for value in (Geometry.pixel_mean, Geometry.pixel_std))
     wanted = (ours.patches.reshape(len(patches), 3, -1).astype(np.float32) / 255 - mean) / std
     np.testing.assert_allclose(patches.reshape(wanted.shape), wanted, atol=1e-6)
