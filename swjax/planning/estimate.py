@@ -184,8 +184,8 @@ def _twin(name: str, scheduled: Mapping[str, Sequence[Block]]) -> str:
     twins = [other for other in scheduled if other.rpartition(".")[0] == kernel]
     if not twins:
         raise EstimateError(
-            f"the compiler wrote no bundles of {name}: it was loaded before it was told to write them, or took the kernel "
-            "out of its cache"
+            f"the compiler wrote no bundles of {name}: it was loaded before it was told to write them, or took "
+            "the kernel out of its cache"
         )
     return twins[0]
 
