@@ -137,7 +137,7 @@ def test_every_linear_layer_is_named_as_transformers_names_it() -> None:
     linear = {name for name, module in theirs.named_modules() if isinstance(module, torch.nn.Linear)}
     layers = {"decoder": 3, "visual": 4}
     ours = {
-        _module_name(where.module, layer)
+        _module_name(WEIGHTS, where.module, layer)
         for path, where in WEIGHTS.projections().items()
         for layer in (range(layers[path.split("/")[0]]) if "*" in where.module else (None,))
     }
@@ -148,5 +148,6 @@ def test_a_run_without_adapters_has_none_to_export(make_config, tmp_path: Path) 
     config = make_config(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(config.to_json())
+    (tmp_path / "run" / "model.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"trained all weights \(config\.lora\.rank was 0\)"):
         export_adapter(tmp_path / "run", tmp_path / "adapter")
