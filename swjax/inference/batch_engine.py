@@ -27,8 +27,7 @@ from swjax.inference.scheduler import Scheduler, Share
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
 from swjax.inference.stream import Stream
 from swjax.inference.track import Track
-from swjax.inference.weights import Weights
-from swjax.models.model import VideoLanguageModel
+from swjax.inference.weights import Model, Weights
 
 Result = TypeVar("Result")
 
@@ -66,7 +65,7 @@ class BatchEngine:
 
     def __init__(
         self,
-        model: VideoLanguageModel | Weights,
+        model: Model | Weights,
         *,
         rows: int,
         frame_units: int,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,8 @@ def estimate(
     kernels = {}
     for operation in schedule.operations:
         if operation.kind == "kernel":
-            one = cycles[operation.name][1]
-            kernels[operation.name] = KernelEstimate(
-                **{**vars(one), "calls": operation.runs, "seconds": operation.seconds}
-            )
+            known = cycles[operation.name][1]
+            kernels[operation.name] = replace(known, calls=operation.runs, seconds=operation.seconds)
     return Estimate(schedule, kernels)
 
 
@@ -170,12 +168,12 @@ def _kernel(
     )
     pairs = plan.tile * plan.group * plan.queries
     return cycles / chip.cores, KernelEstimate(
-        tile_blocks[0].bundles,
-        tile_blocks[-1].bundles,
-        pairs / max(tile_blocks[0].bundles, in_units),
-        tile_blocks[0].matrix,
-        0.0,
-        0.0,
+        bundles=tile_blocks[0].bundles,
+        masked_bundles=tile_blocks[-1].bundles,
+        pairs_a_bundle=pairs / max(tile_blocks[0].bundles, in_units),
+        matrix=tile_blocks[0].matrix,
+        calls=0.0,
+        seconds=0.0,
     )
 
 
