@@ -65,6 +65,8 @@ PARTS = (
     Part("step", "torch_step", "3b:eager"),
     Part("step", "torch_step", "3b:flex"),
     Part("streaming", "streaming", "3b", 150),
+    Part("streaming", "streaming", "3b:gpu", 150),
+    Part("streaming", "streaming", "3b:mosaic", 150),
     Part("attention", "torch_attention", limit_s=100),
     Part("step", "torch_step", "3b:sdpa"),
     Part("step", "train_step", "7b:auto:minimal", 120),

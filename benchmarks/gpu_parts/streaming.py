@@ -3,7 +3,7 @@
 modes     frames a second taken in while speaking; by the clock, the time from a frame's arrival to its first word;
           the time from a question to the first word
 gain      parallel over sequential against r, perceiving over speaking; the paper's model is (1 + r) / max(1, r)
-streams   frames a second of 1 to 32 streams at once
+streams   frames a second of several streams at once
 long      the time of a frame over a stream of 2,000
 """
 
@@ -33,6 +33,7 @@ from flax import nnx
 from profiled import kernels_of
 from train_step import model_config
 
+from swjax.attention import SpanAttention
 from swjax.data.tokenizer import load_tokenizer
 from swjax.inference import (
     BatchEngine,
@@ -51,7 +52,7 @@ from swjax.streaming import SpecialTokens
 QUESTION = "What happens?"
 GRID = (16, 16)
 WORDS = (1, 3, 8, 16, 32)
-STREAMS = (1, 4, 16, 32)
+STREAMS = (4, 16)
 TINY_FRAMES = 6
 """Of every case in miniature, so that they share what is compiled."""
 
@@ -59,7 +60,7 @@ TINY_FRAMES = 6
 class Bench:
     """A model with random weights whose answers do not end, and its tokenizer."""
 
-    def __init__(self, name: str, dry_run: bool):
+    def __init__(self, name: str, attention: str, dry_run: bool):
         self.tokenizer, self.chunks = load_tokenizer(None), (64,) if dry_run else CHUNK_SIZES
         special = SpecialTokens.from_tokenizer(self.tokenizer)
         config = model_config((TINY_MODELS if dry_run else MODELS)[name])
@@ -69,7 +70,8 @@ class Bench:
 
         @nnx.jit
         def make() -> Qwen2_5_VL:
-            model = Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=dtype)
+            attend = SpanAttention(attention)
+            model = Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=dtype, attention=attend, vision_attention=attend)
             head = model.decoder.embedding_vd if tied else model.decoder.head_vd
             # Only words that the tokenizer has, and never the end.
             words = np.arange(config.text.vocab_size) < len(self.tokenizer)
@@ -110,10 +112,9 @@ class Bench:
         return time.perf_counter() - began, seen, spoken
 
 
-def measure_modes(bench: Bench, records: Records, name: str, count: int) -> None:
+def measure_modes(bench: Bench, engine: BatchEngine, records: Records, name: str, count: int) -> None:
     """One stream, unpaced and by the clock."""
     frames, settings = bench.frames(count), StreamSettings(wait_k=WAIT_K, max_tail=WAIT_K)
-    engine = bench.engine(count, WAIT_K * count)
     for mode in (Mode.PARALLEL, Mode.SEQUENTIAL):
         request = Request(QUESTION, frames, settings, mode)
         bench.run(engine, [request])
@@ -135,9 +136,11 @@ def measure_modes(bench: Bench, records: Records, name: str, count: int) -> None
         )
 
 
-def measure_gain(bench: Bench, records: Records, name: str, count: int, words_a_frame: tuple[int, ...]) -> None:
+def measure_gain(
+    bench: Bench, engine: BatchEngine, records: Records, name: str, count: int, words_a_frame: tuple[int, ...]
+) -> None:
     """The speed-up of parallel over sequential on one device."""
-    frames, engine = bench.frames(count), bench.engine(count, count * max(words_a_frame))
+    frames = bench.frames(count)
 
     def least(settings: StreamSettings, mode: Mode) -> tuple[float, list[float], list[float]]:
         request = Request(QUESTION, frames, settings, mode)
@@ -201,13 +204,20 @@ def measure_long(bench: Bench, records: Records, name: str, count: int) -> None:
 
 def main() -> None:
     """One model, all cases, each of which may fail alone."""
-    args = part_arguments(__doc__, ("3b", "7b"))
+    args = part_arguments(
+        __doc__, [*MODELS, *(f"{name}:{attention}" for name in MODELS for attention in ("gpu", "mosaic"))]
+    )
+    model, _, attention = args.case.partition(":")
     name, tiny = args.case, args.dry_run
-    records, bench = Records(args.out, "streaming"), Bench(name, tiny)
+    records, bench = Records(args.out, "streaming"), Bench(model, "auto" if tiny else attention or "auto", tiny)
+    count, fewer, words = (TINY_FRAMES, TINY_FRAMES, (1, WAIT_K)) if tiny else (60, 20, WORDS)
+    began = time.perf_counter()
+    engine = bench.engine(count, max(WAIT_K * count, max(words) * fewer))
+    records.add(model=name, case="compile", method="swjax", seconds=time.perf_counter() - began)
     for case, measure in {
-        "modes": lambda: measure_modes(bench, records, name, TINY_FRAMES if tiny else 60),
-        "gain": lambda: measure_gain(bench, records, name, *((TINY_FRAMES, (1, WAIT_K)) if tiny else (20, WORDS))),
-        "streams": lambda: measure_streams(bench, records, name, *((TINY_FRAMES, (1, 2)) if tiny else (20, STREAMS))),
+        "modes": lambda: measure_modes(bench, engine, records, name, count),
+        "gain": lambda: measure_gain(bench, engine, records, name, fewer, words),
+        "streams": lambda: measure_streams(bench, records, name, fewer, (1, 2) if tiny else STREAMS),
         "long": lambda: measure_long(bench, records, name, TINY_FRAMES if tiny else 2000),
     }.items():
         try:

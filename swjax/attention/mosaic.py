@@ -9,10 +9,9 @@ the queries that touch it, with all heads of the group. Few queries are packed (
 As in all blockwise kernels here, keys that no span reaches may be anything (even NaN) if nothing in their block is
 reached; in a block that is partly reached, values must be finite, as weights of zero multiply them.
 
-They take bfloat16 and float16, with at most 128 features a head, and JAX 0.10.2 or later. They have been compared with
-the dense attention in interpret mode (JAX 0.11) and compiled for sm_90a. The forward pass has run on an H200 at 92 to
-103 % of the speed of cuDNN's causal one (benchmarks/RESULTS.md). The backward pass has not yet run on a GPU, so `auto`
-does not choose them.
+They take bfloat16 and float16, with at most 128 features a head, and JAX 0.10.2 or later. `auto` takes them on Hopper.
+They are compared with the dense attention in interpret mode (JAX 0.11) and on an H200, where forward they have 94 to
+113 % of the speed of cuDNN's causal attention (benchmarks/RESULTS.md).
 """
 
 import functools
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, DTypeLike, Float, Int32
 
 from swjax.attention.kernel import Kernel, refuse
 from swjax.attention.packing import merge, pack, unpack
@@ -33,6 +32,8 @@ PACKED_ROWS = 64
 
 MAX_WIDTH = 128
 """Features of a head that fit."""
+
+DTYPES = (jnp.bfloat16, jnp.float16)
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,31 @@ class MosaicBlocks:
     programs: int = 132
 
 
+def _capability() -> str | None:
+    """That of this machine's GPU; None where there is none, as where programs are compiled ahead of time."""
+    return getattr(jax.devices()[0], "compute_capability", None)
+
+
+def fits_this_gpu(dtype: DTypeLike, width: int) -> bool:
+    """Whether this machine has a GPU on which the kernels take such arrays.
+
+    Args:
+        dtype: of queries, keys and values.
+        width: features of a head.
+    """
+    return dtype in DTYPES and width <= MAX_WIDTH and (_capability() or "").startswith("9.")
+
+
 def _unfit(q: Array, k: Array, v: Array) -> str | None:
     """Why the kernels cannot take such arrays on this machine's GPU, if they cannot."""
     found = {x.dtype for x in (q, k, v)}
-    if len(found) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > MAX_WIDTH:
+    if len(found) > 1 or q.dtype not in DTYPES or q.shape[-1] > MAX_WIDTH:
         names = " and ".join(sorted(str(dtype) for dtype in found))
         return (
             f"attention implementation 'mosaic' takes bfloat16 or float16 with at most {MAX_WIDTH} features a head, "
             f"and this is {names} with {q.shape[-1]}; choose 'gpu' or 'chunked'"
         )
-    capability = getattr(jax.devices()[0], "compute_capability", None)  # none where it is compiled ahead of time
+    capability = _capability()
     if capability is not None and not capability.startswith("9."):
         return (
             "attention implementation 'mosaic' is for GPUs of compute capability 9 (Hopper), "

@@ -35,6 +35,9 @@ from swjax.attention.mosaic_blocks import (
 from swjax.attention.reach import touching_blocks, union
 from swjax.streaming import KeySpans
 
+_WAVES = 4
+"""Programs that gradients of keys are divided into, as a multiple of those that keep a GPU busy."""
+
 
 def backward(
     q: Float[Array, "B T N H"],
@@ -59,8 +62,11 @@ def backward(
     dout = pad(pad(dout.astype(q.dtype), 1, plan.tile), 3, 64)
     scale = width**-0.5
     dq = _query_gradient(plan, operands, dout, numbers, scale)
-    dk, dv = _key_gradients(plan, operands, dout, numbers, scale)
-    return dq[:, :length, :, :width], dk[:, :num_keys, :, :width], dv[:, :num_keys, :, :width]
+    dk, dv = (
+        total.sum(axis=0)[:, :num_keys, :, :width].astype(q.dtype)
+        for total in _key_gradients(plan, operands, dout, numbers, scale, blocks.programs)
+    )
+    return dq[:, :length, :, :width], dk, dv
 
 
 def _query_gradient(
@@ -179,14 +185,21 @@ def _key_gradients(
     dout: Float[Array, "B T N H"],
     numbers: Float[Array, "B N parts 2 64"],
     scale: float,
-) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """Tiles of keys go through the parts of `ROWS` queries that touch them, each with all heads of the group."""
+    programs: int,
+) -> tuple[Float[Array, "splits B S K H"], Float[Array, "splits B S K H"]]:
+    """Tiles of keys go through the parts of `ROWS` queries that touch them.
+
+    The first tiles are seen by nearly all queries and the last by few, so the heads of a group are divided among as
+    many programs as let none take much longer than its share of a busy GPU; each gives gradients of its own, float32.
+    """
     k, dtype, stages = operands.k, operands.q.dtype, plan.stages
     groups = 1 if plan.num_keys <= ROWS else 2
     tile = groups * ROWS
     counts, touching = touching_parts(operands.edges, tile, plan.num_keys)
     num_tiles = counts.shape[1]
-    shape = jax.ShapeDtypeStruct((plan.batch, num_tiles * tile, k.shape[2], plan.width), dtype)
+    splits = min(plan.group, pl.cdiv(_WAVES * programs, plan.batch * k.shape[2] * num_tiles))
+    plan = plan._replace(splits=splits)
+    shape = jax.ShapeDtypeStruct((splits, plan.batch, num_tiles * tile, k.shape[2], plan.width), jnp.float32)
     freed = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
     rows = shared(dtype, stages, ROWS, plan.width)
     kernel = plgpu.kernel(
@@ -195,6 +208,7 @@ def _key_gradients(
         scratch_types=dict(
             k_shared=shared(dtype, groups, ROWS, plan.width),
             v_shared=shared(dtype, groups, ROWS, plan.width),
+            total_shared=shared(jnp.float32, groups, ROWS, plan.width),
             keys_filled=plgpu.Barrier(num_arrivals=2, num_barriers=groups),
             queries=Channel(
                 (rows, plgpu.SMEM((stages, 2, ROWS), jnp.int32), plgpu.SMEM((stages, 2, ROWS), jnp.float32)),
@@ -203,8 +217,8 @@ def _key_gradients(
             ),
             douts=Channel((rows,), plgpu.Barrier(num_barriers=stages), freed),
         ),
-        grid=(k.shape[2], num_tiles, plan.batch),
-        grid_names=("key_head", "tile", "row"),
+        grid=(k.shape[2] * splits, num_tiles, plan.batch),
+        grid_names=("share", "tile", "row"),
         num_threads=groups + 1,
         thread_name="warpgroup",
         compiler_params=PARAMETERS,
@@ -240,6 +254,7 @@ def _key_gradients_body(
     *,
     k_shared: Any,
     v_shared: Any,
+    total_shared: Any,
     keys_filled: Any,
     queries: Channel,
     douts: Channel,
@@ -247,9 +262,11 @@ def _key_gradients_body(
     groups: int,
     scale: float,
 ) -> None:
-    warpgroup, key_head, tile, row = (jax.lax.axis_index(name) for name in ("warpgroup", "key_head", "tile", "row"))
-    group = jnp.int32(plan.group)
-    steps = counts[row, tile] * group
+    warpgroup, share, tile, row = (jax.lax.axis_index(name) for name in ("warpgroup", "share", "tile", "row"))
+    key_head, split = jax.lax.div(share, jnp.int32(plan.splits)), jax.lax.rem(share, jnp.int32(plan.splits))
+    first_head, end_head = (jax.lax.div((split + i) * jnp.int32(plan.group), jnp.int32(plan.splits)) for i in range(2))
+    heads = end_head - first_head
+    steps = counts[row, tile] * heads
 
     @pl.when(warpgroup < groups)
     def _compute() -> None:
@@ -267,7 +284,7 @@ def _key_gradients_body(
             q_shared, edges_shared, numbers_shared = (buffer.at[slot] for buffer in queries.buffers)
             dout_shared = douts.buffers[0].at[slot]
             # Read a step ahead, as it takes a while.
-            next_part = touching[row, tile, jax.lax.div(jnp.minimum(step + 1, steps - 1), group)]
+            next_part = touching[row, tile, jax.lax.div(jnp.minimum(step + 1, steps - 1), heads)]
 
             def weights_and_gradients(product: Any, dweights: Any) -> tuple[Array, Array]:
                 plgpu.barrier_wait(queries.filled.at[slot])
@@ -292,20 +309,20 @@ def _key_gradients_body(
 
         nothing = plgpu.layout_cast(jnp.zeros((ROWS, plan.width), jnp.float32), MATRIX)
         total_dk, total_dv, _ = jax.lax.fori_loop(0, steps, add_step, (nothing, nothing, touching[row, tile, 0]))
-        my_k[...] = (total_dk * scale).astype(my_k.dtype)
-        my_v[...] = total_dv.astype(my_v.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(my_k, dk.at[at])
-        plgpu.copy_smem_to_gmem(my_v, dv.at[at])
-        plgpu.wait_smem_to_gmem(0)
+        mine = total_shared.at[warpgroup]
+        for total, gradient in ((total_dk * scale, dk), (total_dv, dv)):
+            mine[...] = total
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(mine, gradient.at[(split, *at)])
+            plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == groups)
     def _fetch() -> None:
         set_registers(groups, compute=False)
 
         def sources(step: Any) -> Any:
-            part = jax.lax.div(touching[row, tile, jax.lax.div(step, group)], jnp.int32(2))
-            head = key_head * group + jax.lax.rem(step, group)
+            part = jax.lax.div(touching[row, tile, jax.lax.div(step, heads)], jnp.int32(2))
+            head = key_head * jnp.int32(plan.group) + first_head + jax.lax.rem(step, heads)
             at = row, pl.ds(part * ROWS, ROWS), head
             return (q.at[at], edges.at[row, part], numbers.at[row, head, part]), (dout.at[at],)
 

@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
 
 from swjax.attention.chunked import chunked_kernel
 from swjax.attention.gpu import gpu_kernel
 from swjax.attention.kernel import Kernel, attend, by_platform, refusing_elsewhere
-from swjax.attention.mosaic import mosaic_kernel
+from swjax.attention.mosaic import fits_this_gpu, mosaic_kernel
 from swjax.attention.reference import reference_kernel
 from swjax.attention.sharded import AttentionSharding, check_divides, repeat_key_heads, sharded_kernel
 from swjax.attention.tpu import tpu_kernel
@@ -29,7 +30,7 @@ KERNELS: dict[str, Kernel] = {
 """All implementations by name. A row that is added here, from anywhere, is known everywhere by its name."""
 
 NATIVE: Mapping[str, str] = MappingProxyType({"tpu": "tpu", "cuda": "gpu"})
-"""What `auto` takes on a platform that a kernel has been written for."""
+"""What `auto` takes on a platform that a kernel has been written for; on Hopper GPUs it is `mosaic` where that fits."""
 
 IMPLEMENTATIONS: Collection[str] = ChainMap[str, Any](KERNELS, {"auto": None}).keys()
 """What `span_attention` takes as its implementation: a view, which shows rows added to `KERNELS` later too."""
@@ -43,21 +44,28 @@ Measured forward and backward on two cores, 4 heads of 32 features: of 8 rows of
 """
 
 
-def implementation_for(platform: str, *, queries: int, keys: int, sharded: bool = False) -> str:
+def implementation_for(
+    platform: str, *, queries: int, keys: int, dtype: DTypeLike, width: int, sharded: bool = False
+) -> str:
     """The implementation that `auto` stands for.
 
     Where a kernel has been written for the platform it is that one. A CPU takes `reference` for rows of at most
     `DENSE_PAIRS` pairs of query and key with at most `DENSE_KEYS` keys, and `chunked` beyond; every other platform
-    takes `chunked`. `reference` is never sharded by hand (the compiler can do that).
+    takes `chunked`. `reference` is never sharded by hand (the compiler can do that). What `mosaic` takes on this
+    machine's GPU it is given; it is up to 1.6 times as fast as `gpu`.
 
     Args:
         platform: `cpu`, `tpu`, `cuda` or another that JAX knows.
         queries: T, those of one row.
         keys: S, those of one row.
+        dtype: of queries, keys and values.
+        width: H, features of a head.
         sharded: whether an `AttentionSharding` is given.
     """
     if platform == "cpu" and not sharded and queries * keys <= DENSE_PAIRS and keys <= DENSE_KEYS:
         return "reference"
+    if platform == "cuda" and fits_this_gpu(dtype, width):
+        return "mosaic"
     return NATIVE.get(platform, "chunked")
 
 
@@ -116,7 +124,9 @@ def check_implementation(name: str) -> None:
 
 
 def _automatic(q: Array, k: Array, v: Array, spans: KeySpans, sharding: AttentionSharding | None) -> Array:
-    choose = functools.partial(implementation_for, queries=q.shape[1], keys=k.shape[1], sharded=sharding is not None)
+    sizes = {"queries": q.shape[1], "keys": k.shape[1], "width": q.shape[3]}
+    dtype = jnp.result_type(q, k, v)
+    choose = functools.partial(implementation_for, **sizes, dtype=dtype, sharded=sharding is not None)
     native = {platform: KERNELS[choose(platform)] for platform in NATIVE}
     if choose("cpu") == "reference":
         # Outside of the differentiation rule, as `reference` has none.

@@ -34,6 +34,9 @@ Result = TypeVar("Result")
 CHUNK_SIZES = (16, 64, 256)
 """Tokens of frames in a pass beside the word; each size is compiled once."""
 
+TILE = 8
+"""What the tokens of a pass are a multiple of: matrix units take no fewer rows."""
+
 
 class BatchEngine:
     """A model that watches and speaks in up to `rows` streams at once.
@@ -83,7 +86,8 @@ class BatchEngine:
         self.config, self._clock, self._max_slots = model.config, clock, max_slots
         # What is written at once must fit into a row, also into one that has sources alone.
         room = slots - word_slots if placement else slots
-        self._sizes = (1, *(1 + size for size in chunk_sizes if size < room))
+        tiles = (-(-(1 + size) // TILE) * TILE for size in chunk_sizes)
+        self._sizes = tuple(sorted({1, *(size for size in tiles if size <= room)}))
         if len(self._sizes) == 1:
             raise ValueError(f"rows with {room} slots are too small for chunks of {chunk_sizes[0]} tokens")
 
@@ -123,13 +127,10 @@ class BatchEngine:
         """
         if self._open():
             raise ValueError("the engine has open streams; warm it up before the first, or after the last of them")
-        self._perceiver.warm_encode(grid_hw)
-        for lane in self._lanes:
-            lane.forget(0)
-        nobody = SamplingRows.of([GREEDY] * len(self._streams), [0] * len(self._streams))
-        for size in self._sizes:
-            for lane, speaks in ((self._perceiver, False), (self._speaker, False), (self._speaker, True)):
-                jax.block_until_ready(lane.advance({}, size, [0] if speaks else [], nobody))
+        perceived, spoken = ([(size, speaks) for size in self._sizes] for speaks in (False, True))
+        if self._apart:
+            self._perceiver.warm_up(grid_hw, perceived)
+        self._speaker.warm_up(None if self._apart else grid_hw, [*perceived, *spoken])
         if self._apart:
             # Questions are of any length, so pieces of all sizes up to the largest chunk.
             largest = max(padded_size(self._sizes[-1]), padded_size(self._perceiver.frame_units))

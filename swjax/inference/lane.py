@@ -6,6 +6,7 @@ sizes, so that nothing recompiles.
 """
 
 import functools
+import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,10 +17,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
+from swjax.compiler import COMPILER_OPTIONS
 from swjax.inference.memory import Moves, StoredKeys
 from swjax.inference.memory.moved import moved, stored
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
-from swjax.inference.sampler import SamplingRows, mark_said, sample
+from swjax.inference.sampler import GREEDY, SamplingRows, mark_said, sample
 from swjax.inference.weights import Weights
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig, TextConfig
@@ -58,7 +60,7 @@ class Lane:
         frame_units: int,
         inbox_frames: int,
     ):
-        self._compiled = _compiled(weights.structure)
+        self._compiled = _compiled(weights.structure, weights.platform)
         self._config, self._rows, self._sharding = weights.config, rows, weights.sharding
         self.left = left
         self._parameters = self._put(weights.parameters)
@@ -141,12 +143,33 @@ class Lane:
         """
         self._cache, self._said = _clean(self._cache, self._said, np.int32(row))
 
-    def warm_encode(self, grid_hw: tuple[int, int]) -> None:
-        """Compile the vision tower for frames of a grid and for the largest; from now on others are padded to these."""
-        self._sizes_open = 0
-        for patches in (grid_hw[0] * grid_hw[1], self._largest_frame):
-            self._frame_sizes.add(patches)
-            self.encode(0, 0, np.zeros((patches, self._config.geometry.patch_dim), np.uint8), grid_hw)
+    def warm_up(self, grid_hw: tuple[int, int] | None, passes: Collection[tuple[int, bool]]) -> None:
+        """Compile what streams need, at the same time where there are cores for it, and run it once.
+
+        Args:
+            grid_hw: patch rows and columns of frames, for which and for the largest ones the vision tower is compiled;
+                others are padded to these from now on. None where nothing is perceived.
+            passes: size, and whether words are chosen.
+        """
+        frames: list[UInt8[np.ndarray, "P C"]] = []
+        if grid_hw is not None:
+            self._sizes_open = 0
+            self._frame_sizes |= {grid_hw[0] * grid_hw[1], self._largest_frame}
+            frames = [np.zeros((size, self._config.geometry.patch_dim), np.uint8) for size in self._frame_sizes]
+        nobody = SamplingRows.of([GREEDY] * self._rows, [0] * self._rows)
+        grid, zero = np.array([[1, *(grid_hw or (0, 0))]], np.int32), np.int32(0)
+        state = self._cache, self._said, self._inbox
+        lowered = [self._compiled.encode.lower(self._parameters, self._inbox, x, grid, zero, zero) for x in frames]
+        for size, speaks in passes:
+            packed = pack({}, size, [0] if speaks else [], nobody, rows=self._rows, slots=self.slots)
+            lowered.append(self._compiled.advance.lower(speaks, self._parameters, *state, packed))
+        with ThreadPoolExecutor(os.cpu_count(), "swjax-compiler") as pool:
+            list(pool.map(jax.stages.Lowered.compile, lowered))
+        for patches in frames:
+            self.encode(0, 0, patches, (int(grid[0, 1]), int(grid[0, 2])))
+        self.forget(0)
+        for size, speaks in passes:
+            jax.block_until_ready(self.advance({}, size, [0] if speaks else [], nobody))
 
     def _frame_size(self, patches: int) -> int:
         """The number of patches that a frame is padded to: its own while few are compiled, or the next larger that is.
@@ -239,7 +262,7 @@ def lower_pass(
         name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for name, one in weights.parameters.items()
     }
     return _lower(
-        _compiled(weights.structure),
+        _compiled(weights.structure, weights.platform),
         True,
         placed,
         text=config.text,
@@ -287,11 +310,12 @@ class _Compiled(NamedTuple):
 
 
 @functools.cache
-def _compiled(structure: nnx.GraphDef) -> _Compiled:
+def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
     """Bound to its structure, whose hash, were it an argument, each call would compute: half a millisecond."""
+    jit = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(platform))
     return _Compiled(
-        jax.jit(functools.partial(_encode, structure), donate_argnums=1),
-        jax.jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
+        jit(functools.partial(_encode, structure), donate_argnums=1),
+        jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
     )
 
 

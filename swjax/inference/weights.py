@@ -24,6 +24,7 @@ class Weights:
 
     Attributes:
         config: the model's.
+        platform: of the devices that they are for.
         structure: of the model, hashable.
         parameters: by path.
         sharding: as above.
@@ -35,7 +36,8 @@ class Weights:
     def __init__(self, model: VideoLanguageModel, sharding: jax.sharding.Sharding | None = None):
         self.config, self.sharding = model.config, sharding
         device: jax.Device = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
-        held = model if device.platform == "tpu" else model.with_layers_apart()
+        self.platform: str = device.platform
+        held = model if self.platform == "tpu" else model.with_layers_apart()
         self.structure, self.parameters = split_parameters(held)
         check_finite(self.parameters)
 

@@ -194,11 +194,12 @@ def batch_shapes(
     return {name: shape(name, row) for name, row in shapes.items()}
 
 
-def describe_attention(config: ConfigDict, mesh: Mesh) -> str:
+def describe_attention(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> str:
     """One line that says which implementation of attention a run takes on its devices.
 
     Args:
         config: the run's.
+        model: the model's sizes.
         mesh: the devices.
     """
     device = mesh.devices.flat[0]
@@ -206,10 +207,15 @@ def describe_attention(config: ConfigDict, mesh: Mesh) -> str:
     if platform == "gpu":  # JAX's devices say gpu where its compiler says cuda or rocm
         platform = "rocm" if "rocm" in device.client.platform_version else "cuda"
     decoder, vision = (
-        implementation_for(platform, queries=row, keys=row, sharded=mesh.size > 1)
+        implementation_for(
+            platform, queries=row, keys=row, dtype=jnp.dtype(config.dtype), width=width, sharded=mesh.size > 1
+        )
         if config.attention == "auto"
         else config.attention
-        for row in (config.data.max_tokens, config.data.max_patches)
+        for row, width in (
+            (config.data.max_tokens, model.text.head_dim),
+            (config.data.max_patches, model.vision.head_dim),
+        )
     )
     return f"attention on {platform}: {decoder} in the decoder, {vision} in the vision tower"
 

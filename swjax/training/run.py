@@ -81,7 +81,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
             state = make_state(model_config, config, program.optimizer, program.shapes)
         trained, kept = (sum(leaf.size for leaf in part.values()) for part in (state.trainable, state.frozen))
         console.print(f"{trained + kept:,} parameters, {trained:,} of them train; {program.mesh.size} device(s)")
-        console.print(describe_attention(config, program.mesh))
+        console.print(describe_attention(config, model_config, program.mesh))
         state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console)
     report_rejected(inputs, console)
     return state

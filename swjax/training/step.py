@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Shaped
 
 from swjax.attention import stripe_order
+from swjax.compiler import COMPILER_OPTIONS
 from swjax.models.adapters import attach_adapters
 from swjax.models.layers import Constrain, unconstrained
 from swjax.models.parameters import Parameters, merge_parameters
@@ -214,6 +215,7 @@ def make_train_step(
         donate_argnames="state",
         in_shardings=(shardings, None),  # a batch lies where `put_batch` has put it
         out_shardings=(shardings, replicated(mesh)),
+        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
     )
 
 
@@ -232,7 +234,12 @@ def make_eval_step(
         counts = _counts(batch, options)
         return _sums(structure, state.trainable | state.ema, state.frozen, batch, options), counts
 
-    return jax.jit(eval_step, in_shardings=(shardings, None), out_shardings=(replicated(mesh), replicated(mesh)))
+    return jax.jit(
+        eval_step,
+        in_shardings=(shardings, None),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+    )
 
 
 def _striped(

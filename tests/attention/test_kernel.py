@@ -1,6 +1,7 @@
 """The choice of an implementation: by name, by platform, and when it is made."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,24 @@ def doubled(platforms=()):
 
 
 def test_small_rows_are_dense_on_a_cpu():
-    assert implementation_for("cpu", queries=150, keys=150) == "reference"
-    assert implementation_for("cpu", queries=150, keys=150, sharded=True) == "chunked"
-    assert implementation_for("cpu", queries=4096, keys=4096) == "chunked"
-    assert implementation_for("cpu", queries=1, keys=100_000) == "chunked"
-    assert implementation_for("rocm", queries=10, keys=10) == "chunked"
+    choose = functools.partial(implementation_for, dtype=jnp.float32, width=128)
+    assert choose("cpu", queries=150, keys=150) == "reference"
+    assert choose("cpu", queries=150, keys=150, sharded=True) == "chunked"
+    assert choose("cpu", queries=4096, keys=4096) == "chunked"
+    assert choose("cpu", queries=1, keys=100_000) == "chunked"
+    assert choose("rocm", queries=10, keys=10) == "chunked"
+
+
+def test_hopper_takes_mosaic_where_it_fits(monkeypatch):
+    choose = functools.partial(implementation_for, queries=4096, keys=4096)
+    assert choose("cuda", dtype=jnp.bfloat16, width=128) == "gpu"  # nothing is known of the GPU
+    for capability, expected in (("9.0", "mosaic"), ("8.0", "gpu")):
+        device = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        assert choose("cuda", dtype=jnp.bfloat16, width=80) == expected
+        assert choose("cuda", dtype=jnp.float32, width=80) == "gpu"
+        assert choose("cuda", dtype=jnp.bfloat16, width=256) == "gpu"
+        assert choose("tpu", dtype=jnp.bfloat16, width=128) == "tpu"
 
 
 @pytest.mark.parametrize(("length", "expected"), [(64, "reference"), (1024, "chunked")])
@@ -44,7 +58,7 @@ def test_auto_is_the_documented_choice(length, expected):
     rng = np.random.default_rng(1)
     q, k, v = (jnp.asarray(rng.normal(size=(1, length, 2, 8)), jnp.float32) for _ in range(3))
     spans = KeySpans(np.zeros((1, length), np.int32), np.arange(1, length + 1, dtype=np.int32)[None])
-    assert implementation_for("cpu", queries=length, keys=length) == expected
+    assert implementation_for("cpu", queries=length, keys=length, dtype=q.dtype, width=8) == expected
 
     def gradients(implementation):
         loss = functools.partial(span_attention, implementation=implementation)

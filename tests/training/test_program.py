@@ -17,12 +17,12 @@ from swjax.training.program import describe_attention, make_attention, make_prog
 def test_the_start_says_which_attention_runs():
     config = base_config()
     config.data.max_tokens, config.data.max_patches = 136, 4096
-    mesh = make_mesh(devices=jax.devices()[:1])
-    described = describe_attention(config, mesh)
+    mesh, model = make_mesh(devices=jax.devices()[:1]), Qwen2_5_VLConfig.preset("tiny")
+    described = describe_attention(config, model, mesh)
     assert described == "attention on cpu: reference in the decoder, chunked in the vision tower"
-    assert "chunked in the decoder" in describe_attention(config, make_mesh())
+    assert "chunked in the decoder" in describe_attention(config, model, make_mesh())
     config.attention = "chunked"
-    assert "chunked in the decoder" in describe_attention(config, mesh)
+    assert "chunked in the decoder" in describe_attention(config, model, mesh)
 
 
 def mesh_config(**mesh: int) -> ConfigDict:
