@@ -1,15 +1,23 @@
 """What the compiler is told beside a program."""
 
-from collections.abc import Mapping
 from types import MappingProxyType
 
-_GPU_OPTIONS = {
+_TRAINING = {
     # It writes a product or a kernel's result straight into the stack of what a loop keeps, and computes it again for
     # whoever else needs it: of a training step, attention and two of the MLP's three products, forward.
     "xla_gpu_enable_dynamic_slice_fusion": False,
-    # Without it products go to cuBLAS, aligned: of 3,420 columns (the vision tower) at several times the speed.
+    # Without it products go to cuBLAS, aligned: of 3,420 columns (the vision tower) at more than twice the speed.
     "xla_gpu_enable_triton_gemm": False,
 }
+_STREAMING = {
+    **_TRAINING,
+    # It makes one product of two small ones with the same input, whose weights are then copied together in each pass:
+    # of 3B, a quarter of the time that a GPU is busy while it streams.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+}
 
-COMPILER_OPTIONS: Mapping[str, dict[str, bool]] = MappingProxyType({"gpu": _GPU_OPTIONS})
-"""By platform of the devices, options for `jax.jit(compiler_options=...)` of all large programs."""
+TRAINING_OPTIONS = MappingProxyType({"gpu": _TRAINING})
+"""By platform of the devices, options for `jax.jit(compiler_options=...)` of training steps."""
+
+STREAMING_OPTIONS = MappingProxyType({"gpu": _STREAMING})
+"""The same for passes of a few tokens."""

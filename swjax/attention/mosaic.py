@@ -10,7 +10,7 @@ As in all blockwise kernels here, keys that no span reaches may be anything (eve
 reached; in a block that is partly reached, values must be finite, as weights of zero multiply them.
 
 They take bfloat16 and float16, with at most 128 features a head, and JAX 0.10.2 or later. `auto` takes them on Hopper.
-They are compared with the dense attention in interpret mode (JAX 0.11) and on an H200, where forward they have 94 to
+They are compared with the dense attention in interpret mode (JAX 0.11) and on an H200, where forward they have 91 to
 113 % of the speed of cuDNN's causal attention (benchmarks/RESULTS.md).
 """
 

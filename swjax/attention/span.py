@@ -124,9 +124,14 @@ def check_implementation(name: str) -> None:
 
 
 def _automatic(q: Array, k: Array, v: Array, spans: KeySpans, sharding: AttentionSharding | None) -> Array:
-    sizes = {"queries": q.shape[1], "keys": k.shape[1], "width": q.shape[3]}
-    dtype = jnp.result_type(q, k, v)
-    choose = functools.partial(implementation_for, **sizes, dtype=dtype, sharded=sharding is not None)
+    choose = functools.partial(
+        implementation_for,
+        queries=q.shape[1],
+        keys=k.shape[1],
+        dtype=jnp.result_type(q, k, v),
+        width=q.shape[3],
+        sharded=sharding is not None,
+    )
     native = {platform: KERNELS[choose(platform)] for platform in NATIVE}
     if choose("cpu") == "reference":
         # Outside of the differentiation rule, as `reference` has none.

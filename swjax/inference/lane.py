@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
-from swjax.compiler import COMPILER_OPTIONS
+from swjax.compiler import STREAMING_OPTIONS
 from swjax.inference.memory import Moves, StoredKeys
 from swjax.inference.memory.moved import moved, stored
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
@@ -312,7 +312,7 @@ class _Compiled(NamedTuple):
 @functools.cache
 def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
     """Bound to its structure, whose hash, were it an argument, each call would compute: half a millisecond."""
-    jit = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(platform))
+    jit = functools.partial(jax.jit, compiler_options=STREAMING_OPTIONS.get(platform))
     return _Compiled(
         jit(functools.partial(_encode, structure), donate_argnums=1),
         jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),

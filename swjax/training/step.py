@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Shaped
 
 from swjax.attention import stripe_order
-from swjax.compiler import COMPILER_OPTIONS
+from swjax.compiler import TRAINING_OPTIONS
 from swjax.models.adapters import attach_adapters
 from swjax.models.layers import Constrain, unconstrained
 from swjax.models.parameters import Parameters, merge_parameters
@@ -215,7 +215,7 @@ def make_train_step(
         donate_argnames="state",
         in_shardings=(shardings, None),  # a batch lies where `put_batch` has put it
         out_shardings=(shardings, replicated(mesh)),
-        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+        compiler_options=TRAINING_OPTIONS.get(mesh.devices.flat[0].platform),
     )
 
 
@@ -238,7 +238,7 @@ def make_eval_step(
         eval_step,
         in_shardings=(shardings, None),
         out_shardings=(replicated(mesh), replicated(mesh)),
-        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+        compiler_options=TRAINING_OPTIONS.get(mesh.devices.flat[0].platform),
     )
 
 
