@@ -5,6 +5,8 @@ import os
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most programs here run once or twice, which is not worth compiling well; `compiled_well` is for the others.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 
@@ -32,11 +34,15 @@ def random_model():
 
 
 @pytest.fixture(scope="module")
-def cheap_compilations():
-    """For modules that compile much and run it once or twice, which is not worth compiling well."""
+def compiled_well():
+    """For modules that look at what the compiler makes, or compute much."""
     import jax
 
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def cheap_compilations():
+    """What all modules have that do not ask for `compiled_well`."""

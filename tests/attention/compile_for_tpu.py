@@ -60,5 +60,5 @@ def compile_case(name, devices):
 
 if __name__ == "__main__":
     topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
-    for case in CASES:
+    for case in sys.argv[2:]:
         print(json.dumps(compile_case(case, topology.devices)), flush=True)

@@ -8,23 +8,37 @@ from pathlib import Path
 
 import pytest
 
-TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+LONG, CACHED = ("decoder", "vision"), ("one step", "eight steps")
+CASES = {
+    "v5e:2x2": ("decoder", "one step"),
+    "v5p:2x2x1": (*LONG, *CACHED, "ends inside of blocks", "float32", "context"),
+    "v6e:2x2": (*LONG, "eight steps"),
+    "tpu7x:2x2x1": ("decoder", "eight steps"),
+}
+"""Chip -> cases of `compile_for_tpu.py`: all for one, and for the others what differs with a chip's sizes."""
+
 ONE_BYTE_A_SCORE = 32768 * 32768
 
 
-@pytest.fixture(scope="module", params=TOPOLOGIES)
+@pytest.fixture(scope="module", params=CASES)
 def compiled(request):
     """What `compile_for_tpu.py` tells of each case."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0",
         "TPU_SKIP_MDS_QUERY": "1",  # asks no cloud for the machine's own topology
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several test processes compile at once, and none holds a TPU
     }
     script = Path(__file__).with_name("compile_for_tpu.py")
     done = subprocess.run(
-        [sys.executable, script, request.param], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, script, request.param, *CASES[request.param]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"(libtpu comes with the dev extra)\n{done.stderr[-4000:]}"
     return {told["case"]: told for told in map(json.loads, done.stdout.splitlines())}
@@ -33,13 +47,15 @@ def compiled(request):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
 def test_compiles(compiled):
-    for case in ("decoder", "vision", "ends inside of blocks", "float32", "context"):
-        assert compiled[case]["kernels"] == 3, case
-    # A few copies of queries, keys and values, and nothing of the size of the scores of one head.
-    assert compiled["decoder"]["temp_bytes"] < min(4 * compiled["decoder"]["argument_bytes"], ONE_BYTE_A_SCORE)
-    assert compiled["vision"]["temp_bytes"] < min(4 * compiled["vision"]["argument_bytes"], ONE_BYTE_A_SCORE)
-    assert compiled["context"]["temp_bytes"] < compiled["decoder"]["temp_bytes"]
-    for case in ("one step", "eight steps"):
-        assert compiled[case]["kernels"] == 1, case
-        # The cache is read where it lies.
-        assert compiled[case]["temp_bytes"] < compiled[case]["argument_bytes"] / 20, case
+    for case, told in compiled.items():
+        if case in CACHED:
+            assert told["kernels"] == 1, case
+            # The cache is read where it lies.
+            assert told["temp_bytes"] < told["argument_bytes"] / 20, case
+        else:
+            assert told["kernels"] == 3, case
+        if case in LONG:
+            # A few copies of queries, keys and values, and nothing of the size of the scores of one head.
+            assert told["temp_bytes"] < min(4 * told["argument_bytes"], ONE_BYTE_A_SCORE)
+    if "context" in compiled:
+        assert compiled["context"]["temp_bytes"] < compiled["decoder"]["temp_bytes"]

@@ -9,6 +9,8 @@ from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 
 SLOTS = 30_011
 
+pytestmark = pytest.mark.usefixtures("compiled_well")
+
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 9)])
 def test_neither_the_cache_nor_weights_are_copied(rows, size):

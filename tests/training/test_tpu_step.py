@@ -16,6 +16,8 @@ def test_a_sharded_step_compiles_without_mask_or_logits():
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0",  # the same arrays, in less than half of the time
         "TPU_SKIP_MDS_QUERY": "1",  # asks no cloud for the machine's own topology
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several test processes compile at once, and none holds a TPU
     }
