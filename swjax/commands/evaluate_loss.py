@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Score
     from swjax.runs.streaming_model import StreamingModel
+    from swjax.streaming import Geometry
 
 MAX_TOKENS = 2**17
 """Tokens of the longest example that is read: as many as a row of the engine may have when videos are watched."""
@@ -46,7 +47,6 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     from swjax.data.chat import EVALUATION_QUESTION
     from swjax.data.encoding import encode_example
     from swjax.data.example import ExampleError, Rejected
-    from swjax.data.patches import MERGE_SIZE
     from swjax.data.pipeline_config import PipelineConfig
     from swjax.evaluation.ahead import work_ahead
     from swjax.evaluation.bootstrap import ratio_score
@@ -56,10 +56,12 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     from swjax.training.objectives.labels import IGNORED
     from swjax.training.objectives.next_token import losses_by_row
 
+    geometry = source.model.config.geometry
     config = PipelineConfig(
         batch_size=1,
         max_tokens=MAX_TOKENS,
-        max_patches=MAX_TOKENS * MERGE_SIZE**2,
+        max_patches=MAX_TOKENS * geometry.token_patches,
+        geometry=geometry,
         **asdict(source.record),
     )
     special = SpecialTokens.from_tokenizer(tokenizer)
@@ -84,7 +86,7 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
         labels = (batch["labels"] != IGNORED).sum(-1)
         return losses_by_row(model, batch, max_labels=batch["labels"].shape[-1]), labels
 
-    batches = _batches(usable_rows(), most=min(ROWS, len(examples)))
+    batches = _batches(usable_rows(), geometry, most=min(ROWS, len(examples)))
     found: dict[int, tuple[float, int]] = {}
     for numbers, batch in batches:
         by_row = zip(*jax.device_get(sums(parameters, batch)), strict=True)
@@ -96,7 +98,7 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     return CaptionLosses(scores, len(found), tuple(rejected))
 
 
-def _batches(rows: "Iterable[Row]", *, most: int) -> "Iterator[tuple[list[int], Batch]]":
+def _batches(rows: "Iterable[Row]", geometry: "Geometry", *, most: int) -> "Iterator[tuple[list[int], Batch]]":
     """Rows of like size in batches of as many as there is room for, each with the numbers of its rows."""
     from swjax.data.batching import empty_row, pad_rows, row_size
 
@@ -105,7 +107,7 @@ def _batches(rows: "Iterable[Row]", *, most: int) -> "Iterator[tuple[list[int], 
     def batch(size: tuple[int, int]) -> "tuple[list[int], Batch]":
         tokens, patches = size
         numbers, members = map(list, zip(*waiting.pop(size), strict=True))
-        members += [empty_row()] * (_num_rows(patches, most) - len(members))
+        members += [empty_row(geometry.patch_dim)] * (_num_rows(patches, most) - len(members))
         return numbers, pad_rows(members, tokens=tokens, patches=patches, videos=1)
 
     for number, row in enumerate(rows):

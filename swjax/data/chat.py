@@ -12,6 +12,7 @@ from jaxtyping import Int32
 
 from swjax.data.example import ExampleError
 from swjax.data.text import check_text
+from swjax.streaming import Geometry
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 VIDEO_PAD = "<|video_pad|>"
@@ -41,7 +42,7 @@ def encode_chat(
     answer: str | None,
     video_grid_thw: Sequence[int] | np.ndarray,
     later: Sequence[tuple[str, str]] = (),
-    merge_size: int = 2,
+    merge_size: int = Geometry.merge_size,
 ) -> Int32[np.ndarray, "L"]:
     """Encode a chat about one video with the tokenizer's chat template.
 

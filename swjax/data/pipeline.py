@@ -138,7 +138,7 @@ class _RowEncoder:
 
     def __call__(self, numbered: Numbered) -> Row:
         if numbered.example < 0:
-            return {"key": "", "reason": "", **empty_row()}
+            return {"key": "", "reason": "", **empty_row(self.config.geometry.patch_dim)}
         key = f"data set {numbered.data_set}, example {numbered.example}"
         try:
             example = self.sets[numbered.data_set][numbered.example]
@@ -152,7 +152,7 @@ class _RowEncoder:
                 cache=self.cache,
             )
         except ExampleError as error:
-            return {"key": key, "reason": str(error), **empty_row()}
+            return {"key": key, "reason": str(error), **empty_row(self.config.geometry.patch_dim)}
         return {"key": key, "reason": "", **row}
 
     def _asked(self, example: VideoExample, epoch: int) -> dict[str, str]:

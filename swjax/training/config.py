@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
-from swjax.data.patches import MERGE_SIZE
 from swjax.local_path import refused_scheme
 from swjax.models.remat import REMAT
 from swjax.streaming import StreamSpec, Variant
@@ -205,11 +204,6 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
-    if odd := values["data.max_patches"] % MERGE_SIZE**2:
-        raise ConfigError(
-            f"config.data.max_patches is {values['data.max_patches']}; it must be a multiple of {MERGE_SIZE**2}, the "
-            f"patches of a token, such as {values['data.max_patches'] + MERGE_SIZE**2 - odd}"
-        )
     for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")

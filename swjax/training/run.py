@@ -58,7 +58,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     tokenizer = load_tokenizer(run_dir / TOKENIZER) if start else choose_tokenizer(config)
     model_config = read_model_config(run_dir) if start else choose_model(config, tokenizer)
     program = make_program(config, model_config)
-    inputs = open_inputs(config, tokenizer, program.mesh)
+    inputs = open_inputs(config, model_config, tokenizer, program.mesh)
 
     if is_first():
         if not start:
