@@ -47,7 +47,7 @@ def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Any, fi
     Args:
         example: one that can be used.
         config: sampling and wait-k.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
         file: PNG file to write.
 
     Raises:

@@ -62,9 +62,10 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
         max_tokens=MAX_TOKENS,
         max_patches=MAX_TOKENS * geometry.token_patches,
         geometry=geometry,
+        chat=source.model.config.chat,
         **asdict(source.record),
     )
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, config.chat)
     structure, parameters = split_parameters(source.model)
     rejected: list[Rejected] = []
 

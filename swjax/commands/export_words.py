@@ -61,7 +61,10 @@ def _our_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
         sampling=Sampling(),
     )
     session = StreamSession(
-        Engine(loaded.model), load_tokenizer(loaded.tokenizer), question=QUESTION, settings=settings
+        Engine(loaded.model),
+        load_tokenizer(loaded.tokenizer, loaded.model.config.chat),
+        question=QUESTION,
+        settings=settings,
     )
     frames = (
         make_frame(

@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     source = load_streaming_model(args.checkpoint, step=args.step)
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     modes = tuple(Mode(mode) for mode in args.mode) if args.mode else USUAL_MODES
     try:
         record = _record(args, source.record)

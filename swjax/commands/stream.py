@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--picture {args.picture} must name a PNG file, as stream.png")
 
     source = load_streaming_model(args.checkpoint, step=args.step)
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     settings = _settings(args, source.record, tokenizer, source.model.config.geometry)
     record = source.record
     read = functools.partial(

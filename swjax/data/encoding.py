@@ -65,7 +65,7 @@ def encode_example(
     Args:
         example: what to encode.
         config: shapes and sampling.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
         special_tokens: their ids.
         question: what the user asks.
         answer: what is to be answered; by default the example's caption.
@@ -88,6 +88,7 @@ def encode_example(
         later=example.later,
         video_grid_thw=grid,
         merge_size=config.geometry.merge_size,
+        chat=config.chat,
     )
     schedule = answer_schedule(example, ids, grid, config, tokenizer, special_tokens)
     if len(ids) > config.max_tokens:

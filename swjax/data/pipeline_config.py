@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swjax.streaming import DEFAULT_GEOMETRY, Geometry, StreamSpec
+from swjax.streaming import DEFAULT_CHAT, DEFAULT_GEOMETRY, ChatRule, Geometry, StreamSpec
 
 
 class Batching(enum.StrEnum):
@@ -40,6 +40,7 @@ class PipelineConfig(StreamSpec):
         cache_mb: megabytes of patches that this process, or each worker, keeps from epoch to epoch instead of decoding
             their videos again.
         geometry: the model's sizes of patches and tokens.
+        chat: how the model's family chats.
     """
 
     batch_size: int
@@ -56,6 +57,7 @@ class PipelineConfig(StreamSpec):
     prefetch: int = 16
     cache_mb: int = 0
     geometry: Geometry = DEFAULT_GEOMETRY
+    chat: ChatRule = DEFAULT_CHAT
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""

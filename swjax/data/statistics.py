@@ -65,9 +65,9 @@ def measure(examples: Iterable[VideoExample], config: PipelineConfig, tokenizer:
     Args:
         examples: what to measure.
         config: sampling and shapes; with more than one video to a row, packing is measured as well.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
     """
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, config.chat)
     rows: list[Row] = []
     sizes, rejected = [], []
     for example in examples:
@@ -126,15 +126,20 @@ def words_by_frame(
         example: whose answer.
         grid: its video in patches (t, h, w).
         config: wait-k and frame rate.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
 
     Raises:
         ExampleError: if the answer does not fit the video.
     """
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, config.chat)
     question = example.question or EVALUATION_QUESTION
     ids = encode_chat(
-        tokenizer, question=question, answer=example.caption, video_grid_thw=grid, merge_size=config.geometry.merge_size
+        tokenizer,
+        question=question,
+        answer=example.caption,
+        video_grid_thw=grid,
+        merge_size=config.geometry.merge_size,
+        chat=config.chat,
     )
     schedule = answer_schedule(example, ids, grid, config, tokenizer, special)
     answer = first_answer(ids, special)

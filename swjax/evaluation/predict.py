@@ -120,13 +120,14 @@ def predict(
     """
     mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
     mode.check(settings.variant)
-    special, unit = SpecialTokens.from_tokenizer(tokenizer), model.config.geometry.token_patches
+    chat, unit = model.config.chat, model.config.geometry.token_patches
+    special = SpecialTokens.from_tokenizer(tokenizer, chat)
     waiting, prompts = [], {}
     for example in examples:
         asked = example.question or question
         try:
             if asked not in prompts:
-                prompts[asked] = len(encode_prompt(tokenizer, special, asked))
+                prompts[asked] = len(encode_prompt(tokenizer, special, asked, chat))
             waiting.append(example)
         except ExampleError as error:
             yield Rejected(example.key, str(error))

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 from swjax.models.rotary import Rotary
-from swjax.streaming import Geometry
+from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,11 @@ class ModelConfig(abc.ABC):
 
     Attributes:
         model_type: what config.json calls the family.
+        chat: how the family chats.
     """
 
     model_type: ClassVar[str]
+    chat: ClassVar[ChatRule] = DEFAULT_CHAT
 
     text: TextConfig
     vision: VisionConfig

@@ -40,15 +40,17 @@ from swjax.streaming.schedule import (
 )
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.spec import StreamSpec
-from swjax.streaming.tokens import SpecialTokens
+from swjax.streaming.tokens import DEFAULT_CHAT, ChatRule, SpecialTokens
 from swjax.streaming.variants import DESIGNS, Design, Storage, Variant
 
 __all__ = [
+    "DEFAULT_CHAT",
     "DEFAULT_GEOMETRY",
     "DESIGNS",
     "ONE",
     "OVERLAPPED",
     "TWO",
+    "ChatRule",
     "Counting",
     "Design",
     "Geometry",

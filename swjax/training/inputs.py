@@ -121,6 +121,7 @@ def _stream(
             workers=config.data.workers,
             cache_mb=config.data.cache_mb,
             geometry=model_config.geometry,
+            chat=model_config.chat,
         )
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error
