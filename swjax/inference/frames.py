@@ -127,7 +127,17 @@ def check_frame(frame: Any, config: VisionConfig) -> None:
     """
     if not isinstance(frame, Frame):
         raise ValueError(f"a stream sees a Frame at a time (make_frame, read_frames), got {shown(frame)}")
-    patches, merge = frame.patches, config.spatial_merge_size
+    patches, merge, given = frame.patches, config.spatial_merge_size, frame.geometry
+    wanted = Geometry(config.patch_size, merge, config.temporal_patch_size)
+    if not isinstance(given, Geometry) or (given.token_size, given.token_patches, given.temporal_patch_size) != (
+        wanted.token_size,
+        wanted.token_patches,
+        wanted.temporal_patch_size,
+    ):
+        raise ValueError(
+            f"the frame was cut up by {shown(given)}, which is not the model's geometry; give make_frame or "
+            "read_frames that of the model's configuration"
+        )
     if not isinstance(frame.grid_hw, tuple) or len(frame.grid_hw) != 2:
         raise ValueError(f"grid_hw must be the rows and columns of a frame's patches, got {shown(frame.grid_hw)}")
     rows, columns = (whole("a side of grid_hw", side, least=1, most=MAX_SIDE) for side in frame.grid_hw)
@@ -140,12 +150,6 @@ def check_frame(frame: Any, config: VisionConfig) -> None:
     if patches.shape != (rows * columns, config.patch_dim):
         raise ValueError(f"the patches of a frame must be {expected}, got uint8{list(patches.shape)}")
     real("video_s", frame.video_s)
-    made_of = frame.geometry.patch_size, frame.geometry.merge_size, frame.geometry.temporal_patch_size
-    if made_of != (config.patch_size, merge, config.temporal_patch_size):
-        raise ValueError(
-            f"the frame has patches of {frame.geometry}, and the model takes others; give make_frame or read_frames "
-            "the geometry of the model's configuration"
-        )
 
 
 def merge_frames(earliest: Frame, newest: Frame) -> Frame:
