@@ -103,6 +103,7 @@ def _batches(rows: "Iterable[Row]", geometry: "Geometry", *, most: int) -> "Iter
     """Rows of like size in batches of as many as there is room for, each with the numbers of its rows."""
     from swjax.data.batching import empty_row, pad_rows, row_size
 
+    unit = geometry.token_patches
     waiting: dict[tuple[int, int], list[tuple[int, Row]]] = {}
 
     def batch(size: tuple[int, int]) -> "tuple[list[int], Batch]":
@@ -113,7 +114,7 @@ def _batches(rows: "Iterable[Row]", geometry: "Geometry", *, most: int) -> "Iter
 
     for number, row in enumerate(rows):
         tokens, patches, _ = row_size(row)
-        size = _power_of_two(tokens), _power_of_two(patches)
+        size = _power_of_two(tokens, 64), unit * _power_of_two(-(-patches // unit), 16)
         waiting.setdefault(size, []).append((number, row))
         if len(waiting[size]) == _num_rows(size[1], most):
             yield batch(size)
@@ -125,6 +126,6 @@ def _num_rows(patches: int, most: int) -> int:
     return max(1, min(most, PATCHES_OF_A_BATCH // patches))
 
 
-def _power_of_two(count: int) -> int:
-    """The least power of two that is no less, from 64 on: whole tokens of patches."""
-    return max(64, 1 << (count - 1).bit_length())
+def _power_of_two(count: int, least: int) -> int:
+    """The least power of two that is no less, from `least` on."""
+    return max(least, 1 << (count - 1).bit_length())

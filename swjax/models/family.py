@@ -28,8 +28,9 @@ class Family:
         model: builds one: (config, *, rngs, param_dtype, attention, vision_attention, constrain, remat) -> model.
         weights: its weights' names on the hub.
         presets: its named sizes.
-        architecture: its class in transformers.
+        architecture: its class in transformers; "" if that has none.
         processor: keys of preprocessor_config.json by which transformers chooses its processor.
+        pytorch_files: files of `swjax/hub/pytorch` that know the family; they stand beside its exported weights.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family:
     presets: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
     architecture: str = ""
     processor: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    pytorch_files: tuple[str, ...] = ()
 
 
 _FAMILIES: dict[str, Family] = {}

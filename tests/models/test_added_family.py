@@ -12,10 +12,13 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from toy_family import NORM_EPS, SMALL, TOY, ToyModel
 
-from swjax.data.chat import encode_chat
+from swjax.commands.evaluate_loss import caption_losses
+from swjax.data.chat import EVALUATION_QUESTION, encode_chat
+from swjax.data.manifest import read_manifest
 from swjax.data.moving_shapes.prepare import prepare
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, TokenizerError, load_tokenizer
 from swjax.hub import CheckpointError, load_hf, save_hf
+from swjax.hub.verify import compare_logits
 from swjax.inference import (
     BatchEngine,
     Engine,
@@ -31,8 +34,10 @@ from swjax.inference.frames import make_frame
 from swjax.models import family, register_family
 from swjax.models.parameters import split_parameters
 from swjax.models.qwen2_5_vl import QWEN2_5_VL
+from swjax.runs.export import export_streaming_model
 from swjax.runs.folder import load_run
-from swjax.streaming import SpecialTokens, Variant, build_layout
+from swjax.runs.streaming_model import StreamingModel, open_streaming_model
+from swjax.streaming import KeySpans, SpecialTokens, StreamSpec, Variant, build_layout
 from swjax.training.config import ConfigError, base_config
 from swjax.training.run import train
 
@@ -160,12 +165,12 @@ def plain_logits(weights, ids, positions, mask, patches, is_video):
     return linear(norm(x, "model.norm"), "lm_head")
 
 
-def lay_out(tokenizer, patches, grid, answer, *, variant="gdpe", wait_k=2, fps=2.0):
+def lay_out(tokenizer, patches, grid, answer, *, variant="gdpe", wait_k=2, question=QUESTION):
     """The layout of an answer, whole if it is text and open if it is ids, and what `plain_logits` takes of it."""
     special = SpecialTokens.from_tokenizer(tokenizer, CHAT)
     ids = encode_chat(
         tokenizer,
-        question=QUESTION,
+        question=question,
         answer=answer if isinstance(answer, str) else None,
         video_grid_thw=grid,
         merge_size=GEOMETRY.merge_size,
@@ -178,7 +183,7 @@ def lay_out(tokenizer, patches, grid, answer, *, variant="gdpe", wait_k=2, fps=2
         np.array([grid]),
         variant=variant,
         schedule=wait_k,
-        second_per_grid_t=GEOMETRY.frame_seconds(fps),
+        second_per_grid_t=GEOMETRY.frame_seconds(2.0),
         tokens_per_second=GEOMETRY.tokens_per_second,
         merge_size=GEOMETRY.merge_size,
         special_tokens=special,
@@ -216,6 +221,68 @@ def test_logits_are_those_of_the_plain_model(folder, model, tokenizer, variant):
     )
     expected = plain_logits(load_file(folder / "model.safetensors"), *plain)
     np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_its_decoder_is_that_of_qwen3_vl(folder, model):
+    torch = pytest.importorskip("torch")
+    from transformers.models.qwen3_vl import Qwen3VLTextConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+
+    text = SMALL.text
+    theirs = Qwen3VLTextModel(
+        Qwen3VLTextConfig(
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_hidden_layers=text.num_layers,
+            num_attention_heads=text.num_heads,
+            num_key_value_heads=text.num_kv_heads,
+            head_dim=text.head_dim,
+            rms_norm_eps=text.rms_norm_eps,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": text.rope_theta,
+                "mrope_section": list(text.mrope_section),
+            },
+        )
+    ).float()
+    tensors = load_file(folder / "model.safetensors")
+    of_decoder = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    theirs.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in of_decoder.items()})
+    rng = np.random.default_rng(3)
+    ids, positions = rng.integers(0, 400, (1, 12)), rng.integers(0, 50, (3, 1, 12))
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.from_numpy(ids), position_ids=torch.from_numpy(positions)).last_hidden_state
+    stop = np.arange(1, 13, dtype=np.int32)[None]
+    hidden = model.hidden(jnp.asarray(ids), jnp.asarray(positions), KeySpans(np.zeros_like(stop), stop))
+    np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_caption_loses_what_the_plain_model_loses(folder, model, tokenizer, clips):
+    spec = StreamSpec(wait_k=1, **BUDGET)
+    examples = read_manifest(clips / "test" / "manifest.jsonl").examples[:1]
+    frames = list(read_frames(examples[0].video, fps=2, geometry=GEOMETRY, **BUDGET))
+    patches, grid = np.concatenate([frame.patches for frame in frames]), (len(frames), *frames[0].grid_hw)
+    question = examples[0].question or EVALUATION_QUESTION
+    layout, plain = lay_out(tokenizer, patches, grid, examples[0].caption, wait_k=1, question=question)
+    scores = plain_logits(load_file(folder / "model.safetensors"), *plain)
+    (queries,) = np.nonzero(layout.labels >= 0)
+    losses = np.log(np.exp(scores[queries]).sum(1)) - scores[queries, layout.labels[queries]]
+
+    found = caption_losses(StreamingModel(model, folder, spec), tokenizer, examples)
+    assert found.scores["loss"].value == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_an_export_holds_what_is_known_of_the_family(folder, tmp_path):
+    export_streaming_model(open_streaming_model(folder), tmp_path / "out")
+    assert load_hf(tmp_path / "out").config == load_hf(folder).config
+    processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert (processor["patch_size"], processor["merge_size"], processor["image_mean"]) == (8, 3, [0.5, 0.4, 0.3])
+    assert not list((tmp_path / "out").glob("*.py")), "PyTorch's files know nothing of this family"
+    assert "PyTorch" not in (tmp_path / "out" / "README.md").read_text()
+    pytest.importorskip("torch")
+    with pytest.raises(CheckpointError, match="transformers has no class for a Toy to compare with"):
+        compare_logits(tmp_path / "out")
 
 
 def test_a_clip_is_streamed_as_the_plain_model_would_speak(folder, model, tokenizer, clips):
