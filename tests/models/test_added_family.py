@@ -20,7 +20,6 @@ from swjax.data.tokenizer import SHIPPED_TOKENIZER, TokenizerError, load_tokeniz
 from swjax.hub import CheckpointError, load_hf, save_hf
 from swjax.hub.verify import compare_logits
 from swjax.inference import (
-    BatchEngine,
     Engine,
     Frame,
     Request,
@@ -37,6 +36,7 @@ from swjax.models.qwen2_5_vl import QWEN2_5_VL
 from swjax.runs.export import export_streaming_model
 from swjax.runs.folder import load_run
 from swjax.runs.streaming_model import StreamingModel, open_streaming_model
+from swjax.serving import EngineSize, Limits, build_engine
 from swjax.streaming import KeySpans, SpecialTokens, StreamSpec, Variant, build_layout
 from swjax.training.config import ConfigError, base_config
 from swjax.training.run import train
@@ -302,7 +302,10 @@ def test_a_clip_is_streamed_as_the_plain_model_would_speak(folder, model, tokeni
     spoken = scores[slot_of[first - 1 : len(layout) - 1]].argmax(-1)
     assert spoken.tolist() == session.answer
 
-    engine = BatchEngine(model, rows=2, frame_units=grid[1] * grid[2] // GEOMETRY.token_patches)
+    record, limits = StreamSpec(wait_k=2, **BUDGET), Limits(max_video_s=2.0, max_tail=8)
+    size = EngineSize.of(record, limits, rows=2, pictures=[(56, 56)], geometry=GEOMETRY)
+    assert size.frame_units * GEOMETRY.token_patches in size.frame_sizes
+    engine = build_engine(model, size, tokenizer)
     requests = [Request(QUESTION, frames, settings), Request(QUESTION, frames[1:], settings)]
     ends = {
         number: stream.answer
