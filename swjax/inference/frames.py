@@ -128,12 +128,8 @@ def check_frame(frame: Any, config: VisionConfig) -> None:
     if not isinstance(frame, Frame):
         raise ValueError(f"a stream sees a Frame at a time (make_frame, read_frames), got {shown(frame)}")
     patches, merge, given = frame.patches, config.spatial_merge_size, frame.geometry
-    wanted = Geometry(config.patch_size, merge, config.temporal_patch_size)
-    if not isinstance(given, Geometry) or (given.token_size, given.token_patches, given.temporal_patch_size) != (
-        wanted.token_size,
-        wanted.token_patches,
-        wanted.temporal_patch_size,
-    ):
+    wanted = config.patch_size, merge, config.temporal_patch_size
+    if not isinstance(given, Geometry) or (given.patch_size, given.merge_size, given.temporal_patch_size) != wanted:
         raise ValueError(
             f"the frame was cut up by {shown(given)}, which is not the model's geometry; give make_frame or "
             "read_frames that of the model's configuration"
