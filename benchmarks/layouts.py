@@ -27,9 +27,16 @@ from rich.progress import track
 
 from swjax.data.batching import make_row, pad_rows
 from swjax.data.chat import EVALUATION_QUESTION, encode_chat
-from swjax.data.patches import PATCH_DIM
 from swjax.data.tokenizer import load_tokenizer
-from swjax.streaming import SpecialTokens, StreamLayout, Variant, build_layout, pack_layouts, pad_layout
+from swjax.streaming import (
+    DEFAULT_GEOMETRY,
+    SpecialTokens,
+    StreamLayout,
+    Variant,
+    build_layout,
+    pack_layouts,
+    pad_layout,
+)
 from swjax.training.config_file import load_config
 from swjax.training.program import make_program
 from swjax.training.start import choose_model, make_state
@@ -96,7 +103,7 @@ def measure_step(repeats: int) -> tuple[int, int, float, float, float]:
     config = load_config(CONFIG, [f"--config.data.{name}={size}" for name, size in sizes.items()])
     program = make_program(config, model_config := choose_model(config, tokenizer))
     state = make_state(model_config, config, program.optimizer, program.shapes)
-    pixels = np.random.default_rng(0).integers(0, 256, (patches, PATCH_DIM), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (patches, DEFAULT_GEOMETRY.patch_dim), np.uint8)
 
     def lay_out_row() -> StreamLayout:
         layout = build_layout(ids, grid, variant=config.variant, schedule=WAIT_K, special_tokens=special)

@@ -40,7 +40,6 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
-from swjax.data.patches import PATCH_DIM  # noqa: E402
 from swjax.data.tokenizer import load_tokenizer  # noqa: E402
 from swjax.inference import (  # noqa: E402
     BatchEngine,
@@ -54,7 +53,11 @@ from swjax.inference import (  # noqa: E402
     run_streams,
 )
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig  # noqa: E402
-from swjax.streaming import SpecialTokens, Variant  # noqa: E402
+from swjax.streaming import (  # noqa: E402
+    DEFAULT_GEOMETRY,
+    SpecialTokens,
+    Variant,
+)
 
 STEPS = ("modes", "long", "again", "gain")
 QUESTION = "What happens?"
@@ -124,7 +127,7 @@ class Bench:
         """Random frames, one a second."""
         grid = grid or self.grid
         rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (min(count, 8), grid[0] * grid[1], PATCH_DIM), np.uint8)
+        pixels = rng.integers(0, 256, (min(count, 8), grid[0] * grid[1], DEFAULT_GEOMETRY.patch_dim), np.uint8)
         return [Frame(pixels[index % len(pixels)], grid, float(index)) for index in range(count)]
 
     def engine(self, sources: int, words: int, *, apart: bool = False) -> BatchEngine:

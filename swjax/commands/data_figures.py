@@ -10,7 +10,6 @@ import numpy as np
 from swjax.commands.say import UsageError
 from swjax.data.encoding import load_patches
 from swjax.data.example import VideoExample
-from swjax.data.patches import TEMPORAL_PATCH_SIZE
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.statistics import Statistics, words_by_frame
 from swjax.data.video import decode_video
@@ -48,7 +47,7 @@ def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Any, fi
     Args:
         example: one that can be used.
         config: sampling and wait-k.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
         file: PNG file to write.
 
     Raises:
@@ -56,17 +55,20 @@ def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Any, fi
     """
     figure = _figure()
     _, grid = load_patches(example.video, config)
-    frames = decode_video(example.video, fps=config.fps, max_frames=(grid[0] + 1) * TEMPORAL_PATCH_SIZE - 1)
+    depth = config.geometry.temporal_patch_size
+    frames = decode_video(
+        example.video, fps=config.fps, temporal_patch_size=depth, max_frames=(grid[0] + 1) * depth - 1
+    )
     words = words_by_frame(example, grid, config, tokenizer)
     across = min(8, grid[0])
     down = -(-grid[0] // across)
     figure.set_size_inches(1.9 * across, 0.7 + down * (0.9 + 1.7 * frames.shape[1] / frames.shape[2]))
     for number in range(grid[0]):
         axes = figure.add_subplot(down, across, number + 1)
-        axes.imshow(frames[number * TEMPORAL_PATCH_SIZE + TEMPORAL_PATCH_SIZE - 1])
+        axes.imshow(frames[(number + 1) * depth - 1])
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(f"{number * TEMPORAL_PATCH_SIZE / config.fps:g} s", fontsize=8, loc="left")
+        axes.set_title(f"{number * depth / config.fps:g} s", fontsize=8, loc="left")
         axes.set_xlabel(textwrap.fill(words[number].strip().replace("$", r"\$"), 24), fontsize=8)
     asked = example.question or "(a generic question)"
     figure.suptitle(f"{example.key}: {asked}".replace("$", r"\$"), fontsize=9)

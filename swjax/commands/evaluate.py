@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     chats = sum(bool(example.later) for example in examples)
     if not examples:
         return refuse(f"no example of {args.data} can be read; the first reason: {damaged[0].reason}")
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     truths = read_truths(args, examples, out)
     losses: CaptionLosses | None = None
     for seed in args.schedule_seed if args.schedule == "random" else [None]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Score
     from swjax.runs.streaming_model import StreamingModel
+    from swjax.streaming import Geometry
 
 MAX_TOKENS = 2**17
 """Tokens of the longest example that is read: as many as a row of the engine may have when videos are watched."""
@@ -46,7 +47,6 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     from swjax.data.chat import EVALUATION_QUESTION
     from swjax.data.encoding import encode_example
     from swjax.data.example import ExampleError, Rejected
-    from swjax.data.patches import MERGE_SIZE
     from swjax.data.pipeline_config import PipelineConfig
     from swjax.evaluation.ahead import work_ahead
     from swjax.evaluation.bootstrap import ratio_score
@@ -56,13 +56,16 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     from swjax.training.objectives.labels import IGNORED
     from swjax.training.objectives.next_token import losses_by_row
 
+    geometry = source.model.config.geometry
     config = PipelineConfig(
         batch_size=1,
         max_tokens=MAX_TOKENS,
-        max_patches=MAX_TOKENS * MERGE_SIZE**2,
+        max_patches=MAX_TOKENS * geometry.token_patches,
+        geometry=geometry,
+        chat=source.model.config.chat,
         **asdict(source.record),
     )
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, config.chat)
     structure, parameters = split_parameters(source.model)
     rejected: list[Rejected] = []
 
@@ -84,7 +87,7 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
         labels = (batch["labels"] != IGNORED).sum(-1)
         return losses_by_row(model, batch, max_labels=batch["labels"].shape[-1]), labels
 
-    batches = _batches(usable_rows(), most=min(ROWS, len(examples)))
+    batches = _batches(usable_rows(), geometry, most=min(ROWS, len(examples)))
     found: dict[int, tuple[float, int]] = {}
     for numbers, batch in batches:
         by_row = zip(*jax.device_get(sums(parameters, batch)), strict=True)
@@ -96,21 +99,22 @@ def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence
     return CaptionLosses(scores, len(found), tuple(rejected))
 
 
-def _batches(rows: "Iterable[Row]", *, most: int) -> "Iterator[tuple[list[int], Batch]]":
+def _batches(rows: "Iterable[Row]", geometry: "Geometry", *, most: int) -> "Iterator[tuple[list[int], Batch]]":
     """Rows of like size in batches of as many as there is room for, each with the numbers of its rows."""
     from swjax.data.batching import empty_row, pad_rows, row_size
 
+    unit = geometry.token_patches
     waiting: dict[tuple[int, int], list[tuple[int, Row]]] = {}
 
     def batch(size: tuple[int, int]) -> "tuple[list[int], Batch]":
         tokens, patches = size
         numbers, members = map(list, zip(*waiting.pop(size), strict=True))
-        members += [empty_row()] * (_num_rows(patches, most) - len(members))
+        members += [empty_row(geometry.patch_dim)] * (_num_rows(patches, most) - len(members))
         return numbers, pad_rows(members, tokens=tokens, patches=patches, videos=1)
 
     for number, row in enumerate(rows):
         tokens, patches, _ = row_size(row)
-        size = _power_of_two(tokens), _power_of_two(patches)
+        size = _power_of_two(tokens, 64), unit * _power_of_two(-(-patches // unit), 16)
         waiting.setdefault(size, []).append((number, row))
         if len(waiting[size]) == _num_rows(size[1], most):
             yield batch(size)
@@ -122,6 +126,6 @@ def _num_rows(patches: int, most: int) -> int:
     return max(1, min(most, PATCHES_OF_A_BATCH // patches))
 
 
-def _power_of_two(count: int) -> int:
-    """The least power of two that is no less, from 64 on: whole tokens of patches."""
-    return max(64, 1 << (count - 1).bit_length())
+def _power_of_two(count: int, least: int) -> int:
+    """The least power of two that is no less, from `least` on."""
+    return max(least, 1 << (count - 1).bit_length())

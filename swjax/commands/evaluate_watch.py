@@ -73,17 +73,20 @@ class Watch:
             change: what is done to the frames of a video.
         """
         from swjax.data.chat import EVALUATION_QUESTION
-        from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
         from swjax.evaluation import Prediction, perturbed_schedule, predict
         from swjax.evaluation.predictions import PredictionFile, open_predictions
         from swjax.inference import Sampling, StreamSettings, read_frames
         from swjax.streaming import Variant
 
-        args, record = self.args, self.source.record
+        args, record, geometry = self.args, self.source.record, self.source.model.config.geometry
         file: PredictionFile = open_predictions(self.folder, self._settings, name=name, overwrite=args.overwrite)
         left = [example for example in self.examples if example.key not in file.found]
         read = functools.partial(
-            read_frames, fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels
+            read_frames,
+            fps=record.fps,
+            min_pixels=record.min_pixels,
+            max_pixels=record.max_pixels,
+            geometry=geometry,
         )
         outcomes = predict(
             self.source.model,
@@ -94,12 +97,12 @@ class Watch:
                 variant=Variant(record.variant),
                 wait_k=record.wait_k,
                 gap=record.gap,
-                second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
+                second_per_grid_t=geometry.frame_seconds(record.fps),
                 max_tail=args.max_tail,
                 sampling=Sampling(repetition_penalty=args.repetition_penalty),
             ),
             read=lambda example: (change or iter)(read(example.video)),
-            frame_units=max(1, record.max_pixels // (PATCH_SIZE * MERGE_SIZE) ** 2),
+            frame_units=max(1, record.max_pixels // geometry.token_size**2),
             mode=self.mode,
             rows=args.rows,
             schedule=None if self.seed is None else perturbed_schedule(record.wait_k, self.seed),

@@ -50,24 +50,29 @@ def _our_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
     from swjax.streaming import Variant
 
     loaded = load_streaming_model(folder, dtype="float32")
-    spec = loaded.record
+    spec, geometry = loaded.record, loaded.model.config.geometry
+    depth = geometry.temporal_patch_size
     settings = StreamSettings(
         variant=Variant(spec.variant),
         wait_k=spec.wait_k,
         gap=spec.gap,
-        second_per_grid_t=2 / spec.fps,
+        second_per_grid_t=geometry.frame_seconds(spec.fps),
         max_tail=TAIL,
         sampling=Sampling(),
     )
     session = StreamSession(
-        Engine(loaded.model), load_tokenizer(loaded.tokenizer), question=QUESTION, settings=settings
+        Engine(loaded.model),
+        load_tokenizer(loaded.tokenizer, loaded.model.config.chat),
+        question=QUESTION,
+        settings=settings,
     )
     frames = (
         make_frame(
-            pictures[2 * number : 2 * number + 2],
-            video_s=(2 * number + 1) / spec.fps,
+            pictures[depth * number : depth * (number + 1)],
+            video_s=(depth * (number + 1) - 1) / spec.fps,
             min_pixels=spec.min_pixels,
             max_pixels=spec.max_pixels,
+            geometry=geometry,
         )
         for number in range(FRAMES)
     )

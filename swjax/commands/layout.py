@@ -162,8 +162,7 @@ def _print_tables(
 
 
 def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argparse.Namespace) -> "StreamLayout":
-    from swjax.data.patches import TEMPORAL_PATCH_SIZE
-    from swjax.streaming import build_layout
+    from swjax.streaming import DEFAULT_GEOMETRY, build_layout
 
     return build_layout(
         chat.input_ids,
@@ -172,7 +171,7 @@ def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argpa
         variant=variant,
         schedule=counts.tolist(),
         gap=args.gap,
-        second_per_grid_t=TEMPORAL_PATCH_SIZE / args.fps,
+        second_per_grid_t=DEFAULT_GEOMETRY.frame_seconds(args.fps),
         special_tokens=chat.special,
     )
 

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from swjax.commands.say import UsageError
-from swjax.streaming import SpecialTokens
+from swjax.streaming import DEFAULT_GEOMETRY, SpecialTokens
+
+MERGE = DEFAULT_GEOMETRY.merge_size
 
 FIRST_WORD, FIRST_OF_QUESTION = 100_000, 149_000
 """Ids that stand for words where no tokenizer is asked."""
@@ -55,7 +57,7 @@ def example_chat(grid: tuple[int, int, int], words: int) -> Chat:
     ids = [special.im_start, user, special.newline, *asked, special.vision_start]
     ids += [special.video_pad] * (frames * rows * columns)
     ids += [*special.trailer, *special.prefix, *range(FIRST_WORD, FIRST_WORD + words), special.im_end, special.newline]
-    return Chat(np.array(ids), np.array([[frames, 2 * rows, 2 * columns]]), _none(), special, _example_word)
+    return Chat(np.array(ids), np.array([[frames, MERGE * rows, MERGE * columns]]), _none(), special, _example_word)
 
 
 def text_chat(grid: tuple[int, int, int], question: str, answer: str, tokenizer_path: str | None) -> Chat:
@@ -70,7 +72,7 @@ def text_chat(grid: tuple[int, int, int], question: str, answer: str, tokenizer_
     frames, rows, columns = grid
     from swjax.data.tokenizer import load_tokenizer
 
-    return _encoded(load_tokenizer(tokenizer_path), question, answer, (frames, 2 * rows, 2 * columns))
+    return _encoded(load_tokenizer(tokenizer_path), question, answer, (frames, MERGE * rows, MERGE * columns))
 
 
 def manifest_chat(

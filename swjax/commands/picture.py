@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from swjax.inference import Frame
 
 _WIDTH, _MARGIN, _FONT_SIZE = 150, 12, 17
@@ -50,20 +49,11 @@ def draw_stream(frames: Sequence[Frame], words: Sequence[str], file: Path) -> No
 
 
 def _last_picture(frame: Frame) -> Image.Image:
-    """The later picture of a frame, put together again from its patches."""
-    rows, columns = frame.grid_hw
-    shape = (
-        rows // MERGE_SIZE,
-        columns // MERGE_SIZE,
-        MERGE_SIZE,
-        MERGE_SIZE,
-        3,
-        TEMPORAL_PATCH_SIZE,
-        PATCH_SIZE,
-        PATCH_SIZE,
-    )
+    """The last picture of a frame, put together again from its patches."""
+    (rows, columns), patch, merge = frame.grid_hw, frame.geometry.patch_size, frame.geometry.merge_size
+    shape = (rows // merge, columns // merge, merge, merge, 3, frame.geometry.temporal_patch_size, patch, patch)
     blocks = frame.patches.reshape(shape)[:, :, :, :, :, -1]
-    picture = blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * PATCH_SIZE, columns * PATCH_SIZE, 3)
+    picture = blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
     return Image.fromarray(np.ascontiguousarray(picture))
 
 

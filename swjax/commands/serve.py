@@ -147,13 +147,14 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     source = load_streaming_model(args.checkpoint, step=args.step)
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     modes = tuple(Mode(mode) for mode in args.mode) if args.mode else USUAL_MODES
     try:
         record = _record(args, source.record)
-        offer = Offer(Path(args.checkpoint).name, record, modes, limits)
+        geometry = source.model.config.geometry
+        offer = Offer(Path(args.checkpoint).name, record, modes, limits, geometry=geometry)
         pictures = {"pictures": args.picture_size} if args.picture_size else {}
-        size = EngineSize.of(record, limits, rows=args.rows, slots=args.slots, **pictures)
+        size = EngineSize.of(record, limits, rows=args.rows, slots=args.slots, geometry=geometry, **pictures)
         _describe(size, modes)
         engine = build_engine(source.model, size, tokenizer)
     except (ValueError, OverflowError) as error:

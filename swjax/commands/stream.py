@@ -16,6 +16,7 @@ from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.inference import Frame, StreamEvent, StreamSession, StreamSettings
+    from swjax.streaming import Geometry
 
 NAME = "stream"
 HELP = "describe a video while watching it"
@@ -94,11 +95,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--picture {args.picture} must name a PNG file, as stream.png")
 
     source = load_streaming_model(args.checkpoint, step=args.step)
-    tokenizer = load_tokenizer(source.tokenizer)
-    settings = _settings(args, source.record, tokenizer)
+    tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
+    settings = _settings(args, source.record, tokenizer, source.model.config.geometry)
     record = source.record
     read = functools.partial(
-        read_frames, args.video, fps=record.fps, min_pixels=record.min_pixels, max_pixels=record.max_pixels
+        read_frames,
+        args.video,
+        fps=record.fps,
+        min_pixels=record.min_pixels,
+        max_pixels=record.max_pixels,
+        geometry=source.model.config.geometry,
     )
     engine = Engine(source.model)
     question = args.question or EVALUATION_QUESTION
@@ -199,8 +205,7 @@ def _stop_token(text: str, tokenizer: Any) -> int:
     return int(ids[0])
 
 
-def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any) -> "StreamSettings":
-    from swjax.data.patches import TEMPORAL_PATCH_SIZE
+def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, geometry: "Geometry") -> "StreamSettings":
     from swjax.inference import Sampling, StreamSettings
     from swjax.inference.memory import memory_of
     from swjax.streaming import Variant
@@ -213,7 +218,7 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any) ->
             wait_k=record.wait_k if args.wait_k is None else args.wait_k,
             counts=None if args.schedule is None else _schedule(args.schedule),
             gap=record.gap if args.gap is None else args.gap,
-            second_per_grid_t=TEMPORAL_PATCH_SIZE / record.fps,
+            second_per_grid_t=geometry.frame_seconds(record.fps),
             max_tail=args.max_tail,
             memory=memory_of(args.memory),
             stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),

@@ -1,7 +1,7 @@
 """Rows into batches: padded one by one, packed several to a row, or sorted into buckets of like size.
 
 A row is a dict of arrays, one example (or several, packed) without padding: the fields of its `StreamLayout` flat,
-`span_start` and `span_stop` for its spans, `pixel_values` uint8[P, 1176] and `video_grid_thw` int32[V, 3].
+`span_start` and `span_stop` for its spans, `pixel_values` uint8[P, C] and `video_grid_thw` int32[V, 3].
 """
 
 import zlib
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from swjax.data.patches import PATCH_DIM
 from swjax.streaming import (
     KeySpans,
     StreamLayout,
@@ -26,7 +25,7 @@ Batch = dict[str, np.ndarray]
 """Rows of one batch, B rows of L tokens, P patches and V videos:
 
 token_ids int32[B, L], position_ids int32[B, 3, L], span_start and span_stop int32[B, L], labels int32[B, L] (-100: no
-loss), pixel_values uint8[B, P, 1176], video_grid_thw int32[B, V, 3] (0, 0, 0 for none).
+loss), pixel_values uint8[B, P, C] (C numbers to a patch), video_grid_thw int32[B, V, 3] (0, 0, 0 for none).
 """
 
 
@@ -52,8 +51,8 @@ def make_row(layout: StreamLayout, patches: UInt8[np.ndarray, "P C"], grids: Int
     }
 
 
-def empty_row() -> Row:
-    """A row without tokens."""
+def empty_row(patch_dim: int) -> Row:
+    """A row without tokens, whose patches would have so many numbers."""
     nothing = np.zeros(0, np.int32)
     layout = StreamLayout(
         token_ids=nothing,
@@ -64,13 +63,13 @@ def empty_row() -> Row:
         step=nothing,
         is_target=np.zeros(0, bool),
     )
-    return make_row(layout, np.zeros((0, PATCH_DIM), np.uint8), np.zeros((0, 3), np.int32))
+    return make_row(layout, np.zeros((0, patch_dim), np.uint8), np.zeros((0, 3), np.int32))
 
 
 def pad_rows(rows: Sequence[Row], *, tokens: int, patches: int, videos: int) -> Batch:
     """Stack rows to a batch of fixed shape."""
     layouts = [pad_layout(_layout_of(row), tokens) for row in rows]
-    pixels = np.zeros((len(rows), patches, PATCH_DIM), np.uint8)
+    pixels = np.zeros((len(rows), patches, rows[0]["pixel_values"].shape[1]), np.uint8)
     grids = np.zeros((len(rows), videos, 3), np.int32)
     for index, row in enumerate(rows):
         pixels[index, : len(row["pixel_values"])] = row["pixel_values"]

@@ -12,12 +12,7 @@ from jaxtyping import Int32
 
 from swjax.data.example import ExampleError
 from swjax.data.text import check_text
-
-SYSTEM_PROMPT = "You are a helpful assistant."
-VIDEO_PAD = "<|video_pad|>"
-
-NEEDED_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", VIDEO_PAD)
-"""The tokens that give a chat its structure."""
+from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
 
 EVALUATION_QUESTION = "Describe the scene in this video and the activity that takes place in it."
 TRAINING_QUESTIONS = (
@@ -41,20 +36,22 @@ def encode_chat(
     answer: str | None,
     video_grid_thw: Sequence[int] | np.ndarray,
     later: Sequence[tuple[str, str]] = (),
-    merge_size: int = 2,
+    merge_size: int = Geometry.merge_size,
+    chat: ChatRule = DEFAULT_CHAT,
 ) -> Int32[np.ndarray, "L"]:
     """Encode a chat about one video with the tokenizer's chat template.
 
     Args:
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's, with a chat template (`swjax.data.tokenizer.load_tokenizer`).
         question: the user's text; it stands before the video.
         answer: the assistant's text; None ends the chat at the prompt for an answer.
         video_grid_thw: (t, h, w) of the video in patches.
         later: questions and answers of the turns that follow, without videos of their own.
         merge_size: patches on a side of the square that becomes one token.
+        chat: how the model's family chats.
 
     Returns:
-        int32[L] in chat order, with t * h * w / merge_size**2 `<|video_pad|>` tokens.
+        int32[L] in chat order, with t * h * w / merge_size**2 tokens that stand for the video.
 
     Raises:
         ExampleError: if question or answer contain a special token written out, or half a character.
@@ -64,16 +61,14 @@ def encode_chat(
         raise ValueError("the first answer is open, so no turn can follow it")
     texts = [("question", question), ("answer", answer or "")]
     texts += [pair for asked, answered in later for pair in (("question", asked), ("answer", answered))]
-    structure = _structural_tokens(tokenizer)
+    structure = _structural_tokens(tokenizer, chat)
     for name, text in texts:
         check_text(text, name)
         written = [token for token in structure if token in text]
         if written:
             raise ExampleError(f"the {name} contains the special token {written[0]}; remove it from the text")
-    messages = [
-        {"role": "system", "content": SYSTEM_PROMPT},
-        {"role": "user", "content": [{"type": "text", "text": question.strip()}, {"type": "video"}]},
-    ]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
+    messages.append({"role": "user", "content": [{"type": "text", "text": question.strip()}, {"type": "video"}]})
     if answer is not None:
         messages.append({"role": "assistant", "content": answer.strip()})
     for asked, answered in later:
@@ -83,23 +78,23 @@ def encode_chat(
         messages, tokenize=True, add_generation_prompt=answer is None, return_dict=False
     )
     ids = np.asarray(template_ids, np.int32)
-    is_video = ids == tokenizer.convert_tokens_to_ids(VIDEO_PAD)
+    is_video = ids == tokenizer.convert_tokens_to_ids(chat.video_pad)
     if is_video.sum() != 1:
         raise ValueError(
             f"the chat template of the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} places the video "
-            f"{int(is_video.sum())} times; a Qwen2.5-VL tokenizer places {VIDEO_PAD} once"
+            f"{int(is_video.sum())} times; it must place {chat.video_pad} once"
         )
     t, h, w = (int(size) for size in np.asarray(video_grid_thw).reshape(3))
     return np.repeat(ids, np.where(is_video, t * h * w // merge_size**2, 1))
 
 
-def _structural_tokens(tokenizer: Any) -> list[str]:
+def _structural_tokens(tokenizer: Any, chat: ChatRule) -> list[str]:
     """The tokens that a text may not hold: those that give a chat its structure, and others marked as special.
 
     Words that somebody added to the vocabulary, and Qwen's <tool_call>, are text like any other.
     """
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return list(dict.fromkeys([*NEEDED_TOKENS, *special]))
+    return list(dict.fromkeys([*chat.added_tokens, *special]))
 
 
 def sentence_tokens(tokenizer: Any, sentences: Sequence[str]) -> Int32[np.ndarray, "sentences"]:

@@ -10,7 +10,7 @@ from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import encode_chat, sentence_tokens
 from swjax.data.example import EncodedClip, ExampleError, Video, VideoExample
-from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, resize, size_for_model, video_to_patches
+from swjax.data.patches import resize, size_for_model, video_to_patches
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.video import iter_frames
 from swjax.streaming import SpecialTokens, aligned_schedule, build_layout
@@ -25,28 +25,29 @@ def load_patches(video: Video, config: PipelineConfig) -> Patches:
         ExampleError: if the video cannot be used or has more patches than a row.
     """
     budget = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+    geometry, depth = config.geometry, config.geometry.temporal_patch_size
     original_size = video.original_size if isinstance(video, EncodedClip) else None
     frames: list[np.ndarray] = []
     most = height = width = 0
     for _, frame in iter_frames(video, config.fps):
         if not frames:
             original_size = original_size or (frame.shape[0], frame.shape[1])
-            height, width = size_for_model(frame.shape[:2], original_size, **budget)
-            most = config.max_patches // (height * width // PATCH_SIZE**2) * TEMPORAL_PATCH_SIZE
-        if len(frames) == most + TEMPORAL_PATCH_SIZE - 1:
+            height, width = size_for_model(frame.shape[:2], original_size, factor=geometry.token_size, **budget)
+            most = config.max_patches // (height * width // geometry.patch_size**2) * depth
+        if len(frames) == most + depth - 1:
             raise ExampleError(
                 f"{video} has more than the {config.max_patches} patches that a row has room for: those of "
-                f"{most // TEMPORAL_PATCH_SIZE} frames ({most / config.fps:g} s) of {height // PATCH_SIZE} x "
-                f"{width // PATCH_SIZE}; raise max_patches, lower max_pixels or cut the video"
+                f"{most // depth} frames ({most / config.fps:g} s) of {height // geometry.patch_size} x "
+                f"{width // geometry.patch_size}; raise max_patches, lower max_pixels or cut the video"
             )
         frames.append(resize(frame[None], height, width)[0])
-    usable = len(frames) - len(frames) % TEMPORAL_PATCH_SIZE
+    usable = len(frames) - len(frames) % depth
     if not usable:
         raise ExampleError(
             f"{video} is too short: {len(frames)} frame(s) at {config.fps:g} fps, and one step of the model needs "
-            f"{TEMPORAL_PATCH_SIZE} ({TEMPORAL_PATCH_SIZE / config.fps:g} s); leave the video out or sample faster"
+            f"{depth} ({geometry.frame_seconds(config.fps):g} s); leave the video out or sample faster"
         )
-    return video_to_patches(np.stack(frames[:usable]), original_size=original_size, **budget)
+    return video_to_patches(np.stack(frames[:usable]), original_size=original_size, geometry=geometry, **budget)
 
 
 def encode_example(
@@ -64,7 +65,7 @@ def encode_example(
     Args:
         example: what to encode.
         config: shapes and sampling.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
         special_tokens: their ids.
         question: what the user asks.
         answer: what is to be answered; by default the example's caption.
@@ -80,7 +81,15 @@ def encode_example(
     answer = example.caption if answer is None else answer
     load = functools.partial(load_patches, config=config)
     patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
-    ids = encode_chat(tokenizer, question=question, answer=answer, later=example.later, video_grid_thw=grid)
+    ids = encode_chat(
+        tokenizer,
+        question=question,
+        answer=answer,
+        later=example.later,
+        video_grid_thw=grid,
+        merge_size=config.geometry.merge_size,
+        chat=config.chat,
+    )
     schedule = answer_schedule(example, ids, grid, config, tokenizer, special_tokens)
     if len(ids) > config.max_tokens:
         raise ExampleError(
@@ -93,7 +102,9 @@ def encode_example(
         variant=config.variant,
         schedule=schedule,
         gap=config.gap,
-        second_per_grid_t=TEMPORAL_PATCH_SIZE / config.fps,
+        second_per_grid_t=config.geometry.frame_seconds(config.fps),
+        tokens_per_second=config.geometry.tokens_per_second,
+        merge_size=config.geometry.merge_size,
         special_tokens=special_tokens,
     )
     num_labels = int(np.count_nonzero(layout.labels >= 0))
@@ -135,9 +146,9 @@ def answer_schedule(
             )
         return config.wait_k
     # A frame has arrived when the later of its pictures is on screen.
-    arrival_s = (np.arange(1, grid[0] + 1) * TEMPORAL_PATCH_SIZE - 1) / config.fps
+    arrival_s = (np.arange(1, grid[0] + 1) * config.geometry.temporal_patch_size - 1) / config.fps
     starts = [sentence.time_s for sentence in example.sentences]
-    end_s = grid[0] * TEMPORAL_PATCH_SIZE / config.fps
+    end_s = grid[0] * config.geometry.temporal_patch_size / config.fps
     if starts[-1] > end_s:
         raise ExampleError(f"a sentence starts at {starts[-1]:g} s, but the video ends at {end_s:g} s")
     lengths = sentence_tokens(tokenizer, [sentence.text for sentence in example.sentences])

@@ -1,4 +1,4 @@
-"""From frames to the patches that Qwen2.5-VL's vision tower reads.
+"""From frames to the patches that a vision tower reads, as Qwen2-VL's processor makes them.
 
 Pixels stay uint8; the model normalises them on the device. The budget of pixels is per frame, so the resolution of a
 frame depends on nothing that comes after it.
@@ -11,12 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from swjax.data.example import ExampleError
-
-PATCH_SIZE = 14
-MERGE_SIZE = 2
-TEMPORAL_PATCH_SIZE = 2
-PATCH_DIM = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2
-"""Qwen2.5-VL's geometry: 14 x 14 pixels of 2 frames to a patch, 2 x 2 patches to a token."""
+from swjax.streaming import DEFAULT_GEOMETRY, Geometry
 
 
 def video_to_patches(
@@ -25,9 +20,7 @@ def video_to_patches(
     min_pixels: int,
     max_pixels: int,
     original_size: tuple[int, int] | None = None,
-    patch_size: int = PATCH_SIZE,
-    merge_size: int = MERGE_SIZE,
-    temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
+    geometry: Geometry = DEFAULT_GEOMETRY,
 ) -> tuple[UInt8[np.ndarray, "patches pixels"], tuple[int, int, int]]:
     """Resize frames as Qwen2-VL's processor does (bicubic, sides rounded to whole merged patches) and cut them up.
 
@@ -36,9 +29,7 @@ def video_to_patches(
         min_pixels: smallest area of a resized frame.
         max_pixels: largest area of a resized frame.
         original_size: height and width that the frames had in the video, if they were resized before.
-        patch_size: pixels on a side of a patch.
-        merge_size: patches on a side of the square that becomes one token.
-        temporal_patch_size: frames to a patch.
+        geometry: sizes of patches and tokens.
 
     Returns:
         uint8[t * h * w, 3 * temporal_patch_size * patch_size**2] and the grid (t, h, w) in patches. Patches are
@@ -52,6 +43,7 @@ def video_to_patches(
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"frames must be uint8[frames, height, width, 3], got {frames.dtype}{list(frames.shape)}")
+    patch_size, merge_size, temporal_patch_size = geometry.patch_size, geometry.merge_size, geometry.temporal_patch_size
     if len(frames) == 0 or len(frames) % temporal_patch_size:
         raise ValueError(f"{len(frames)} frames are not a whole number of temporal patches of {temporal_patch_size}")
     height, width = size_for_model(
@@ -59,7 +51,7 @@ def video_to_patches(
         original_size,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
-        factor=patch_size * merge_size,
+        factor=geometry.token_size,
     )
     resized = resize(frames, height, width)
     grid = len(frames) // temporal_patch_size, height // patch_size, width // patch_size
@@ -95,7 +87,7 @@ def size_for_model(
     *,
     min_pixels: int,
     max_pixels: int,
-    factor: int = PATCH_SIZE * MERGE_SIZE,
+    factor: int,
 ) -> tuple[int, int]:
     """The size that the model sees frames at: it follows from the video, whether or not its frames were resized before.
 

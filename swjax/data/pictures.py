@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from swjax.data.example import ExampleError
 from swjax.data.patches import video_to_patches
+from swjax.streaming import DEFAULT_GEOMETRY, Geometry
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK")
@@ -90,7 +91,13 @@ def decode_picture(data: bytes, size: tuple[int, int]) -> UInt8[np.ndarray, "hei
 
 
 def pictures_to_patches(
-    files: Sequence[bytes], sizes: Sequence[tuple[int, int]], number: int, *, min_pixels: int, max_pixels: int
+    files: Sequence[bytes],
+    sizes: Sequence[tuple[int, int]],
+    number: int,
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    geometry: Geometry = DEFAULT_GEOMETRY,
 ) -> tuple[UInt8[np.ndarray, "patches pixels"], tuple[int, int]]:
     """The patches of one frame, and their rows and columns.
 
@@ -99,6 +106,7 @@ def pictures_to_patches(
         sizes: width and height that each was measured to have.
         number: of the first of them in the video.
         min_pixels, max_pixels: area to which they are resized.
+        geometry: sizes of patches and tokens.
 
     Raises:
         PictureError: if one cannot be decoded, or they cannot be resized; the message is a whole one.
@@ -112,7 +120,9 @@ def pictures_to_patches(
     if any(picture.shape != pictures[0].shape for picture in pictures):
         raise PictureError(f"pictures from {number} on differ in size; send all of a video at one size")
     try:
-        patches, (_, rows, columns) = video_to_patches(np.stack(pictures), min_pixels=min_pixels, max_pixels=max_pixels)
+        patches, (_, rows, columns) = video_to_patches(
+            np.stack(pictures), min_pixels=min_pixels, max_pixels=max_pixels, geometry=geometry
+        )
     except ExampleError as error:
         raise PictureError(f"picture {number}: {error}") from error
     return patches, (rows, columns)

@@ -49,7 +49,7 @@ def build_pipeline(
     Args:
         examples: those of the whole data set, or of several with weights, in every process.
         config: shapes, sampling, workers.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
         train: training or evaluation.
         special_tokens: None reads them off the tokenizer.
         rejected: where bad examples are noted; None makes a log in memory.
@@ -74,7 +74,7 @@ def build_pipeline(
         sets.sets,
         config,
         tokenizer,
-        special_tokens or SpecialTokens.from_tokenizer(tokenizer),
+        special_tokens or SpecialTokens.from_tokenizer(tokenizer, config.chat),
         train,
         PatchCache(config.cache_mb * 1_000_000),
     )
@@ -138,7 +138,7 @@ class _RowEncoder:
 
     def __call__(self, numbered: Numbered) -> Row:
         if numbered.example < 0:
-            return {"key": "", "reason": "", **empty_row()}
+            return {"key": "", "reason": "", **empty_row(self.config.geometry.patch_dim)}
         key = f"data set {numbered.data_set}, example {numbered.example}"
         try:
             example = self.sets[numbered.data_set][numbered.example]
@@ -152,7 +152,7 @@ class _RowEncoder:
                 cache=self.cache,
             )
         except ExampleError as error:
-            return {"key": key, "reason": str(error), **empty_row()}
+            return {"key": key, "reason": str(error), **empty_row(self.config.geometry.patch_dim)}
         return {"key": key, "reason": "", **row}
 
     def _asked(self, example: VideoExample, epoch: int) -> dict[str, str]:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swjax.data.patches import MERGE_SIZE, PATCH_SIZE
-from swjax.streaming import StreamSpec
+from swjax.streaming import DEFAULT_CHAT, DEFAULT_GEOMETRY, ChatRule, Geometry, StreamSpec
 
 
 class Batching(enum.StrEnum):
@@ -27,7 +26,7 @@ class PipelineConfig(StreamSpec):
     Attributes:
         batch_size: rows of a batch in this process (B).
         max_tokens: tokens of a row (L); a longer example is set aside.
-        max_patches: patches of a row (P), a multiple of the 4 of a token; a video of more is set aside.
+        max_patches: patches of a row (P), a multiple of those of a token; a video of more is set aside.
         max_labels: labelled tokens of a row; an example with a longer answer is set aside. None: as many as tokens.
         batching: how training fills its rows; evaluation pads.
         max_videos: videos of a row (V); more than one only by packing.
@@ -40,6 +39,8 @@ class PipelineConfig(StreamSpec):
         prefetch: examples that are kept ready, in this process or in each worker.
         cache_mb: megabytes of patches that this process, or each worker, keeps from epoch to epoch instead of decoding
             their videos again.
+        geometry: the model's sizes of patches and tokens.
+        chat: how the model's family chats.
     """
 
     batch_size: int
@@ -55,6 +56,8 @@ class PipelineConfig(StreamSpec):
     threads: int = 2
     prefetch: int = 16
     cache_mb: int = 0
+    geometry: Geometry = DEFAULT_GEOMETRY
+    chat: ChatRule = DEFAULT_CHAT
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -66,10 +69,11 @@ class PipelineConfig(StreamSpec):
         bounds = np.array((*self.buckets, (self.max_tokens, self.max_patches)))
         if (np.diff(bounds, axis=0) < 0).any() or (bounds < 1).any():
             raise ValueError(f"buckets must grow up to (max_tokens, max_patches), got {bounds.tolist()}")
-        if odd := [int(patches) for patches in bounds[:, 1] if patches % MERGE_SIZE**2]:
+        unit = self.geometry.token_patches
+        if odd := [int(patches) for patches in bounds[:, 1] if patches % unit]:
             raise ValueError(
-                f"max_patches and the patches of buckets must be multiples of {MERGE_SIZE**2}, which make a token, "
-                f"got {odd[0]}; give {odd[0] // MERGE_SIZE**2 * MERGE_SIZE**2 or MERGE_SIZE**2}"
+                f"max_patches and the patches of buckets must be multiples of {unit}, which make a token, "
+                f"got {odd[0]}; give {odd[0] // unit * unit or unit}"
             )
         at_least_one = ("batch_size", "max_tokens", "max_patches", "max_videos", "window")
         for name in (*at_least_one, "prefetch"):
@@ -78,7 +82,7 @@ class PipelineConfig(StreamSpec):
         for name in ("seed", "workers", "threads", "cache_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        token_pixels = (PATCH_SIZE * MERGE_SIZE) ** 2
+        token_pixels = self.geometry.token_size**2
         if self.max_pixels < token_pixels:
             raise ValueError(
                 f"max_pixels must be at least the pixels of one token ({token_pixels}), got {self.max_pixels}"

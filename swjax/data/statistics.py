@@ -11,7 +11,6 @@ from swjax.data.batching import Row, pack_rows
 from swjax.data.chat import EVALUATION_QUESTION, encode_chat
 from swjax.data.encoding import answer_schedule, encode_example, first_answer
 from swjax.data.example import ExampleError, Rejected, VideoExample
-from swjax.data.patches import TEMPORAL_PATCH_SIZE
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.streaming import SpecialTokens, last_visible_frame, tokens_per_frame_schedule
 
@@ -66,9 +65,9 @@ def measure(examples: Iterable[VideoExample], config: PipelineConfig, tokenizer:
     Args:
         examples: what to measure.
         config: sampling and shapes; with more than one video to a row, packing is measured as well.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
     """
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, config.chat)
     rows: list[Row] = []
     sizes, rejected = [], []
     for example in examples:
@@ -92,7 +91,7 @@ def _sizes(key: str, row: Row, config: PipelineConfig, special: SpecialTokens) -
     frames = int(row["video_grid_thw"][0, 0])
     return ExampleSizes(
         key=key,
-        seconds=frames * TEMPORAL_PATCH_SIZE / config.fps,
+        seconds=frames * config.geometry.temporal_patch_size / config.fps,
         frames=frames,
         tokens=len(row["token_ids"]),
         visual_tokens=int(np.count_nonzero(row["token_ids"] == special.video_pad)),
@@ -127,14 +126,21 @@ def words_by_frame(
         example: whose answer.
         grid: its video in patches (t, h, w).
         config: wait-k and frame rate.
-        tokenizer: a transformers tokenizer with Qwen2.5-VL's special tokens and chat template.
+        tokenizer: the model's.
 
     Raises:
         ExampleError: if the answer does not fit the video.
     """
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, config.chat)
     question = example.question or EVALUATION_QUESTION
-    ids = encode_chat(tokenizer, question=question, answer=example.caption, video_grid_thw=grid)
+    ids = encode_chat(
+        tokenizer,
+        question=question,
+        answer=example.caption,
+        video_grid_thw=grid,
+        merge_size=config.geometry.merge_size,
+        chat=config.chat,
+    )
     schedule = answer_schedule(example, ids, grid, config, tokenizer, special)
     answer = first_answer(ids, special)
     frame = last_visible_frame(tokens_per_frame_schedule(schedule, grid[0]), np.arange(len(answer)))

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from swjax.data.chat import NEEDED_TOKENS, encode_chat
+from swjax.data.chat import encode_chat
 from swjax.notice import notify
-from swjax.streaming import SpecialTokens
+from swjax.streaming import DEFAULT_CHAT, ChatRule, SpecialTokens
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "moving_shapes" / "tokenizer"
 
@@ -16,15 +16,16 @@ TEMPLATE_FILE = "chat_template.jinja"
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 _INSTEAD = (
-    "put chat_template.json of the released Qwen2.5-VL checkpoint beside it, or take every template away to use swjax's"
+    "put chat_template.json of the released checkpoint beside it, or take every template away to use swjax's, which "
+    "chats as Qwen2.5-VL does"
 )
 
 
 class TokenizerError(ValueError):
-    """A tokenizer cannot be loaded, or does not speak Qwen2.5-VL's chat format."""
+    """A tokenizer cannot be loaded, or does not chat as the model does."""
 
 
-def load_tokenizer(path: str | Path | None = None) -> Any:
+def load_tokenizer(path: str | Path | None = None, chat: ChatRule = DEFAULT_CHAT) -> Any:
     """Load a tokenizer with `transformers.AutoTokenizer`, from disk only, and try its chat template on a video.
 
     A folder without any chat template gets the shipped one, with a notice.
@@ -32,9 +33,10 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
     Args:
         path: a folder with tokenizer.json (or vocab.json and merges.txt), tokenizer_config.json and a chat template,
             such as a checkpoint's; None for the small one that is shipped.
+        chat: how the model's family chats.
 
     Returns:
-        A transformers tokenizer with Qwen2.5-VL's special tokens and a chat template (`find_chat_template`).
+        A transformers tokenizer with the family's special tokens and a chat template (`find_chat_template`).
 
     Raises:
         TokenizerError: if the folder or its vocabulary is missing or cannot be read, if a special token is missing, or
@@ -51,11 +53,13 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
         added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     except Exception as error:  # transformers and tokenizers raise many kinds, bare Exception among them
         raise TokenizerError(f"the tokenizer in {folder} cannot be read: {_words(error)}") from error
-    missing = [token for token in NEEDED_TOKENS if token not in added]
+    missing = [token for token in chat.added_tokens if token not in added]
     if missing:
-        raise TokenizerError(f"the tokenizer in {folder} lacks Qwen2.5-VL's special tokens {', '.join(missing)}")
+        raise TokenizerError(
+            f"the tokenizer in {folder} lacks the special tokens {', '.join(missing)} of the model's chats"
+        )
     try:
-        special = SpecialTokens.from_tokenizer(tokenizer)
+        special = SpecialTokens.from_tokenizer(tokenizer, chat)
     except Exception as error:  # it is the first use, at which a value of a wrong type shows
         raise TokenizerError(f"the tokenizer in {folder} cannot be used: {_words(error)}") from error
     found = find_chat_template(folder)
@@ -64,7 +68,7 @@ def load_tokenizer(path: str | Path | None = None) -> Any:
         file = SHIPPED_TOKENIZER / TEMPLATE_FILE
         found = _read_text(file), file
     tokenizer.chat_template, where = found
-    reason = _try_on_a_video(tokenizer, special)
+    reason = _try_on_a_video(tokenizer, special, chat)
     if reason:
         raise TokenizerError(f"the chat template in {where} cannot write a chat about a video: {reason}; {_INSTEAD}")
     return tokenizer
@@ -123,11 +127,19 @@ def _choose_default(templates: Any, file: Path) -> str:
     return found
 
 
-def _try_on_a_video(tokenizer: Any, special: SpecialTokens) -> str:
+def _try_on_a_video(tokenizer: Any, special: SpecialTokens, chat: ChatRule) -> str:
     """What is wrong with the chat template, '' where nothing is."""
     try:
         prompt, whole = (
-            encode_chat(tokenizer, question="Why?", answer=answer, later=later, video_grid_thw=(1, 2, 2)).tolist()
+            encode_chat(
+                tokenizer,
+                question="Why?",
+                answer=answer,
+                later=later,
+                video_grid_thw=(1, 1, 1),
+                merge_size=1,
+                chat=chat,
+            ).tolist()
             for answer, later in ((None, ()), ("So.", (("And then?", "No."),)))
         )
     except Exception as error:  # a template is a program: it may raise anything
@@ -138,7 +150,7 @@ def _try_on_a_video(tokenizer: Any, special: SpecialTokens) -> str:
         written = tokenizer.decode(prompt[prompt.index(special.video_pad) :])
         return f"it ends a question with {written!r} and not with its video and `<|im_start|>assistant\\n`"
     answered = whole[: len(prompt)] == prompt and whole[-2:] == [special.im_end, special.newline]
-    if not answered or whole.count(special.im_start) != 5:
+    if not answered or whole.count(special.im_start) != 4 + bool(chat.system_prompt):
         return f"it writes a chat of two questions and answers as {tokenizer.decode(whole)!r}"
     return ""
 

@@ -23,7 +23,7 @@ from swjax.data.clips import decode_clip
 from swjax.data.decoding import TIMESTAMP_TOLERANCE_S, Film, TimedFrame, VideoError, open_film
 from swjax.data.example import EncodedClip, Video, VideoFile
 from swjax.data.orientation import turned
-from swjax.streaming.spec import StreamSpec
+from swjax.streaming import Geometry, StreamSpec
 
 DEFAULT_FPS = StreamSpec.fps
 DEFAULT_MAX_FRAMES = 768
@@ -37,7 +37,7 @@ def decode_video(
     video: str | Video,
     *,
     fps: float = DEFAULT_FPS,
-    temporal_patch_size: int = 2,
+    temporal_patch_size: int = Geometry.temporal_patch_size,
     max_frames: int = DEFAULT_MAX_FRAMES,
     max_frame_pixels: int = MAX_FRAME_PIXELS,
 ) -> UInt8[np.ndarray, "frames height width 3"]:

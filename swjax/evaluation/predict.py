@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
-from swjax.data.patches import MERGE_SIZE
 from swjax.evaluation.ahead import work_ahead
 from swjax.inference import (
     BatchEngine,
@@ -121,13 +120,14 @@ def predict(
     """
     mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
     mode.check(settings.variant)
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    chat, unit = model.config.chat, model.config.geometry.token_patches
+    special = SpecialTokens.from_tokenizer(tokenizer, chat)
     waiting, prompts = [], {}
     for example in examples:
         asked = example.question or question
         try:
             if asked not in prompts:
-                prompts[asked] = len(encode_prompt(tokenizer, special, asked))
+                prompts[asked] = len(encode_prompt(tokenizer, special, asked, chat))
             waiting.append(example)
         except ExampleError as error:
             yield Rejected(example.key, str(error))
@@ -143,13 +143,13 @@ def predict(
             word_slots=word_slots,
             max_slots=max_slots,
         )
-        books = _Books(waiting, question, settings, read, frame_units * MERGE_SIZE**2, mode, rows, max_slots, schedule)
+        books = _Books(waiting, question, settings, read, frame_units * unit, mode, rows, max_slots, schedule)
         for number, stream, event in run_streams(engine, tokenizer, books.requests()):
             books.note(number, stream, event)
             yield from books.outcomes()
         yield from books.outcomes()
         waiting = [example for example, _ in books.larger]
-        frame_units = max((patches // MERGE_SIZE**2 for _, patches in books.larger), default=frame_units)
+        frame_units = max((patches // unit for _, patches in books.larger), default=frame_units)
 
 
 def perturbed_schedule(wait_k: int, seed: int) -> Schedule:

@@ -18,7 +18,8 @@ Written by `swjax export`.
 | | |
 | --- | --- |
 {table}
-
+"""
+_IN_PYTORCH = """
 In PyTorch, with transformers 4.57 or 5, in this folder:
 
     pip install torch transformers av pillow
@@ -80,10 +81,11 @@ def model_card(
     }
     numbers = {name: value for name, value in (scores or {}).items() if isinstance(value, int | float)}
     rows |= {f"score: {name}": f"{value:.4g}" for name, value in numbers.items()}
-    name = family_of(config).name
-    return _CARD.format(
+    family = family_of(config)
+    card = _CARD + (_IN_PYTORCH if family.pytorch_files else "")
+    return card.format(
         header="".join(f"{key}: {value}\n" for key, value in header.items()),
-        title=f"An adapter for a {name}" if adapter else f"A {name}",
+        title=f"An adapter for a {family.name}" if adapter else f"A {family.name}",
         table="\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None),
         base_argument='base="BASE"' if adapter and not base else "",
     )

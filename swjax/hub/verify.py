@@ -63,8 +63,8 @@ def compare_logits(folder: str | Path, *, seed: int = 0) -> dict[str, float]:
         For each input, by a name in words: the largest difference, relative to transformers' largest logit.
 
     Raises:
-        CheckpointError: the folder cannot be used, torch is missing, or transformers finds weights missing or
-            left over.
+        CheckpointError: the folder cannot be used, torch is missing, or transformers has no class for
+            the model, or finds weights missing or left over.
     """
     require_torch()
     probes = make_probes(read_config(Path(folder)), np.random.default_rng(seed))
@@ -113,7 +113,10 @@ def _their_logits(folder: str | Path, probes: list[Probe]) -> list[Float[np.ndar
     import torch
     import transformers
 
-    model, report = getattr(transformers, family_of(read_config(Path(folder))).architecture).from_pretrained(
+    family = family_of(read_config(Path(folder)))
+    if not family.architecture:
+        raise CheckpointError(f"{folder}: transformers has no class for a {family.name} to compare with")
+    model, report = getattr(transformers, family.architecture).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report[kind]}

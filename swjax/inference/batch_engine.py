@@ -184,7 +184,9 @@ class BatchEngine:
         """
         if not self.free:
             raise ValueError(f"all {len(self._streams)} rows are taken; wait until a stream ends, or give more rows")
-        special, prompt = begin_stream(tokenizer, question, settings, vocab_size=self.config.text.vocab_size)
+        special, prompt = begin_stream(
+            tokenizer, question, settings, vocab_size=self.config.text.vocab_size, chat=self.config.chat
+        )
         check_when_behind(when_behind)
         mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
         if self._apart and mode is not Mode.PARALLEL:

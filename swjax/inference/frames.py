@@ -1,16 +1,17 @@
-"""Frames of a video as a session takes them: one temporal patch of Qwen2.5-VL, in the order of arrival."""
+"""Frames of a video as a session takes them: one temporal patch of the model, in the order of arrival."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from swjax.data.example import EncodedClip, Video
-from swjax.data.patches import PATCH_SIZE, TEMPORAL_PATCH_SIZE, video_to_patches
+from swjax.data.patches import video_to_patches
 from swjax.inference.numbers import real, shown, whole
 from swjax.models.config import VisionConfig
+from swjax.streaming import DEFAULT_GEOMETRY, Geometry
 
 MAX_SIDE = 2**15
 """The most patches on a side of a frame, so that their number is within int32."""
@@ -21,14 +22,16 @@ class Frame:
     """One frame (temporal grid step).
 
     Attributes:
-        patches: uint8[h * w, 1176] in the processor's order.
+        patches: uint8[h * w, C] in the processor's order.
         grid_hw: patch rows and columns.
-        video_s: time in the video, in seconds, of the later of its pictures.
+        video_s: time in the video, in seconds, of the latest of its pictures.
+        geometry: sizes of the patches that it was cut up into.
     """
 
     patches: UInt8[np.ndarray, "patches pixels"]
     grid_hw: tuple[int, int]
     video_s: float
+    geometry: Geometry = DEFAULT_GEOMETRY
 
 
 def make_frame(
@@ -38,28 +41,42 @@ def make_frame(
     min_pixels: int,
     max_pixels: int,
     original_size: tuple[int, int] | None = None,
+    geometry: Geometry = DEFAULT_GEOMETRY,
 ) -> Frame:
     """Make a frame of its pictures, RGB and of one size.
 
     Args:
         pictures: of one temporal patch.
-        video_s: time in the video, in seconds, of the later of them.
+        video_s: time in the video, in seconds, of the latest of them.
         min_pixels: smallest area of a resized picture.
         max_pixels: largest area of a resized picture.
         original_size: height and width that the pictures had in the video, if they were resized before.
+        geometry: of the model (`config.geometry`).
 
     Raises:
         ExampleError: if they are more than 200 times as long as they are wide, or wide as they are long, or were
             resized to less than is wanted.
     """
     patches, (_, rows, columns) = video_to_patches(
-        np.stack(pictures), min_pixels=min_pixels, max_pixels=max_pixels, original_size=original_size
+        np.stack(pictures),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        original_size=original_size,
+        geometry=geometry,
     )
-    return Frame(patches, (rows, columns), video_s)
+    return Frame(patches, (rows, columns), video_s, geometry)
 
 
-def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: int) -> Iterator[Frame]:
+def read_frames(
+    video: str | Video, *, fps: float, min_pixels: int, max_pixels: int, geometry: Geometry = DEFAULT_GEOMETRY
+) -> Iterator[Frame]:
     """Decode a video lazily, frame by frame; a last frame that is not whole is dropped.
+
+    Args:
+        video: a file, a part of one, or a clip of a record.
+        fps: pictures taken a second.
+        min_pixels, max_pixels: smallest and largest area of a resized picture.
+        geometry: of the model (`config.geometry`).
 
     Raises:
         VideoError: if the video cannot be decoded or is shorter than one frame.
@@ -73,16 +90,21 @@ def read_frames(video: str | Video, *, fps: float, min_pixels: int, max_pixels: 
     count = 0
     for video_s, picture in iter_frames(video, fps):
         pictures.append(picture)
-        if len(pictures) == TEMPORAL_PATCH_SIZE:
+        if len(pictures) == geometry.temporal_patch_size:
             yield make_frame(
-                pictures, video_s=video_s, min_pixels=min_pixels, max_pixels=max_pixels, original_size=original_size
+                pictures,
+                video_s=video_s,
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+                original_size=original_size,
+                geometry=geometry,
             )
             pictures = []
             count += 1
     if count == 0:
         raise VideoError(
             f"{video} is shorter than one frame step: it has {len(pictures)} picture(s) at {fps:g} fps and "
-            f"{TEMPORAL_PATCH_SIZE} make a frame ({TEMPORAL_PATCH_SIZE / fps:g} s)"
+            f"{geometry.temporal_patch_size} make a frame ({geometry.frame_seconds(fps):g} s)"
         )
 
 
@@ -105,7 +127,13 @@ def check_frame(frame: Any, config: VisionConfig) -> None:
     """
     if not isinstance(frame, Frame):
         raise ValueError(f"a stream sees a Frame at a time (make_frame, read_frames), got {shown(frame)}")
-    patches, merge = frame.patches, config.spatial_merge_size
+    patches, merge, given = frame.patches, config.spatial_merge_size, frame.geometry
+    wanted = config.patch_size, merge, config.temporal_patch_size
+    if not isinstance(given, Geometry) or (given.patch_size, given.merge_size, given.temporal_patch_size) != wanted:
+        raise ValueError(
+            f"the frame was cut up by {shown(given)}, which is not the model's geometry; give make_frame or "
+            "read_frames that of the model's configuration"
+        )
     if not isinstance(frame.grid_hw, tuple) or len(frame.grid_hw) != 2:
         raise ValueError(f"grid_hw must be the rows and columns of a frame's patches, got {shown(frame.grid_hw)}")
     rows, columns = (whole("a side of grid_hw", side, least=1, most=MAX_SIDE) for side in frame.grid_hw)
@@ -121,7 +149,7 @@ def check_frame(frame: Any, config: VisionConfig) -> None:
 
 
 def merge_frames(earliest: Frame, newest: Frame) -> Frame:
-    """One frame for the time of several: the first picture of the earliest and the last picture of the newest.
+    """One frame for the time of several: the first pictures of the earliest and the last pictures of the newest.
 
     Raises:
         ValueError: if their sizes differ.
@@ -129,7 +157,9 @@ def merge_frames(earliest: Frame, newest: Frame) -> Frame:
     if earliest.grid_hw != newest.grid_hw:
         raise ValueError(f"frames of {earliest.grid_hw} and {newest.grid_hw} patches cannot be merged")
     # A patch is (channel, picture, row, column); the processor writes it out in this order.
-    shape = (len(newest.patches), -1, TEMPORAL_PATCH_SIZE, PATCH_SIZE**2)
+    pictures = newest.geometry.temporal_patch_size
+    shape = (len(newest.patches), -1, pictures, newest.geometry.patch_size**2)
+    first = slice(pictures // 2)
     merged = newest.patches.reshape(shape).copy()
-    merged[:, :, 0] = earliest.patches.reshape(shape)[:, :, 0]
-    return Frame(merged.reshape(newest.patches.shape), newest.grid_hw, newest.video_s)
+    merged[:, :, first] = earliest.patches.reshape(shape)[:, :, first]
+    return replace(newest, patches=merged.reshape(newest.patches.shape))

@@ -9,11 +9,19 @@ from jaxtyping import Int32
 from swjax.data.chat import encode_chat
 from swjax.inference.numbers import shown
 from swjax.inference.settings import StreamSettings
-from swjax.streaming import SpecialTokens
+from swjax.streaming import DEFAULT_CHAT, ChatRule, SpecialTokens
 
 
-def encode_prompt(tokenizer: Any, special: SpecialTokens, question: str) -> Int32[np.ndarray, "S"]:
+def encode_prompt(
+    tokenizer: Any, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
+) -> Int32[np.ndarray, "S"]:
     """Token ids of a question about a video, up to its first frame.
+
+    Args:
+        tokenizer: the model's.
+        special: its special tokens.
+        question: what is asked.
+        chat: how the model's family chats.
 
     Raises:
         ValueError: if the question is no text, or the chat template does not end such a question with its video and
@@ -21,21 +29,28 @@ def encode_prompt(tokenizer: Any, special: SpecialTokens, question: str) -> Int3
     """
     if not isinstance(question, str):
         raise ValueError(f"the question must be text, got {shown(question)}")
-    ids = encode_chat(tokenizer, question=question, answer=None, video_grid_thw=(1, 2, 2))
+    ids = encode_chat(tokenizer, question=question, answer=None, video_grid_thw=(1, 1, 1), merge_size=1, chat=chat)
     (video,) = np.nonzero(ids == special.video_pad)
     behind = (*special.trailer, *special.prefix)
     if tuple(ids[video[0] + 1 :]) != behind:
         raise ValueError(
             "the chat template does not end a question with its video and the assistant prefix "
-            f"({tokenizer.decode(ids[video[0] + 1 :])!r}); a Qwen2.5-VL tokenizer is needed"
+            f"({tokenizer.decode(ids[video[0] + 1 :])!r}); the tokenizer of the model is needed"
         )
     return ids[: video[0]]
 
 
 def begin_stream(
-    tokenizer: Any, question: str, settings: StreamSettings, *, vocab_size: int
+    tokenizer: Any, question: str, settings: StreamSettings, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
 ) -> tuple[SpecialTokens, Int32[np.ndarray, "S"]]:
     """What every stream begins with: the tokenizer's special tokens, and the prompt.
+
+    Args:
+        tokenizer: the model's.
+        question: what is asked.
+        settings: how the stream is spoken about.
+        vocab_size: tokens that the model knows.
+        chat: how the model's family chats.
 
     Raises:
         ValueError: if settings, tokenizer or question cannot be used with a model of so many tokens.
@@ -44,8 +59,8 @@ def begin_stream(
         raise ValueError(f"settings must be StreamSettings, got {shown(settings)}")
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(f"a fast tokenizer of transformers is needed (load_tokenizer), got {shown(tokenizer)}")
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    prompt = encode_prompt(tokenizer, special, question)
+    special = SpecialTokens.from_tokenizer(tokenizer, chat)
+    prompt = encode_prompt(tokenizer, special, question, chat)
     largest = max(*dataclasses.astuple(special), int(prompt.max()))
     if largest >= vocab_size:
         raise ValueError(

@@ -53,7 +53,9 @@ class StreamSession:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._engine, self._tokenizer, self.settings = engine, tokenizer, settings
-        self._special, prompt = begin_stream(tokenizer, question, settings, vocab_size=engine.config.text.vocab_size)
+        self._special, prompt = begin_stream(
+            tokenizer, question, settings, vocab_size=engine.config.text.vocab_size, chat=engine.config.chat
+        )
         self._stops = {self._special.im_end, *settings.stop_tokens}
         self._clock, self._began = clock, clock()
         self._origin = FIRST_CAPACITY if settings.design.grouped else 0

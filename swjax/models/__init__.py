@@ -1,4 +1,4 @@
-"""Models in Flax NNX, one folder a family; the list of families stands here."""
+"""Models in Flax NNX, one folder a family; the list of families stands here, one row each."""
 
 from swjax.models.config import ModelConfig
 from swjax.models.family import Family, family_of, register_family

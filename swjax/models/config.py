@@ -7,12 +7,15 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 from swjax.models.rotary import Rotary
-from swjax.streaming import Geometry
+from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a decoder; a family adds what its own has beside these."""
+    """Sizes of a decoder; a family adds what its own has beside these.
+
+    What is a property here, a family's own may have as a field, with a default, or as another property.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -28,26 +31,40 @@ class TextConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} must divide hidden_size {self.hidden_size} and be a multiple of "
-                f"num_kv_heads {self.num_kv_heads}"
-            )
         if 2 * sum(self.mrope_section) != self.head_dim:
             raise ValueError(
                 f"mrope_section {self.mrope_section} must sum to half the head dim of {self.head_dim}, "
                 f"sums to {sum(self.mrope_section)}"
             )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
 
     @property
     def head_dim(self) -> int:
         """Features of one attention head."""
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} must divide hidden_size {self.hidden_size}")
         return self.hidden_size // self.num_heads
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return True
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether the queries and keys of each head are normalized before they turn."""
+        return False
+
+    @property
+    def mrope_interleaved(self) -> bool:
+        """Whether the three ids take turns among the frequencies (`Rotary.interleaved`)."""
+        return False
 
     @property
     def rotary(self) -> Rotary:
         """How position ids turn queries and keys."""
-        return Rotary(self.head_dim, self.rope_theta, self.mrope_section)
+        return Rotary(self.head_dim, self.rope_theta, self.mrope_section, self.mrope_interleaved)
 
 
 @dataclass(frozen=True)
@@ -90,9 +107,11 @@ class ModelConfig(abc.ABC):
 
     Attributes:
         model_type: what config.json calls the family.
+        chat: how the family chats.
     """
 
     model_type: ClassVar[str]
+    chat: ClassVar[ChatRule] = DEFAULT_CHAT
 
     text: TextConfig
     vision: VisionConfig

@@ -1,7 +1,7 @@
 """The decoder that all families share: a transformer that reads position ids and key spans, whole or against a cache.
 
 The layers are stacked: each of their weights has a leading axis of layers, over which the forward pass scans. What a
-layer is, its family says.
+layer is, its family says; `swjax.models.decoder_layer` has the usual one.
 """
 
 from collections.abc import Callable

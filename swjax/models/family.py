@@ -14,7 +14,6 @@ from swjax.models.config import ModelConfig, from_preset
 from swjax.models.layers import Attention, Constrain, unconstrained
 from swjax.models.model import VideoLanguageModel
 from swjax.models.weights import WeightTable
-from swjax.streaming import SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,14 @@ class Family:
     Attributes:
         name: what people call it.
         config: the class of its configurations. It reads config.json and writes it (`from_hf`, `to_hf`), and says how
-            pictures become tokens and where these stand (`geometry`) and how positions turn keys (`text.rotary`).
+            pictures become tokens and where these stand (`geometry`), how positions turn keys (`text.rotary`), and
+            which tokens give a chat its structure and stand for frames (`chat`).
         model: builds one: (config, *, rngs, param_dtype, attention, vision_attention, constrain, remat) -> model.
         weights: its weights' names on the hub.
         presets: its named sizes.
-        special_tokens: the ids of a tokenizer's tokens that give a chat its structure: what opens an answer and ends
-            it, and what stands for a frame.
-        architecture: its class in transformers.
+        architecture: its class in transformers; "" if that has none.
         processor: keys of preprocessor_config.json by which transformers chooses its processor.
+        pytorch_files: files of `swjax/hub/pytorch` that know the family; they stand beside its exported weights.
     """
 
     name: str
@@ -39,9 +38,9 @@ class Family:
     model: Callable[..., VideoLanguageModel]
     weights: WeightTable
     presets: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
-    special_tokens: Callable[[Any], SpecialTokens] = SpecialTokens.from_tokenizer
     architecture: str = ""
     processor: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    pytorch_files: tuple[str, ...] = ()
 
 
 _FAMILIES: dict[str, Family] = {}

@@ -8,13 +8,34 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from swjax.models.config import ModelConfig
+from swjax.models.config import ModelConfig, TextConfig
 
 EMBEDDING = "model.embed_tokens.weight"
 """The hub's name of the embedding."""
 
 HEAD = "lm_head.weight"
 """The hub's name of the matrix that makes logits of features."""
+
+DECODER = (
+    (EMBEDDING, "decoder/embedding_vd", "v|d"),
+    ("model.layers.*.input_layernorm.weight", "decoder/layers/attention_norm_d", "d"),
+    ("model.layers.*.self_attn.q_proj.weight", "decoder/layers/q_weight_dnh", "nh|d"),
+    ("model.layers.*.self_attn.q_proj.bias", "decoder/layers/q_bias_nh", "nh"),
+    ("model.layers.*.self_attn.k_proj.weight", "decoder/layers/k_weight_dkh", "kh|d"),
+    ("model.layers.*.self_attn.k_proj.bias", "decoder/layers/k_bias_kh", "kh"),
+    ("model.layers.*.self_attn.v_proj.weight", "decoder/layers/v_weight_dkh", "kh|d"),
+    ("model.layers.*.self_attn.v_proj.bias", "decoder/layers/v_bias_kh", "kh"),
+    ("model.layers.*.self_attn.q_norm.weight", "decoder/layers/q_norm_h", "h"),
+    ("model.layers.*.self_attn.k_norm.weight", "decoder/layers/k_norm_h", "h"),
+    ("model.layers.*.self_attn.o_proj.weight", "decoder/layers/o_weight_nhd", "d|nh"),
+    ("model.layers.*.post_attention_layernorm.weight", "decoder/layers/mlp_norm_d", "d"),
+    ("model.layers.*.mlp.gate_proj.weight", "decoder/layers/gate_weight_df", "f|d"),
+    ("model.layers.*.mlp.up_proj.weight", "decoder/layers/up_weight_df", "f|d"),
+    ("model.layers.*.mlp.down_proj.weight", "decoder/layers/down_weight_fd", "d|f"),
+    ("model.norm.weight", "decoder/norm_d", "d"),
+    (HEAD, "decoder/head_vd", "v|d"),
+)
+"""Rows of the shared decoder with its usual layer, under the names that Qwen2 and those after it share."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,8 @@ class WeightTable:
     """The weights of a family.
 
     Attributes:
-        rows: hub name, with `*` for the number of a layer; path of our parameter; axes of the hub's tensor.
+        rows: hub name, with `*` for the number of a layer; path of our parameter; axes of the hub's tensor. Those of
+            `DECODER` that a configuration has no parameter for are left out.
         hub_name: the hub's name of a tensor by the name that it was saved under, which may be that of a wrapper.
         module_name: where a linear layer stands in transformers' model, by its name on the hub.
     """
@@ -87,9 +109,10 @@ class WeightTable:
         """
         geometry, patch = config.geometry, config.geometry.patch_size
         kernel = (len(geometry.pixel_mean), geometry.temporal_patch_size, patch, patch)
+        absent = _absent(config.text)
         tensors = {}
         for name, path, hub_axes in self.rows:
-            if name == HEAD and config.text.tie_word_embeddings:
+            if path in absent:
                 continue
             our_axes = path.rsplit("_", 1)[1]
             stacked = "*" in name
@@ -104,6 +127,16 @@ class WeightTable:
                 full_name = name if layer is None else name.replace("*", str(layer))
                 tensors[full_name] = HubTensor(path, layer, shape, split_shape, to_ours)
         return tensors
+
+
+def _absent(text: TextConfig) -> set[str]:
+    """Parameters that the decoder has by other configurations alone."""
+    optional = {
+        "decoder/head_vd": not text.tie_word_embeddings,
+        **dict.fromkeys((f"decoder/layers/{name}" for name in ("q_bias_nh", "k_bias_kh", "v_bias_kh")), text.qkv_bias),
+        **dict.fromkeys((f"decoder/layers/{name}" for name in ("q_norm_h", "k_norm_h")), text.qk_norm),
+    }
+    return {path for path, is_there in optional.items() if not is_there}
 
 
 def is_buffer(name: str) -> bool:

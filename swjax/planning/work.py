@@ -70,26 +70,28 @@ def _layout(
     model: ModelConfig, *, tokens: int, patches: int, wait_k: int, variant: str
 ) -> tuple[StreamLayout, int, int]:
     """A video that fills a row; its frames, and the patches along a side of one."""
-    special = SpecialTokens.qwen2_5_vl()
+    special, word = SpecialTokens(*range(8)), 8  # any ids: the spans alone are looked at
     merge = model.vision.spatial_merge_size
     room = tokens - PROMPT_TOKENS
-    side = 32  # patches: frames of 448 x 448 pixels
+    side = 448 // (model.vision.patch_size * merge) * merge  # patches: frames of 448 x 448 pixels
     while side > merge and (side * side > patches or side * side // merge**2 + wait_k > room):
         side -= merge
     frame_tokens = side * side // merge**2
     frames = max(1, min(patches // side**2, room // (frame_tokens + wait_k)))
     ids = np.concatenate(
         [
-            [special.im_start, *[1000] * (PROMPT_TOKENS - 12), special.vision_start],
+            [special.im_start, *[word] * (PROMPT_TOKENS - 12), special.vision_start],
             np.full(frames * frame_tokens, special.video_pad),
             special.trailer,
             special.prefix,
-            np.full(max(wait_k * frames, 1), 1000),
+            np.full(max(wait_k * frames, 1), word),
             [special.im_end, special.newline],
         ]
     ).astype(np.int32)
     grid = np.array([[frames, side, side]])
-    layout = build_layout(ids, grid, variant=Variant(variant), schedule=wait_k, special_tokens=special)
+    layout = build_layout(
+        ids, grid, variant=Variant(variant), schedule=wait_k, merge_size=merge, special_tokens=special
+    )
     return layout, frames, side
 
 

@@ -30,7 +30,7 @@ from swjax.streaming import Variant
 README = "README.md"
 STREAMING = "streaming.json"
 PYTORCH_FILES = ("streaming.py", "finetuning.py")
-"""What speaks and what trains in PyTorch: carried by every export, and never imported here."""
+"""What speaks and what trains in PyTorch: carried by exports of the families that they know, never imported here."""
 
 
 def export_streaming_model(
@@ -94,7 +94,7 @@ def _write_companions(source: StoredModel, folder: Path) -> None:
         write_json(folder / "generation_config.json", _generation_config(source.config))
     write_json(folder / "preprocessor_config.json", _preprocessor_config(source))
     _leave_out_pixels(folder / "processor_config.json")
-    for name in PYTORCH_FILES:
+    for name in family_of(source.config).pytorch_files:
         text = importlib.resources.files("swjax.hub").joinpath("pytorch", name).read_text(encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8")
 

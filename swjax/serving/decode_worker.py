@@ -10,6 +10,7 @@ import sys
 from typing import Any, BinaryIO
 
 from swjax.data.pictures import PictureError, pictures_to_patches
+from swjax.streaming import Geometry
 
 HEAD = struct.Struct(">II")
 """Sizes of a message's JSON object and of the bytes behind it."""
@@ -37,6 +38,7 @@ def answer(head: dict[str, Any], body: bytes) -> bytes:
             head["number"],
             min_pixels=head["min_pixels"],
             max_pixels=head["max_pixels"],
+            geometry=Geometry(**head["geometry"]),
         )
     except PictureError as error:
         return pack({"error": str(error)})

@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from swjax.data.pictures import PictureError
 from swjax.serving import decode_worker
 from swjax.serving.decode_worker import HEAD, READY, pack
 from swjax.serving.patience import in_time
+from swjax.streaming import DEFAULT_GEOMETRY, Geometry
 
 QUICK_S = 0.25
 """Seconds for a frame from which on it is not quick; two pictures of 1920 x 1080 take about a tenth."""
@@ -96,8 +97,9 @@ class Decoders:
         *,
         min_pixels: int,
         max_pixels: int,
+        geometry: Geometry = DEFAULT_GEOMETRY,
     ) -> tuple[bytes, tuple[int, int]]:
-        """The patches of a frame of these files, uint8[rows * columns, 1176] as bytes, and its rows and columns.
+        """The patches of a frame of these files, uint8[rows * columns, C] as bytes, and its rows and columns.
 
         Args:
             share: the client's.
@@ -105,12 +107,13 @@ class Decoders:
             sizes: width and height of each.
             number: of the first of them in the video.
             min_pixels, max_pixels: area to which they are resized.
+            geometry: sizes of patches and tokens.
 
         Raises:
             PictureError: if they cannot be decoded, or not in time.
         """
         head = {"bytes": [len(data) for data in files], "sizes": sizes, "number": number}
-        head |= {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        head |= {"min_pixels": min_pixels, "max_pixels": max_pixels, "geometry": asdict(geometry)}
         job = _Job(share, pack(head, b"".join(files)), asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._assign()

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from swjax.data.patches import MERGE_SIZE, PATCH_DIM, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resized_size
+from swjax.data.patches import resized_size
 from swjax.inference import BatchEngine, Frame, Model, StreamSettings
 from swjax.inference.batch_engine import CHUNK_SIZES
 from swjax.serving.limits import Limits
-from swjax.streaming import StreamSpec
+from swjax.streaming import DEFAULT_GEOMETRY, Geometry, StreamSpec
 
 QUESTION_SLOTS = 256
 """Slots for the prompt beside the video's; a longer question leaves fewer for the video."""
@@ -52,6 +52,7 @@ class EngineSize:
         rows: int,
         slots: int | None = None,
         pictures: Iterable[tuple[int, int]] = USUAL_SHAPES,
+        geometry: Geometry = DEFAULT_GEOMETRY,
     ) -> "EngineSize":
         """The size that holds streams of the limits' length.
 
@@ -62,24 +63,25 @@ class EngineSize:
             slots: of a row's cache; None for as many as the longest video needs.
             pictures: width and height of the pictures that will come, whose frames are not padded. Others are padded
                 to the next size: that of one of these, of the largest frame, or of a half or a quarter of it and so on.
+            geometry: the model's sizes of patches and frames.
 
         Raises:
             ValueError: if a size makes no sense.
         """
-        unit_pixels = (PATCH_SIZE * MERGE_SIZE) ** 2
-        usual = {_units(record, *picture) for picture in pictures}
+        unit_pixels = geometry.token_size**2
+        usual = {_units(record, geometry, *picture) for picture in pictures}
         units = max(record.max_pixels // unit_pixels, *usual)
         halves = {units}
         while min(halves) > 1 and min(halves) // 2 * unit_pixels >= record.min_pixels:
             halves.add(min(halves) // 2)
-        frames = int(limits.max_video_s * record.fps / TEMPORAL_PATCH_SIZE) + 1
+        frames = int(limits.max_video_s * record.fps / geometry.temporal_patch_size) + 1
         words = frames * record.wait_k + limits.max_tail + 16
         sources = QUESTION_SLOTS + frames * units
         if slots is None:
             slots = words + sources
         if rows < 1 or slots < 2:
             raise ValueError(f"an engine needs at least 1 row and 2 slots, got {rows} and {slots}")
-        sizes = tuple(MERGE_SIZE**2 * count for count in sorted(usual | halves))
+        sizes = tuple(geometry.token_patches * count for count in sorted(usual | halves))
         return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), sizes)
 
 
@@ -98,13 +100,14 @@ def build_engine(model: Model, size: EngineSize, tokenizer: Any) -> BatchEngine:
         max_slots=size.slots,
         chunk_sizes=size.chunk_sizes,
     )
-    grids = [(MERGE_SIZE, patches // MERGE_SIZE) for patches in size.frame_sizes]
+    geometry = model.config.geometry
+    grids = [(geometry.merge_size, patches // geometry.merge_size) for patches in size.frame_sizes]
     for grid in grids:
         engine.warm_up(grid)  # from now on frames are padded to one of these sizes
     # One stream for nothing, so that no first client waits for what is left to be compiled.
     stream = engine.open(tokenizer, question="What happens?", settings=StreamSettings(max_tail=1))
     for grid in grids:
-        engine.see(stream, Frame(np.zeros((grid[0] * grid[1], PATCH_DIM), np.uint8), grid, 0.0))
+        engine.see(stream, Frame(np.zeros((grid[0] * grid[1], geometry.patch_dim), np.uint8), grid, 0.0, geometry))
     engine.finish(stream)
     while engine.has_work:
         engine.step()
@@ -112,9 +115,8 @@ def build_engine(model: Model, size: EngineSize, tokenizer: Any) -> BatchEngine:
     return engine
 
 
-def _units(record: StreamSpec, width: int, height: int) -> int:
+def _units(record: StreamSpec, geometry: Geometry, width: int, height: int) -> int:
     """Tokens of a frame of pictures of a size."""
-    sides = resized_size(
-        height, width, min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=PATCH_SIZE * MERGE_SIZE
-    )
-    return sides[0] * sides[1] // (PATCH_SIZE * MERGE_SIZE) ** 2
+    factor = geometry.token_size
+    sides = resized_size(height, width, min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=factor)
+    return sides[0] * sides[1] // factor**2

@@ -1,4 +1,4 @@
-"""One client's video on its way to the engine: its pictures are checked and made into frames, two by two."""
+"""One client's video on its way to the engine: its pictures are checked and made into frames."""
 
 import time
 from collections import Counter
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swjax.data.patches import PATCH_DIM, TEMPORAL_PATCH_SIZE
 from swjax.data.pictures import PictureError
 from swjax.inference import Frame
 from swjax.serving.counts import Counts
@@ -53,6 +52,7 @@ class Intake:
 
     def __init__(self, shared: Shared, ticket: Ticket):
         self._shared, self._limits, self._ticket = shared, shared.offer.limits, ticket
+        self._geometry = shared.offer.geometry
         self._size: tuple[int, int] | None = None
         self._share = DecodeShare()
         self._pictures: list[bytes] = []
@@ -93,7 +93,7 @@ class Intake:
         self._size = size
         self._pictures.append(data)
         self._count += 1
-        if len(self._pictures) == TEMPORAL_PATCH_SIZE:
+        if len(self._pictures) == self._geometry.temporal_patch_size:
             await self._hand_over()
         if self._count == self._shared.offer.max_pictures and not self.finished:
             self._limited = True
@@ -119,10 +119,11 @@ class Intake:
         if self.finished:
             return
         self._check_open("finish")
-        if self._count < TEMPORAL_PATCH_SIZE:
+        needed = self._geometry.temporal_patch_size
+        if self._count < needed:
             raise ProtocolError(
                 "bad_message",
-                f"the video has ended after {self._count} pictures, and {TEMPORAL_PATCH_SIZE} make a frame; send more",
+                f"the video has ended after {self._count} pictures, and {needed} make a frame; send more",
             )
         self.finished = True
         self._shared.engine.finish(self._ticket)
@@ -153,6 +154,7 @@ class Intake:
                 self._count - len(files),
                 min_pixels=record.min_pixels,
                 max_pixels=record.max_pixels,
+                geometry=self._geometry,
             )
         except PictureError as error:
             raise ProtocolError("bad_picture", str(error)) from error
@@ -162,7 +164,8 @@ class Intake:
                 f"pictures of this shape become frames of {grid[0] * grid[1]} patches, and {self._shared.max_patches} "
                 "are the most; send them less oblong",
             )
-        frame = Frame(np.frombuffer(patches, np.uint8).reshape(-1, PATCH_DIM), grid, (self._count - 1) / record.fps)
+        array = np.frombuffer(patches, np.uint8).reshape(-1, self._geometry.patch_dim)
+        frame = Frame(array, grid, (self._count - 1) / record.fps, self._geometry)
         self._shared.engine.see(self._ticket, frame, last=self._is_last)
         self.finished = self._is_last
 

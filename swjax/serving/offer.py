@@ -3,12 +3,11 @@
 from dataclasses import asdict, dataclass, field
 
 from swjax.data.chat import EVALUATION_QUESTION
-from swjax.data.patches import TEMPORAL_PATCH_SIZE
 from swjax.inference import Mode, Sampling, StreamSettings
 from swjax.inference.settings import WhenBehind
 from swjax.serving.limits import Limits
 from swjax.serving.protocol import Hello, Open, ProtocolError
-from swjax.streaming import StreamSpec, Variant
+from swjax.streaming import DEFAULT_GEOMETRY, Geometry, StreamSpec, Variant
 
 USUAL_MODES = (Mode.PARALLEL, Mode.SEQUENTIAL, Mode.INTERLEAVED, Mode.OFFLINE)
 """All but `recompute`, whose cost grows with the square of a video's length."""
@@ -34,6 +33,7 @@ class Offer:
         modes: the modes that clients may choose.
         limits: what the server takes.
         question: what is asked where a client asks nothing.
+        geometry: the model's sizes of patches and frames.
     """
 
     model: str
@@ -41,6 +41,7 @@ class Offer:
     modes: tuple[Mode, ...] = USUAL_MODES
     limits: Limits = field(default_factory=Limits)
     question: str = EVALUATION_QUESTION
+    geometry: Geometry = DEFAULT_GEOMETRY
 
     def __post_init__(self) -> None:
         if not self.modes_of(Variant(self.record.variant)):
@@ -58,8 +59,8 @@ class Offer:
     @property
     def max_pictures(self) -> int:
         """Pictures of the longest video, a whole number of frames."""
-        frames = int(self.limits.max_video_s * self.record.fps / TEMPORAL_PATCH_SIZE)
-        return TEMPORAL_PATCH_SIZE * max(1, frames)
+        pictures = self.geometry.temporal_patch_size
+        return pictures * max(1, int(self.limits.max_video_s * self.record.fps / pictures))
 
     def hello(self) -> Hello:
         """The first message to a client."""
@@ -69,7 +70,7 @@ class Offer:
         return Hello(
             model=self.model,
             fps=record.fps,
-            pictures_per_frame=TEMPORAL_PATCH_SIZE,
+            pictures_per_frame=self.geometry.temporal_patch_size,
             min_pixels=record.min_pixels,
             max_pixels=record.max_pixels,
             modes={one: names for one, names in modes.items() if names},
@@ -103,7 +104,7 @@ class Offer:
             variant=variant,
             wait_k=self.record.wait_k if message.wait_k is None else message.wait_k,
             gap=self.record.gap if message.gap is None else message.gap,
-            second_per_grid_t=TEMPORAL_PATCH_SIZE / self.record.fps,
+            second_per_grid_t=self.geometry.frame_seconds(self.record.fps),
             max_tail=self.limits.max_tail if message.max_tail is None else message.max_tail,
             sampling=Sampling(
                 temperature=message.temperature,

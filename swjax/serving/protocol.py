@@ -1,7 +1,7 @@
 """The messages between a client and the server. One socket is one stream; docs/serving.md shows a whole one.
 
 Text messages are JSON objects with a `type`; a binary message is a picture, as a JPEG, PNG or WebP file. Pictures come
-at the model's rate, and two of them make a frame.
+at the model's rate; `pictures_per_frame` of them make a frame.
 """
 
 import json

@@ -12,7 +12,6 @@ from typing import Any
 
 from aiohttp import web
 
-from swjax.data.patches import MERGE_SIZE
 from swjax.inference import BatchEngine
 from swjax.serving import counts as counting
 from swjax.serving.access import Access
@@ -77,7 +76,8 @@ class Server:
             loop=asyncio.get_running_loop(),
             on_failure=self._engine_failed,
         )
-        self._shared = Shared(offer, loop, counts, self._decoders, size.frame_units * MERGE_SIZE**2)
+        max_patches = size.frame_units * offer.geometry.token_patches
+        self._shared = Shared(offer, loop, counts, self._decoders, max_patches)
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
 

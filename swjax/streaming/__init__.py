@@ -6,7 +6,7 @@ numpy's; `swjax.streaming.device` has those that run inside jit, by the same nam
 """
 
 from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, StepEnds
-from swjax.streaming.geometry import Geometry
+from swjax.streaming.geometry import DEFAULT_GEOMETRY, Geometry
 from swjax.streaming.growth import (
     PositionCounts,
     StoredCounts,
@@ -40,14 +40,17 @@ from swjax.streaming.schedule import (
 )
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.spec import StreamSpec
-from swjax.streaming.tokens import SpecialTokens
+from swjax.streaming.tokens import DEFAULT_CHAT, ChatRule, SpecialTokens
 from swjax.streaming.variants import DESIGNS, Design, Storage, Variant
 
 __all__ = [
+    "DEFAULT_CHAT",
+    "DEFAULT_GEOMETRY",
     "DESIGNS",
     "ONE",
     "OVERLAPPED",
     "TWO",
+    "ChatRule",
     "Counting",
     "Design",
     "Geometry",

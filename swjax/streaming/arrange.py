@@ -28,6 +28,7 @@ def arrange(
     design: Design,
     gap: Int[Any, ""] | int,
     special: SpecialTokens,
+    merge_size: int,
 ) -> dict[str, Any]:
     """Arrange a chat.
 
@@ -41,13 +42,14 @@ def arrange(
         design: the position design.
         gap: first id of the answer in GIPE.
         special: the ids of the tokens that give the chat its structure.
+        merge_size: patches on a side of a token.
 
     Returns:
         The fields of a `StreamLayout` by name.
     """
     index = xp.arange(len(input_ids))
     is_real = index < num_tokens
-    cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special)
+    cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special, merge_size)
     tokens = read_chat_tokens(xp, input_ids, is_real, cells.frames_begun, counts, special)
     slot_to_chat, spans = _store(xp, tokens, design.storage)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from swjax.streaming import growth, positions, schedule
 from swjax.streaming.arrange import arrange
+from swjax.streaming.geometry import Geometry
 from swjax.streaming.layout import StreamLayout
 from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
@@ -52,7 +53,8 @@ def build_layout(
     schedule: Int[Array, "F"],
     gap: int | Int[Array, ""] = StreamSpec.gap,
     second_per_grid_t: float | Float[Array, "..."] = 1.0,
-    tokens_per_second: float = 2.0,
+    tokens_per_second: float = Geometry.tokens_per_second,
+    merge_size: int = Geometry.merge_size,
     special_tokens: SpecialTokens,
 ) -> StreamLayout:
     """Lay out a chat, padded as `swjax.streaming.pad_layout` pads it.
@@ -65,7 +67,7 @@ def build_layout(
         schedule: answer tokens after each frame; there may be more counts than frames.
         gap: first id of the answer in GIPE.
         second_per_grid_t: seconds from one frame to the next, of all items or of each.
-        tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
+        tokens_per_second, merge_size: of the model (`Geometry`); the defaults are Qwen2.5-VL's.
         special_tokens: ids of the tokens that give the chat its structure.
     """
     stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
@@ -79,5 +81,6 @@ def build_layout(
         design=DESIGNS[Variant(variant)],
         gap=gap,
         special=special_tokens,
+        merge_size=merge_size,
     )
     return StreamLayout(**fields)

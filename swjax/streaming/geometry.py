@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of patches, tokens and frames; defaults are Qwen2.5-VL's.
+    """Sizes of patches, tokens and frames; a model's are in its configuration. Defaults are Qwen2.5-VL's.
 
     Attributes:
         patch_size: pixels on a side of a patch.
@@ -37,3 +37,11 @@ class Geometry:
     def patch_dim(self) -> int:
         """Numbers in one patch: colors x pictures x patch x patch; 1,176 for Qwen2.5-VL."""
         return len(self.pixel_mean) * self.temporal_patch_size * self.patch_size**2
+
+    def frame_seconds(self, fps: float) -> float:
+        """Seconds from one frame to the next, at so many pictures a second."""
+        return self.temporal_patch_size / fps
+
+
+DEFAULT_GEOMETRY = Geometry()
+"""What is taken where there is no model to ask."""

@@ -15,7 +15,7 @@ class StreamSpec:
         variant: position design, or an alias.
         wait_k: answer tokens after each frame.
         gap: first id of the answer in GIPE.
-        fps: pictures taken a second; two of them make a frame.
+        fps: pictures taken a second; the model's geometry says how many make a frame.
         min_pixels, max_pixels: smallest and largest area of a resized picture.
         max_tail: limit on answer tokens after the last frame.
     """

@@ -1,4 +1,4 @@
-"""The ids of the tokens that give a chat its structure."""
+"""The tokens that give a chat its structure: their texts, which a family of models chooses, and their ids."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,8 +6,42 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class ChatRule:
+    """How the models of a family chat; defaults are those of Qwen2-VL and those after it.
+
+    A message is im_start, the speaker's name, newline, text, im_end, newline; a video in it is vision_start, a pad for
+    each of its tokens, vision_end.
+
+    Attributes:
+        im_start, im_end, vision_start, vision_end, video_pad, image_pad: texts of tokens that the vocabulary has
+            beside its words.
+        assistant, newline: texts of ordinary tokens, which follow im_start in an answer.
+        system_prompt: what a chat begins with; '' for no such message.
+    """
+
+    im_start: str = "<|im_start|>"
+    im_end: str = "<|im_end|>"
+    vision_start: str = "<|vision_start|>"
+    vision_end: str = "<|vision_end|>"
+    video_pad: str = "<|video_pad|>"
+    image_pad: str = "<|image_pad|>"
+    assistant: str = "assistant"
+    newline: str = "\n"
+    system_prompt: str = "You are a helpful assistant."
+
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts that stand in no question and no answer."""
+        return self.im_start, self.im_end, self.vision_start, self.vision_end, self.image_pad, self.video_pad
+
+
+DEFAULT_CHAT = ChatRule()
+"""What is taken where there is no model to ask."""
+
+
+@dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that mark turns and videos in the chat template of Qwen2.5-VL.
+    """Ids of the tokens that mark turns and videos in a chat, by the names of `ChatRule`.
 
     `assistant` and `newline` are ordinary tokens; they stand here because the prefix of an answer is
     `<|im_start|>assistant\\n` and its end `<|im_end|>\\n`.
@@ -57,28 +91,23 @@ class SpecialTokens:
         )
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> "SpecialTokens":
+    def from_tokenizer(cls, tokenizer: Any, chat: ChatRule = DEFAULT_CHAT) -> "SpecialTokens":
         """Read the ids off a transformers tokenizer.
+
+        Args:
+            tokenizer: the tokenizer.
+            chat: how the model's family chats.
 
         Raises:
             ValueError: if one of the texts is not a single token of the tokenizer.
         """
-        texts = {
-            "im_start": "<|im_start|>",
-            "im_end": "<|im_end|>",
-            "vision_start": "<|vision_start|>",
-            "vision_end": "<|vision_end|>",
-            "video_pad": "<|video_pad|>",
-            "image_pad": "<|image_pad|>",
-            "assistant": "assistant",
-            "newline": "\n",
-        }
+        texts = {field.name: getattr(chat, field.name) for field in dataclasses.fields(cls)}
         ids = {name: tokenizer.encode(text, add_special_tokens=False) for name, text in texts.items()}
         unknown = getattr(tokenizer, "unk_token_id", None)
         split = [repr(texts[name]) for name, encoded in ids.items() if len(encoded) != 1 or encoded[0] == unknown]
         if split:
             raise ValueError(
                 f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} does not have {', '.join(split)} as single "
-                "tokens; a Qwen2.5-VL tokenizer is needed"
+                "tokens; the tokenizer of the model is needed"
             )
         return cls(**{name: int(encoded[0]) for name, encoded in ids.items()})

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
-from swjax.data.patches import MERGE_SIZE
 from swjax.local_path import refused_scheme
 from swjax.models.remat import REMAT
 from swjax.streaming import StreamSpec, Variant
@@ -69,14 +68,18 @@ KEYS = (
     Key("data.weights", (), "how often each of data.train is drawn from; () = alike"),
     Key("data.root", "", "folder that the videos of manifests must lie in; '' = each manifest's own", free=True),
     Key("data.validation", "", "validation data, as data.train; '' for no validation", free=True),
-    Key("data.fps", StreamSpec.fps, "video frames taken a second; two of them are one frame of the model"),
+    Key("data.fps", StreamSpec.fps, "video frames taken a second; Qwen2.5-VL takes two of them as one frame"),
     Key("data.min_pixels", StreamSpec.min_pixels, "smallest area of a resized video frame, at most max_pixels"),
-    Key("data.max_pixels", StreamSpec.max_pixels, "largest area of a resized video frame, 784 (one token) or more"),
+    Key(
+        "data.max_pixels",
+        StreamSpec.max_pixels,
+        "largest area of a resized video frame, one token (784 in Qwen2.5-VL) or more",
+    ),
     Key("data.max_tokens", 8192, "tokens of a row; longer examples are skipped"),
     Key(
         "data.max_patches",
         30 * 1024,
-        "patches of a row, a multiple of 4; a frame takes its area / 196 of them, and longer videos are skipped",
+        "patches of a row, whole tokens (of 4 in Qwen2.5-VL, whose frames take area / 196); longer videos are skipped",
     ),
     Key("data.max_labels", 256, "labelled tokens of a row; examples with longer answers are skipped"),
     Key(
@@ -93,7 +96,7 @@ KEYS = (
     Key(
         "data.buckets",
         (),
-        "(tokens, patches) of the buckets, growing up to max_tokens and max_patches; patches in multiples of 4",
+        "(tokens, patches) of the buckets, growing up to max_tokens and max_patches; patches in whole tokens",
     ),
     Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
     Key("data.workers", 0, "processes that decode videos; 0 decodes in threads", free=True),
@@ -205,11 +208,6 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
-    if odd := values["data.max_patches"] % MERGE_SIZE**2:
-        raise ConfigError(
-            f"config.data.max_patches is {values['data.max_patches']}; it must be a multiple of {MERGE_SIZE**2}, the "
-            f"patches of a token, such as {values['data.max_patches'] + MERGE_SIZE**2 - odd}"
-        )
     for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")

@@ -17,6 +17,7 @@ from swjax.data.pipeline import build_pipeline
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.sources import open_sources
+from swjax.models.config import ModelConfig
 from swjax.training.config import ConfigError
 from swjax.training.mesh import row_share
 
@@ -40,7 +41,7 @@ class Inputs:
     rejected: Mapping[str, RejectedLog]
 
 
-def open_inputs(config: ConfigDict, tokenizer: Any, mesh: Mesh) -> Inputs:
+def open_inputs(config: ConfigDict, model_config: ModelConfig, tokenizer: Any, mesh: Mesh) -> Inputs:
     """Opens the data sets of a configuration, for this process's part of the rows on a mesh.
 
     Raises:
@@ -59,11 +60,14 @@ def open_inputs(config: ConfigDict, tokenizer: Any, mesh: Mesh) -> Inputs:
         raise ConfigError(f"{error}; delete that file, or choose another config.run_dir") from error
     rows = config.batch_size * config.accumulation
     share = row_share(mesh)
-    batches = iter(_stream(config, config.data.train, tokenizer, logs["train"], rows=rows, share=share, train=True))
+    batches = iter(
+        _stream(config, model_config, config.data.train, tokenizer, logs["train"], rows=rows, share=share, train=True)
+    )
     validation = None
     if config.data.validation:
         validation = _stream(
             config,
+            model_config,
             config.data.validation,
             tokenizer,
             logs["validation"],
@@ -88,6 +92,7 @@ def report_rejected(inputs: Inputs, console: Console) -> None:
 
 def _stream(
     config: ConfigDict,
+    model_config: ModelConfig,
     names: str,
     tokenizer: Any,
     log: RejectedLog,
@@ -115,6 +120,8 @@ def _stream(
             seed=config.seed,
             workers=config.data.workers,
             cache_mb=config.data.cache_mb,
+            geometry=model_config.geometry,
+            chat=model_config.chat,
         )
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error

@@ -130,7 +130,13 @@ def open_mesh(
         )
     shapes = [(config.data.max_tokens, config.data.max_patches), *map(tuple, config.data.buckets)]
     shards = mesh.shape["context"] * mesh.shape["tensor"]
-    patches = model_config.vision.spatial_merge_size**2 * shards
+    unit = model_config.geometry.token_patches
+    if odd := config.data.max_patches % unit:
+        raise ConfigError(
+            f"config.data.max_patches is {config.data.max_patches}; it must be a multiple of {unit}, the patches of a "
+            f"token, such as {config.data.max_patches + unit - odd}"
+        )
+    patches = unit * shards
     for _, size in shapes:
         if shards > 1 and size % patches:
             raise ConfigError(

@@ -55,10 +55,14 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     if start:
         _check_same_run(run_dir, config)
 
-    tokenizer = load_tokenizer(run_dir / TOKENIZER) if start else choose_tokenizer(config)
-    model_config = read_model_config(run_dir) if start else choose_model(config, tokenizer)
+    if start:
+        model_config = read_model_config(run_dir)
+        tokenizer = load_tokenizer(run_dir / TOKENIZER, model_config.chat)
+    else:
+        tokenizer = choose_tokenizer(config)
+        model_config = choose_model(config, tokenizer)
     program = make_program(config, model_config)
-    inputs = open_inputs(config, tokenizer, program.mesh)
+    inputs = open_inputs(config, model_config, tokenizer, program.mesh)
 
     if is_first():
         if not start:

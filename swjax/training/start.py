@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from swjax.data.tokenizer import load_tokenizer
 from swjax.hub import load_hf, open_hf
-from swjax.hub.reader import find_checkpoint
+from swjax.hub.reader import find_checkpoint, read_config
 from swjax.models.adapters import choose_targets, new_adapters
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
@@ -24,10 +24,16 @@ from swjax.training.step import TrainState, initial_state
 
 
 def choose_tokenizer(config: ConfigDict) -> Any:
-    """Loads the tokenizer that the configuration names: its own, else that of `init_from`, else Moving Shapes'."""
-    if config.tokenizer:
-        return load_tokenizer(config.tokenizer)
-    return load_tokenizer(find_checkpoint(config.init_from) if config.init_from else None)
+    """Loads the tokenizer that the configuration names: its own, else that of `init_from`, else Moving Shapes'.
+
+    Raises:
+        ConfigError: the preset is unknown.
+        CheckpointError: `init_from` cannot be used.
+        TokenizerError: the tokenizer cannot be used, or does not chat as the model does.
+    """
+    folder = find_checkpoint(config.init_from) if config.init_from else None
+    chat = _find_preset(config.model.preset).chat if folder is None else read_config(folder).chat
+    return load_tokenizer(config.tokenizer or folder, chat)
 
 
 def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
@@ -44,7 +50,7 @@ def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
     if overrides:
         raise ConfigError("config.model.overrides changes a model from scratch only; init_from brings its own sizes")
     _check_tokenizer(found, tokenizer)
-    if config.model.preset and _sizes(preset_config(config.model.preset)) != _sizes(found):
+    if config.model.preset and _sizes(_find_preset(config.model.preset)) != _sizes(found):
         raise ConfigError(
             f"config.model.preset={config.model.preset!r} is not the size of config.init_from={config.init_from!r}; "
             "set config.model.preset='' to take the checkpoint's"
@@ -111,7 +117,7 @@ def make_state(
 
 
 def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> ModelConfig:
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, _find_preset(name).chat)
     of_the_tokenizer = {
         "video_token_id": special.video_pad,
         "image_token_id": special.image_pad,
@@ -121,18 +127,22 @@ def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> ModelCon
         "eos_token_id": special.im_end,
     }
     text = {"vocab_size": len(tokenizer)} | dict(overrides.get("text", {}))
+    return _find_preset(name, **{**of_the_tokenizer, **overrides, "text": text})
+
+
+def _find_preset(name: str, **overrides: Any) -> ModelConfig:
     try:
-        return preset_config(name, **{**of_the_tokenizer, **overrides, "text": text})
+        return preset_config(name, **overrides)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"config.model: {error}") from error
 
 
 def _check_tokenizer(model: ModelConfig, tokenizer: Any) -> None:
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer, model.chat)
     if special.video_pad != model.video_token_id or len(tokenizer) > model.text.vocab_size:
         raise ConfigError(
             f"the tokenizer in {tokenizer.name_or_path} does not belong to config.init_from: it has {len(tokenizer)} "
-            f"tokens and <|video_pad|> {special.video_pad}, the model {model.text.vocab_size} and "
+            f"tokens and {model.chat.video_pad} {special.video_pad}, the model {model.text.vocab_size} and "
             f"{model.video_token_id}; set config.tokenizer"
         )
 

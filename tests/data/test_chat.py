@@ -7,13 +7,13 @@ import pytest
 
 from swjax.data.chat import (
     EVALUATION_QUESTION,
-    SYSTEM_PROMPT,
     TRAINING_QUESTIONS,
     encode_chat,
     sentence_tokens,
     training_question,
 )
 from swjax.data.example import ExampleError
+from swjax.streaming import DEFAULT_CHAT
 
 GRID = (3, 4, 6)
 
@@ -22,7 +22,7 @@ def test_order_and_room_for_the_video(tokenizer):
     ids = encode_chat(tokenizer, question=" What? ", answer=" A square. ", video_grid_thw=GRID)
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == (
-        f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
+        f"<|im_start|>system\n{DEFAULT_CHAT.system_prompt}<|im_end|>\n"
         f"<|im_start|>user\nWhat?<|vision_start|>{'<|video_pad|>' * 18}<|vision_end|><|im_end|>\n"
         "<|im_start|>assistant\nA square.<|im_end|>\n"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from swjax.data.chat import encode_chat
 from swjax.data.example import ExampleError
 from swjax.data.manifest import ManifestError, read_manifest
-from swjax.data.tokenizer import NEEDED_TOKENS
+from swjax.streaming import DEFAULT_CHAT
 
 GOOD = {"video_path": "videos/a.mp4", "video_duration_in_s": 1.0, "human_caption": " The video shows a square. "}
 FIELDS = (
@@ -203,7 +203,7 @@ def test_no_line_stops_a_manifest(manifest_file, tokenizer, lines, end):
     for example in manifest.examples:
         turns = (example.question or "?", example.caption), *example.later
         (question, answer), *later = turns
-        has_special = any(token in text for token in NEEDED_TOKENS for turn in turns for text in turn)
+        has_special = any(token in text for token in DEFAULT_CHAT.added_tokens for turn in turns for text in turn)
         with pytest.raises(ExampleError, match="special token") if has_special else nullcontext():
             ids = encode_chat(tokenizer, question=question, answer=answer, later=later, video_grid_thw=(1, 2, 2))
             assert all(text in tokenizer.decode(ids) for turn in turns for text in turn)

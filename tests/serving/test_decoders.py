@@ -9,6 +9,7 @@ from serving_clients import encode_picture, make_pictures
 from swjax.data.pictures import PictureError, measure, pictures_to_patches
 from swjax.serving import decode_worker
 from swjax.serving.decoders import QUICK_S, Decoders, DecodersError, DecodeShare
+from swjax.streaming import DEFAULT_GEOMETRY, Geometry
 
 BUDGET = {"min_pixels": 3136, "max_pixels": 3136}
 FILES = [encode_picture(picture) for picture in make_pictures(2, 5)]
@@ -62,12 +63,16 @@ def ask(decoders, share, number=0, files=FILES, sizes=SIZES):
     return decoders.patches(share, files, sizes, number, **BUDGET)
 
 
-def test_patches_are_those_that_are_made_here():
+@pytest.mark.parametrize("geometry", [DEFAULT_GEOMETRY, Geometry(patch_size=8, merge_size=3, temporal_patch_size=1)])
+def test_patches_are_those_that_are_made_here(geometry):
+    count = geometry.temporal_patch_size
+
     async def work(decoders):
-        return await ask(decoders, DecodeShare(0.0))
+        return await decoders.patches(DecodeShare(0.0), FILES[:count], SIZES[:count], 0, **BUDGET, geometry=geometry)
 
     body, grid = run(work)
-    patches, expected = pictures_to_patches(FILES, SIZES, 0, **BUDGET)
+    patches, expected = pictures_to_patches(FILES[:count], SIZES[:count], 0, **BUDGET, geometry=geometry)
+    assert patches.shape == (grid[0] * grid[1], geometry.patch_dim)
     assert (body, grid) == (patches.tobytes(), expected)
 
 

@@ -1,4 +1,7 @@
-"""From an example of an original release to a record: which examples are taken, and how their frames are kept."""
+"""From an example of an original release to a record: which examples are taken, and how their frames are kept.
+
+There is no model yet, so frames are kept at sizes of the default geometry; a model of another one resizes them.
+"""
 
 import functools
 import math
@@ -9,10 +12,11 @@ import numpy as np
 
 from swjax.data.clips import QUALITY, encode_clip
 from swjax.data.example import ExampleError, Rejected, VideoExample
-from swjax.data.patches import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, resize, resized_size
+from swjax.data.patches import resize, resized_size
 from swjax.data.text import check_text
 from swjax.data.tokenizer import load_tokenizer
 from swjax.data.video import DEFAULT_MAX_FRAMES, iter_frames
+from swjax.streaming import DEFAULT_GEOMETRY
 from swjax.streaming.spec import StreamSpec, check_spec
 
 Record = dict[str, Any]
@@ -57,7 +61,7 @@ class Recipe:
         check_spec("fps", self.fps)
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be between 1 and 100, got {self.quality}")
-        token = PATCH_SIZE * MERGE_SIZE
+        token = DEFAULT_GEOMETRY.token_size
         resized_size(token, token, min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=token)  # may refuse
         for name in ("seconds", "rate"):
             least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
@@ -94,13 +98,14 @@ def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
     frames: list[np.ndarray] = []
     most = DEFAULT_MAX_FRAMES if recipe.max_seconds is None else math.ceil(recipe.max_seconds * recipe.fps)
     for _, frame in iter_frames(example.video, recipe.fps):
-        if len(frames) == most + TEMPORAL_PATCH_SIZE - 1:
+        if len(frames) == most + DEFAULT_GEOMETRY.temporal_patch_size - 1:
             return LeftOut(example.key, f"longer than {most / recipe.fps:g} s")
         frames.append(frame)
-    usable = len(frames) - len(frames) % TEMPORAL_PATCH_SIZE
+    usable = len(frames) - len(frames) % DEFAULT_GEOMETRY.temporal_patch_size
     seconds = usable / recipe.fps
     if not usable:
-        raise ExampleError(f"{example.video} is shorter than one frame ({TEMPORAL_PATCH_SIZE / recipe.fps:g} s)")
+        shortest = DEFAULT_GEOMETRY.frame_seconds(recipe.fps)
+        raise ExampleError(f"{example.video} is shorter than one frame ({shortest:g} s)")
     if recipe.min_seconds is not None and seconds < recipe.min_seconds:
         return LeftOut(example.key, f"shorter than {recipe.min_seconds:g} s")
     if recipe.max_seconds is not None and seconds > recipe.max_seconds:
@@ -115,7 +120,7 @@ def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
         *clip.shape[1:3],
         min_pixels=recipe.min_pixels,
         max_pixels=recipe.max_pixels,
-        factor=PATCH_SIZE * MERGE_SIZE,
+        factor=DEFAULT_GEOMETRY.token_size,
     )
     return {
         "key": example.key,

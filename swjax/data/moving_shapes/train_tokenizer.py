@@ -15,8 +15,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from swjax.data.chat import SYSTEM_PROMPT, TRAINING_QUESTIONS
+from swjax.data.chat import TRAINING_QUESTIONS
 from swjax.data.moving_shapes.grammar import vocabulary
+from swjax.streaming import DEFAULT_CHAT
 
 FOLDER = Path(__file__).with_name("tokenizer")
 
@@ -49,7 +50,7 @@ def train() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    words = [*vocabulary(), *ROLES, SYSTEM_PROMPT, *TRAINING_QUESTIONS]
+    words = [*vocabulary(), *ROLES, DEFAULT_CHAT.system_prompt, *TRAINING_QUESTIONS]
     trainer = trainers.BpeTrainer(
         vocab_size=10_000,  # more than there are merges: training ends when every word is one token
         show_progress=False,

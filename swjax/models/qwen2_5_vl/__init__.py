@@ -19,6 +19,7 @@ QWEN2_5_VL = Family(
     processor=MappingProxyType(
         {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
     ),
+    pytorch_files=("streaming.py", "finetuning.py"),
 )
 
 __all__ = [

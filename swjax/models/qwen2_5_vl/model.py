@@ -8,10 +8,10 @@ from jaxtyping import DTypeLike
 
 from swjax.attention import span_attention
 from swjax.models.decoder import Decoder
+from swjax.models.decoder_layer import GatedLayer
 from swjax.models.layers import Attention, Constrain, unconstrained
 from swjax.models.model import VideoLanguageModel
 from swjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from swjax.models.qwen2_5_vl.decoder import DecoderLayer
 from swjax.models.qwen2_5_vl.vision import VisionTower
 
 
@@ -42,8 +42,8 @@ class Qwen2_5_VL(VideoLanguageModel):
     ):
         shared: dict[str, Any] = {"param_dtype": param_dtype, "constrain": constrain}
 
-        def layer(rngs: nnx.Rngs) -> DecoderLayer:
-            return DecoderLayer(config.text, rngs=rngs, attention=attention, **shared)
+        def layer(rngs: nnx.Rngs) -> GatedLayer:
+            return GatedLayer(config.text, rngs=rngs, attention=attention, **shared)
 
         shared_by_stacks = {"rngs": rngs, "remat": remat, **shared}
         super().__init__(

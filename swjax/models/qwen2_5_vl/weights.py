@@ -1,24 +1,7 @@
 """Names of Qwen2.5-VL's weights on the hub, and how each maps to a parameter of ours (`swjax.models.weights`)."""
 
-from swjax.models.weights import EMBEDDING, HEAD, WeightTable
+from swjax.models.weights import DECODER, WeightTable
 
-_DECODER = (
-    (EMBEDDING, "decoder/embedding_vd", "v|d"),
-    ("model.layers.*.input_layernorm.weight", "decoder/layers/attention_norm_d", "d"),
-    ("model.layers.*.self_attn.q_proj.weight", "decoder/layers/q_weight_dnh", "nh|d"),
-    ("model.layers.*.self_attn.q_proj.bias", "decoder/layers/q_bias_nh", "nh"),
-    ("model.layers.*.self_attn.k_proj.weight", "decoder/layers/k_weight_dkh", "kh|d"),
-    ("model.layers.*.self_attn.k_proj.bias", "decoder/layers/k_bias_kh", "kh"),
-    ("model.layers.*.self_attn.v_proj.weight", "decoder/layers/v_weight_dkh", "kh|d"),
-    ("model.layers.*.self_attn.v_proj.bias", "decoder/layers/v_bias_kh", "kh"),
-    ("model.layers.*.self_attn.o_proj.weight", "decoder/layers/o_weight_nhd", "d|nh"),
-    ("model.layers.*.post_attention_layernorm.weight", "decoder/layers/mlp_norm_d", "d"),
-    ("model.layers.*.mlp.gate_proj.weight", "decoder/layers/gate_weight_df", "f|d"),
-    ("model.layers.*.mlp.up_proj.weight", "decoder/layers/up_weight_df", "f|d"),
-    ("model.layers.*.mlp.down_proj.weight", "decoder/layers/down_weight_fd", "d|f"),
-    ("model.norm.weight", "decoder/norm_d", "d"),
-)
-_HEAD = ((HEAD, "decoder/head_vd", "v|d"),)
 _VISION = (
     ("visual.patch_embed.proj.weight", "visual/patch_weight_cd", "d|c"),
     ("visual.blocks.*.norm1.weight", "visual/blocks/attention_norm_d", "d"),
@@ -63,4 +46,4 @@ def module_name(name: str) -> str:
     return f"model.{name}" if name.startswith("visual.") else name
 
 
-WEIGHTS = WeightTable((*_DECODER, *_HEAD, *_VISION), hub_name, module_name)
+WEIGHTS = WeightTable((*DECODER, *_VISION), hub_name, module_name)

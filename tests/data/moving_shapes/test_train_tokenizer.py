@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from swjax.data.chat import SYSTEM_PROMPT
 from swjax.data.moving_shapes.grammar import split_tokens, vocabulary
 from swjax.data.moving_shapes.scene import draw_scene
 from swjax.data.moving_shapes.train_tokenizer import ADDED_TOKENS, FOLDER, SPECIAL_TOKENS, write
 from swjax.data.tokenizer import load_tokenizer
+from swjax.streaming import DEFAULT_CHAT
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_special_tokens_stand_last_in_the_order_of_qwen2_5_vl(tokenizer):
 def test_words_of_captions_and_of_the_chat_are_single_tokens(tokenizer):
     for word in [*vocabulary(), "system", "user", "assistant", "\n"]:
         assert len(tokenizer.encode(word)) == 1, word
-    for word in split_tokens(SYSTEM_PROMPT):
+    for word in split_tokens(DEFAULT_CHAT.system_prompt):
         assert len(tokenizer.encode(word)) == 1, word
 
 

@@ -1,4 +1,4 @@
-"""A layer of Qwen2.5-VL's decoder: grouped-query attention with biases, and a gated MLP."""
+"""The usual layer of a decoder: grouped-query attention and a gated MLP, with what its configuration asks for."""
 
 import jax
 from flax import nnx
@@ -9,8 +9,13 @@ from swjax.models.layers import Attention, Constrain, Draw, project, rms_norm
 from swjax.models.rotary import Rotation, rotate
 
 
-class DecoderLayer(nnx.Module):
-    """One decoder layer: attention and gated MLP, each after a norm and with a residual."""
+class GatedLayer(nnx.Module):
+    """Attention and gated MLP, each after a norm and with a residual.
+
+    Args:
+        config: the sizes, and whether queries and keys have biases and norms of their own.
+        rngs, param_dtype, attention, constrain: as for the model.
+    """
 
     def __init__(
         self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, attention: Attention, constrain: Constrain
@@ -26,14 +31,15 @@ class DecoderLayer(nnx.Module):
         draw = Draw(rngs, config.initializer_range, param_dtype)
         self.attention = attention
         self.constrain = constrain
-        self.eps = config.rms_norm_eps
+        self.config = config
         self.attention_norm_d = draw.ones(d)
         self.q_weight_dnh = draw.weight(d, n, h)
-        self.q_bias_nh = draw.zeros(n, h)
         self.k_weight_dkh = draw.weight(d, k, h)
-        self.k_bias_kh = draw.zeros(k, h)
         self.v_weight_dkh = draw.weight(d, k, h)
-        self.v_bias_kh = draw.zeros(k, h)
+        if config.qkv_bias:
+            self.q_bias_nh, self.k_bias_kh, self.v_bias_kh = draw.zeros(n, h), draw.zeros(k, h), draw.zeros(k, h)
+        if config.qk_norm:
+            self.q_norm_h, self.k_norm_h = draw.ones(h), draw.ones(h)
         self.o_weight_nhd = draw.weight(n, h, d)
         self.mlp_norm_d = draw.ones(d)
         self.gate_weight_df = draw.weight(d, f)
@@ -44,17 +50,22 @@ class DecoderLayer(nnx.Module):
         self, x: Float[Array, "B L D"], rotation: Rotation
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Rotated queries and keys, and values."""
-        normed = rms_norm(x, self.attention_norm_d[...], self.eps)
-        q = project(normed, self.q_weight_dnh[...], "BLNH", self.constrain) + self.q_bias_nh[...]
-        k = project(normed, self.k_weight_dkh[...], "BLKH", self.constrain) + self.k_bias_kh[...]
-        v = project(normed, self.v_weight_dkh[...], "BLKH", self.constrain) + self.v_bias_kh[...]
+        eps = self.config.rms_norm_eps
+        normed = rms_norm(x, self.attention_norm_d[...], eps)
+        q = project(normed, self.q_weight_dnh[...], "BLNH", self.constrain)
+        k = project(normed, self.k_weight_dkh[...], "BLKH", self.constrain)
+        v = project(normed, self.v_weight_dkh[...], "BLKH", self.constrain)
+        if self.config.qkv_bias:
+            q, k, v = q + self.q_bias_nh[...], k + self.k_bias_kh[...], v + self.v_bias_kh[...]
+        if self.config.qk_norm:
+            q, k = rms_norm(q, self.q_norm_h[...], eps), rms_norm(k, self.k_norm_h[...], eps)
         return rotate(q, rotation), rotate(k, rotation), v
 
     def finish(self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """What follows attention: its output projection and the MLP."""
         x = x + project(attended, self.o_weight_nhd[...], "BLD", self.constrain)
         with jax.named_scope("mlp"):
-            normed = rms_norm(x, self.mlp_norm_d[...], self.eps)
+            normed = rms_norm(x, self.mlp_norm_d[...], self.config.rms_norm_eps)
             gate = jax.nn.silu(project(normed, self.gate_weight_df[...], "BLF", self.constrain))
             up = project(normed, self.up_weight_df[...], "BLF", self.constrain)
             return x + project(gate * up, self.down_weight_fd[...], "BLD", self.constrain)
