@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, Int32
 
 from swjax.hub.errors import CheckpointError
@@ -167,11 +168,18 @@ def _their_logits(model: Any, probes: list[Probe]) -> list[Float[np.ndarray, "L 
     return logits
 
 
+@nnx.jit
+def _compiled(model: VideoLanguageModel, *inputs: Any, **video: Any) -> Any:
+    """As a whole, or every operation would be compiled by itself for every shape."""
+    return model(*inputs, **video)
+
+
 def _our_logits(model: VideoLanguageModel, probes: list[Probe]) -> list[Float[np.ndarray, "L V"]]:
     logits = []
     for probe in probes:
         stop = jnp.arange(1, len(probe.token_ids) + 1, dtype=jnp.int32)[None]
-        found = model(
+        found = _compiled(
+            model,
             jnp.asarray(probe.token_ids)[None],
             jnp.asarray(probe.position_ids)[:, None],
             KeySpans(jnp.zeros_like(stop), stop),
