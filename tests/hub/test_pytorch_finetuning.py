@@ -170,4 +170,5 @@ def test_logits_of_all_attentions_are_the_same(files, loaded, examples, variant,
             found[name] = model(**batch).logits[batch["labels"] >= 0]
     assert found["sdpa"].std() > 0.1
     for name in ("eager", "flex"):
-        torch.testing.assert_close(found[name], found["sdpa"], rtol=1e-4, atol=1e-5)
+        scale = float(found["sdpa"].abs().max())
+        torch.testing.assert_close(found[name], found["sdpa"], rtol=1e-4, atol=1e-5 * scale)
