@@ -80,11 +80,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.dry_run and not args.push:
         raise UsageError("--dry-run shows what --push would upload; give it with --push OWNER/NAME")
-    if args.verify and args.format == "lora":
-        raise UsageError("--verify compares a whole model; give it without --format lora")
     if args.verify:
         require_torch()
+    about = about_run(args.checkpoint)
     if args.format == "lora":
+        if args.verify and about:
+            _check_base(args.checkpoint, about["base"])
         export_adapter(args.checkpoint, args.output, step=args.step, dtype=args.dtype)
     else:
         source = open_streaming_model(args.checkpoint, step=args.step)
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             dtype=args.dtype,
             max_shard_size=args.max_shard_size,
-            about=about_run(args.checkpoint),
+            about=about,
         )
     out = console()
     for file in sorted(path for path in args.output.rglob("*") if path.is_file()):
@@ -111,11 +112,24 @@ def run(args: argparse.Namespace) -> int:
 
 def _agrees(args: argparse.Namespace) -> bool:
     """Whether the exported folder's logits are those of transformers, and its words ours; it shows both."""
-    from swjax.commands.export_words import compare_words
-    from swjax.hub.verify import compare_logits
+    from swjax.commands.export_words import compare_words, load_exported
+    from swjax.hub.reader import find_checkpoint, read_config
+    from swjax.hub.verify import compare_logits, compare_models
+    from swjax.runs.export import about_run
+    from swjax.runs.streaming_model import StreamingModel, load_adapted_base, load_streaming_model
 
-    out = console()
-    differences = compare_logits(args.output)
+    out, is_adapter = console(), args.format == "lora"
+    base = find_checkpoint(about_run(args.checkpoint)["base"]) if is_adapter else args.output
+
+    def ours() -> StreamingModel:
+        if is_adapter:
+            return load_adapted_base(args.checkpoint, base, step=args.step, adapter_dtype=args.dtype)
+        return load_streaming_model(args.output, dtype="float32")
+
+    if is_adapter:
+        differences = compare_models(read_config(base), lambda: load_exported(args.output)[0], lambda: ours().model)
+    else:
+        differences = compare_logits(args.output)
     for name, difference in differences.items():
         out.print(f"{difference:12.2e}  largest difference to transformers, relative to the largest logit: {name}")
     if max(differences.values()) > args.tolerance:
@@ -124,13 +138,22 @@ def _agrees(args: argparse.Namespace) -> bool:
     if not any((args.output / name).exists() for name in ("tokenizer.json", "vocab.json")):
         out.print("the checkpoint has no tokenizer, so there are no words to compare", soft_wrap=True)
         return True
-    theirs, ours = compare_words(args.output)
-    same = next((at for at, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), len(ours))
-    agreed = f"{same:>12} of {len(ours)} words that streaming.py speaks in PyTorch are those spoken here"
+    theirs, spoken = compare_words(args.output, ours)
+    same = next((at for at, pair in enumerate(zip(theirs, spoken, strict=False)) if pair[0] != pair[1]), len(spoken))
+    agreed = f"{same:>12} of {len(spoken)} words that streaming.py speaks in PyTorch are those spoken here"
     out.print(agreed, soft_wrap=True)
-    if theirs != ours:
+    if theirs != spoken:
         out.print(f"[bold red]the words differ from number {same + 1} on[/]: do not use {args.output}")
-    return theirs == ours
+    return theirs == spoken
+
+
+def _check_base(run_dir: str, base: str | None) -> None:
+    """Refuses, before anything is written, a run whose adapter --verify has no model for."""
+    from swjax.hub.reader import find_checkpoint
+
+    if base is None:
+        raise UsageError(f"{run_dir} started from no checkpoint, so --verify has no model to put its adapter on")
+    find_checkpoint(base)
 
 
 def _repository(word: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,18 +10,32 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from swjax.data.tokenizer import load_tokenizer
+from swjax.inference import Engine, Sampling, StreamSession, StreamSettings
+from swjax.inference.frames import make_frame
+from swjax.runs.streaming_model import StreamingModel
+from swjax.streaming import Variant
+
 FRAMES, SIDE, TAIL = 4, 112, 8
 QUESTION = "What happens?"
 
 
-def compare_words(folder: Path) -> tuple[list[int], list[int]]:
+def compare_words(folder: Path, load_ours: Callable[[], StreamingModel]) -> tuple[list[int], list[int]]:
     """Tokens of the greedy answer by the folder's own streaming.py, and by `StreamSession`, both in float32.
 
     Args:
-        folder: exported, of a whole model.
+        folder: exported.
+        load_ours: gives the model that it should be, in float32.
     """
     pictures = _pictures(np.random.default_rng(0))
-    return _their_words(folder, pictures), _our_words(folder, pictures)
+    return _their_words(folder, pictures), _our_words(load_ours(), pictures)
+
+
+def load_exported(folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of an exported folder in PyTorch, in float32, by its own streaming.py."""
+    import torch
+
+    return _imported(folder / "streaming.py").load(folder, dtype=torch.float32)
 
 
 def _pictures(rng: np.random.Generator) -> list[UInt8[np.ndarray, "H W 3"]]:
@@ -35,21 +50,11 @@ def _pictures(rng: np.random.Generator) -> list[UInt8[np.ndarray, "H W 3"]]:
 
 
 def _their_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
-    import torch
-
-    streaming = _imported(folder / "streaming.py")
-    model, tokenizer = streaming.load(folder, dtype=torch.float32)
-    return [word.token_id for word in streaming.stream(model, tokenizer, pictures, QUESTION, max_tail=TAIL)]
+    stream = _imported(folder / "streaming.py").stream
+    return [word.token_id for word in stream(*load_exported(folder), pictures, QUESTION, max_tail=TAIL)]
 
 
-def _our_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
-    from swjax.data.tokenizer import load_tokenizer
-    from swjax.inference import Engine, Sampling, StreamSession, StreamSettings
-    from swjax.inference.frames import make_frame
-    from swjax.runs.streaming_model import load_streaming_model
-    from swjax.streaming import Variant
-
-    loaded = load_streaming_model(folder, dtype="float32")
+def _our_words(loaded: StreamingModel, pictures: list[np.ndarray]) -> list[int]:
     spec, geometry = loaded.record, loaded.model.config.geometry
     depth = geometry.temporal_patch_size
     settings = StreamSettings(

@@ -2,11 +2,14 @@
 
 import gc
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, Int32
 
 from swjax.hub.errors import CheckpointError
@@ -14,6 +17,7 @@ from swjax.hub.position_ids import chat_position_ids
 from swjax.hub.reader import load_hf, read_config
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
+from swjax.models.model import VideoLanguageModel
 from swjax.streaming import KeySpans
 
 _TEXT_LENGTHS = (16, 24)
@@ -67,10 +71,33 @@ def compare_logits(folder: str | Path, *, seed: int = 0) -> dict[str, float]:
             the model, or finds weights missing or left over.
     """
     require_torch()
-    probes = make_probes(read_config(Path(folder)), np.random.default_rng(seed))
-    theirs = _their_logits(folder, probes)
+    return compare_models(
+        read_config(Path(folder)),
+        lambda: _load_theirs(folder),
+        lambda: load_hf(folder, dtype=jnp.float32),
+        seed=seed,
+    )
+
+
+def compare_models(
+    config: ModelConfig,
+    load_theirs: Callable[[], Any],
+    load_ours: Callable[[], VideoLanguageModel],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Compare as `compare_logits` does, models of any origin.
+
+    Args:
+        config: of both.
+        load_theirs: gives the model of transformers, in float32.
+        load_ours: gives ours, in float32; it is called when theirs is out of memory.
+        seed: of the inputs.
+    """
+    probes = make_probes(config, np.random.default_rng(seed))
+    theirs = _their_logits(load_theirs(), probes)
     gc.collect()
-    ours = _our_logits(folder, probes)
+    ours = _our_logits(load_ours(), probes)
     return {
         probe.name: float(np.abs(mine - other).max() / np.abs(other).max())
         for probe, mine, other in zip(probes, ours, theirs, strict=True)
@@ -109,7 +136,7 @@ def make_probes(config: ModelConfig, rng: np.random.Generator) -> list[Probe]:
     return [*probes, Probe(f"a video of {_FRAMES} frames among random tokens", token_ids, position_ids, pixels, grid)]
 
 
-def _their_logits(folder: str | Path, probes: list[Probe]) -> list[Float[np.ndarray, "L V"]]:
+def _load_theirs(folder: str | Path) -> Any:
     import torch
     import transformers
 
@@ -122,6 +149,12 @@ def _their_logits(folder: str | Path, probes: list[Probe]) -> list[Float[np.ndar
     faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report[kind]}
     if faults:
         raise CheckpointError(f"{folder}: transformers finds {faults}")
+    return model
+
+
+def _their_logits(model: Any, probes: list[Probe]) -> list[Float[np.ndarray, "L V"]]:
+    import torch
+
     logits = []
     with torch.no_grad():
         for probe in probes:
@@ -138,12 +171,18 @@ def _their_logits(folder: str | Path, probes: list[Probe]) -> list[Float[np.ndar
     return logits
 
 
-def _our_logits(folder: str | Path, probes: list[Probe]) -> list[Float[np.ndarray, "L V"]]:
-    model = load_hf(folder, dtype=jnp.float32)
+@nnx.jit
+def _compiled(model: VideoLanguageModel, *inputs: Any, **video: Any) -> Any:
+    """As a whole, or every operation would be compiled by itself for every shape."""
+    return model(*inputs, **video)
+
+
+def _our_logits(model: VideoLanguageModel, probes: list[Probe]) -> list[Float[np.ndarray, "L V"]]:
     logits = []
     for probe in probes:
         stop = jnp.arange(1, len(probe.token_ids) + 1, dtype=jnp.int32)[None]
-        found = model(
+        found = _compiled(
+            model,
             jnp.asarray(probe.token_ids)[None],
             jnp.asarray(probe.position_ids)[:, None],
             KeySpans(jnp.zeros_like(stop), stop),

@@ -145,7 +145,7 @@ def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DType
     """
     attached: Parameters = {}
     for path, leaf in parameters.items():
-        if _is_adapter(path):
+        if is_adapter(path):
             continue
         a, b = adapter_paths(path) if linear_axes(path) else ("", "")
         if a in parameters:
@@ -157,7 +157,7 @@ def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DType
 
 def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str, StoredArray]:
     """The plain model's parameters on disk: a weight gets what its adapter adds, block by block when it is read."""
-    merged = {path: array for path, array in stored.items() if not _is_adapter(path)}
+    merged = {path: array for path, array in stored.items() if not is_adapter(path)}
     for path in [path for path in merged if linear_axes(path)]:
         a, b = adapter_paths(path)
         if a in stored:
@@ -194,5 +194,6 @@ def _axes(path: str) -> tuple[str, str]:
     return found
 
 
-def _is_adapter(path: str) -> bool:
+def is_adapter(path: str) -> bool:
+    """Whether a parameter is one of an adapter."""
     return "_lora_a_" in path or "_lora_b_" in path

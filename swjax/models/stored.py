@@ -47,6 +47,10 @@ class StoredArray:
         """Reads rows of the leading axis, whole in the others."""
         return self.read((slice(start, stop), *(slice(0, size) for size in self.shape[1:])))
 
+    def astype(self, dtype: DTypeLike) -> "StoredArray":
+        """The same, rounded to another dtype when it is read."""
+        return StoredArray(self.shape, np.dtype(dtype), lambda block: self.read(block).astype(dtype), self.rows)
+
     def row_ranges(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that are best read together, in order; none of them tiny."""
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])

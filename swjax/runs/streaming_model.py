@@ -12,15 +12,20 @@ from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json
+from swjax.models.adapters import is_adapter, merge_stored
 from swjax.models.config import ModelConfig
+from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
-from swjax.models.stored import StoredArray
+from swjax.models.parameters import merge_parameters, split_parameters
+from swjax.models.stored import StoredArray, place
 from swjax.runs.folder import (
     MODEL,
     TOKENIZER,
     find_step,
     load_run,
+    open_checkpoint,
     open_run_model,
+    read_lora,
     read_model_config,
     read_run_config,
 )
@@ -64,6 +69,35 @@ def load_streaming_model(
         return StreamingModel(run.model, run.tokenizer, _run_record(run.config))
     folder = _hub_folder(path, step)
     return StreamingModel(load_hf(folder, dtype=dtype), folder, read_record(folder))
+
+
+def load_adapted_base(
+    run_dir: str | Path, base: str | Path, *, step: int | None = None, adapter_dtype: DTypeLike | None = None
+) -> StreamingModel:
+    """Load the model that a run's adapter makes of its base, in float32, whatever dtype the run computed in.
+
+    Args:
+        run_dir: the folder of a LoRA run.
+        base: folder or Hub id of the model that it started from.
+        step: which checkpoint; None takes the latest.
+        adapter_dtype: what the adapter is rounded to; None keeps its own.
+
+    Raises:
+        CheckpointError: if one of them cannot be used.
+    """
+    config = read_run_config(run_dir)
+    lora = read_lora(config)
+    if lora is None:
+        raise CheckpointError(f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter")
+    model_config, stored = open_hf(base)
+    rounded = {path: array.astype("float32") for path, array in stored.items()}
+    for path, array in open_checkpoint(run_dir, find_step(run_dir, step)).items():
+        if is_adapter(path):
+            rounded[path] = array.astype(adapter_dtype or array.dtype).astype("float32")
+    structure, _ = split_parameters(abstract_model(model_config, param_dtype="float32"))
+    merged = merge_stored(rounded, alpha=lora.alpha)
+    parameters = {path: place(array, None, "float32") for path, array in merged.items()}
+    return StreamingModel(merge_parameters(structure, parameters), Path(run_dir) / TOKENIZER, _run_record(config))
 
 
 def open_streaming_model(path: str | Path, *, step: int | None = None) -> StoredModel:

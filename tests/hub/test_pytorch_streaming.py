@@ -1,8 +1,8 @@
-"""PyTorch's streaming.py and finetuning.py of an exported folder beside swjax: the same words, layouts, gradients."""
+"""PyTorch's streaming.py of an exported folder beside swjax: the same words, patches and choices."""
 
-import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,13 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pytorch_files import SPEC, make_pictures
 
-from swjax.commands.main import main
-from swjax.data.chat import encode_chat
-from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from swjax.hub import save_hf
-from swjax.hub.tokenizer_files import copy_tokenizer
-from swjax.streaming import Geometry, KeySpans, SpecialTokens, StreamSpec, Variant, build_layout
+from swjax.data.tokenizer import load_tokenizer
+from swjax.streaming import Geometry, StreamSpec, Variant
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
@@ -24,8 +21,7 @@ pytestmark = pytest.mark.usefixtures("cheap_compilations")
 OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
 """A Python with transformers 4.57, PyTorch and Pillow, in an environment of its own."""
 
-SPEC = StreamSpec(variant="group", max_pixels=20_000, max_tail=6)  # by an alias
-VISION = SimpleNamespace(spatial_merge_size=2, temporal_patch_size=2, tokens_per_second=2, patch_size=14)
+VISION = SimpleNamespace(spatial_merge_size=2, temporal_patch_size=2, patch_size=14)
 CASES = {
     "offline": (3, 2, 1.0),
     "offline_gdpe": (2, (1, 2), 1.15),
@@ -37,47 +33,6 @@ CASES = {
 """By design: frames, words after each, repetition penalty."""
 
 
-@pytest.fixture(scope="module")
-def exported(random_model, tmp_path_factory):
-    root = tmp_path_factory.mktemp("exported")
-    save_hf(random_model, root / "base", more_config={"streaming": asdict(SPEC)})
-    copy_tokenizer(SHIPPED_TOKENIZER, root / "base")
-    assert main(["export", "--checkpoint", str(root / "base"), "--output", str(root / "out")]) == 0
-    return root / "out"
-
-
-@pytest.fixture(scope="module")
-def files(exported):
-    """The two modules of the exported folder."""
-    sys.path.insert(0, str(exported))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("streaming", "finetuning")})
-    finally:
-        sys.path.remove(str(exported))
-        for name in ("streaming", "finetuning"):
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def loaded(files):
-    return files.streaming.load(dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def engine(random_model):
-    from swjax.inference import Engine
-
-    return Engine(random_model)
-
-
-def make_pictures(count: int, *, uneven: bool = False) -> list[np.ndarray]:
-    """Noise; uneven, every second frame is taller."""
-    rng = np.random.default_rng(count)
-    return [
-        rng.integers(0, 256, (84 if uneven and number // 2 % 2 else 56, 84, 3), np.uint8) for number in range(count)
-    ]
-
-
 def test_the_folder_says_what_the_model_was_trained_to_do(files, loaded):
     spec = files.streaming.Spec.of(loaded[0])
     assert asdict(spec) == asdict(SPEC) | {"variant": "gdpe"}
@@ -85,139 +40,109 @@ def test_the_folder_says_what_the_model_was_trained_to_do(files, loaded):
     assert asdict(files.streaming.Spec()) == asdict(StreamSpec())
 
 
-@pytest.mark.parametrize("variant", CASES)
-def test_words_are_those_of_a_session_token_by_token(files, loaded, engine, variant):
-    from swjax.inference import Sampling, StreamSession, StreamSettings
+def pictures_of(variant: str) -> list[np.ndarray]:
+    """The last one makes no frame."""
+    return make_pictures(2 * CASES[variant][0] + 1, uneven=variant in ("ospe", "gdpe"))
+
+
+@pytest.fixture(scope="module")
+def streams(random_model):
+    """What swjax says of each case: streams of one engine, so that little is compiled."""
+    from swjax.inference import BatchEngine, Request, Sampling, StreamSettings, run_streams
     from swjax.inference.frames import make_frame
 
-    frames, schedule, penalty = CASES[variant]
-    pictures = make_pictures(2 * frames + 1, uneven=variant in ("ospe", "gdpe"))  # the last one makes no frame
-    given = {"wait_k": schedule} if isinstance(schedule, int) else {"counts": schedule}
-    settings = StreamSettings(
-        variant=Variant(variant), max_tail=6, sampling=Sampling(repetition_penalty=penalty), **given
-    )
-    session = StreamSession(engine, load_tokenizer(None), question="What happens?", settings=settings)
-    list(
-        session.run(
+    requests = []
+    for variant, (frames, schedule, penalty) in CASES.items():
+        given = {"wait_k": schedule} if isinstance(schedule, int) else {"counts": schedule}
+        sampling, pictures = Sampling(repetition_penalty=penalty), pictures_of(variant)
+        seen = [
             make_frame(pictures[2 * number : 2 * number + 2], video_s=number + 0.5, min_pixels=3136, max_pixels=20_000)
             for number in range(frames)
-        )
-    )
+        ]
+        settings = StreamSettings(variant=Variant(variant), max_tail=6, sampling=sampling, **given)
+        requests.append(Request("What happens?", seen, settings))
+    engine = BatchEngine(random_model, rows=len(CASES), frame_units=9)
+    found = {number: stream for number, stream, _ in run_streams(engine, load_tokenizer(None), requests)}
+    return dict(zip(CASES, (found[number] for number in range(len(CASES))), strict=True))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("variant", CASES)
+def test_words_are_those_of_a_stream_token_by_token(files, loaded, streams, variant, attention, monkeypatch):
+    model, tokenizer = loaded
+    monkeypatch.setattr(model.config.get_text_config(), "_attn_implementation", attention)
+    _, schedule, penalty = CASES[variant]
     found = list(
         files.streaming.stream(
-            *loaded,
-            pictures,
+            model,
+            tokenizer,
+            pictures_of(variant),
             "What happens?",
             spec=files.streaming.Spec(variant=variant, max_pixels=20_000, max_tail=6),
             schedule=schedule,
             repetition_penalty=penalty,
         )
     )
-    assert [word.token_id for word in found] == session.answer
-    assert "".join(word.text for word in found) == session.text()
-    assert len(set(session.answer)) > 2
+    assert [word.token_id for word in found] == streams[variant].answer
+    assert "".join(word.text for word in found) == streams[variant].text
+    assert len({word.token_id for word in found}) > 2
 
 
-@pytest.mark.parametrize("variant", CASES)
-def test_layouts_are_those_of_training(files, variant):
-    tokenizer = load_tokenizer(None)
-    special = SpecialTokens.from_tokenizer(tokenizer)
-    rng = np.random.default_rng(0)
-    for case in range(20):
-        ids, grids, total = random_chat(special, rng, videos=case % 3 != 0)
-        schedule = rng.integers(0, 3, total).tolist() if case % 2 else int(rng.integers(1, 4))
-        fps, gap = float(rng.choice([1, 2, 4, 1.6])), int(rng.integers(0, 300))
-        wanted = build_layout(
-            np.array(ids),
-            np.array(grids).reshape(-1, 3),
-            variant=variant,
-            schedule=schedule,
-            gap=gap,
-            second_per_grid_t=2 / fps,
-            special_tokens=special,
-        )
-        spec = files.streaming.Spec(variant=variant, gap=gap, fps=fps)
-        found = files.finetuning.lay_out(ids, grids, tokenizer, spec, VISION, schedule)
-        np.testing.assert_array_equal(found.token_ids, wanted.token_ids)
-        np.testing.assert_array_equal(found.position_ids, wanted.position_ids)
-        np.testing.assert_array_equal(found.start, wanted.spans.start)
-        np.testing.assert_array_equal(found.stop, wanted.spans.stop)
-        np.testing.assert_array_equal(found.labels, wanted.labels)
+SAMPLINGS = [
+    {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.15},
+    {"temperature": 1.0, "top_p": 0.3},
+    {"temperature": 1.5, "top_p": 0.95, "repetition_penalty": 3.0},
+    {"temperature": 2.0, "top_k": 1, "repetition_penalty": 0.8},
+    {"temperature": 0.0, "repetition_penalty": 1.5},
+]
 
 
-def random_chat(special, rng, *, videos):
-    """Token ids of one to three turns, the grids of their videos, and how many frames they have."""
-    ids, grids = [], []
-    for _ in range(rng.integers(1, 4)):
-        ids += [special.im_start, 50, *rng.integers(60, 90, 3)]
-        count = int(rng.integers(1 if videos else 0, 3))
-        for _ in range(count):
-            grid = (int(rng.integers(1, 5)), 2 * int(rng.integers(1, 4)), 2 * int(rng.integers(1, 4)))
-            grids.append(grid)
-            pads = [special.video_pad] * (int(np.prod(grid)) // 4)
-            ids += [special.vision_start, *pads, special.vision_end, *([70] if rng.random() < 0.5 else [])]
-        words = rng.integers(60, 90, 40 if count else 3)
-        ids += [special.im_end, special.newline, *special.prefix, *words, special.im_end, special.newline]
-    return [int(token) for token in ids], grids, sum(grid[0] for grid in grids)
-
-
-def test_gradients_of_a_training_step_are_ours(files, loaded, random_model, tmp_path):
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_word_is_drawn_with_our_probabilities(files, sampling, monkeypatch):
+    """The probabilities that are handed to the draw, token by token; what is certain is chosen without one."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
-    model, tokenizer = loaded
-    spec, vision = files.streaming.Spec.of(model), model.config.vision_config
-    answers, pictures = (
-        ("A red circle turns.", "Two squares meet and part, and then a third one comes."),
-        make_pictures(6),
-    )
-    examples = [
-        files.finetuning.encode_example(tokenizer, pictures[: 2 * frames], "What happens?", answer, spec, vision)
-        for frames, answer in zip((2, 3), answers, strict=True)
-    ]
-    examples[1]["schedule"] = [0, 2, 1]
-    model.zero_grad()
-    model(**files.finetuning.Collate(tokenizer, spec, vision)(examples)).loss.backward()
+    from swjax.inference.sampler import SamplingRows, keep_likely, penalize
+    from swjax.inference.settings import Sampling
 
-    layouts = []
-    for example, answer, schedule in zip(examples, answers, (3, [0, 2, 1]), strict=True):
-        grid = example["video_grid_thw"].numpy()
-        ids = encode_chat(load_tokenizer(None), question="What happens?", answer=answer, video_grid_thw=grid[0])
-        special = SpecialTokens.from_tokenizer(load_tokenizer(None))
-        layouts.append(build_layout(ids, grid, variant="gdpe", schedule=schedule, special_tokens=special))
-    number = sum(int((layout.labels >= 0).sum()) for layout in layouts)
+    scores = np.random.default_rng(0).normal(size=40).astype(np.float32) * 2
+    said = [3, 7, int(scores.argmax()), 3]
+    rows = SamplingRows.of([Sampling(**sampling)], [len(said)])
+    ours = penalize(jnp.asarray(scores)[None], jnp.zeros((1, 40), bool).at[0, jnp.array(said)].set(True), rows[3])
+    wanted = np.eye(40)[int(ours.argmax())]
+    if sampling["temperature"]:
+        wanted = jax.nn.softmax(keep_likely(ours / rows.temperature, rows.top_k, rows.top_p))[0]
 
-    def loss_of(model):
-        total = 0.0
-        for layout, example in zip(layouts, examples, strict=True):
-            logits = model(
-                jnp.asarray(layout.token_ids)[None],
-                jnp.asarray(layout.position_ids)[:, None],
-                KeySpans(jnp.asarray(layout.spans.start)[None], jnp.asarray(layout.spans.stop)[None]),
-                pixel_values=jnp.asarray(example["pixel_values_videos"].numpy())[None],
-                video_grid_thw=jnp.asarray(example["video_grid_thw"].numpy(), jnp.int32)[None],
-            )[0]
-            kept = np.flatnonzero(layout.labels >= 0)
-            total -= jax.nn.log_softmax(logits)[kept, layout.labels[kept]].sum()
-        return total / number
+    drawn, draw = [], torch.multinomial
 
-    gradients = nnx.clone(random_model)
-    nnx.update(gradients, nnx.jit(nnx.grad(loss_of))(random_model))
-    save_hf(gradients, tmp_path, dtype=jnp.float32)
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    def watched(chances, count, *, generator):
+        drawn.append(chances / chances.sum())
+        return draw(torch.eye(40)[rank], count, generator=generator)
 
-    ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
-    theirs = dict(model.named_parameters())
-    assert all(parameter.grad is not None for parameter in theirs.values())
-    for name, gradient in ours.named_parameters():
-        scale = float(theirs[name].grad.abs().max())
-        torch.testing.assert_close(gradient.detach(), theirs[name].grad, rtol=1e-4, atol=1e-4 * scale, msg=name)
-    assert max(float(parameter.grad.abs().max()) for parameter in theirs.values()) > 1e-3
+    monkeypatch.setattr(torch, "multinomial", watched)
+    options = sampling.get("top_k", 0), sampling.get("top_p", 1.0), sampling.get("repetition_penalty", 1.0)
+    found = np.zeros(40)
+    for rank in range(40):
+        token = files.streaming.choose(torch.tensor(scores), said, sampling["temperature"], *options, torch.Generator())
+        found[token] += drawn.pop()[rank] if drawn else 1 / 40
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
-def test_it_is_a_program(files, loaded, exported, tmp_path):
-    """On a real video, from another folder: it shows the words, each line with the frame that had arrived."""
+def test_words_are_drawn_as_often_as_they_are_likely_and_a_seed_repeats_them(files):
+    scores, count = torch.tensor([2.0, 1.0, 0.0, -1.0, -9.0]), 2000
+    generator = torch.Generator().manual_seed(1)
+    drawn = [files.streaming.choose(scores.clone(), [], 1.0, 0, 1.0, 1.0, generator) for _ in range(count)]
+    chances = scores.softmax(0).numpy()
+    errors = 5 * np.sqrt(chances * (1 - chances) / count)
+    assert (np.abs(np.bincount(drawn, minlength=5) / count - chances) <= errors).all()
+    generator.manual_seed(1)
+    again = [files.streaming.choose(scores.clone(), [], 1.0, 0, 1.0, 1.0, generator) for _ in range(50)]
+    assert again == drawn[:50]
+
+
+def test_it_is_a_program(files, loaded, exported, tmp_path, monkeypatch, capsys):
+    """On a real video: it shows the words, each line with the frame that had arrived."""
     import av
 
     video = tmp_path / "video.mp4"
@@ -234,14 +159,14 @@ def test_it_is_a_program(files, loaded, exported, tmp_path):
     lines = [""] * 4
     for word in words:
         lines[word.frame] += word.text
-    program = [sys.executable, str(exported / "streaming.py"), str(video), "--question", "What happens?"]
-    ran = subprocess.run(program, capture_output=True, text=True, check=True, cwd=tmp_path)
+    program = str(exported / "streaming.py")
+    monkeypatch.setattr(sys, "argv", [program, str(video), "--question", "What happens?"])
+    runpy.run_path(program, run_name="__main__")
     shown = "\n".join(f"{number + 0.5:7.1f} s  frame {number:3}  {line}" for number, line in enumerate(lines))
-    assert ran.stdout == f"\n{shown}\n"
-    refused = subprocess.run([*program[:2], str(tmp_path / "none.mp4")], capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert "none.mp4" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert capsys.readouterr().out == f"\n{shown}\n"
+    monkeypatch.setattr(sys, "argv", [program, str(tmp_path / "none.mp4")])
+    with pytest.raises(SystemExit, match=r"^streaming.py: .*none.mp4"):
+        runpy.run_path(program, run_name="__main__")
 
 
 SPEAK = """

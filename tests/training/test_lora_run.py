@@ -114,12 +114,11 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
         assert isinstance(linear, torch.nn.Linear)
         down, up = (torch.from_numpy(tensors[f"base_model.model.{name}.lora_{side}.weight"]) for side in "AB")
         linear.weight.data += settings["lora_alpha"] / settings["r"] * up @ down
-    theirs.save_pretrained(tmp_path / "theirs")
 
     probes = verify.make_probes(load_run(config.run_dir).model.config, np.random.default_rng(0))
     assert main(["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "ours")]) == 0
     pairs = zip(
-        verify._our_logits(tmp_path / "ours", probes), verify._their_logits(tmp_path / "theirs", probes), strict=True
+        verify._our_logits(load_hf(tmp_path / "ours"), probes), verify._their_logits(theirs, probes), strict=True
     )
     for ours, other in pairs:
         np.testing.assert_allclose(ours, other, atol=1e-4)

@@ -1,0 +1,43 @@
+"""An exported folder, its two modules for PyTorch, and the model that they load."""
+
+import importlib
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+from pytorch_files import SPEC
+
+
+@pytest.fixture(scope="session")
+def exported(random_model, tmp_path_factory):
+    from swjax.commands.main import main
+    from swjax.data.tokenizer import SHIPPED_TOKENIZER
+    from swjax.hub import save_hf
+    from swjax.hub.tokenizer_files import copy_tokenizer
+
+    root = tmp_path_factory.mktemp("exported")
+    save_hf(random_model, root / "base", more_config={"streaming": asdict(SPEC)})
+    copy_tokenizer(SHIPPED_TOKENIZER, root / "base")
+    assert main(["export", "--checkpoint", str(root / "base"), "--output", str(root / "out")]) == 0
+    return root / "out"
+
+
+@pytest.fixture(scope="session")
+def files(exported):
+    """The two modules of the exported folder."""
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(exported))
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("streaming", "finetuning")})
+    finally:
+        sys.path.remove(str(exported))
+        for name in ("streaming", "finetuning"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def loaded(files):
+    import torch
+
+    return files.streaming.load(dtype=torch.float32)
