@@ -44,7 +44,7 @@ def _their_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
 
 def _our_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
     from swjax.data.tokenizer import load_tokenizer
-    from swjax.inference import Engine, Sampling, StreamSession, StreamSettings
+    from swjax.inference import Sampling, StreamSession, StreamSettings
     from swjax.inference.frames import make_frame
     from swjax.runs.streaming_model import load_streaming_model
     from swjax.streaming import Variant
@@ -59,9 +59,7 @@ def _our_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
         max_tail=TAIL,
         sampling=Sampling(),
     )
-    session = StreamSession(
-        Engine(loaded.model), load_tokenizer(loaded.tokenizer), question=QUESTION, settings=settings
-    )
+    session = StreamSession(loaded.model, load_tokenizer(loaded.tokenizer), question=QUESTION, settings=settings)
     frames = (
         make_frame(
             pictures[2 * number : 2 * number + 2],

@@ -144,11 +144,11 @@ class BatchEngine:
             frame_units: largest number of merged patches of a frame.
 
         Raises:
-            ValueError: if a stream has frames that wait or work to do.
+            ValueError: if a stream has frames whose features are still needed.
         """
         if frame_units <= self._perceiver.frame_units:
             return
-        if any(stream.backlog or stream.has_work for stream in self._open()):
+        if any(stream.free_cells < self._perceiver.inbox_frames for stream in self._open()):
             raise ValueError("the engine has frames that wait; let it take them in (step) before larger ones come")
         for lane in self._lanes:
             lane.make_inbox(frame_units, self._inbox_frames(frame_units))
@@ -206,10 +206,10 @@ class BatchEngine:
             ended=None,
             tally=scheduler.tally,
             row=row,
+            opened_s=self._clock(),
             _scheduler=scheduler,
             _tokenizer=tokenizer,
             _stops=frozenset({special.im_end, *settings.stop_tokens}),
-            _opened_s=self._clock(),
             _origin=self._speaker.left if settings.design.grouped else 0,
             _cells=list(range(self._perceiver.inbox_frames)),
         )
@@ -258,8 +258,11 @@ class BatchEngine:
         Args:
             stream: the stream.
             words: how many, in the place of those that it was asked for before and has not spoken.
+
+        Raises:
+            ValueError: if it speaks by its schedule, or has seen too little to speak.
         """
-        if stream.ended is None:
+        if stream.ended is None and not stream.answered:
             self._check_own(stream)
             stream.demand(words)
 

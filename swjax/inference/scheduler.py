@@ -13,6 +13,7 @@ import numpy as np
 
 from swjax.inference.frames import Frame, merge_frames
 from swjax.inference.memory import KEEP_ALL, Book, Moves, StoredKeys
+from swjax.inference.numbers import whole
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
 from swjax.inference.track import Tokens, Track
 from swjax.streaming import Storage
@@ -130,7 +131,7 @@ class Scheduler:
         on_demand: whether words are spoken when they are asked for (`demand`), not by the schedule.
 
     Attributes:
-        settings: as above.
+        settings, on_demand: as above.
         spoken: words that have been spoken.
         words_left: words that may be spoken before the next frame.
         after_frame: number of the newest frame that words can see; -1 before the first.
@@ -156,7 +157,7 @@ class Scheduler:
             )
         self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
-        self._on_demand, self._full = on_demand, False
+        self.on_demand, self._full = on_demand, False
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
         self._arrivals: deque[Arrival] = deque()
@@ -172,7 +173,7 @@ class Scheduler:
         if self._finished:
             raise ValueError("the video has been finished; a new stream is needed for more frames")
         counts = self.settings.counts
-        takes_all = self._mode is not Mode.OFFLINE and self._when_behind in (None, "delay") and not self._on_demand
+        takes_all = self._mode is not Mode.OFFLINE and self._when_behind in (None, "delay") and not self.on_demand
         if counts is not None and takes_all and self._arrived > len(counts):
             self.settings.words_after(self._arrived - 1)  # the frame before is not the last, and has no count
         if self._when_behind == "merge" and self._arrivals and self._arrivals[-1].frame.grid_hw != frame.grid_hw:
@@ -189,8 +190,18 @@ class Scheduler:
         self._finished = True
 
     def demand(self, words: int) -> None:
-        """So many words are wanted now, of a stream that speaks on demand."""
-        self.words_left = words
+        """So many words are wanted now.
+
+        Raises:
+            ValueError: if the stream does not speak on demand, or cannot speak yet.
+        """
+        if not self.on_demand:
+            raise ValueError("the stream speaks by its schedule; open one with on_demand to ask for words")
+        if self.after_frame < 0:
+            raise ValueError("nothing has been seen yet; see() a frame before speak()")
+        if not self._design.speaks_while_watching and not self._closed:
+            raise ValueError(f"variant {self.settings.variant} speaks after the video; call finish() first")
+        self.words_left = whole("words", words)
 
     @property
     def backlog(self) -> int:
@@ -207,7 +218,7 @@ class Scheduler:
     @property
     def said_all(self) -> bool:
         """Whether the limit on words after the last frame is reached."""
-        return self._closed and self.words_left == 0 and not self._on_demand
+        return self._closed and self.words_left == 0 and not self.on_demand
 
     def to_encode(self) -> Iterator[Arrival]:
         """Frames whose features are needed, the next first; one that has only arrived is encoded ahead of its turn."""
@@ -270,7 +281,7 @@ class Scheduler:
         follows: the next word is chosen in the pass in which it is written.
         """
         left = sum(group.left for group in self._queue)
-        waits = self._on_demand and self._design.storage is Storage.ARRIVAL and not self.words_left
+        waits = self.on_demand and self._design.storage is Storage.ARRIVAL and not self.words_left
         # What a full memory keeps is moved together before anything else is laid out.
         more = self._full and (self._arrivals or (self._finished and not self._closing))
         return left - 1 if left and waits and not self._track.waiting and not more else left
@@ -297,11 +308,11 @@ class Scheduler:
         self._speak(share, room, alone=not together)
         return share
 
-    def spoke(self, token: int) -> None:
-        """A token has been chosen."""
+    def spoke(self, token: int, *, last: bool = False) -> None:
+        """A token has been chosen; the last one ends the answer."""
         self._track.say(token)
         self.spoken += 1
-        self.words_left -= 1
+        self.words_left = 0 if last else self.words_left - 1
 
     def _speak(self, share: Share, room: int, *, alone: bool) -> None:
         """Add the waiting word, where one may be spoken in this pass, and with it more of the next frame."""
@@ -353,7 +364,7 @@ class Scheduler:
             self._ahead = None
         self._closed = self._closing
         self._full = self._track.is_full
-        if self._on_demand or (self._mode is Mode.OFFLINE and not self._closed):
+        if self.on_demand or (self._mode is Mode.OFFLINE and not self._closed):
             self.words_left = 0
         else:
             self.words_left = self.settings.words_after(self._laid - 1, last=True if self._closed else None)

@@ -27,9 +27,11 @@ class Stream:
         settings: how it is spoken about.
         answer: ids of the answer tokens spoken so far, without the end token.
         ended: why it has ended, None while it goes on.
+        opened_s: when it was opened, by the engine's clock.
         tally: what it has cost.
         row: its row of the engine's batch.
         fault: the error of its own at which it has ended, or will at the next step.
+        answered: whether its answer has reached an end token. A stream that speaks on demand watches on after it.
     """
 
     settings: StreamSettings
@@ -37,13 +39,14 @@ class Stream:
     ended: EndReason | None
     tally: Tally
     row: int
+    opened_s: float
     _scheduler: Scheduler = field(repr=False)
     _tokenizer: Any = field(repr=False)
     _stops: frozenset[int] = field(repr=False)
-    _opened_s: float = field(repr=False)
     _origin: int = field(repr=False)
     _cells: list[int] = field(repr=False)
     fault: Exception | None = None
+    answered: bool = False
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
     _texts: list[str] = field(repr=False, default_factory=list)
     _held: list[tuple[int, Piece]] = field(repr=False, default_factory=list)
@@ -74,6 +77,11 @@ class Stream:
     def has_work(self) -> bool:
         """Whether a pass could advance it now."""
         return self._scheduler.has_work
+
+    @property
+    def free_cells(self) -> int:
+        """Cells of its inbox that hold no features which a pass still needs."""
+        return len(self._cells)
 
     @property
     def choice(self) -> tuple[Sampling, int]:
@@ -169,7 +177,7 @@ class Stream:
             tokens: those that it has chosen, for all rows; None if none.
             now: when it has ended.
         """
-        wall_s = now - self._opened_s
+        wall_s = now - self.opened_s
         events: list[StreamEvent] = []
         for arrival in share.revealed:
             self.tally.largest_lag_s = max(self.tally.largest_lag_s, now - arrival.arrived_s)
@@ -182,7 +190,11 @@ class Stream:
             self.fault = NotFiniteError(self._scheduler.spoken)
             return events
         if token in self._stops:
-            return [*events, self.end("end_token", now)]
+            self.answered = True
+            if not self._scheduler.on_demand:
+                return [*events, self.end("end_token", now)]
+            self._scheduler.spoke(token, last=True)
+            return events
         self._scheduler.spoke(token)
         self.answer.append(token)
         text = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
@@ -196,7 +208,7 @@ class Stream:
         """It has ended."""
         self.ended = reason
         self._held.clear()
-        return StreamEnded(reason, self.text, now - self._opened_s)
+        return StreamEnded(reason, self.text, now - self.opened_s)
 
 
 def _perceived(parts: Sequence[Part]) -> Iterator[Part]:

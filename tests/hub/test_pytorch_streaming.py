@@ -64,10 +64,10 @@ def loaded(files):
 
 
 @pytest.fixture(scope="module")
-def engine(random_model):
-    from swjax.inference import Engine
+def weights(random_model):
+    from swjax.inference import Weights
 
-    return Engine(random_model)
+    return Weights(random_model)
 
 
 def make_pictures(count: int, *, uneven: bool = False) -> list[np.ndarray]:
@@ -86,7 +86,7 @@ def test_the_folder_says_what_the_model_was_trained_to_do(files, loaded):
 
 
 @pytest.mark.parametrize("variant", CASES)
-def test_words_are_those_of_a_session_token_by_token(files, loaded, engine, variant):
+def test_words_are_those_of_a_session_token_by_token(files, loaded, weights, variant):
     from swjax.inference import Sampling, StreamSession, StreamSettings
     from swjax.inference.frames import make_frame
 
@@ -96,7 +96,7 @@ def test_words_are_those_of_a_session_token_by_token(files, loaded, engine, vari
     settings = StreamSettings(
         variant=Variant(variant), max_tail=6, sampling=Sampling(repetition_penalty=penalty), **given
     )
-    session = StreamSession(engine, load_tokenizer(None), question="What happens?", settings=settings)
+    session = StreamSession(weights, load_tokenizer(None), question="What happens?", settings=settings)
     list(
         session.run(
             make_frame(pictures[2 * number : 2 * number + 2], video_s=number + 0.5, min_pixels=3136, max_pixels=20_000)

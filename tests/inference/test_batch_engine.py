@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from full_passes import QUESTION, decode_frames, make_frames
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from obvious_stream import ObviousStream
 
 from swjax.inference import (
     BatchEngine,
@@ -16,7 +17,6 @@ from swjax.inference import (
     Request,
     Sampling,
     StreamEnded,
-    StreamSession,
     StreamSettings,
     TokenSpoken,
     run_streams,
@@ -188,11 +188,11 @@ def test_nothing_is_compiled_twice(model, tokenizer):
 
 
 @pytest.mark.parametrize("placement", [None, APART], ids=["together", "apart"])
-def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, engine, tokenizer, placement):
+def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, tokenizer, placement):
     settings = StreamSettings(wait_k=4, max_tail=10)
     frames = make_frames(9, 1)
-    session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
-    list(session.run(frames))
+    obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=settings)
+    list(obvious.run(frames))
 
     def run(max_slots: int):
         batch = make_engine(model, slots=64, max_slots=max_slots, chunk_sizes=(16,), placement=placement)
@@ -201,7 +201,7 @@ def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, engine, tok
         return [stream for _, stream, event in events if isinstance(event, StreamEnded)]
 
     short, long = run(2048)
-    assert long.answer == session.answer
+    assert long.answer == obvious.answer
     other, refused = run(144)
     assert refused.ended == "capacity"
     assert 0 < len(refused.answer) < len(long.answer)
@@ -210,7 +210,7 @@ def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, engine, tok
     assert other.ended == "token_limit"
 
 
-def test_sampled_answers_equal_the_session_s_whoever_else_speaks(model, engine, tokenizer):
+def test_sampled_answers_equal_the_obvious_stream_s_whoever_else_speaks(model, tokenizer):
     choices = [
         Sampling(temperature=1.5, top_p=0.9, seed=1),
         Sampling(temperature=1.5, top_p=0.9, seed=2),
@@ -223,9 +223,9 @@ def test_sampled_answers_equal_the_session_s_whoever_else_speaks(model, engine, 
     for index, stream, _ in run_streams(make_engine(model), tokenizer, requests):
         streams[index] = stream
     for index, one in enumerate(settings):
-        session = StreamSession(engine, tokenizer, question=QUESTION, settings=one)
-        list(session.run(frames))
-        assert streams[index].answer == session.answer
+        obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=one)
+        list(obvious.run(frames))
+        assert streams[index].answer == obvious.answer
     assert streams[0].answer != streams[1].answer
 
 
@@ -253,27 +253,27 @@ def test_a_stop_token_ends_one_stream_and_frees_its_row(model, tokenizer):
     assert not engine.has_work
 
 
-def test_finishing_late_is_like_the_session_s(model, engine, tokenizer):
+def test_finishing_late_is_like_the_obvious_stream_s(model, tokenizer):
     """The end of the video is known only after words have been spoken about its last frame."""
     for variant in ("gdpe", "interleave", "ospe"):
         settings = StreamSettings(variant=variant, max_tail=TAIL)
         frames = make_frames(3, 0)
-        session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+        obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=settings)
         batch = make_engine(model)
         stream = batch.open(tokenizer, question=QUESTION, settings=settings)
         for frame in frames:
-            session.see(frame)
-            list(session.speak(3))
+            obvious.see(frame)
+            list(obvious.speak(3))
             batch.see(stream, frame)
             while batch.has_work:
                 batch.step()
-        assert stream.answer == session.answer
-        session.finish()
-        list(session.speak(TAIL))
+        assert stream.answer == obvious.answer
+        obvious.finish()
+        list(obvious.speak(TAIL))
         batch.finish(stream)
         while batch.has_work:
             batch.step()
-        assert stream.answer == session.answer
+        assert stream.answer == obvious.answer
         assert len(stream.answer) == 9 + TAIL
 
 
