@@ -8,7 +8,6 @@ while words are spoken.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,21 +17,20 @@ from jaxtyping import Int32
 
 from swjax.inference.events import EndReason, StreamEnded, StreamEvent
 from swjax.inference.frames import Frame, check_frame
+from swjax.inference.growth import Growth
 from swjax.inference.lane import Lane
 from swjax.inference.packing import RowTokens
 from swjax.inference.prompt import begin_stream
-from swjax.inference.room import LOOK_AHEAD, padded_size, slots_to_add
+from swjax.inference.room import padded_size
 from swjax.inference.sampler import GREEDY, SamplingRows
 from swjax.inference.scheduler import Scheduler, Share
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
+from swjax.inference.sizes import CHUNK_SIZES, Sizes
 from swjax.inference.stream import Stream
 from swjax.inference.track import Track
 from swjax.inference.weights import Model, Weights
 
 Result = TypeVar("Result")
-
-CHUNK_SIZES = (16, 64, 256)
-"""Tokens of frames in a pass beside the word; each size is compiled once."""
 
 
 class BatchEngine:
@@ -56,6 +54,7 @@ class BatchEngine:
         chunk_sizes: tokens that a pass may hold beside one word, ascending; each is compiled once.
         placement: shardings of the perceiver and of the speaker, if they are to be on different devices, each with a
             copy of the weights: frames are perceived on the first, and words spoken on the second.
+        grow_ahead: whether the passes of larger rows are compiled before a stream needs them, and not when it does.
         clock: seconds; events carry its time.
 
     Attributes:
@@ -74,27 +73,23 @@ class BatchEngine:
         max_slots: int = 65_536,
         chunk_sizes: Sequence[int] = CHUNK_SIZES,
         placement: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
+        grow_ahead: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         word_slots = slots // 2 if word_slots is None else word_slots
-        _check_sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes)
+        sizes = Sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes, apart=placement is not None)
         if placement and isinstance(model, Weights):
             raise ValueError("an engine in two places needs a copy of the weights at each; give it the model itself")
-        self.config, self._clock, self._max_slots = model.config, clock, max_slots
-        # What is written at once must fit into a row, also into one that has sources alone.
-        room = slots - word_slots if placement else slots
-        self._sizes = (1, *(1 + size for size in chunk_sizes if size < room))
-        if len(self._sizes) == 1:
-            raise ValueError(f"rows with {room} slots are too small for chunks of {chunk_sizes[0]} tokens")
+        self.config, self._clock, self._sizes = model.config, clock, sizes
 
         def lane(index: int, left: int) -> Lane:
             engine = model if isinstance(model, Weights) else Weights(model, placement[index] if placement else None)
-            inbox_frames = self._inbox_frames(frame_units)
-            right = slots - word_slots
-            return Lane(engine, rows=rows, left=left, right=right, frame_units=frame_units, inbox_frames=inbox_frames)
+            inbox = {"frame_units": frame_units, "inbox_frames": sizes.inbox_frames(frame_units)}
+            return Lane(engine, rows=rows, left=left, right=slots - word_slots, **inbox)
 
         self._speaker = lane(1, word_slots)
         self._perceiver = lane(0, 0) if placement else self._speaker
+        self._growth = Growth(self._speaker, self._perceiver, max_slots=max_slots, ahead=grow_ahead)
         self._streams: list[Stream | None] = [None] * rows
 
     @property
@@ -127,12 +122,12 @@ class BatchEngine:
         for lane in self._lanes:
             lane.forget(0)
         nobody = SamplingRows.of([GREEDY] * len(self._streams), [0] * len(self._streams))
-        for size in self._sizes:
+        for size in self._sizes.passes:
             for lane, speaks in ((self._perceiver, False), (self._speaker, False), (self._speaker, True)):
                 jax.block_until_ready(lane.advance({}, size, [0] if speaks else [], nobody))
         if self._apart:
             # Questions are of any length, so pieces of all sizes up to the largest chunk.
-            largest = max(padded_size(self._sizes[-1]), padded_size(self._perceiver.frame_units))
+            largest = max(padded_size(self._sizes.passes[-1]), padded_size(self._perceiver.frame_units))
             for size in (2**power for power in range(2, largest.bit_length())):
                 if size <= min(self._perceiver.slots, self._speaker.slots):
                     self._speaker.put(0, 0, self._speaker.fetch(self._perceiver.take(0, 0, size)))
@@ -151,12 +146,9 @@ class BatchEngine:
         if any(stream.free_cells < self._perceiver.inbox_frames for stream in self._open()):
             raise ValueError("the engine has frames that wait; let it take them in (step) before larger ones come")
         for lane in self._lanes:
-            lane.make_inbox(frame_units, self._inbox_frames(frame_units))
+            lane.make_inbox(frame_units, self._sizes.inbox_frames(frame_units))
         for stream in self._open():
             stream.use_cells(self._perceiver.inbox_frames)
-
-    def _inbox_frames(self, frame_units: int) -> int:
-        return max(2, -(-self._sizes[-1] // frame_units) + 1)
 
     def open(
         self,
@@ -279,18 +271,18 @@ class BatchEngine:
         """
         working = [stream for stream in self._open() if self._has_work(stream)]
         # Whose larger rows are being compiled waits for them alone, unless nobody else has work.
-        working = [stream for stream in working if self._attempt(stream, self._has_room, stream)] or working
+        working = [stream for stream in working if self._attempt(stream, self._growth.is_ready, stream)] or working
         events = self._pass(working) if working else []
         return events + [(stream, self._end(stream, "fault")) for stream in self._open() if stream.fault]
 
     def _pass(self, working: list[Stream]) -> list[tuple[Stream, StreamEvent]]:
         self._encode_ahead()
-        room = self._size_for(max(self._attempt(stream, stream.need) or 0 for stream in working))
+        room = self._sizes.pass_for(max(self._attempt(stream, stream.need) or 0 for stream in working))
         events: list[tuple[Stream, StreamEvent]] = []
         shares: dict[Stream, Share] = {}
         for stream in working:
             share = self._attempt(stream, stream.plan, room)
-            has_room = share is not None and self._attempt(stream, self._make_room, stream, share)
+            has_room = share is not None and self._attempt(stream, self._growth.make_room, stream, share, self._open())
             if share is not None and has_room:
                 shares[stream] = share
             elif not stream.fault:
@@ -328,9 +320,6 @@ class BatchEngine:
 
     def _open(self) -> list[Stream]:
         return [stream for stream in self._streams if stream is not None]
-
-    def _size_for(self, tokens: int) -> int:
-        return next((size for size in self._sizes if size >= tokens), self._sizes[-1])
 
     def _has_work(self, stream: Stream) -> bool:
         return bool(self._attempt(stream, lambda: stream.has_work))
@@ -370,46 +359,7 @@ class BatchEngine:
         return chosen if speaking else None
 
     def _longest(self, rows: dict[int, RowTokens]) -> int:
-        return self._size_for(max(len(row.features) for row in rows.values()))
-
-    def _make_room(self, stream: Stream, share: Share) -> bool:
-        """Double the end of the rows that would run over, as far as the limit allows; false if that is not enough."""
-        if not share.parts:
-            return True
-        slots = [part.group.tokens.slots for part in share.parts]
-        lowest = min(int(piece.min()) for piece in slots)
-        highest = max(
-            int(piece[0]) + padded_size(len(piece)) if self._apart else int(piece.max()) + 1 for piece in slots
-        )
-        for lane in self._lanes:
-            added = self._slots_to_add(lane, stream, lowest, highest)
-            if added is None:
-                return False
-            if sum(added):
-                self._prepare(lane, added).result()
-                lane.grow(*added)
-                for other in self._open() if lane is self._speaker else ():
-                    other.shift(added[0])
-        return True
-
-    def _slots_to_add(self, lane: Lane, stream: Stream, lowest: int, highest: int) -> tuple[int, int] | None:
-        if lane is self._speaker:
-            left, slots = stream.origin, lane.slots
-            return slots_to_add(left, slots - left, lowest, highest, self._max_slots - slots)
-        return slots_to_add(0, lane.slots, 0, highest, max(lane.slots, highest))
-
-    def _has_room(self, stream: Stream) -> bool:
-        """Whether no larger rows must be waited for; those that the stream will need are compiled before it does."""
-        lowest, highest = stream.ends
-        ready = True
-        for lane in self._lanes:
-            for end in ((int(lowest * LOOK_AHEAD), 0), (0, int(highest * LOOK_AHEAD))):
-                self._prepare(lane, self._slots_to_add(lane, stream, *end))
-            ready &= self._prepare(lane, self._slots_to_add(lane, stream, lowest, highest)).done()
-        return ready
-
-    def _prepare(self, lane: Lane, added: tuple[int, int] | None) -> Future[None]:
-        return lane.prepare(lane.slots + sum(added or ()))
+        return self._sizes.pass_for(max(len(row.features) for row in rows.values()))
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
         events = stream.tell(share, tokens, now)
@@ -420,20 +370,3 @@ class BatchEngine:
     def _end(self, stream: Stream, reason: EndReason) -> StreamEnded:
         self._streams[stream.row] = None
         return stream.end(reason, self._clock())
-
-
-def _check_sizes(
-    rows: int, frame_units: int, slots: int, word_slots: int, max_slots: int, chunk_sizes: Sequence[int]
-) -> None:
-    if rows < 1 or frame_units < 1 or not chunk_sizes or sorted(set(chunk_sizes)) != list(chunk_sizes):
-        raise ValueError(
-            f"an engine needs rows and frame_units of at least 1 and ascending chunk_sizes, got rows {rows}, "
-            f"frame_units {frame_units} and chunk_sizes {tuple(chunk_sizes)}"
-        )
-    if chunk_sizes[0] < 2 or not 2 <= slots <= max_slots:
-        raise ValueError(
-            f"chunks must be of at least 2 tokens and slots from 2 to max_slots, got chunk_sizes "
-            f"{tuple(chunk_sizes)}, slots {slots} and max_slots {max_slots}"
-        )
-    if not 0 < word_slots < slots:
-        raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")

@@ -56,7 +56,8 @@ class StreamSession:
     ):
         self.settings, self._clock = settings, clock
         sizes: dict[str, Any] = {"frame_units": FRAME_UNITS, "max_slots": LARGEST_COUNT, "chunk_sizes": CHUNK_SIZES}
-        self._engine = BatchEngine(model, rows=1, clock=clock, **sizes)
+        # Nobody waits beside its one stream, so nothing is compiled ahead.
+        self._engine = BatchEngine(model, rows=1, grow_ahead=False, clock=clock, **sizes)
         self._stream = self._engine.open(tokenizer, question=question, settings=settings, on_demand=True)
 
     @property
