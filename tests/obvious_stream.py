@@ -36,7 +36,7 @@ class ObviousStream:
         self.special, prompt = begin_stream(tokenizer, question, self.settings, vocab_size=config.text.vocab_size)
         self.stops = {self.special.im_end, *self.settings.stop_tokens}
         self.cache = KeyValueCache.empty(config.text, batch=1, slots=SLOTS, dtype=model.decoder.embedding_vd.dtype)
-        self.origin = SLOTS // 2 if self.settings.design.grouped else 0
+        self.origin = SLOTS // 4 if self.settings.design.grouped else 0
         self.track = Track(self.settings, self.special, tokens_per_second=config.vision.tokens_per_second)
         self.said = jnp.zeros((1, config.text.vocab_size), bool)
         self.decoder = DecodeStream(skip_special_tokens=True)

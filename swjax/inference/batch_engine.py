@@ -20,10 +20,11 @@ from swjax.inference.frames import Frame, check_frame
 from swjax.inference.growth import Growth
 from swjax.inference.lane import Lane
 from swjax.inference.packing import RowTokens
+from swjax.inference.parts import Share
 from swjax.inference.prompt import begin_stream
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import GREEDY, SamplingRows
-from swjax.inference.scheduler import Scheduler, Share
+from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
 from swjax.inference.sizes import CHUNK_SIZES, Sizes
 from swjax.inference.stream import Stream

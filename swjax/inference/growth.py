@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from swjax.inference.lane import Lane
+from swjax.inference.parts import Share
 from swjax.inference.room import LOOK_AHEAD, padded_size, slots_to_add
-from swjax.inference.scheduler import Share
 from swjax.inference.stream import Stream
 
 

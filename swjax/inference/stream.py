@@ -13,9 +13,10 @@ from swjax.inference.frames import Frame
 from swjax.inference.lane import Lane, Piece
 from swjax.inference.memory import Book, StoredKeys
 from swjax.inference.packing import RowTokens, row_tokens
+from swjax.inference.parts import Part, Share, Tally
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
-from swjax.inference.scheduler import Part, Scheduler, Share, Tally
+from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import StreamSettings
 
 

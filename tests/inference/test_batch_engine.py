@@ -17,6 +17,7 @@ from swjax.inference import (
     Request,
     Sampling,
     StreamEnded,
+    StreamSession,
     StreamSettings,
     TokenSpoken,
     run_streams,
@@ -275,6 +276,59 @@ def test_finishing_late_is_like_the_obvious_stream_s(model, tokenizer):
             batch.step()
         assert stream.answer == obvious.answer
         assert len(stream.answer) == 9 + TAIL
+
+
+@pytest.mark.parametrize(
+    ("variant", "placement"), [("gdpe", None), ("gipe", APART), ("interleave", None), ("ospe", None)]
+)
+def test_words_on_demand_are_those_of_the_obvious_stream(model, tokenizer, variant, placement):
+    """Beside a stream that speaks by its schedule."""
+    engine = make_engine(model, placement=placement)
+    settings = StreamSettings(variant=variant)
+    obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=settings)
+    other = engine.open(tokenizer, question="Why?", settings=StreamSettings(variant=variant, max_tail=9))
+    stream = engine.open(tokenizer, question=QUESTION, settings=settings, on_demand=True)
+    with pytest.raises(ValueError, match="speaks by its schedule"):
+        engine.speak(other, 3)
+    with pytest.raises(ValueError, match="nothing has been seen yet"):
+        engine.speak(stream, 3)
+    for index, (frame, words) in enumerate(zip(make_frames(5, 0), (2, 0, 4, 0, 6), strict=True)):
+        last = index == 4
+        engine.see(stream, frame, last=last)
+        engine.see(other, frame, last=last)
+        run_out(engine)
+        engine.speak(stream, words)
+        run_out(engine)
+        obvious.see(frame, last=last)
+        list(obvious.speak(words))
+    assert stream.answer == obvious.answer
+    assert len(stream.answer) == 12
+    assert (stream.ended, other.ended) == (None, "token_limit")
+    with pytest.raises(ValueError, match="words must be a whole number"):
+        engine.speak(stream, -1)
+
+
+def run_out(engine):
+    while engine.has_work:
+        engine.step()
+
+
+def test_larger_frames_are_taken_once_none_waits(model, tokenizer):
+    engine, small, large = make_engine(model), make_frames(2, 0), make_frames(2, 1, (8, 8))
+    expected = StreamSession(model, tokenizer, question=QUESTION, settings=StreamSettings(max_tail=TAIL))
+    list(expected.run([*small, *large]))
+    stream = engine.open(tokenizer, question=QUESTION, settings=StreamSettings(max_tail=TAIL))
+    engine.see(stream, small[0])
+    engine.see(stream, small[1])
+    engine.step()
+    with pytest.raises(ValueError, match="take them in"):
+        engine.widen(16)
+    run_out(engine)
+    engine.widen(16)
+    for frame in large:
+        engine.see(stream, frame, last=frame is large[1])
+    run_out(engine)
+    assert stream.answer == expected.answer
 
 
 def test_wrong_use_is_refused(model, tokenizer):

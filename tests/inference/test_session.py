@@ -1,8 +1,11 @@
 """Streaming through the cache against full forward passes over the growing training layout."""
 
+import itertools
+
 import pytest
 from flax import nnx
 from full_passes import GRID, QUESTION, ROW, decode_by_full_passes, decode_frames, make_frames
+from obvious_stream import ObviousStream
 
 from swjax.data.chat import encode_chat
 from swjax.data.encoding import load_patches
@@ -18,6 +21,7 @@ from swjax.inference import (
     TokenSpoken,
     read_frames,
 )
+from swjax.inference import lane as lane_module
 from swjax.streaming import SpecialTokens, random_schedule
 
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
@@ -134,6 +138,64 @@ def test_the_cache_grows_at_both_ends(model, weights, tokenizer):
         short.see(frame)
         list(short.speak(5))
     assert short.answer == session.answer[: len(short.answer)]
+
+
+def test_sessions_share_what_is_compiled_and_grow_when_they_must(weights, tokenizer, monkeypatch):
+    monkeypatch.setattr(lane_module, "_COMPILER", None)  # compiles what may be needed some time
+    advance = lane_module._compiled(weights.structure).advance
+
+    def compiled_by(frames, **changes) -> int:
+        before = advance._cache_size()
+        session = StreamSession(weights, tokenizer, question=QUESTION, settings=StreamSettings(**changes))
+        list(session.run(frames))
+        return advance._cache_size() - before
+
+    compiled_by(make_frames(4, 0), max_tail=6)
+    assert compiled_by(make_frames(4, 1), variant="gipe", max_tail=6) == 0
+    assert compiled_by(make_frames(4, 0, (4, 4)), max_tail=6) == 0
+    # Words make the left end longer once: for the frame that comes then, and for the words.
+    assert compiled_by(make_frames(2, 0), wait_k=256, max_tail=6) <= 2
+
+
+def test_frames_of_any_size_may_follow(model, weights, tokenizer):
+    frames = [*make_frames(1, 0), *make_frames(1, 1, (18, 18)), *make_frames(1, 2)]
+    settings = StreamSettings(max_tail=4)
+    session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
+    obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=settings)
+    list(session.run(frames))
+    list(obvious.run(frames))
+    assert session.answer == obvious.answer
+    assert len(session.answer) == 2 * 3 + 4
+
+
+def test_whoever_stops_listening_has_been_told_all_that_was_spoken(weights, tokenizer):
+    frames = make_frames(2, 0)
+    session = StreamSession(weights, tokenizer, question=QUESTION)
+    session.see(frames[0])
+    heard = [token.token_id for token in itertools.islice(session.speak(100), 3)]
+    assert session.see(frames[1]).index == 1
+    assert session.answer == heard
+    other = StreamSession(weights, tokenizer, question=QUESTION)
+    other.see(frames[0])
+    list(other.speak(3))
+    other.see(frames[1])
+    assert list(other.speak(2))[-1].token_id == list(session.speak(2))[-1].token_id
+
+
+@pytest.mark.parametrize("variant", ["gdpe", "interleave"])
+def test_frames_may_follow_the_end_token(weights, tokenizer, variant):
+    frames = make_frames(3, 0)
+    plain = StreamSession(weights, tokenizer, question=QUESTION, settings=StreamSettings(variant=variant))
+    plain.see(frames[0])
+    stop = list(plain.speak(2))[1].token_id
+    settings = StreamSettings(variant=variant, stop_tokens=(stop,))
+    session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
+    session.see(frames[0])
+    assert len(list(session.speak(9))) == 1
+    assert session.ended
+    assert [session.see(frame, last=frame is frames[2]).index for frame in frames[1:]] == [1, 2]
+    assert list(session.speak(9)) == []
+    assert session.frames_encoded == 3
 
 
 def test_events_come_in_the_order_of_the_schedule(weights, tokenizer):
