@@ -1,7 +1,7 @@
 """Speaking while watching: engines that answer about a video as it arrives."""
 
 from swjax.inference.batch_engine import BatchEngine
-from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.feed import Request, run_streams
 from swjax.inference.frames import Frame, read_frames
 from swjax.inference.sampler import Sampling
@@ -16,6 +16,7 @@ __all__ = [
     "FrameSeen",
     "Mode",
     "Model",
+    "QuestionSeen",
     "Request",
     "Sampling",
     "Stream",

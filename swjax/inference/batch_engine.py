@@ -202,6 +202,7 @@ class BatchEngine:
             opened_s=self._clock(),
             _scheduler=scheduler,
             _tokenizer=tokenizer,
+            _special=special,
             _stops=frozenset({special.im_end, *settings.stop_tokens}),
             _origin=self._speaker.left if settings.design.grouped else 0,
             _cells=list(range(self._perceiver.inbox_frames)),
@@ -234,6 +235,28 @@ class BatchEngine:
                 "smaller (max_pixels) or build the engine with larger frame_units"
             )
         stream.arrive(frame, self._clock(), last=last)
+
+    def ask(self, stream: Stream, question: str, *, interrupt: bool = False) -> int:
+        """Ask another question about a video that is being watched, behind the frames that have been handed over.
+
+        It is a source like a frame: words that come later see it. Its answer follows the one that is under way.
+
+        Args:
+            stream: the stream.
+            question: text.
+            interrupt: whether the answer under way is broken off, and this one begins.
+
+        Returns:
+            Its number: 1 for the first; `TokenSpoken.question` says which one a word answers.
+
+        Raises:
+            ValueError: if the stream has ended, the video has, or has not begun, or the question cannot be used.
+        """
+        if stream.ended is not None:
+            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more questions")
+        self._check_own(stream)
+        vocab_size = self.config.text.vocab_size
+        return stream.ask(question, self._clock(), vocab_size=vocab_size, interrupts=interrupt)
 
     def finish(self, stream: Stream) -> None:
         """Say that no frame follows; after the end it does nothing.

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from jaxtyping import Int32
+
 from swjax.inference.frames import Frame
 from swjax.inference.track import Tokens
 
@@ -23,6 +26,23 @@ class Arrival:
     arrived_s: float
     last: bool
     cell: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that has arrived between frames.
+
+    Attributes:
+        token_ids: its tokens, with the marks that close one piece of video and open the next.
+        number: of the question; 0 is the one before the video.
+        arrived_s: when it was asked, by the engine's clock.
+        interrupts: whether the answer under way is broken off for it.
+    """
+
+    token_ids: Int32[np.ndarray, "S"]
+    number: int
+    arrived_s: float
+    interrupts: bool
 
 
 @dataclass
@@ -69,13 +89,13 @@ class Share:
         parts: what is written, in order.
         speaks: whether the token that follows the last of them is to be chosen.
         shows: whether words may see more sources from this pass on.
-        revealed: the frames among these.
+        revealed: the frames and questions among these.
     """
 
     parts: list[Part] = field(default_factory=list)
     speaks: bool = False
     shows: bool = False
-    revealed: list[Arrival] = field(default_factory=list)
+    revealed: list[Arrival | Asked] = field(default_factory=list)
 
     def __len__(self) -> int:
         return sum(part.stop - part.first for part in self.parts)

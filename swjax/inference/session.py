@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from swjax.inference.batch_engine import BatchEngine
-from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame, check_frame, mark_last
 from swjax.inference.numbers import LARGEST_COUNT
 from swjax.inference.room import padded_size
@@ -62,12 +62,12 @@ class StreamSession:
 
     @property
     def answer(self) -> list[int]:
-        """Ids of the answer tokens spoken so far, without the end token."""
+        """Ids of the answer tokens spoken so far, to all questions, without end tokens."""
         return self._stream.answer
 
     @property
     def ended(self) -> bool:
-        """Whether the end token has been reached."""
+        """Whether all that was asked is answered, up to the end token."""
         return self._stream.answered
 
     @property
@@ -95,6 +95,20 @@ class StreamSession:
         self._engine.widen(padded_size(len(frame.patches) // vision.spatial_merge_size**2))
         self._engine.see(self._stream, frame, last=last)
         (seen,) = (event for event in self._advance() if isinstance(event, FrameSeen))
+        return seen
+
+    def ask(self, question: str, *, interrupt: bool = False) -> QuestionSeen:
+        """Ask another question about the video, between two frames; words that are spoken later see it.
+
+        Args:
+            question: text.
+            interrupt: whether the answer under way is broken off. Else its rest is spoken first.
+
+        Raises:
+            ValueError: if nothing has been seen yet, the video has been finished, or the question cannot be used.
+        """
+        self._engine.ask(self._stream, question, interrupt=interrupt)
+        (seen,) = (event for event in self._advance() if isinstance(event, QuestionSeen))
         return seen
 
     def finish(self) -> None:
