@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from swjax.data.tokenizer import load_tokenizer
-from swjax.inference import Engine, Sampling, StreamSession, StreamSettings
+from swjax.inference import Sampling, StreamSession, StreamSettings
 from swjax.inference.frames import make_frame
 from swjax.runs.streaming_model import StreamingModel
 from swjax.streaming import Variant
@@ -65,12 +65,8 @@ def _our_words(loaded: StreamingModel, pictures: list[np.ndarray]) -> list[int]:
         max_tail=TAIL,
         sampling=Sampling(),
     )
-    session = StreamSession(
-        Engine(loaded.model),
-        load_tokenizer(loaded.tokenizer, loaded.model.config.chat),
-        question=QUESTION,
-        settings=settings,
-    )
+    tokenizer = load_tokenizer(loaded.tokenizer, loaded.model.config.chat)
+    session = StreamSession(loaded.model, tokenizer, question=QUESTION, settings=settings)
     frames = (
         make_frame(
             pictures[depth * number : depth * (number + 1)],

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from swjax.commands.picture import draw_stream
     from swjax.data.chat import EVALUATION_QUESTION
     from swjax.data.tokenizer import load_tokenizer
-    from swjax.inference import Engine, StreamSession, read_frames
+    from swjax.inference import StreamSession, Weights, read_frames
     from swjax.inference.sampler import NotFiniteError
     from swjax.runs.streaming_model import load_streaming_model
 
@@ -106,18 +106,18 @@ def run(args: argparse.Namespace) -> int:
         max_pixels=record.max_pixels,
         geometry=source.model.config.geometry,
     )
-    engine = Engine(source.model)
+    weights = Weights(source.model)
     question = args.question or EVALUATION_QUESTION
 
     # The first frame once for nothing, so that no compiling stands between the first frame and the first word.
     try:
-        rehearsal = StreamSession(engine, tokenizer, question=question, settings=settings)
+        rehearsal = StreamSession(weights, tokenizer, question=question, settings=settings)
         rehearsal.see(next(read()), last=True)
         list(rehearsal.speak(2))
     except (ValueError, NotFiniteError) as error:
         raise UsageError(str(error)) from error
 
-    session = StreamSession(engine, tokenizer, question=question, settings=settings)
+    session = StreamSession(weights, tokenizer, question=question, settings=settings)
     frames: list[Frame] = []
     words: list[str] = []
     watched = read() if settings.counts is None else _within(read(), settings.counts)

@@ -1,23 +1,22 @@
 """Speaking while watching: engines that answer about a video as it arrives."""
 
 from swjax.inference.batch_engine import BatchEngine
-from swjax.inference.engine import Engine
-from swjax.inference.events import FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.feed import Request, run_streams
 from swjax.inference.frames import Frame, read_frames
 from swjax.inference.sampler import Sampling
 from swjax.inference.session import StreamSession
 from swjax.inference.settings import Mode, StreamSettings
 from swjax.inference.stream import Stream
-from swjax.inference.weights import Model
+from swjax.inference.weights import Model, Weights
 
 __all__ = [
     "BatchEngine",
-    "Engine",
     "Frame",
     "FrameSeen",
     "Mode",
     "Model",
+    "QuestionSeen",
     "Request",
     "Sampling",
     "Stream",
@@ -26,6 +25,7 @@ __all__ = [
     "StreamSession",
     "StreamSettings",
     "TokenSpoken",
+    "Weights",
     "read_frames",
     "run_streams",
 ]

@@ -8,7 +8,6 @@ while words are spoken.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,24 +17,21 @@ from jaxtyping import Int32
 
 from swjax.inference.events import EndReason, StreamEnded, StreamEvent
 from swjax.inference.frames import Frame, check_frame
+from swjax.inference.growth import Growth
 from swjax.inference.lane import Lane
 from swjax.inference.packing import RowTokens
+from swjax.inference.parts import Share
 from swjax.inference.prompt import begin_stream
-from swjax.inference.room import LOOK_AHEAD, padded_size, slots_to_add
+from swjax.inference.room import padded_size
 from swjax.inference.sampler import GREEDY, SamplingRows
-from swjax.inference.scheduler import Scheduler, Share
+from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_when_behind
+from swjax.inference.sizes import CHUNK_SIZES, Sizes
 from swjax.inference.stream import Stream
 from swjax.inference.track import Track
 from swjax.inference.weights import Model, Weights
 
 Result = TypeVar("Result")
-
-CHUNK_SIZES = (16, 64, 256)
-"""Tokens of frames in a pass beside the word; each size is compiled once."""
-
-TILE = 8
-"""What the tokens of a pass are a multiple of: matrix units take no fewer rows."""
 
 
 class BatchEngine:
@@ -59,6 +55,7 @@ class BatchEngine:
         chunk_sizes: tokens that a pass may hold beside one word, ascending; each is compiled once.
         placement: shardings of the perceiver and of the speaker, if they are to be on different devices, each with a
             copy of the weights: frames are perceived on the first, and words spoken on the second.
+        grow_ahead: whether the passes of larger rows are compiled before a stream needs them, and not when it does.
         clock: seconds; events carry its time.
 
     Attributes:
@@ -77,28 +74,23 @@ class BatchEngine:
         max_slots: int = 65_536,
         chunk_sizes: Sequence[int] = CHUNK_SIZES,
         placement: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
+        grow_ahead: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         word_slots = slots // 2 if word_slots is None else word_slots
-        _check_sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes)
+        sizes = Sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes, apart=placement is not None)
         if placement and isinstance(model, Weights):
             raise ValueError("an engine in two places needs a copy of the weights at each; give it the model itself")
-        self.config, self._clock, self._max_slots = model.config, clock, max_slots
-        # What is written at once must fit into a row, also into one that has sources alone.
-        room = slots - word_slots if placement else slots
-        tiles = (-(-(1 + size) // TILE) * TILE for size in chunk_sizes)
-        self._sizes = tuple(sorted({1, *(size for size in tiles if size <= room)}))
-        if len(self._sizes) == 1:
-            raise ValueError(f"rows with {room} slots are too small for chunks of {chunk_sizes[0]} tokens")
+        self.config, self._clock, self._sizes = model.config, clock, sizes
 
         def lane(index: int, left: int) -> Lane:
             engine = model if isinstance(model, Weights) else Weights(model, placement[index] if placement else None)
-            inbox_frames = self._inbox_frames(frame_units)
-            right = slots - word_slots
-            return Lane(engine, rows=rows, left=left, right=right, frame_units=frame_units, inbox_frames=inbox_frames)
+            inbox = {"frame_units": frame_units, "inbox_frames": sizes.inbox_frames(frame_units)}
+            return Lane(engine, rows=rows, left=left, right=slots - word_slots, **inbox)
 
         self._speaker = lane(1, word_slots)
         self._perceiver = lane(0, 0) if placement else self._speaker
+        self._growth = Growth(self._speaker, self._perceiver, max_slots=max_slots, ahead=grow_ahead)
         self._streams: list[Stream | None] = [None] * rows
 
     @property
@@ -127,13 +119,13 @@ class BatchEngine:
         """
         if self._open():
             raise ValueError("the engine has open streams; warm it up before the first, or after the last of them")
-        perceived, spoken = ([(size, speaks) for size in self._sizes] for speaks in (False, True))
+        perceived, spoken = ([(size, speaks) for size in self._sizes.passes] for speaks in (False, True))
         if self._apart:
             self._perceiver.warm_up(grid_hw, perceived)
         self._speaker.warm_up(None if self._apart else grid_hw, [*perceived, *spoken])
         if self._apart:
             # Questions are of any length, so pieces of all sizes up to the largest chunk.
-            largest = max(padded_size(self._sizes[-1]), padded_size(self._perceiver.frame_units))
+            largest = max(padded_size(self._sizes.passes[-1]), padded_size(self._perceiver.frame_units))
             for size in (2**power for power in range(2, largest.bit_length())):
                 if size <= min(self._perceiver.slots, self._speaker.slots):
                     self._speaker.put(0, 0, self._speaker.fetch(self._perceiver.take(0, 0, size)))
@@ -145,19 +137,16 @@ class BatchEngine:
             frame_units: largest number of merged patches of a frame.
 
         Raises:
-            ValueError: if a stream has frames that wait or work to do.
+            ValueError: if a stream has frames whose features are still needed.
         """
         if frame_units <= self._perceiver.frame_units:
             return
-        if any(stream.backlog or stream.has_work for stream in self._open()):
+        if any(stream.free_cells < self._perceiver.inbox_frames for stream in self._open()):
             raise ValueError("the engine has frames that wait; let it take them in (step) before larger ones come")
         for lane in self._lanes:
-            lane.make_inbox(frame_units, self._inbox_frames(frame_units))
+            lane.make_inbox(frame_units, self._sizes.inbox_frames(frame_units))
         for stream in self._open():
             stream.use_cells(self._perceiver.inbox_frames)
-
-    def _inbox_frames(self, frame_units: int) -> int:
-        return max(2, -(-self._sizes[-1] // frame_units) + 1)
 
     def open(
         self,
@@ -209,10 +198,11 @@ class BatchEngine:
             ended=None,
             tally=scheduler.tally,
             row=row,
+            opened_s=self._clock(),
             _scheduler=scheduler,
             _tokenizer=tokenizer,
+            _special=special,
             _stops=frozenset({special.im_end, *settings.stop_tokens}),
-            _opened_s=self._clock(),
             _origin=self._speaker.left if settings.design.grouped else 0,
             _cells=list(range(self._perceiver.inbox_frames)),
         )
@@ -245,6 +235,28 @@ class BatchEngine:
             )
         stream.arrive(frame, self._clock(), last=last)
 
+    def ask(self, stream: Stream, question: str, *, interrupt: bool = False) -> int:
+        """Ask another question about a video that is being watched, behind the frames that have been handed over.
+
+        It is a source like a frame: words that come later see it. Its answer follows the one that is under way.
+
+        Args:
+            stream: the stream.
+            question: text.
+            interrupt: whether the answer under way is broken off, and this one begins.
+
+        Returns:
+            Its number: 1 for the first; `TokenSpoken.question` says which one a word answers.
+
+        Raises:
+            ValueError: if the stream has ended, the video has, or has not begun, or the question cannot be used.
+        """
+        if stream.ended is not None:
+            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more questions")
+        self._check_own(stream)
+        vocab_size = self.config.text.vocab_size
+        return stream.ask(question, self._clock(), vocab_size=vocab_size, interrupts=interrupt)
+
     def finish(self, stream: Stream) -> None:
         """Say that no frame follows; after the end it does nothing.
 
@@ -261,8 +273,11 @@ class BatchEngine:
         Args:
             stream: the stream.
             words: how many, in the place of those that it was asked for before and has not spoken.
+
+        Raises:
+            ValueError: if it speaks by its schedule, or has seen too little to speak.
         """
-        if stream.ended is None:
+        if stream.ended is None and not stream.answered:
             self._check_own(stream)
             stream.demand(words)
 
@@ -279,18 +294,18 @@ class BatchEngine:
         """
         working = [stream for stream in self._open() if self._has_work(stream)]
         # Whose larger rows are being compiled waits for them alone, unless nobody else has work.
-        working = [stream for stream in working if self._attempt(stream, self._has_room, stream)] or working
+        working = [stream for stream in working if self._attempt(stream, self._growth.is_ready, stream)] or working
         events = self._pass(working) if working else []
         return events + [(stream, self._end(stream, "fault")) for stream in self._open() if stream.fault]
 
     def _pass(self, working: list[Stream]) -> list[tuple[Stream, StreamEvent]]:
         self._encode_ahead()
-        room = self._size_for(max(self._attempt(stream, stream.need) or 0 for stream in working))
+        room = self._sizes.pass_for(max(self._attempt(stream, stream.need) or 0 for stream in working))
         events: list[tuple[Stream, StreamEvent]] = []
         shares: dict[Stream, Share] = {}
         for stream in working:
             share = self._attempt(stream, stream.plan, room)
-            has_room = share is not None and self._attempt(stream, self._make_room, stream, share)
+            has_room = share is not None and self._attempt(stream, self._growth.make_room, stream, share, self._open())
             if share is not None and has_room:
                 shares[stream] = share
             elif not stream.fault:
@@ -328,9 +343,6 @@ class BatchEngine:
 
     def _open(self) -> list[Stream]:
         return [stream for stream in self._streams if stream is not None]
-
-    def _size_for(self, tokens: int) -> int:
-        return next((size for size in self._sizes if size >= tokens), self._sizes[-1])
 
     def _has_work(self, stream: Stream) -> bool:
         return bool(self._attempt(stream, lambda: stream.has_work))
@@ -370,46 +382,7 @@ class BatchEngine:
         return chosen if speaking else None
 
     def _longest(self, rows: dict[int, RowTokens]) -> int:
-        return self._size_for(max(len(row.features) for row in rows.values()))
-
-    def _make_room(self, stream: Stream, share: Share) -> bool:
-        """Double the end of the rows that would run over, as far as the limit allows; false if that is not enough."""
-        if not share.parts:
-            return True
-        slots = [part.group.tokens.slots for part in share.parts]
-        lowest = min(int(piece.min()) for piece in slots)
-        highest = max(
-            int(piece[0]) + padded_size(len(piece)) if self._apart else int(piece.max()) + 1 for piece in slots
-        )
-        for lane in self._lanes:
-            added = self._slots_to_add(lane, stream, lowest, highest)
-            if added is None:
-                return False
-            if sum(added):
-                self._prepare(lane, added).result()
-                lane.grow(*added)
-                for other in self._open() if lane is self._speaker else ():
-                    other.shift(added[0])
-        return True
-
-    def _slots_to_add(self, lane: Lane, stream: Stream, lowest: int, highest: int) -> tuple[int, int] | None:
-        if lane is self._speaker:
-            left, slots = stream.origin, lane.slots
-            return slots_to_add(left, slots - left, lowest, highest, self._max_slots - slots)
-        return slots_to_add(0, lane.slots, 0, highest, max(lane.slots, highest))
-
-    def _has_room(self, stream: Stream) -> bool:
-        """Whether no larger rows must be waited for; those that the stream will need are compiled before it does."""
-        lowest, highest = stream.ends
-        ready = True
-        for lane in self._lanes:
-            for end in ((int(lowest * LOOK_AHEAD), 0), (0, int(highest * LOOK_AHEAD))):
-                self._prepare(lane, self._slots_to_add(lane, stream, *end))
-            ready &= self._prepare(lane, self._slots_to_add(lane, stream, lowest, highest)).done()
-        return ready
-
-    def _prepare(self, lane: Lane, added: tuple[int, int] | None) -> Future[None]:
-        return lane.prepare(lane.slots + sum(added or ()))
+        return self._sizes.pass_for(max(len(row.features) for row in rows.values()))
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
         events = stream.tell(share, tokens, now)
@@ -420,20 +393,3 @@ class BatchEngine:
     def _end(self, stream: Stream, reason: EndReason) -> StreamEnded:
         self._streams[stream.row] = None
         return stream.end(reason, self._clock())
-
-
-def _check_sizes(
-    rows: int, frame_units: int, slots: int, word_slots: int, max_slots: int, chunk_sizes: Sequence[int]
-) -> None:
-    if rows < 1 or frame_units < 1 or not chunk_sizes or sorted(set(chunk_sizes)) != list(chunk_sizes):
-        raise ValueError(
-            f"an engine needs rows and frame_units of at least 1 and ascending chunk_sizes, got rows {rows}, "
-            f"frame_units {frame_units} and chunk_sizes {tuple(chunk_sizes)}"
-        )
-    if chunk_sizes[0] < 2 or not 2 <= slots <= max_slots:
-        raise ValueError(
-            f"chunks must be of at least 2 tokens and slots from 2 to max_slots, got chunk_sizes "
-            f"{tuple(chunk_sizes)}, slots {slots} and max_slots {max_slots}"
-        )
-    if not 0 < word_slots < slots:
-        raise ValueError(f"word_slots must be from 1 to slots - 1, got {word_slots} of {slots}")

@@ -24,6 +24,19 @@ class FrameSeen:
 
 
 @dataclass(frozen=True)
+class QuestionSeen:
+    """A question that was asked in the middle of the video has been taken in: words see it from now on.
+
+    Attributes:
+        index: number of the question, 1 for the first after the one before the video.
+        wall_s: seconds since the session began.
+    """
+
+    index: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
 class TokenSpoken:
     """An answer token has been spoken.
 
@@ -33,6 +46,7 @@ class TokenSpoken:
         text: what it adds to the text; empty while a character is not whole.
         after_frame: number of the newest frame that it could see.
         wall_s: seconds since the session began.
+        question: number of the question that it answers, 0 for the one before the video.
     """
 
     index: int
@@ -40,6 +54,7 @@ class TokenSpoken:
     text: str
     after_frame: int
     wall_s: float
+    question: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,4 +72,4 @@ class StreamEnded:
     wall_s: float
 
 
-StreamEvent = FrameSeen | TokenSpoken | StreamEnded
+StreamEvent = FrameSeen | QuestionSeen | TokenSpoken | StreamEnded

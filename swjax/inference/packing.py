@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32
 
+from swjax.inference.parts import Part
 from swjax.inference.sampler import SamplingRows
-from swjax.inference.scheduler import Part
 from swjax.inference.track import Tokens, join
 from swjax.streaming import KeySpans
 

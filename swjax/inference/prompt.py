@@ -40,6 +40,26 @@ def encode_prompt(
     return ids[: video[0]]
 
 
+def encode_question(
+    tokenizer: Any, special: SpecialTokens, question: str, *, vocab_size: int
+) -> Int32[np.ndarray, "S"]:
+    """Token ids of a question between two frames: it closes one piece of video and opens the next.
+
+    Raises:
+        ValueError: if the question is no text, or has tokens that a model of so many does not know.
+    """
+    prompt = encode_prompt(tokenizer, special, question)
+    opening = np.flatnonzero(prompt == special.im_start)[-1]
+    # Behind `<|im_start|>user\n`, up to the mark that opens the video.
+    first = opening + 1 + np.flatnonzero(prompt[opening:] == special.newline)[0]
+    ids = np.concatenate([np.array([special.vision_end], np.int32), prompt[first:]])
+    if len(ids) == 2:
+        raise ValueError("the question is empty; ask something")
+    if ids.max() >= vocab_size:
+        raise ValueError(f"the question has a token {ids.max()}, and the model knows {vocab_size}")
+    return ids
+
+
 def begin_stream(
     tokenizer: Any, question: str, settings: StreamSettings, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
 ) -> tuple[SpecialTokens, Int32[np.ndarray, "S"]]:

@@ -4,115 +4,23 @@ Tokens that have been laid out wait in a queue of groups (a prompt, a frame, wor
 front, and the word that was spoken last once all that it may see is written or in the same pass.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
+from jaxtyping import Int32
 
 from swjax.inference.frames import Frame, merge_frames
 from swjax.inference.memory import KEEP_ALL, Book, Moves, StoredKeys
+from swjax.inference.numbers import whole
+from swjax.inference.parts import Arrival, Asked, Group, Part, Share, Tally
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
-from swjax.inference.track import Tokens, Track
+from swjax.inference.track import Track
 from swjax.streaming import Storage
-
-
-@dataclass
-class Arrival:
-    """A frame that has arrived.
-
-    Attributes:
-        frame: the frame.
-        number: frames of the video before it.
-        arrived_s: when it was handed over, by the engine's clock.
-        last: whether it ends the video.
-        cell: of the row's inbox in which its features are, once it is encoded.
-    """
-
-    frame: Frame
-    number: int
-    arrived_s: float
-    last: bool
-    cell: int | None = None
-
-
-@dataclass
-class Group:
-    """Tokens that are written one after another.
-
-    Attributes:
-        tokens: all of them.
-        is_target: whether they are words, not sources.
-        arrival: the frame whose tokens they are, if any.
-        taken: how many of them passes have taken.
-    """
-
-    tokens: Tokens
-    is_target: bool = False
-    arrival: Arrival | None = None
-    taken: int = 0
-
-    @property
-    def left(self) -> int:
-        """Tokens that have not been taken."""
-        return len(self.tokens.token_ids) - self.taken
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a pass takes of a group: its tokens from `first` to `stop`."""
-
-    group: Group
-    first: int
-    stop: int
-
-    @property
-    def completes(self) -> bool:
-        """Whether the group is written with it."""
-        return self.stop == len(self.group.tokens.token_ids)
-
-
-@dataclass
-class Share:
-    """What one stream has in a pass.
-
-    Attributes:
-        parts: what is written, in order.
-        speaks: whether the token that follows the last of them is to be chosen.
-        shows: whether words may see more sources from this pass on.
-        revealed: the frames among these.
-    """
-
-    parts: list[Part] = field(default_factory=list)
-    speaks: bool = False
-    shows: bool = False
-    revealed: list[Arrival] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return sum(part.stop - part.first for part in self.parts)
-
-
-@dataclass
-class Tally:
-    """What a stream has cost, and how it kept up with its clock.
-
-    Attributes:
-        frames_encoded: frames through the vision tower.
-        tokens_computed: tokens through the decoder.
-        frames_seen: frames that words could see.
-        frames_delayed, frames_dropped, frames_merged: frames that waited for earlier ones to be taken in, were never
-            taken in, or went into another frame.
-        largest_lag_s: longest time from a frame's arrival until words could see it.
-    """
-
-    frames_encoded: int = 0
-    tokens_computed: int = 0
-    frames_seen: int = 0
-    frames_delayed: int = 0
-    frames_dropped: int = 0
-    frames_merged: int = 0
-    largest_lag_s: float = 0.0
 
 
 class Scheduler:
@@ -130,10 +38,11 @@ class Scheduler:
         on_demand: whether words are spoken when they are asked for (`demand`), not by the schedule.
 
     Attributes:
-        settings: as above.
+        settings, on_demand: as above.
         spoken: words that have been spoken.
         words_left: words that may be spoken before the next frame.
         after_frame: number of the newest frame that words can see; -1 before the first.
+        answering: number of the question that is being answered; None while all have been.
         tally: what it has cost.
     """
 
@@ -156,12 +65,14 @@ class Scheduler:
             )
         self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
-        self._on_demand, self._full = on_demand, False
+        self.on_demand, self._full = on_demand, False
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
-        self._arrivals: deque[Arrival] = deque()
-        self._ahead: Arrival | None = None
-        self._arrived = self._laid = 0
+        self._arrivals: deque[Arrival | Asked] = deque()
+        self._ahead: Arrival | Asked | None = None
+        self._arrived = self._asked = self._laid = 0
+        self._open: deque[int] = deque()
+        self.answering: int | None = 0
         self._first_number: int | None = None
         self._closing = self._closed = self._finished = False
         self.spoken, self.words_left, self.after_frame = 0, 0, -1
@@ -171,16 +82,32 @@ class Scheduler:
         """A frame has come."""
         if self._finished:
             raise ValueError("the video has been finished; a new stream is needed for more frames")
-        counts = self.settings.counts
-        takes_all = self._mode is not Mode.OFFLINE and self._when_behind in (None, "delay") and not self._on_demand
-        if counts is not None and takes_all and self._arrived > len(counts):
-            self.settings.words_after(self._arrived - 1)  # the frame before is not the last, and has no count
-        if self._when_behind == "merge" and self._arrivals and self._arrivals[-1].frame.grid_hw != frame.grid_hw:
-            before = self._arrivals[-1].frame.grid_hw
+        self._check_counts()
+        newest = self._arrivals[-1] if self._arrivals else None
+        if self._when_behind == "merge" and isinstance(newest, Arrival) and newest.frame.grid_hw != frame.grid_hw:
+            before = newest.frame.grid_hw
             raise ValueError(f"frames that may be merged must have one size, got {before} and then {frame.grid_hw}")
         self._arrivals.append(Arrival(frame, self._arrived, now, last))
         self._arrived += 1
         self._finished = last
+
+    def ask(self, token_ids: Int32[np.ndarray, "S"], now: float, *, interrupts: bool) -> int:
+        """A question has come behind the frames that have arrived; returns its number."""
+        if self._finished:
+            raise ValueError("the video has been finished; a question between frames needs one that is still watched")
+        if not self._arrived:
+            raise ValueError("no frame has come yet; open the stream with this question, or ask after a frame")
+        self._check_counts()
+        self._asked += 1
+        self._arrivals.append(Asked(token_ids, self._asked, now, interrupts))
+        return self._asked
+
+    def _check_counts(self) -> None:
+        """Refuse one frame or question too many for an explicit schedule."""
+        counts, items = self.settings.counts, self._arrived + self._asked
+        takes_all = self._mode is not Mode.OFFLINE and self._when_behind in (None, "delay") and not self.on_demand
+        if counts is not None and takes_all and items > len(counts):
+            self.settings.words_after(items - 1)  # what came before is not the last, and has no count
 
     def finish(self) -> None:
         """No frame follows."""
@@ -189,25 +116,41 @@ class Scheduler:
         self._finished = True
 
     def demand(self, words: int) -> None:
-        """So many words are wanted now, of a stream that speaks on demand."""
-        self.words_left = words
+        """So many words are wanted now.
+
+        Raises:
+            ValueError: if the stream does not speak on demand, or cannot speak yet.
+        """
+        if not self.on_demand:
+            raise ValueError("the stream speaks by its schedule; open one with on_demand to ask for words")
+        if self.after_frame < 0:
+            raise ValueError("nothing has been seen yet; see() a frame before speak()")
+        if not self._design.speaks_while_watching and not self._closed:
+            raise ValueError(f"variant {self.settings.variant} speaks after the video; call finish() first")
+        if self.answering is None:
+            raise ValueError("nothing is asked that is not answered; ask(), and step() until the question is taken in")
+        self.words_left = whole("words", words)
 
     @property
     def backlog(self) -> int:
         """Frames that have arrived and are not laid out."""
-        return len(self._arrivals)
+        return sum(isinstance(one, Arrival) for one in self._arrivals)
 
     @property
     def ends(self) -> tuple[int, int]:
         """The first slot, and the one behind the last, that the stream needs soon."""
         lowest, highest = self._track.ends
-        following = self._arrivals[0].frame.grid_hw if self._arrivals else (0, 0)
-        return lowest - 1, highest + following[0] * following[1] // self._merge_size**2
+        match self._arrivals[0] if self._arrivals else None:
+            case Arrival(frame=frame):
+                highest += len(frame.patches) // self._merge_size**2
+            case Asked(token_ids=token_ids):
+                highest += len(token_ids)
+        return lowest - 1, highest
 
     @property
     def said_all(self) -> bool:
         """Whether the limit on words after the last frame is reached."""
-        return self._closed and self.words_left == 0 and not self._on_demand
+        return self._closed and self.words_left == 0 and not self.on_demand
 
     def to_encode(self) -> Iterator[Arrival]:
         """Frames whose features are needed, the next first; one that has only arrived is encoded ahead of its turn."""
@@ -217,7 +160,7 @@ class Scheduler:
         # Where frames may be dropped or merged, which one is next is not known before its turn.
         if self._arrivals and self._when_behind in (None, "delay") and self._mode is Mode.PARALLEL:
             first = self._arrivals[0]
-            if first.cell is None:
+            if isinstance(first, Arrival) and first.cell is None:
                 yield first
 
     def lay(self) -> None:
@@ -237,13 +180,17 @@ class Scheduler:
             self._start_again()
         if arrival is not None:
             self._ahead = arrival
+            self._laid += 1
+        if isinstance(arrival, Asked):
+            self._queue.append(Group(self._track.text(arrival.token_ids, is_item=True)))
+            self._first_number = None  # another piece of video begins
+        if isinstance(arrival, Arrival):
             rows, columns = (size // self._merge_size for size in arrival.frame.grid_hw)
             if self._first_number is None:
                 self._first_number = arrival.number
             tokens = self._track.frame(rows, columns, arrival.number - self._first_number)
             self._queue.append(Group(tokens, arrival=arrival))
-            self._laid += 1
-        if arrival is None or arrival.last:
+        if arrival is None or (isinstance(arrival, Arrival) and arrival.last):
             self._queue.append(Group(self._track.trailer()))
             self._closing = True
 
@@ -270,7 +217,7 @@ class Scheduler:
         follows: the next word is chosen in the pass in which it is written.
         """
         left = sum(group.left for group in self._queue)
-        waits = self._on_demand and self._design.storage is Storage.ARRIVAL and not self.words_left
+        waits = self.on_demand and self._design.storage is Storage.ARRIVAL and not self.words_left
         # What a full memory keeps is moved together before anything else is laid out.
         more = self._full and (self._arrivals or (self._finished and not self._closing))
         return left - 1 if left and waits and not self._track.waiting and not more else left
@@ -298,10 +245,27 @@ class Scheduler:
         return share
 
     def spoke(self, token: int) -> None:
-        """A token has been chosen."""
+        """A word has been chosen."""
         self._track.say(token)
         self.spoken += 1
         self.words_left -= 1
+
+    def end_answer(self, token: int) -> bool:
+        """The token that ends an answer has been chosen; returns whether another question has been asked meanwhile."""
+        self._queue.append(Group(self._track.end_answer(token), is_target=True))
+        self.spoken += 1
+        self.answering = None
+        if self._open:
+            self.words_left -= 1
+            self._begin_answer()
+        else:
+            self.words_left = 0
+        asked = [*self._arrivals, self._ahead]
+        return self.answering is not None or any(isinstance(one, Asked) for one in asked)
+
+    def _begin_answer(self) -> None:
+        self.answering = self._open.popleft()
+        self._queue.append(Group(self._track.begin_answer(), is_target=True))
 
     def _speak(self, share: Share, room: int, *, alone: bool) -> None:
         """Add the waiting word, where one may be spoken in this pass, and with it more of the next frame."""
@@ -346,14 +310,20 @@ class Scheduler:
     def _reveal(self, share: Share) -> None:
         self._track.reveal()
         share.shows = True
-        if self._ahead is not None:
-            self.after_frame = self._ahead.number
-            share.revealed.append(self._ahead)
-            self.tally.frames_seen += 1
-            self._ahead = None
+        match self._ahead:
+            case Arrival(number=number):
+                self.after_frame = number
+                self.tally.frames_seen += 1
+            case Asked(number=number, interrupts=interrupts):
+                (self._open.appendleft if interrupts else self._open.append)(number)
+                if interrupts or self.answering is None:
+                    self._begin_answer()
+        share.revealed += [self._ahead] if self._ahead is not None else []
+        self._ahead = None
         self._closed = self._closing
         self._full = self._track.is_full
-        if self._on_demand or (self._mode is Mode.OFFLINE and not self._closed):
+        silent = self.on_demand or self.answering is None
+        if silent or (self._mode is Mode.OFFLINE and not self._closed):
             self.words_left = 0
         else:
             self.words_left = self.settings.words_after(self._laid - 1, last=True if self._closed else None)
@@ -373,14 +343,16 @@ class Scheduler:
         self._full = False
         return self._track.compact(read, layers=layers, heads=heads)
 
-    def _next_arrival(self) -> Arrival:
-        """The next frame to take in; in real time, what has fallen behind is dealt with."""
-        if self._when_behind is not None and len(self._arrivals) > 1:
+    def _next_arrival(self) -> Arrival | Asked:
+        """The next frame or question to take in; in real time, what has fallen behind is dealt with."""
+        frames = [*itertools.takewhile(lambda one: isinstance(one, Arrival), self._arrivals)]
+        if self._when_behind is not None and len(frames) > 1:
             if self._when_behind == "delay":
                 self.tally.frames_delayed += 1
             else:
-                earliest, newest, others = self._arrivals[0], self._arrivals[-1], len(self._arrivals) - 1
-                self._arrivals.clear()
+                earliest, newest, others = cast(Arrival, frames[0]), cast(Arrival, frames[-1]), len(frames) - 1
+                for _ in frames:
+                    self._arrivals.popleft()
                 if self._when_behind == "drop":
                     self.tally.frames_dropped += others
                     return newest

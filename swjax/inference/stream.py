@@ -8,15 +8,18 @@ import numpy as np
 from jaxtyping import Int32
 from tokenizers.decoders import DecodeStream
 
-from swjax.inference.events import EndReason, FrameSeen, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference.events import EndReason, FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame
 from swjax.inference.lane import Lane, Piece
 from swjax.inference.memory import Book, StoredKeys
 from swjax.inference.packing import RowTokens, row_tokens
+from swjax.inference.parts import Arrival, Part, Share, Tally
+from swjax.inference.prompt import encode_question
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
-from swjax.inference.scheduler import Part, Scheduler, Share, Tally
+from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import StreamSettings
+from swjax.streaming import SpecialTokens
 
 
 @dataclass(eq=False)
@@ -25,11 +28,14 @@ class Stream:
 
     Attributes:
         settings: how it is spoken about.
-        answer: ids of the answer tokens spoken so far, without the end token.
+        answer: ids of the answer tokens spoken so far, to all questions, without end tokens.
         ended: why it has ended, None while it goes on.
+        opened_s: when it was opened, by the engine's clock.
         tally: what it has cost.
         row: its row of the engine's batch.
         fault: the error of its own at which it has ended, or will at the next step.
+        answered: whether all that it was asked is answered, up to the end token. A stream that speaks on demand watches
+            on after it.
     """
 
     settings: StreamSettings
@@ -37,14 +43,17 @@ class Stream:
     ended: EndReason | None
     tally: Tally
     row: int
+    opened_s: float
     _scheduler: Scheduler = field(repr=False)
     _tokenizer: Any = field(repr=False)
+    _special: SpecialTokens = field(repr=False)
     _stops: frozenset[int] = field(repr=False)
-    _opened_s: float = field(repr=False)
     _origin: int = field(repr=False)
     _cells: list[int] = field(repr=False)
     fault: Exception | None = None
+    answered: bool = False
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    _decoded: int = 0
     _texts: list[str] = field(repr=False, default_factory=list)
     _held: list[tuple[int, Piece]] = field(repr=False, default_factory=list)
 
@@ -76,6 +85,11 @@ class Stream:
         return self._scheduler.has_work
 
     @property
+    def free_cells(self) -> int:
+        """Cells of its inbox that hold no features which a pass still needs."""
+        return len(self._cells)
+
+    @property
     def choice(self) -> tuple[Sampling, int]:
         """How its next token is chosen, and how many have been before."""
         return self.settings.sampling, self._scheduler.spoken
@@ -83,6 +97,13 @@ class Stream:
     def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
         """A frame has come."""
         self._scheduler.arrive(frame, now, last=last)
+
+    def ask(self, question: str, now: float, *, vocab_size: int, interrupts: bool) -> int:
+        """A question has come; returns its number."""
+        ids = encode_question(self._tokenizer, self._special, question, vocab_size=vocab_size)
+        number = self._scheduler.ask(ids, now, interrupts=interrupts)
+        self.answered = False
+        return number
 
     def finish(self) -> None:
         """No frame follows."""
@@ -169,9 +190,12 @@ class Stream:
             tokens: those that it has chosen, for all rows; None if none.
             now: when it has ended.
         """
-        wall_s = now - self._opened_s
+        wall_s = now - self.opened_s
         events: list[StreamEvent] = []
         for arrival in share.revealed:
+            if not isinstance(arrival, Arrival):
+                events.append(QuestionSeen(arrival.number, wall_s))
+                continue
             self.tally.largest_lag_s = max(self.tally.largest_lag_s, now - arrival.arrived_s)
             events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s))
         if not share.speaks:
@@ -181,13 +205,19 @@ class Stream:
         if token == NO_TOKEN:
             self.fault = NotFiniteError(self._scheduler.spoken)
             return events
+        question = self._scheduler.answering
+        assert question is not None, "it speaks"
         if token in self._stops:
-            return [*events, self.end("end_token", now)]
+            self.answered = not self._scheduler.end_answer(token)
+            watches_on = self._scheduler.on_demand or not self.answered
+            return events if watches_on else [*events, self.end("end_token", now)]
         self._scheduler.spoke(token)
+        if question != self._decoded:
+            self._decoded, self._decoder = question, DecodeStream(skip_special_tokens=True)
         self.answer.append(token)
         text = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
         self._texts.append(text)
-        events.append(TokenSpoken(len(self.answer) - 1, token, text, self._scheduler.after_frame, wall_s))
+        events.append(TokenSpoken(len(self.answer) - 1, token, text, self._scheduler.after_frame, wall_s, question))
         if self._scheduler.said_all:
             events.append(self.end("token_limit", now))
         return events
@@ -196,7 +226,7 @@ class Stream:
         """It has ended."""
         self.ended = reason
         self._held.clear()
-        return StreamEnded(reason, self.text, now - self._opened_s)
+        return StreamEnded(reason, self.text, now - self.opened_s)
 
 
 def _perceived(parts: Sequence[Part]) -> Iterator[Part]:

@@ -82,9 +82,15 @@ class Track:
         sources, targets = self._stored.sources, self._stored.targets + len(self.waiting)
         return (-targets, sources) if self._design.grouped else (0, sources + targets)
 
-    def text(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
-        """Lay out text among the sources: the prompt, or what closes the video."""
-        self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids))
+    def text(self, token_ids: Int32[np.ndarray, "S"], *, is_item: bool = False) -> Tokens:
+        """Lay out text among the sources: the prompt, what closes the video, or a question between frames.
+
+        Args:
+            token_ids: the text.
+            is_item: whether it arrives between frames; the next frame is then number 0 of a new piece of video.
+        """
+        counts = self._ahead or self._words
+        self._ahead, positions = place_text(self._design, counts, len(token_ids), is_item=is_item)
         return self._store_sources(token_ids, positions, TEXT)
 
     def before_frame(self) -> Tokens | None:
@@ -106,7 +112,7 @@ class Track:
 
         Args:
             rows, columns: its size in merged patches.
-            number: frames since the first one, those that were dropped included.
+            number: frames since the first one of its piece of video, those that were dropped included.
         """
         self._ahead, positions = place_frame(
             self._design, self._ahead or self._words, number, rows, columns, self._stride
@@ -141,6 +147,25 @@ class Track:
         """A token has been spoken: it has its ids now, and waits to be fed."""
         self.waiting, self._waiting_positions = (token,), None
         self._place_waiting()
+
+    def end_answer(self, token: int) -> Tokens:
+        """The token that ends an answer has been spoken: store it, and let the newline behind it wait."""
+        self.say(token)
+        stored = self.feed()
+        self._wait((self._special.newline,))
+        return stored
+
+    def begin_answer(self) -> Tokens:
+        """Begin the next answer: store what waits and its prefix, but for the last token, which waits for a word."""
+        self._wait(self._special.prefix)
+        return self.feed(len(self.waiting) - 1)
+
+    def _wait(self, token_ids: tuple[int, ...]) -> None:
+        """Put more tokens behind those that wait."""
+        before = self._place_waiting()
+        self._words, positions = place_words(self._design, self._words, len(token_ids))
+        self.waiting += token_ids
+        self._waiting_positions = np.concatenate([before, positions], axis=1)
 
     def _place_waiting(self) -> Int32[np.ndarray, "3 N"]:
         if self._waiting_positions is None:

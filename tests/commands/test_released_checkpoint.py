@@ -21,7 +21,7 @@ from swjax.commands.main import main
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from swjax.hub import load_hf
 from swjax.hub.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
-from swjax.inference import Engine, Sampling, StreamSession, StreamSettings, read_frames
+from swjax.inference import Sampling, StreamSession, StreamSettings, read_frames
 from swjax.runs.export import PYTORCH_FILES
 from swjax.runs.streaming_model import load_streaming_model
 from swjax.training.config_file import load_config
@@ -153,7 +153,7 @@ def test_the_words_in_pytorch_are_those_of_swjax(made, monkeypatch):
         loaded = load_streaming_model(made / name, dtype="float32")
         settings = StreamSettings(max_tail=5, sampling=Sampling())
         session = StreamSession(
-            Engine(loaded.model), load_tokenizer(loaded.tokenizer), question="What happens?", settings=settings
+            loaded.model, load_tokenizer(loaded.tokenizer), question="What happens?", settings=settings
         )
         record = loaded.record
         list(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
+from obvious_stream import ObviousStream
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.tokenizer import load_tokenizer
@@ -20,7 +21,7 @@ from swjax.evaluation import (
 )
 from swjax.evaluation.predictions import open_predictions, read_predictions, write_authors_results
 from swjax.evaluation.scores import average_lagging
-from swjax.inference import Engine, Frame, FrameSeen, Mode, StreamSession, StreamSettings, TokenSpoken
+from swjax.inference import Frame, FrameSeen, Mode, StreamSettings, TokenSpoken
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import SpecialTokens, Variant
 
@@ -99,16 +100,15 @@ def test_what_is_said_depends_neither_on_the_rows_nor_on_the_mode(watch, model, 
     assert without_walls(alone) == without_walls(beside)
     if mode is Mode.PARALLEL:
         assert without_walls(alone) == without_walls(watch(*LENGTHS, settings=settings, schedule=schedule, rows=8))
-    engine = Engine(model)
     for key, found in zip(LENGTHS, beside, strict=True):
         frames = list(read(VideoExample(key, Path("x.mp4"), 5.0, "")))
         counts = tuple(told(key, len(frames)))
-        session = StreamSession(engine, tokenizer, question="What?", settings=replace(settings, counts=counts))
-        events = list(session.run(frames))
+        obvious = ObviousStream(model, tokenizer, question="What?", settings=replace(settings, counts=counts))
+        events = list(obvious.run(frames))
         spoken = [event for event in events if isinstance(event, TokenSpoken)]
-        assert found.token_ids == tuple(session.answer)
+        assert found.token_ids == tuple(obvious.answer)
         assert found.after_frame == tuple(event.after_frame for event in spoken)
-        assert (found.text, found.ended) == (session.text(), session.ended)
+        assert (found.text, found.ended) == (obvious.text(), obvious.ended)
         assert found.frames == sum(isinstance(event, FrameSeen) for event in events)
         assert (found.mode, found.rows, found.duration_s) == (mode, 2, len(frames) - 0.5)
     assert len({found.token_ids[:4] for found in beside}) > 3, "the answers do not depend on the videos"

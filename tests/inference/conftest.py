@@ -1,7 +1,7 @@
 import pytest
 
 from swjax.data.tokenizer import load_tokenizer
-from swjax.inference import Engine
+from swjax.inference import Weights
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +15,5 @@ def model(random_model):
 
 
 @pytest.fixture(scope="session")
-def engine(model):
-    return Engine(model)
+def weights(model):
+    return Weights(model)

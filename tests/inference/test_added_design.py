@@ -15,12 +15,12 @@ SPACED = Counting(
 )
 
 
-def test_streamed_tokens_equal_full_passes(model, engine, tokenizer, monkeypatch):
+def test_streamed_tokens_equal_full_passes(model, weights, tokenizer, monkeypatch):
     monkeypatch.setitem(DESIGNS, "toy", Design(Storage.GROUPED, SPACED, "steps 100 ids apart"))
     frames, answers = make_frames(4, 0), {}
     for variant in ("toy", "ospe"):
         settings = StreamSettings(variant=variant, wait_k=2, max_tail=6)
-        session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+        session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
         list(session.run(frames))
         assert session.answer == decode_frames(model, tokenizer, frames, settings, len(session.answer))
         answers[variant] = session.answer

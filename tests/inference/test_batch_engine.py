@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from full_passes import QUESTION, decode_frames, make_frames
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from obvious_stream import ObviousStream
 
 from swjax.inference import (
     BatchEngine,
@@ -188,11 +189,11 @@ def test_nothing_is_compiled_twice(model, tokenizer):
 
 
 @pytest.mark.parametrize("placement", [None, APART], ids=["together", "apart"])
-def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, engine, tokenizer, placement):
+def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, tokenizer, placement):
     settings = StreamSettings(wait_k=4, max_tail=10)
     frames = make_frames(9, 1)
-    session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
-    list(session.run(frames))
+    obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=settings)
+    list(obvious.run(frames))
 
     def run(max_slots: int):
         batch = make_engine(model, slots=64, max_slots=max_slots, chunk_sizes=(16,), placement=placement)
@@ -201,7 +202,7 @@ def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, engine, tok
         return [stream for _, stream, event in events if isinstance(event, StreamEnded)]
 
     short, long = run(2048)
-    assert long.answer == session.answer
+    assert long.answer == obvious.answer
     other, refused = run(144)
     assert refused.ended == "capacity"
     assert 0 < len(refused.answer) < len(long.answer)
@@ -210,7 +211,7 @@ def test_rows_grow_at_both_ends_and_refuse_beyond_their_limit(model, engine, tok
     assert other.ended == "token_limit"
 
 
-def test_sampled_answers_equal_the_session_s_whoever_else_speaks(model, engine, tokenizer):
+def test_sampled_answers_equal_the_obvious_stream_s_whoever_else_speaks(model, tokenizer):
     choices = [
         Sampling(temperature=1.5, top_p=0.9, seed=1),
         Sampling(temperature=1.5, top_p=0.9, seed=2),
@@ -223,9 +224,9 @@ def test_sampled_answers_equal_the_session_s_whoever_else_speaks(model, engine, 
     for index, stream, _ in run_streams(make_engine(model), tokenizer, requests):
         streams[index] = stream
     for index, one in enumerate(settings):
-        session = StreamSession(engine, tokenizer, question=QUESTION, settings=one)
-        list(session.run(frames))
-        assert streams[index].answer == session.answer
+        obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=one)
+        list(obvious.run(frames))
+        assert streams[index].answer == obvious.answer
     assert streams[0].answer != streams[1].answer
 
 
@@ -253,28 +254,81 @@ def test_a_stop_token_ends_one_stream_and_frees_its_row(model, tokenizer):
     assert not engine.has_work
 
 
-def test_finishing_late_is_like_the_session_s(model, engine, tokenizer):
+def test_finishing_late_is_like_the_obvious_stream_s(model, tokenizer):
     """The end of the video is known only after words have been spoken about its last frame."""
     for variant in ("gdpe", "interleave", "ospe"):
         settings = StreamSettings(variant=variant, max_tail=TAIL)
         frames = make_frames(3, 0)
-        session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+        obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=settings)
         batch = make_engine(model)
         stream = batch.open(tokenizer, question=QUESTION, settings=settings)
         for frame in frames:
-            session.see(frame)
-            list(session.speak(3))
+            obvious.see(frame)
+            list(obvious.speak(3))
             batch.see(stream, frame)
             while batch.has_work:
                 batch.step()
-        assert stream.answer == session.answer
-        session.finish()
-        list(session.speak(TAIL))
+        assert stream.answer == obvious.answer
+        obvious.finish()
+        list(obvious.speak(TAIL))
         batch.finish(stream)
         while batch.has_work:
             batch.step()
-        assert stream.answer == session.answer
+        assert stream.answer == obvious.answer
         assert len(stream.answer) == 9 + TAIL
+
+
+@pytest.mark.parametrize(
+    ("variant", "placement"), [("gdpe", None), ("gipe", APART), ("interleave", None), ("ospe", None)]
+)
+def test_words_on_demand_are_those_of_the_obvious_stream(model, tokenizer, variant, placement):
+    """Beside a stream that speaks by its schedule."""
+    engine = make_engine(model, placement=placement)
+    settings = StreamSettings(variant=variant)
+    obvious = ObviousStream(model, tokenizer, question=QUESTION, settings=settings)
+    other = engine.open(tokenizer, question="Why?", settings=StreamSettings(variant=variant, max_tail=9))
+    stream = engine.open(tokenizer, question=QUESTION, settings=settings, on_demand=True)
+    with pytest.raises(ValueError, match="speaks by its schedule"):
+        engine.speak(other, 3)
+    with pytest.raises(ValueError, match="nothing has been seen yet"):
+        engine.speak(stream, 3)
+    for index, (frame, words) in enumerate(zip(make_frames(5, 0), (2, 0, 4, 0, 6), strict=True)):
+        last = index == 4
+        engine.see(stream, frame, last=last)
+        engine.see(other, frame, last=last)
+        run_out(engine)
+        engine.speak(stream, words)
+        run_out(engine)
+        obvious.see(frame, last=last)
+        list(obvious.speak(words))
+    assert stream.answer == obvious.answer
+    assert len(stream.answer) == 12
+    assert (stream.ended, other.ended) == (None, "token_limit")
+    with pytest.raises(ValueError, match="words must be a whole number"):
+        engine.speak(stream, -1)
+
+
+def run_out(engine):
+    while engine.has_work:
+        engine.step()
+
+
+def test_larger_frames_are_taken_once_none_waits(model, tokenizer):
+    engine, small, large = make_engine(model), make_frames(2, 0), make_frames(2, 1, (8, 8))
+    expected = StreamSession(model, tokenizer, question=QUESTION, settings=StreamSettings(max_tail=TAIL))
+    list(expected.run([*small, *large]))
+    stream = engine.open(tokenizer, question=QUESTION, settings=StreamSettings(max_tail=TAIL))
+    engine.see(stream, small[0])
+    engine.see(stream, small[1])
+    engine.step()
+    with pytest.raises(ValueError, match="take them in"):
+        engine.widen(16)
+    run_out(engine)
+    engine.widen(16)
+    for frame in large:
+        engine.see(stream, frame, last=frame is large[1])
+    run_out(engine)
+    assert stream.answer == expected.answer
 
 
 def test_wrong_use_is_refused(model, tokenizer):

@@ -147,9 +147,9 @@ def test_while_nothing_is_dropped_nothing_changes(model, tokenizer, scores, vari
 
 
 @pytest.mark.parametrize(("variant", "memory"), [("gdpe", WINDOW), ("gipe", Unlike()), ("interleave", WINDOW)])
-def test_a_session_forgets_alike(model, engine, tokenizer, variant, memory):
+def test_a_session_forgets_alike(model, weights, tokenizer, variant, memory):
     settings = StreamSettings(variant=variant, counts=COUNTS, max_tail=TAIL, memory=memory)
-    session = StreamSession(engine, tokenizer, question=QUESTION, settings=settings)
+    session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
     frames, counts = make_frames(FRAMES, SEED, GRID), (*COUNTS, 0)
     list(session.run(frames))
     scores = replayed_scores(model, tokenizer, frames, settings, counts, session.answer)

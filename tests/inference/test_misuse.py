@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from swjax.hub import CheckpointError
 from swjax.inference import (
     BatchEngine,
-    Engine,
     Frame,
     Mode,
     Request,
@@ -23,6 +22,7 @@ from swjax.inference import (
     StreamEnded,
     StreamSession,
     StreamSettings,
+    Weights,
     run_streams,
 )
 from swjax.inference import lane as lane_module
@@ -380,11 +380,11 @@ def test_no_token_is_chosen_from_scores_that_are_not_finite(value):
     assert (np.asarray(chosen) >= 0).tolist() == [True, False, True, False]
 
 
-def test_a_session_says_when_scores_are_not_finite(engine, tokenizer, monkeypatch):
-    session = StreamSession(engine, tokenizer, question=QUESTION)
+def test_a_session_says_when_scores_are_not_finite(weights, tokenizer):
+    session = StreamSession(weights, tokenizer, question=QUESTION)
     session.see(FRAMES[0])
-    monkeypatch.setattr(session, "_write", lambda *_: None)
-    session._expected = session._expected.at[0, 2].set(NAN)
+    lane = session._engine._speaker
+    lane._cache = lane._cache._replace(values=lane._cache.values.at[0, 0, 0, lane.left, 2].set(NAN))
     with pytest.raises(NotFiniteError, match="answer token 0"):
         list(session.speak(1))
     with pytest.raises(ValueError, match="uint8"):
@@ -393,7 +393,7 @@ def test_a_session_says_when_scores_are_not_finite(engine, tokenizer, monkeypatc
         list(session.run(FRAMES, speed=NAN))
 
 
-@pytest.mark.parametrize("holder", [Engine, lambda model: BatchEngine(model, rows=1, frame_units=6)])
+@pytest.mark.parametrize("holder", [Weights, lambda model: BatchEngine(model, rows=1, frame_units=6)])
 def test_weights_that_are_not_finite_are_found_at_load(random_model, holder):
     model = nnx.clone(random_model)
     weight = model.decoder.embedding_vd

@@ -289,7 +289,7 @@ def test_a_clip_is_streamed_as_the_plain_model_would_speak(folder, model, tokeni
     settings = StreamSettings(wait_k=2, max_tail=8, second_per_grid_t=GEOMETRY.frame_seconds(2))
     clip = next((clips / "test").rglob("*.mp4"))
     frames = list(read_frames(str(clip), fps=2, geometry=GEOMETRY, **BUDGET))[:5]
-    session = StreamSession(Engine(model), tokenizer, question=QUESTION, settings=settings)
+    session = StreamSession(model, tokenizer, question=QUESTION, settings=settings)
     list(session.run(frames))
     assert len(set(session.answer)) > 3, "the answer is one word again and again, so this test shows little"
 
@@ -316,7 +316,7 @@ def test_a_clip_is_streamed_as_the_plain_model_would_speak(folder, model, tokeni
 
 
 def test_a_frame_of_another_geometry_is_refused(model, tokenizer):
-    session = StreamSession(Engine(model), tokenizer, question=QUESTION)
+    session = StreamSession(model, tokenizer, question=QUESTION)
     pictures = [np.zeros((48, 72, 3), np.uint8)] * 2
     for frame in (make_frame(pictures, video_s=0.5, **BUDGET), Frame(some_patches(1, 6, 9), (6, 9), 0.5)):
         with pytest.raises(ValueError, match=r"patch_size=14, .*which is not the model's geometry"):

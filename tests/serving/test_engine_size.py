@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from obvious_stream import ObviousStream
 from serving_clients import QUESTION, make_pictures
 
 from swjax.data.patches import resized_size
-from swjax.inference import Engine, Request, StreamSession, StreamSettings, TokenSpoken, run_streams
+from swjax.inference import Request, StreamSettings, TokenSpoken, run_streams
 from swjax.inference.frames import make_frame
 from swjax.serving import EngineSize, Limits
 from swjax.streaming import StreamSpec
@@ -27,7 +28,7 @@ def test_frames_of_every_shape_fit_into_few_sizes():
 
 @pytest.mark.parametrize("shape", [(60, 200), (100, 40)])
 def test_padding_changes_no_word(engine, source, tokenizer, shape):
-    """Beside a session, which encodes frames as they are."""
+    """Beside a stream whose frames are encoded as they are."""
     pictures = make_pictures(6, 3, shape)
     frames = [
         make_frame(pictures[first : first + 2], video_s=first / 2 + 0.5, min_pixels=3136, max_pixels=3136)
@@ -35,6 +36,6 @@ def test_padding_changes_no_word(engine, source, tokenizer, shape):
     ]
     settings = StreamSettings(max_tail=6)
     *_, (_, stream, _) = run_streams(engine, tokenizer, [Request(QUESTION, frames, settings)])
-    session = StreamSession(Engine(source.model), tokenizer, question=QUESTION, settings=settings)
-    alone = [event.token_id for event in session.run(frames) if isinstance(event, TokenSpoken)]
+    obvious = ObviousStream(source.model, tokenizer, question=QUESTION, settings=settings)
+    alone = [event.token_id for event in obvious.run(frames) if isinstance(event, TokenSpoken)]
     assert stream.answer == alone

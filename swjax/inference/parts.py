@@ -1,0 +1,123 @@
+"""What one stream hands to a pass: groups of tokens, the parts of them that it takes, and what that has cost."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int32
+
+from swjax.inference.frames import Frame
+from swjax.inference.track import Tokens
+
+
+@dataclass
+class Arrival:
+    """A frame that has arrived.
+
+    Attributes:
+        frame: the frame.
+        number: frames of the video before it.
+        arrived_s: when it was handed over, by the engine's clock.
+        last: whether it ends the video.
+        cell: of the row's inbox in which its features are, once it is encoded.
+    """
+
+    frame: Frame
+    number: int
+    arrived_s: float
+    last: bool
+    cell: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that has arrived between frames.
+
+    Attributes:
+        token_ids: its tokens, with the marks that close one piece of video and open the next.
+        number: of the question; 0 is the one before the video.
+        arrived_s: when it was asked, by the engine's clock.
+        interrupts: whether the answer under way is broken off for it.
+    """
+
+    token_ids: Int32[np.ndarray, "S"]
+    number: int
+    arrived_s: float
+    interrupts: bool
+
+
+@dataclass
+class Group:
+    """Tokens that are written one after another.
+
+    Attributes:
+        tokens: all of them.
+        is_target: whether they are words, not sources.
+        arrival: the frame whose tokens they are, if any.
+        taken: how many of them passes have taken.
+    """
+
+    tokens: Tokens
+    is_target: bool = False
+    arrival: Arrival | None = None
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that have not been taken."""
+        return len(self.tokens.token_ids) - self.taken
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a pass takes of a group: its tokens from `first` to `stop`."""
+
+    group: Group
+    first: int
+    stop: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the group is written with it."""
+        return self.stop == len(self.group.tokens.token_ids)
+
+
+@dataclass
+class Share:
+    """What one stream has in a pass.
+
+    Attributes:
+        parts: what is written, in order.
+        speaks: whether the token that follows the last of them is to be chosen.
+        shows: whether words may see more sources from this pass on.
+        revealed: the frames and questions among these.
+    """
+
+    parts: list[Part] = field(default_factory=list)
+    speaks: bool = False
+    shows: bool = False
+    revealed: list[Arrival | Asked] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(part.stop - part.first for part in self.parts)
+
+
+@dataclass
+class Tally:
+    """What a stream has cost, and how it kept up with its clock.
+
+    Attributes:
+        frames_encoded: frames through the vision tower.
+        tokens_computed: tokens through the decoder.
+        frames_seen: frames that words could see.
+        frames_delayed, frames_dropped, frames_merged: frames that waited for earlier ones to be taken in, were never
+            taken in, or went into another frame.
+        largest_lag_s: longest time from a frame's arrival until words could see it.
+    """
+
+    frames_encoded: int = 0
+    tokens_computed: int = 0
+    frames_seen: int = 0
+    frames_delayed: int = 0
+    frames_dropped: int = 0
+    frames_merged: int = 0
+    largest_lag_s: float = 0.0

@@ -1,0 +1,190 @@
+"""Questions in mid-stream: streaming against one full forward pass over what docs/differences.md says is seen."""
+
+import numpy as np
+import pytest
+from full_passes import QUESTION, make_frames
+from replay import ROW, forward
+
+from swjax.inference import (
+    StreamSession,
+    StreamSettings,
+)
+from swjax.inference.prompt import encode_prompt
+from swjax.streaming import SpecialTokens
+
+pytestmark = pytest.mark.usefixtures("cheap_compilations")
+
+GRID = (4, 4)
+UNITS = (2, 2)
+LATER = ("What is red?", "And now?")
+
+
+def asked_ids(tokenizer, special, text):
+    return [special.vision_end, *tokenizer.encode(text, add_special_tokens=False), special.vision_start]
+
+
+class Tape:
+    """All that was stored, in the order of time: what each token is, and what each target sees of the sources."""
+
+    def __init__(self, special, prompt):
+        self.special, self.line, self.sees = special, [], {}
+        self.spoken, self.open, self.piece = [], None, 0
+        self.source(list(prompt), 0)
+
+    def source(self, ids, frame=None):
+        self.line += [(token, False, frame) for token in ids]
+        self.piece = 0 if frame is None else self.piece
+
+    def frame(self):
+        self.line += [(self.special.video_pad, False, (self.piece, *cell)) for cell in np.ndindex(UNITS)]
+        self.piece += 1
+
+    def target(self, token):
+        """Put a target in; the one before it, if it has waited, sees what has arrived by now."""
+        if self.open is not None:
+            self.sees[self.open] = len(self.line)
+        self.open = len(self.line)
+        self.line.append((token, True, None))
+
+    def begin(self):
+        for token in self.special.prefix:
+            self.target(token)
+
+    def say(self, token):
+        if self.open is not None:
+            self.sees[self.open] = len(self.line)
+        self.spoken.append((len(self.line), token))
+        self.open = len(self.line)
+        self.line.append((token, True, None))
+
+    def end(self, token):
+        self.say(token)
+        self.target(self.special.newline)
+
+    def arrays(self, variant, stride):
+        """Ids, positions [3, N] and who sees whom [N, N], in the order of time."""
+        is_target = np.array([target for _, target, _ in self.line])
+        index = np.arange(len(self.line))
+        seen = index <= index[:, None]
+        ids = np.zeros((3, len(self.line)), np.int32)
+        next_source = next_target = start = 0
+        for number, (_, target, cell) in enumerate(self.line):
+            one_count = variant == "interleave"
+            if target and not one_count:
+                ids[:, number], next_target = next_target, next_target + 1
+                continue
+            if not isinstance(cell, tuple):
+                ids[:, number], next_source = next_source, next_source + 1
+                continue
+            frame, row, column = cell
+            if (row, column) == (0, 0) and (one_count or frame == 0):
+                start = next_source
+            ids[:, number] = start + (0 if one_count else int(frame * stride)), start + row, start + column
+            next_source = max(next_source, ids[:, number].max() + 1)
+        if variant != "interleave":
+            seen[~is_target] &= ~is_target
+            for number, stop in self.sees.items():
+                seen[number] = np.where(is_target, index <= number, index < stop)
+        return np.array([token for token, *_ in self.line], np.int32), ids, seen
+
+    def scores(self, model, frames, variant):
+        """Scores by which each spoken token would be chosen."""
+        tokens, ids, seen = self.arrays(variant, model.config.vision.tokens_per_second)
+        length, text = len(tokens), model.config.text
+        masks = np.zeros((text.num_layers, text.num_kv_heads, ROW, ROW), bool)
+        masks[..., :length, :length] = seen
+        row, positions = np.zeros((1, ROW), np.int32), np.zeros((3, 1, ROW), np.int32)
+        row[0, :length], positions[:, 0, :length] = tokens, ids
+        patches = np.concatenate([frame.patches for frame in frames])[None]
+        grid = np.array([[(len(frames), *frames[0].grid_hw)]])
+        found = np.asarray(forward(model)(row, positions, masks, patches, grid))[0]
+        is_target = np.array([target for _, target, _ in self.line])
+        before = [
+            place - 1 if variant == "interleave" else np.flatnonzero(is_target[:place])[-1] for place, _ in self.spoken
+        ]
+        return found[before]
+
+
+class Watched:
+    """A session and the tape of it."""
+
+    def __init__(self, weights, tokenizer, settings):
+        self.special = SpecialTokens.from_tokenizer(tokenizer)
+        self.session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
+        self.tape = Tape(self.special, encode_prompt(tokenizer, self.special, QUESTION))
+        self.tokenizer, self.stops, self.events = tokenizer, settings.stop_tokens, []
+        self.waiting, self.answering, self.fresh, self.asked = [], 0, True, 0
+
+    def see(self, frame):
+        self.session.see(frame)
+        self.tape.frame()
+        if self.fresh:
+            self.tape.begin()
+        self.fresh = False
+
+    def ask(self, text, *, interrupt=False):
+        self.asked += 1
+        assert self.session.ask(text, interrupt=interrupt).index == self.asked
+        self.tape.source(asked_ids(self.tokenizer, self.special, text))
+        if interrupt or self.answering is None:
+            self.answering = self.asked
+            self.tape.begin()
+        else:
+            self.waiting.append(self.asked)
+
+    def speak(self, count):
+        """Speak; where no word comes, the answer has ended, and the next one begins."""
+        for _ in range(count):
+            (event,) = list(self.session.speak(1)) or [None]
+            if event is not None:
+                assert event.question == self.answering
+                self.events.append(event)
+                self.tape.say(event.token_id)
+                continue
+            if self.answering is None:
+                return
+            self.tape.end(self.stops[0])
+            self.answering = self.waiting.pop(0) if self.waiting else None
+            if self.answering is not None:
+                self.tape.begin()
+            assert self.session.ended == (self.answering is None)
+
+    def check(self, model, frames, variant):
+        scores = self.tape.scores(model, frames, variant)
+        assert scores.argmax(axis=-1).tolist() == [token for _, token in self.tape.spoken]
+        return scores
+
+
+VARIANTS = ["gdpe", "interleave"]
+NO_STOP = StreamSettings().stop_tokens
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("interrupt", [False, True], ids=["queue", "interrupt"])
+def test_words_with_questions_equal_a_full_pass(model, weights, tokenizer, variant, interrupt):
+    frames = make_frames(4, 2, GRID)
+
+    def watch(stop=None):
+        settings = StreamSettings(variant=variant, stop_tokens=() if stop is None else (stop,))
+        watched = Watched(weights, tokenizer, settings)
+        watched.see(frames[0])
+        watched.speak(2)
+        watched.ask(LATER[0], interrupt=interrupt)
+        watched.speak(3)
+        watched.see(frames[1])
+        watched.see(frames[2])
+        watched.ask(LATER[1])
+        watched.speak(4)
+        watched.see(frames[3])
+        watched.speak(3)
+        return watched
+
+    plain = watch()
+    plain.check(model, frames, variant)
+    assert {event.question for event in plain.events} == ({0, 1} if interrupt else {0})
+    counts = [event.token_id for event in plain.events]
+    stop = next(token for index, token in enumerate(counts) if index > 2 and counts.index(token) == index)
+    ended = watch(stop)
+    ended.check(model, frames, variant)
+    assert max(event.question for event in ended.events) == (2 if interrupt else 1)
+    assert [event.token_id for event in ended.events][: counts.index(stop)] == counts[: counts.index(stop)]
