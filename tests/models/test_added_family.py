@@ -20,7 +20,6 @@ from swjax.data.tokenizer import SHIPPED_TOKENIZER, TokenizerError, load_tokeniz
 from swjax.hub import CheckpointError, load_hf, save_hf
 from swjax.hub.verify import compare_logits
 from swjax.inference import (
-    Engine,
     Frame,
     Request,
     StreamEnded,
