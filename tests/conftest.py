@@ -1,6 +1,8 @@
 """Runs the suite on the CPU, as eight devices, so that sharded code is tested on any machine."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -46,3 +48,21 @@ def compiled_well():
 @pytest.fixture(scope="module")
 def cheap_compilations():
     """What all modules have that do not ask for `compiled_well`."""
+
+
+@pytest.fixture(scope="session")
+def transformers_4(request, tmp_path_factory):
+    """A Python with transformers 4.57, PyTorch, accelerate and Pillow, in an environment of its own.
+
+    SWJAX_TRANSFORMERS_4_PYTHON names one; where slow tests are asked for (`-m slow`), else one is made.
+    """
+    if named := os.environ.get("SWJAX_TRANSFORMERS_4_PYTHON"):
+        return named
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("SWJAX_TRANSFORMERS_4_PYTHON names no Python, and -m slow, which makes one, was not given")
+    folder = tmp_path_factory.mktemp("transformers_4")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    packages = "transformers==4.57.*", "torch==2.13.0", "accelerate>=1.1", "pillow>=11", "numpy>=2.1"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    return python

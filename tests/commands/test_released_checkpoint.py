@@ -26,10 +26,6 @@ from swjax.runs.export import PYTORCH_FILES
 from swjax.runs.streaming_model import load_streaming_model
 from swjax.training.config_file import load_config
 
-OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
-"""A Python with transformers 4.57, PyTorch and Pillow, in an environment of its own."""
-
-
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 
@@ -215,13 +211,12 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(OTHER_TRANSFORMERS not in os.environ, reason=f"{OTHER_TRANSFORMERS} names no Python")
-def test_exports_load_in_transformers_4(made, tmp_path):
+def test_exports_load_in_transformers_4(made, tmp_path, transformers_4):
     own = shutil.copytree(made / "full_export", tmp_path / "own")
     copy_tokenizer(SHIPPED_TOKENIZER, own)
     folders = [str(made / "full_export"), str(made / "lora_export"), str(own)]
     told = subprocess.run(
-        [os.environ[OTHER_TRANSFORMERS], "-c", LOADING, *folders],
+        [transformers_4, "-c", LOADING, *folders],
         capture_output=True,
         text=True,
         check=False,

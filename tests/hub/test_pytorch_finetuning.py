@@ -1,5 +1,10 @@
 """PyTorch's finetuning.py of an exported folder beside swjax: the same layouts, masks and gradients; it trains."""
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,3 +177,49 @@ def test_logits_of_all_attentions_are_the_same(files, loaded, examples, variant,
     for name in ("eager", "flex"):
         scale = float(found["sdpa"].abs().max())
         torch.testing.assert_close(found[name], found["sdpa"], rtol=1e-4, atol=1e-5 * scale)
+
+
+TRAIN = """
+import json, sys
+import numpy as np, torch
+from transformers import Trainer, TrainingArguments
+import finetuning, streaming
+model, processor = streaming.load(dtype=torch.float32)
+spec, vision = streaming.Spec.of(model), model.config.vision_config
+pictures = list(np.load(sys.argv[1]))
+examples = [
+    finetuning.encode_example(processor, pictures[: 2 * frames], "What happens?", answer, spec, vision)
+    for frames, answer in ((2, "A red circle turns."), (3, "Two squares meet, and then a third one comes."))
+]
+collate = finetuning.Collate(processor, spec, vision)
+with torch.no_grad():
+    before = float(model(**collate(examples)).loss)
+arguments = TrainingArguments(
+    sys.argv[2], remove_unused_columns=False, max_steps=6, per_device_train_batch_size=2, learning_rate=3e-3,
+    lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
+)
+trainer = Trainer(model.train(), arguments, train_dataset=examples, data_collator=collate)
+trainer.train()
+print(json.dumps([before, *(log["loss"] for log in trainer.state.log_history if "loss" in log)]))
+"""
+
+
+@pytest.mark.parametrize("version", [pytest.param("4", marks=pytest.mark.slow), "5"])
+def test_a_trainer_of_transformers_begins_at_the_loss_of_the_layout_and_lowers_it(exported, tmp_path, version, request):
+    if version == "5" and importlib.util.find_spec("accelerate") is None:
+        pytest.skip("transformers' Trainer needs accelerate")
+    python = request.getfixturevalue("transformers_4") if version == "4" else sys.executable
+    np.save(tmp_path / "pictures.npy", np.stack(make_pictures(6)))
+    ran = subprocess.run(
+        [python, "-c", TRAIN, str(tmp_path / "pictures.npy"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=exported,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    before, *losses = json.loads(ran.stdout.splitlines()[-1])
+    assert losses[0] == pytest.approx(before, rel=1e-4)
+    assert len(losses) == 6
+    assert losses[-1] < 0.8 * before

@@ -18,9 +18,6 @@ from swjax.streaming import Geometry, StreamSpec, Variant
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
-OTHER_TRANSFORMERS = "SWJAX_TRANSFORMERS_4_PYTHON"
-"""A Python with transformers 4.57, PyTorch and Pillow, in an environment of its own."""
-
 VISION = SimpleNamespace(spatial_merge_size=2, temporal_patch_size=2, patch_size=14)
 CASES = {
     "offline": (3, 2, 1.0),
@@ -193,12 +190,11 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(OTHER_TRANSFORMERS not in os.environ, reason=f"{OTHER_TRANSFORMERS} names no Python")
-def test_words_and_gradients_in_transformers_4_are_those_in_5(exported, tmp_path):
+def test_words_and_gradients_in_transformers_4_are_those_in_5(exported, tmp_path, transformers_4):
     """The tests above hold those of 5 to swjax."""
     np.save(tmp_path / "pictures.npy", np.stack(make_pictures(8)))
     found = []
-    for python, more in ((os.environ[OTHER_TRANSFORMERS], []), (sys.executable, ["any"])):
+    for python, more in ((transformers_4, []), (sys.executable, ["any"])):
         ran = subprocess.run(
             [python, "-c", SPEAK, str(tmp_path / "pictures.npy"), *more],
             capture_output=True,
