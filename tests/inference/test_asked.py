@@ -1,14 +1,24 @@
 """Questions in mid-stream: streaming against one full forward pass over what docs/differences.md says is seen."""
 
+from dataclasses import replace
+
+import jax
 import numpy as np
 import pytest
 from full_passes import QUESTION, make_frames
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from replay import ROW, forward
 
 from swjax.inference import (
+    BatchEngine,
+    Mode,
+    QuestionSeen,
+    StreamEnded,
     StreamSession,
     StreamSettings,
+    TokenSpoken,
 )
+from swjax.inference.memory import KEEP_ALL, Window
 from swjax.inference.prompt import encode_prompt
 from swjax.streaming import SpecialTokens
 
@@ -156,7 +166,6 @@ class Watched:
 
 
 VARIANTS = ["gdpe", "interleave"]
-NO_STOP = StreamSettings().stop_tokens
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -188,3 +197,106 @@ def test_words_with_questions_equal_a_full_pass(model, weights, tokenizer, varia
     ended.check(model, frames, variant)
     assert max(event.question for event in ended.events) == (2 if interrupt else 1)
     assert [event.token_id for event in ended.events][: counts.index(stop)] == counts[: counts.index(stop)]
+
+
+def devices(*numbers):
+    return NamedSharding(Mesh(np.array([jax.devices()[number] for number in numbers]), "copies"), PartitionSpec())
+
+
+APART = devices(0), devices(1)
+WINDOW = Window(frames=2, words=4, first_words=2)
+TAIL = 6
+SCRIPT = (None, LATER[0], None, None, LATER[1], None)
+"""Frames (None) and questions."""
+WAYS = [
+    ("gdpe", Mode.PARALLEL, None),
+    ("gdpe", Mode.PARALLEL, APART),
+    ("gdpe", Mode.SEQUENTIAL, None),
+    ("gipe", Mode.PARALLEL, None),
+    ("ospe", Mode.PARALLEL, None),
+    ("interleave", Mode.INTERLEAVED, None),
+]
+
+
+def by_session(weights, tokenizer, settings):
+    """Words with the question of each, where each item comes when the words about the one before have been spoken."""
+    session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
+    frames, spoken = iter(make_frames(4, 2, GRID)), []
+    for index, text in enumerate(SCRIPT):
+        last = index == len(SCRIPT) - 1
+        if text is None:
+            session.see(next(frames), last=last)
+        else:
+            session.ask(text)
+        spoken += session.speak(settings.words_after(index, last=last))
+    return [(event.token_id, event.question, event.after_frame) for event in spoken], session.ended
+
+
+@pytest.mark.parametrize(
+    ("variant", "mode", "placement", "memory"),
+    [(*way, KEEP_ALL) for way in WAYS] + [(*way, WINDOW) for way in WAYS[1::4]],
+    ids=lambda value: type(value).__name__ if hasattr(value, "keep") else "apart" if value is APART else str(value),
+)
+def test_a_batch_answers_as_a_session_does(model, weights, tokenizer, variant, mode, placement, memory):
+    """All that comes is handed over at once, beside a stream that is asked nothing."""
+    settings = StreamSettings(variant=variant, wait_k=2, max_tail=TAIL, memory=memory)
+    plain, _ = by_session(weights, tokenizer, settings)
+    assert {question for _, question, _ in plain} == {0}
+    tokens = [token for token, *_ in plain]
+    stop = next(token for index, token in enumerate(tokens) if index > 3 and tokens.index(token) == index)
+    stopping = replace(settings, stop_tokens=(stop,))
+    engine = BatchEngine(model, rows=2, frame_units=4, slots=256, chunk_sizes=(16,), placement=placement)
+    for chosen in (settings, stopping):
+        expected, all_answered = by_session(weights, tokenizer, chosen)
+        alone = engine.open(tokenizer, question=QUESTION, settings=settings, mode=mode)
+        stream = engine.open(tokenizer, question=QUESTION, settings=chosen, mode=mode)
+        frames = make_frames(4, 2, GRID)
+        for number, text in enumerate(SCRIPT):
+            if text is None:
+                frame, last = frames.pop(0), number == len(SCRIPT) - 1
+                engine.see(stream, frame, last=last)
+                engine.see(alone, frame, last=last)
+            else:
+                engine.ask(stream, text)
+        events = []
+        while engine.has_work:
+            events += [event for one, event in engine.step() if one is stream]
+        spoken = [event for event in events if isinstance(event, TokenSpoken)]
+        assert [(event.token_id, event.question, event.after_frame) for event in spoken] == expected
+        assert [event.index for event in events if isinstance(event, QuestionSeen)] == [1, 2]
+        assert isinstance(events[-1], StreamEnded)
+        assert events[-1].reason == ("end_token" if all_answered else "token_limit")
+        assert alone.ended == "token_limit"
+        assert len(alone.answer) == 3 * 2 + TAIL
+    assert max(question for _, question, _ in expected) > 0
+
+
+def test_what_cannot_be_asked_is_refused(model, weights, tokenizer):
+    session = StreamSession(weights, tokenizer, question=QUESTION)
+    frames = make_frames(2, 2, GRID)
+    with pytest.raises(ValueError, match="no frame has come yet"):
+        session.ask("Why?")
+    session.see(frames[0])
+    for bad, message in (
+        ("", "empty"),
+        ("  ", "empty"),
+        (None, "must be text"),
+        ("<|im_end|>", "special token"),
+        ("\ud83d", "half a character"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            session.ask(bad)
+    assert session.ask("Why?").index == 1, "what was refused has no number"
+    session.see(frames[1], last=True)
+    with pytest.raises(ValueError, match="has been finished"):
+        session.ask("And now?")
+    engine = BatchEngine(model, rows=1, frame_units=4, slots=256, chunk_sizes=(16,))
+    stream = engine.open(tokenizer, question=QUESTION, settings=StreamSettings(counts=(1, 1)))
+    engine.see(stream, frames[0])
+    engine.ask(stream, "Why?")
+    engine.see(stream, frames[1])
+    with pytest.raises(ValueError, match="has counts for 2 frames, but frame 2"):
+        engine.ask(stream, "And now?")
+    engine.close(stream)
+    with pytest.raises(ValueError, match=r"has ended \(closed\)"):
+        engine.ask(stream, "And now?")
