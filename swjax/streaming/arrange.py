@@ -8,7 +8,15 @@ from typing import Any, assert_never
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from swjax.streaming.chat import Bools, ChatTokens, Ints, VisualCells, read_chat_tokens, read_visual_cells
+from swjax.streaming.chat import (
+    Bools,
+    ChatTokens,
+    Ints,
+    VisualCells,
+    read_chat_tokens,
+    read_conversation_tokens,
+    read_visual_cells,
+)
 from swjax.streaming.counting import Counting, StepEnds
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.tokens import SpecialTokens
@@ -45,10 +53,50 @@ def arrange(
     Returns:
         The fields of a `StreamLayout` by name.
     """
-    index = xp.arange(len(input_ids))
-    is_real = index < num_tokens
+    is_real = xp.arange(len(input_ids)) < num_tokens
     cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special)
     tokens = read_chat_tokens(xp, input_ids, is_real, cells.frames_begun, counts, special)
+    return _arrange_tokens(xp, input_ids, cells, tokens, design, gap)
+
+
+def arrange_conversation(
+    xp: Any,
+    input_ids: Ints,
+    num_tokens: Int[Any, ""] | int,
+    num_sources: Int[Any, ""] | int,
+    step: Ints,
+    grid_thw: Int[Any, "pieces 3"],
+    temporal_stride: Shaped[Any, "pieces"],
+    *,
+    design: Design,
+    gap: Int[Any, ""] | int,
+    special: SpecialTokens,
+) -> dict[str, Any]:
+    """Arrange a conversation: sources that arrive, text among them, while targets are spoken.
+
+    Args:
+        xp: numpy or jax.numpy.
+        input_ids: int[L], the sources in order of arrival, then the targets in the order of speech; tokens from
+            `num_tokens` on are padding.
+        num_tokens, num_sources: sources and targets together, and sources alone.
+        step: the step at which each token arrives or is spoken.
+        grid_thw: the pieces of video in order, at least one row; (0, 0, 0) is none.
+        temporal_stride: ids from one frame to the next, of each piece.
+        design, gap, special: as in `arrange`.
+
+    Returns:
+        The fields of a `StreamLayout` by name.
+    """
+    is_real = xp.arange(len(input_ids)) < num_tokens
+    cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special)
+    tokens = read_conversation_tokens(xp, input_ids, is_real, step, num_sources, special)
+    return _arrange_tokens(xp, input_ids, cells, tokens, design, gap)
+
+
+def _arrange_tokens(
+    xp: Any, input_ids: Ints, cells: VisualCells, tokens: ChatTokens, design: Design, gap: Int[Any, ""] | int
+) -> dict[str, Any]:
+    is_real = tokens.is_real
     slot_to_chat, spans = _store(xp, tokens, design.storage)
 
     advance = _advance(xp, cells, is_real, frame_by_frame=design.frame_by_frame)

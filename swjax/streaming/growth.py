@@ -24,7 +24,7 @@ class PositionCounts(NamedTuple):
         next_source: id of the next source of the step.
         words: targets of the step so far.
         has_sources: whether the step has any source.
-        has_frame: whether the step has a frame of a video.
+        has_item: whether the step has a frame of a video, or text that has arrived between frames.
         video_start: first id of the current video.
     """
 
@@ -32,7 +32,7 @@ class PositionCounts(NamedTuple):
     next_source: Integer
     words: Integer
     has_sources: Flag
-    has_frame: Flag
+    has_item: Flag
     video_start: Integer
 
 
@@ -56,7 +56,7 @@ def first_positions(design: Design, gap: Integer) -> PositionCounts:
 
 
 def place_text(
-    design: Design, counts: PositionCounts, length: int, *, xp: Any = np
+    design: Design, counts: PositionCounts, length: int, *, is_item: bool = False, xp: Any = np
 ) -> tuple[PositionCounts, Int32[Any, "3 length"]]:
     """Ids of `length` text tokens among the sources.
 
@@ -64,14 +64,19 @@ def place_text(
         design: the position design.
         counts: where the ids stand.
         length: number of tokens.
+        is_item: whether it arrives between frames, like a question, and words may be spoken after it; else it belongs
+            to the frame beside it, like the prompt and what closes the video. The next frame begins a new piece of
+            video: it is number 0.
         xp: numpy or jax.numpy.
 
     Returns:
         The counts after them, and int32[3, length].
     """
-    counts = _next_step(design, counts, counts.words > 0, False, xp)
+    follows_item = is_item & design.speaks_while_watching & counts.has_item
+    counts = _next_step(design, counts, follows_item | (counts.words > 0), False, xp)
     positions = text_positions(counts.next_source, length, xp=xp)
-    return counts._replace(next_source=counts.next_source + length, has_sources=True), positions
+    behind = counts.next_source + length
+    return counts._replace(next_source=behind, has_sources=True, has_item=counts.has_item | is_item), positions
 
 
 def place_frame(
@@ -97,16 +102,16 @@ def place_frame(
     Returns:
         The counts after it, and int32[3, rows * columns].
     """
-    follows_frame = design.speaks_while_watching & counts.has_frame
-    counts = _next_step(design, counts, follows_frame | (counts.words > 0), False, xp)
+    follows_item = design.speaks_while_watching & counts.has_item
+    counts = _next_step(design, counts, follows_item | (counts.words > 0), False, xp)
     if design.frame_by_frame:
         counts, positions = place_image(design, counts, rows, columns, xp=xp)
-        return counts._replace(has_frame=True), positions
+        return counts._replace(has_item=True), positions
     start = xp.where(frame == 0, counts.next_source, counts.video_start)
     number = xp.asarray(frame, xp.int32).reshape(1)
     positions = frame_positions(start, number, rows, columns, temporal_stride, xp=xp)
     behind = xp.maximum(counts.next_source, positions.max() + 1)
-    return counts._replace(next_source=behind, has_sources=True, has_frame=True, video_start=start), positions
+    return counts._replace(next_source=behind, has_sources=True, has_item=True, video_start=start), positions
 
 
 def place_image(
