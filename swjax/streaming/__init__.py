@@ -52,6 +52,15 @@ from swjax.streaming.schedule import (
     tokens_per_frame_schedule,
 )
 from swjax.streaming.spans import KeySpans
+from swjax.streaming.speaking import (
+    SPEAKING,
+    Moment,
+    Speaking,
+    count_words,
+    drop_ratio,
+    speaking_of,
+    surprise,
+)
 from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
 from swjax.streaming.variants import DESIGNS, Design, Storage, Variant
@@ -60,6 +69,7 @@ __all__ = [
     "DESIGNS",
     "ONE",
     "OVERLAPPED",
+    "SPEAKING",
     "TWO",
     "Answer",
     "Conversation",
@@ -68,11 +78,13 @@ __all__ = [
     "Event",
     "Geometry",
     "KeySpans",
+    "Moment",
     "PackedLayouts",
     "PositionCounts",
     "Source",
     "SourceFrame",
     "SourceText",
+    "Speaking",
     "SpecialTokens",
     "Spoken",
     "StepEnds",
@@ -87,6 +99,8 @@ __all__ = [
     "build_conversation",
     "build_layout",
     "concatenate_layouts",
+    "count_words",
+    "drop_ratio",
     "first_fit_decreasing",
     "first_positions",
     "frame_positions",
@@ -104,8 +118,10 @@ __all__ = [
     "schedule_answers",
     "schedule_from_arrivals",
     "schedule_from_token_times",
+    "speaking_of",
     "store_sources",
     "store_targets",
+    "surprise",
     "text_positions",
     "tokens_per_frame_schedule",
     "unpack_layouts",

@@ -14,7 +14,6 @@ from swjax.evaluation.timing.live import (
     live_fluency,
     live_patience,
     live_scores,
-    live_speaks,
 )
 from swjax.evaluation.timing.omnistar import OmniStar, omnistar_scores
 
@@ -29,7 +28,6 @@ __all__ = [
     "live_fluency",
     "live_patience",
     "live_scores",
-    "live_speaks",
     "match_times",
     "omnistar_scores",
     "score_constants",

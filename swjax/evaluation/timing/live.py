@@ -14,8 +14,8 @@ class LiveTurn:
     """A turn as a model has taken it.
 
     Attributes:
-        speaks: for each learned frame of the turn whether it would speak after it (`live_speaks`); the answer is due
-            after the last.
+        speaks: for each learned frame of the turn whether it would speak after it (in LIVE by the rule `decide`); the
+            answer is due after the last.
         speaks_later: the same for the frames that follow without the answer, as many as `live_patience` says.
         right_words: length of the right beginning of the answer, in tokens.
         words: length of the answer in tokens.
@@ -29,11 +29,6 @@ class LiveTurn:
     def __post_init__(self) -> None:
         if not self.speaks or not 0 <= self.right_words <= self.words:
             raise ValueError(f"a turn needs a frame, and at most as many right words as it has words: {self}")
-
-
-def live_speaks(silence_probability: float, *, silence_is_likeliest: bool, threshold: float) -> bool:
-    """Whether a frame is spoken after: silence is below the threshold, or something else is likelier."""
-    return silence_probability < threshold or not silence_is_likeliest
 
 
 def live_patience(frames: int, frames_of_next: int | None) -> int:

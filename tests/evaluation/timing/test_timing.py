@@ -22,7 +22,6 @@ from swjax.evaluation.timing import (
     live_fluency,
     live_patience,
     live_scores,
-    live_speaks,
     match_times,
     omnistar_scores,
     score_constants,
@@ -263,10 +262,7 @@ def test_live_scores_are_means_of_means():
     )
 
 
-def test_when_live_speaks_and_how_long_it_waits():
-    assert live_speaks(0.7, silence_is_likeliest=True, threshold=0.725)
-    assert not live_speaks(0.73, silence_is_likeliest=True, threshold=0.725)
-    assert live_speaks(0.3, silence_is_likeliest=False, threshold=0.2)
+def test_how_long_live_waits():
     assert [live_patience(5, 3), live_patience(5, 9), live_patience(1, 9), live_patience(5, None)] == [3, 4, 0, 0]
     with pytest.raises(ValueError, match="a turn needs a frame"):
         LiveTurn((), (), 0, 1)
