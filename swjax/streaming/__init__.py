@@ -17,8 +17,10 @@ from swjax.streaming.conversation import (
     number_items,
     read_events,
     schedule_answers,
+    speak_after_items,
 )
 from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, StepEnds
+from swjax.streaming.decisions import DecisionTokens, decide_after_items, order_by_time, thoughts_by_item
 from swjax.streaming.geometry import Geometry
 from swjax.streaming.growth import (
     PositionCounts,
@@ -74,6 +76,7 @@ __all__ = [
     "Answer",
     "Conversation",
     "Counting",
+    "DecisionTokens",
     "Design",
     "Event",
     "Geometry",
@@ -100,12 +103,14 @@ __all__ = [
     "build_layout",
     "concatenate_layouts",
     "count_words",
+    "decide_after_items",
     "drop_ratio",
     "first_fit_decreasing",
     "first_positions",
     "frame_positions",
     "last_visible_frame",
     "number_items",
+    "order_by_time",
     "pack_layouts",
     "pad_layout",
     "place_frame",
@@ -118,11 +123,13 @@ __all__ = [
     "schedule_answers",
     "schedule_from_arrivals",
     "schedule_from_token_times",
+    "speak_after_items",
     "speaking_of",
     "store_sources",
     "store_targets",
     "surprise",
     "text_positions",
+    "thoughts_by_item",
     "tokens_per_frame_schedule",
     "unpack_layouts",
 ]

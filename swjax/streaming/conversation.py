@@ -6,7 +6,7 @@ to. A *source item* is a frame, or a text that arrives between frames; words are
 docs/differences.md says what sees what.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,8 +228,7 @@ def schedule_answers(
     Raises:
         ValueError: if an answer waits for an item that never arrives, or the schedule does not fit the items.
     """
-    items = number_items(sources)
-    num_items = items[-1] + 1 if items else 0
+    num_items = number_items(sources)[-1] + 1 if sources else 0
     for number, answer in enumerate(answers):
         if not 0 <= answer.after < num_items:
             raise ValueError(f"answer {number} waits for item {answer.after}, and there are {num_items}, from 0 on")
@@ -245,12 +244,21 @@ def schedule_answers(
             left[item] -= 1
             spoken[item].append(token)
         spoken[item] += [special_tokens.newline] * answer.is_closed
-    return tuple(_in_turn(sources, items, spoken))
+    return speak_after_items(sources, spoken)
 
 
-def _in_turn(sources: Sequence[Source], items: list[int], spoken: list[list[int]]) -> Iterator[Event]:
+def speak_after_items(sources: Sequence[Source], spoken: Sequence[Sequence[int]]) -> tuple[Event, ...]:
+    """The events of sources, and of what is spoken after each source item.
+
+    Args:
+        sources: in order of arrival.
+        spoken: the targets after each source item, none where nothing is said.
+    """
+    events: list[Event] = []
+    items = number_items(sources)
     for number, source in enumerate(sources):
-        yield source
+        events.append(source)
         ends_item = number + 1 == len(sources) or items[number + 1] > items[number]
         if ends_item and spoken[items[number]]:
-            yield Spoken(tuple(spoken[items[number]]))
+            events.append(Spoken(tuple(spoken[items[number]])))
+    return tuple(events)
