@@ -30,6 +30,7 @@ from swjax.streaming import (
     place_text,
     place_words,
     read_events,
+    reveal,
     schedule_answers,
     store_sources,
     store_targets,
@@ -258,6 +259,38 @@ def test_a_conversation_grown_event_by_event_is_the_layout_of_training(items, va
     positions, seen = grow(items, variant, gap=gap, stride=seconds * 2.0, functions=NUMPY)
     np.testing.assert_array_equal(in_line_order(layout, layout.position_ids), positions)
     np.testing.assert_array_equal(mask_in_line_order(layout), seen)
+
+
+@settings(max_examples=100, deadline=None)
+@given(talks(), st.sampled_from(["ospe", "gdpe", "gipe"]), st.sampled_from([0, 7]))
+def test_an_item_may_be_laid_out_while_words_are_spoken_about_the_one_before(items, variant, gap):
+    design = DESIGNS[variant]
+    layout = lay_out(items, variant, gap=gap, second_per_grid_t=0.75)
+    sources, targets, piece = [], [], 0
+
+    def lay(counts, item):
+        nonlocal piece
+        for source in item.sources:
+            if isinstance(source, SourceText):
+                length = len(source.token_ids)
+                counts, placed = place_text(design, counts, length, is_item=source.is_item)
+                piece = 0
+            else:
+                counts, placed = place_frame(design, counts, piece, source.rows, source.columns, 1.5)
+                piece += 1
+            sources.append(placed)
+        return counts
+
+    spoken = lay(first_positions(design, gap), items[0])
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        ahead = lay(spoken, following) if following else spoken
+        for _ in item.spoken:
+            spoken, placed = place_words(design, spoken, 1)
+            targets.append(placed)
+        spoken = reveal(design, spoken, ahead)
+    np.testing.assert_array_equal(
+        in_line_order(layout, layout.position_ids), np.concatenate([*sources, *targets], axis=1)
+    )
 
 
 @settings(max_examples=60, deadline=None)
