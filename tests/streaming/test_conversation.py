@@ -388,6 +388,19 @@ def test_a_question_in_mid_stream_by_hand():
     ]
 
 
+def test_ospe_by_hand():
+    """A question starts with the words that are spoken meanwhile, and the frame behind it where the longer ends."""
+    ids = (SPECIAL.vision_end, 50, SPECIAL.vision_start)
+    items = [
+        Step([SourceText((40,), is_item=False), SourceFrame(1, 1)], [*SPECIAL.prefix, 60, 61, 62, 63, 64]),
+        Step([SourceText(ids)]),
+        Step([SourceFrame(1, 1)], [65]),
+    ]
+    layout = lay_out(items, "ospe")
+    positions = in_line_order(layout, layout.position_ids)
+    np.testing.assert_array_equal(positions[0], [0, 1, 2, 3, 4, 10, 2, 3, 4, 5, 6, 7, 8, 9, 11])
+
+
 def test_packed_conversations_are_unchanged():
     layouts = [lay_out(TALK, "gdpe"), lay_out(TALK[:3], "gdpe")]
     for layout, again in zip(layouts, unpack_layouts(pack_layouts(layouts, 60)), strict=True):
