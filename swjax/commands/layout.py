@@ -121,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Print tables, and draw the figure."""
+    from swjax.commands.layout_asked import AskedChat
     from swjax.commands.layout_figure import check_endings, draw_layouts, save_figure
     from swjax.streaming import Variant
 
@@ -131,7 +132,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         variants = list(Variant) if "all" in names else list(dict.fromkeys(map(Variant, names)))
         chat, counts = _chat_and_schedule(args)
-        layouts = {variant: _lay_out(chat, variant, counts, args) for variant in variants}
+        if isinstance(chat, AskedChat):
+            layouts = {variant: chat.lay_out(variant, gap=args.gap, fps=args.fps) for variant in variants}
+        else:
+            layouts = {variant: _lay_out(chat, variant, counts, args) for variant in variants}
     except ValueError as error:
         raise UsageError(str(error)) from error
     out = console()
@@ -172,17 +176,8 @@ def _print_tables(
 
 def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argparse.Namespace) -> "StreamLayout":
     from swjax.data.patches import TEMPORAL_PATCH_SIZE
-    from swjax.streaming import build_conversation, build_layout
+    from swjax.streaming import build_layout
 
-    second_per_grid_t = TEMPORAL_PATCH_SIZE / args.fps
-    if chat.events:
-        return build_conversation(
-            chat.events,
-            variant=variant,
-            gap=args.gap,
-            second_per_grid_t=second_per_grid_t,
-            special_tokens=chat.special,
-        )
     return build_layout(
         chat.input_ids,
         chat.video_grid_thw,
@@ -190,7 +185,7 @@ def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argpa
         variant=variant,
         schedule=counts.tolist(),
         gap=args.gap,
-        second_per_grid_t=second_per_grid_t,
+        second_per_grid_t=TEMPORAL_PATCH_SIZE / args.fps,
         special_tokens=chat.special,
     )
 
@@ -198,7 +193,8 @@ def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argpa
 def _chat_and_schedule(args: argparse.Namespace) -> "tuple[Chat, np.ndarray]":
     import numpy as np
 
-    from swjax.commands.layout_chat import asked_chat, example_chat, manifest_chat, read_chat, text_chat
+    from swjax.commands.layout_asked import asked_chat
+    from swjax.commands.layout_chat import example_chat, manifest_chat, read_chat, text_chat
 
     source = next((name for name in ("text", "manifest", "tokens") if getattr(args, name) is not None), "example")
     for name, sources in MEANT_FOR.items():

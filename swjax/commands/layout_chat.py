@@ -10,16 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from swjax.commands.say import UsageError
-from swjax.streaming import (
-    Answer,
-    Event,
-    Source,
-    SourceFrame,
-    SourceText,
-    SpecialTokens,
-    read_events,
-    schedule_answers,
-)
+from swjax.streaming import SpecialTokens
 
 FIRST_WORD, FIRST_OF_QUESTION = 100_000, 149_000
 """Ids that stand for words where no tokenizer is asked."""
@@ -37,7 +28,6 @@ class Chat:
         video_grid_thw, image_grid_thw: sizes in patches.
         special: ids of the tokens that give the chat its structure.
         text_of: text of a token's id.
-        events: of a conversation, whose questions arrive between frames; empty for a chat.
     """
 
     input_ids: Int[np.ndarray, "L"]
@@ -45,7 +35,6 @@ class Chat:
     image_grid_thw: Int[np.ndarray, "images 3"]
     special: SpecialTokens
     text_of: Callable[[int], str]
-    events: tuple[Event, ...] = ()
 
     @property
     def num_frames(self) -> int:
@@ -66,39 +55,7 @@ def example_chat(grid: tuple[int, int, int], words: int) -> Chat:
     ids = [special.im_start, user, special.newline, *asked, special.vision_start]
     ids += [special.video_pad] * (frames * rows * columns)
     ids += [*special.trailer, *special.prefix, *range(FIRST_WORD, FIRST_WORD + words), special.im_end, special.newline]
-    return Chat(np.array(ids), np.array([[frames, 2 * rows, 2 * columns]]), _none(), special, _example_word)
-
-
-def asked_chat(
-    grid: tuple[int, int, int], words: int, asked_after: Sequence[int], schedule: Int[np.ndarray, "items"]
-) -> Chat:
-    """A short question about a video, others that arrive after some of its frames, and an answer to each.
-
-    Args:
-        grid: frames, and rows and columns of a frame in tokens.
-        words: length of each answer.
-        asked_after: numbers of frames, 0 for the first, ascending.
-        schedule: tokens spoken after each frame and each question, in the order in which they arrive.
-    """
-    frames, rows, columns = grid
-    special = SpecialTokens.qwen2_5_vl()
-    user, *asked = range(FIRST_OF_QUESTION, FIRST_OF_QUESTION + len(QUESTION))
-    prompt = (special.im_start, user, special.newline, *asked, special.vision_start)
-    sources: list[Source] = [SourceText(prompt, is_item=False)]
-    items = []
-    for frame in range(frames):
-        sources.append(SourceFrame(rows, columns))
-        for _ in range(list(asked_after).count(frame)):
-            sources.append(SourceText((special.vision_end, *asked, special.vision_start)))
-            items.append(len(sources) - 2)
-    sources.append(SourceText(special.trailer, is_item=False))
-    answers = [
-        Answer(tuple(range(FIRST_WORD + number * words, FIRST_WORD + (number + 1) * words)), after)
-        for number, after in enumerate([0, *items])
-    ]
-    events = schedule_answers(sources, answers, schedule.tolist(), special)
-    read = read_events(events, special)
-    return Chat(read.token_ids, read.video_grid_thw, _none(), special, _example_word, events)
+    return Chat(np.array(ids), np.array([[frames, 2 * rows, 2 * columns]]), _none(), special, example_word)
 
 
 def text_chat(grid: tuple[int, int, int], question: str, answer: str, tokenizer_path: str | None) -> Chat:
@@ -217,5 +174,6 @@ def _none() -> Int[np.ndarray, "0 3"]:
     return np.zeros((0, 3), np.int64)
 
 
-def _example_word(token: int) -> str:
+def example_word(token: int) -> str:
+    """Text of a word of an example."""
     return QUESTION[token - FIRST_OF_QUESTION] if token >= FIRST_OF_QUESTION else f"word{token - FIRST_WORD}"

@@ -14,7 +14,6 @@ from swjax.streaming.chat import (
     Ints,
     VisualCells,
     read_chat_tokens,
-    read_conversation_tokens,
     read_visual_cells,
 )
 from swjax.streaming.counting import Counting, StepEnds
@@ -36,6 +35,7 @@ def arrange(
     design: Design,
     gap: Int[Any, ""] | int,
     special: SpecialTokens,
+    merge_size: int,
 ) -> dict[str, Any]:
     """Arrange a chat.
 
@@ -49,53 +49,22 @@ def arrange(
         design: the position design.
         gap: first id of the answer in GIPE.
         special: the ids of the tokens that give the chat its structure.
+        merge_size: patches on a side of a token.
 
     Returns:
         The fields of a `StreamLayout` by name.
     """
-    is_real = xp.arange(len(input_ids)) < num_tokens
-    cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special)
+    index = xp.arange(len(input_ids))
+    is_real = index < num_tokens
+    cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special, merge_size)
     tokens = read_chat_tokens(xp, input_ids, is_real, cells.frames_begun, counts, special)
-    return _arrange_tokens(xp, input_ids, cells, tokens, design, gap)
+    return arrange_tokens(xp, input_ids, cells, tokens, design, gap)
 
 
-def arrange_conversation(
-    xp: Any,
-    input_ids: Ints,
-    num_tokens: Int[Any, ""] | int,
-    num_sources: Int[Any, ""] | int,
-    step: Ints,
-    grid_thw: Int[Any, "pieces 3"],
-    temporal_stride: Shaped[Any, "pieces"],
-    *,
-    design: Design,
-    gap: Int[Any, ""] | int,
-    special: SpecialTokens,
-) -> dict[str, Any]:
-    """Arrange a conversation: sources that arrive, text among them, while targets are spoken.
-
-    Args:
-        xp: numpy or jax.numpy.
-        input_ids: int[L], the sources in order of arrival, then the targets in the order of speech; tokens from
-            `num_tokens` on are padding.
-        num_tokens, num_sources: sources and targets together, and sources alone.
-        step: the step at which each token arrives or is spoken.
-        grid_thw: the pieces of video in order, at least one row; (0, 0, 0) is none.
-        temporal_stride: ids from one frame to the next, of each piece.
-        design, gap, special: as in `arrange`.
-
-    Returns:
-        The fields of a `StreamLayout` by name.
-    """
-    is_real = xp.arange(len(input_ids)) < num_tokens
-    cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special)
-    tokens = read_conversation_tokens(xp, input_ids, is_real, step, num_sources, special)
-    return _arrange_tokens(xp, input_ids, cells, tokens, design, gap)
-
-
-def _arrange_tokens(
+def arrange_tokens(
     xp: Any, input_ids: Ints, cells: VisualCells, tokens: ChatTokens, design: Design, gap: Int[Any, ""] | int
 ) -> dict[str, Any]:
+    """The fields of a `StreamLayout` by name, from what each token is and where it stands in its frame."""
     is_real = tokens.is_real
     slot_to_chat, spans = _store(xp, tokens, design.storage)
 

@@ -12,8 +12,6 @@ from swjax.streaming.positions import temporal_ids
 from swjax.streaming.schedule import last_visible_frame
 from swjax.streaming.tokens import SpecialTokens
 
-SPATIAL_MERGE = 2
-
 Ints = Int[Any, "L"]
 Bools = Bool[Any, "L"]
 
@@ -74,6 +72,7 @@ def read_visual_cells(
     grid_thw: Int[Any, "items 3"],
     temporal_stride: Shaped[Any, "items"],
     special: SpecialTokens,
+    merge_size: int,
 ) -> VisualCells:
     """Find the place of each image and video token.
 
@@ -84,9 +83,10 @@ def read_visual_cells(
         grid_thw: images and videos in chat order, at least one row; (0, 0, 0) is none.
         temporal_stride: float32[items], ids from one frame to the next.
         special: the ids of pads.
+        merge_size: patches on a side of a token.
     """
     is_visual = ((input_ids == special.video_pad) | (input_ids == special.image_pad)) & is_real
-    rows, columns = grid_thw[:, 1] // SPATIAL_MERGE, grid_thw[:, 2] // SPATIAL_MERGE
+    rows, columns = grid_thw[:, 1] // merge_size, grid_thw[:, 2] // merge_size
     cells = rows * columns
     item_ends = xp.cumsum(grid_thw[:, 0] * cells)
     number = xp.cumsum(is_visual) - 1

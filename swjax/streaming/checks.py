@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
-from swjax.streaming.chat import SPATIAL_MERGE
 from swjax.streaming.tokens import SpecialTokens
 
 
@@ -31,6 +30,7 @@ def find_visual_items(
     image_grid_thw: Int[np.ndarray, "images 3"],
     temporal_stride: Float[np.ndarray, "..."],
     special: SpecialTokens,
+    merge_size: int,
 ) -> VisualItems:
     """Match the grids of videos and images with their tokens in the chat.
 
@@ -39,13 +39,14 @@ def find_visual_items(
         video_grid_thw, image_grid_thw: sizes in patches, each in order of appearance.
         temporal_stride: ids from one frame to the next, of all videos or of each.
         special: the ids of the pads.
+        merge_size: patches on a side of a token.
 
     Raises:
         ValueError: if a grid is impossible, or does not match the tokens.
     """
     videos, images = (np.asarray(grid, np.int64).reshape(-1, 3) for grid in (video_grid_thw, image_grid_thw))
-    _check_grid("video_grid_thw", videos)
-    _check_grid("image_grid_thw", images)
+    _check_grid("video_grid_thw", videos, merge_size)
+    _check_grid("image_grid_thw", images, merge_size)
     if (images[:, 0] != 1).any():
         raise ValueError(f"an image has one temporal step, but image_grid_thw is {images.tolist()}")
     strides = np.asarray(temporal_stride, np.float64)
@@ -66,7 +67,7 @@ def find_visual_items(
     stride[is_video] = strides
 
     stop = start + np.array([_run_length(kind, int(first)) for first in start], np.int64)
-    expected = grid.prod(axis=1) // SPATIAL_MERGE**2
+    expected = grid.prod(axis=1) // merge_size**2
     for number, (first, last, tokens) in enumerate(zip(start, stop, expected, strict=True)):
         if last - first != tokens:
             name = "video" if is_video[number] else "image"
@@ -103,11 +104,11 @@ def check_answers(
         first = stop
 
 
-def _check_grid(name: str, grid: Int[np.ndarray, "items 3"]) -> None:
-    if (grid < 1).any() or (grid[:, 1:] % SPATIAL_MERGE).any():
+def _check_grid(name: str, grid: Int[np.ndarray, "items 3"], merge_size: int) -> None:
+    if (grid < 1).any() or (grid[:, 1:] % merge_size).any():
         raise ValueError(
             f"{name} {grid.tolist()} is impossible: steps, rows and columns are at least 1, rows and columns multiples "
-            f"of {SPATIAL_MERGE}"
+            f"of {merge_size}"
         )
 
 

@@ -8,17 +8,19 @@ docs/differences.md says what sees what.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int, Int32, Int64, Shaped
 
-from swjax.streaming.arrange import arrange_conversation
-from swjax.streaming.chat import SPATIAL_MERGE
+from swjax.streaming.arrange import arrange_tokens
+from swjax.streaming.chat import Ints, read_conversation_tokens, read_visual_cells
+from swjax.streaming.geometry import Geometry
 from swjax.streaming.layout import StreamLayout
 from swjax.streaming.schedule import tokens_per_frame_schedule
 from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
-from swjax.streaming.variants import DESIGNS, Variant
+from swjax.streaming.variants import DESIGNS, Design, Variant
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,15 @@ def number_items(events: Sequence[Event]) -> list[int]:
     return numbers
 
 
-def read_events(events: Sequence[Event], special_tokens: SpecialTokens) -> Conversation:
+def read_events(
+    events: Sequence[Event], special_tokens: SpecialTokens, *, merge_size: int = Geometry.merge_size
+) -> Conversation:
     """A conversation's events as arrays.
 
     Args:
         events: in the order of time.
         special_tokens: ids of the tokens that give the chat its structure.
+        merge_size: patches on a side of a token.
 
     Raises:
         ValueError: names the event that cannot be, and why.
@@ -130,7 +135,7 @@ def read_events(events: Sequence[Event], special_tokens: SpecialTokens) -> Conve
     in_piece = False
     for number, (event, item) in enumerate(zip(events, number_items(events), strict=True)):
         if isinstance(event, SourceFrame):
-            size = [SPATIAL_MERGE * event.rows, SPATIAL_MERGE * event.columns]
+            size = [merge_size * event.rows, merge_size * event.columns]
             if min(size) < 1:
                 raise ValueError(f"event {number} is a frame of {event.rows} x {event.columns} tokens; it needs one")
             if in_piece and pieces[-1][1:] != size:
@@ -160,13 +165,49 @@ def read_events(events: Sequence[Event], special_tokens: SpecialTokens) -> Conve
     return Conversation(both[:, 0], both[:, 1], len(sources), np.array(pieces, np.int64).reshape(-1, 3))
 
 
+def arrange_conversation(
+    xp: Any,
+    input_ids: Ints,
+    num_tokens: Int[Any, ""] | int,
+    num_sources: Int[Any, ""] | int,
+    step: Ints,
+    grid_thw: Int[Any, "pieces 3"],
+    temporal_stride: Shaped[Any, "pieces"],
+    *,
+    design: Design,
+    gap: Int[Any, ""] | int,
+    special: SpecialTokens,
+    merge_size: int,
+) -> dict[str, Any]:
+    """Arrange a conversation: sources that arrive, text among them, while targets are spoken.
+
+    Args:
+        xp: numpy or jax.numpy.
+        input_ids: int[L], the sources in order of arrival, then the targets in the order of speech; tokens from
+            `num_tokens` on are padding.
+        num_tokens, num_sources: sources and targets together, and sources alone.
+        step: the step at which each token arrives or is spoken.
+        grid_thw: the pieces of video in order, at least one row; (0, 0, 0) is none.
+        temporal_stride: ids from one frame to the next, of each piece.
+        design, gap, special, merge_size: as in `swjax.streaming.arrange.arrange`.
+
+    Returns:
+        The fields of a `StreamLayout` by name.
+    """
+    is_real = xp.arange(len(input_ids)) < num_tokens
+    cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special, merge_size)
+    tokens = read_conversation_tokens(xp, input_ids, is_real, step, num_sources, special)
+    return arrange_tokens(xp, input_ids, cells, tokens, design, gap)
+
+
 def build_conversation(
     events: Sequence[Event],
     *,
     variant: Variant | str,
     gap: int = StreamSpec.gap,
     second_per_grid_t: float = 1.0,
-    tokens_per_second: float = 2.0,
+    tokens_per_second: float = Geometry.tokens_per_second,
+    merge_size: int = Geometry.merge_size,
     special_tokens: SpecialTokens,
 ) -> StreamLayout:
     """Lay out a conversation for training, or up to what has happened so far.
@@ -180,6 +221,7 @@ def build_conversation(
         gap: first id of the targets in GIPE.
         second_per_grid_t: seconds from one frame (temporal grid step) to the next.
         tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
+        merge_size: patches on a side of a token.
         special_tokens: ids of the tokens that give the chat its structure.
 
     Raises:
@@ -190,7 +232,7 @@ def build_conversation(
     stride = second_per_grid_t * tokens_per_second
     if not 0 < stride < np.inf:
         raise ValueError(f"second_per_grid_t * tokens_per_second must be above 0, got {stride}")
-    conversation = read_events(events, special_tokens)
+    conversation = read_events(events, special_tokens, merge_size=merge_size)
     grid = conversation.video_grid_thw if len(conversation.video_grid_thw) else np.zeros((1, 3), np.int64)
     fields = arrange_conversation(
         np,
@@ -203,6 +245,7 @@ def build_conversation(
         design=DESIGNS[Variant(variant)],
         gap=gap,
         special=special_tokens,
+        merge_size=merge_size,
     )
     return StreamLayout(**fields)
 

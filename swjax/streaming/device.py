@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from swjax.streaming import growth, positions, schedule
-from swjax.streaming.arrange import arrange, arrange_conversation
+from swjax.streaming import conversation, growth, positions, schedule
+from swjax.streaming.arrange import arrange
+from swjax.streaming.geometry import Geometry
 from swjax.streaming.layout import StreamLayout
 from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import SpecialTokens
@@ -43,6 +44,50 @@ def tokens_per_frame_schedule(schedule: int | Int[Array, ""] | Int[Array, "F"], 
     return jnp.broadcast_to(jnp.asarray(schedule, jnp.int32), (num_frames,))
 
 
+def build_conversation(
+    token_ids: Int[Array, "L"],
+    step: Int[Array, "L"],
+    video_grid_thw: Int[Array, "pieces 3"],
+    *,
+    num_tokens: int | Int[Array, ""],
+    num_sources: int | Int[Array, ""],
+    variant: Variant | str,
+    gap: int | Int[Array, ""] = StreamSpec.gap,
+    second_per_grid_t: float | Float[Array, ""] = 1.0,
+    tokens_per_second: float = Geometry.tokens_per_second,
+    merge_size: int = Geometry.merge_size,
+    special_tokens: SpecialTokens,
+) -> StreamLayout:
+    """Lay out a conversation, padded as `swjax.streaming.pad_layout` pads it.
+
+    Args:
+        token_ids, step: those of a `Conversation`; what lies behind `num_tokens` is padding.
+        video_grid_thw: int[pieces, 3], at least one row; (0, 0, 0) for none.
+        num_tokens, num_sources: sources and targets together, and sources alone.
+        variant: the position design; fixed while compiling.
+        gap: first id of the targets in GIPE.
+        second_per_grid_t: seconds from one frame to the next.
+        tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
+        merge_size: patches on a side of a token.
+        special_tokens: ids of the tokens that give the chat its structure.
+    """
+    stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
+    fields = conversation.arrange_conversation(
+        jnp,
+        jnp.asarray(token_ids, jnp.int32),
+        num_tokens,
+        num_sources,
+        jnp.asarray(step, jnp.int32),
+        jnp.asarray(video_grid_thw, jnp.int32),
+        jnp.broadcast_to(stride, (len(video_grid_thw),)),
+        design=DESIGNS[Variant(variant)],
+        gap=gap,
+        special=special_tokens,
+        merge_size=merge_size,
+    )
+    return StreamLayout(**fields)
+
+
 def build_layout(
     input_ids: Int[Array, "L"],
     video_grid_thw: Int[Array, "items 3"],
@@ -52,7 +97,8 @@ def build_layout(
     schedule: Int[Array, "F"],
     gap: int | Int[Array, ""] = StreamSpec.gap,
     second_per_grid_t: float | Float[Array, "..."] = 1.0,
-    tokens_per_second: float = 2.0,
+    tokens_per_second: float = Geometry.tokens_per_second,
+    merge_size: int = Geometry.merge_size,
     special_tokens: SpecialTokens,
 ) -> StreamLayout:
     """Lay out a chat, padded as `swjax.streaming.pad_layout` pads it.
@@ -65,7 +111,7 @@ def build_layout(
         schedule: answer tokens after each frame; there may be more counts than frames.
         gap: first id of the answer in GIPE.
         second_per_grid_t: seconds from one frame to the next, of all items or of each.
-        tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
+        tokens_per_second, merge_size: of the model (`Geometry`); the defaults are Qwen2.5-VL's.
         special_tokens: ids of the tokens that give the chat its structure.
     """
     stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
@@ -79,46 +125,6 @@ def build_layout(
         design=DESIGNS[Variant(variant)],
         gap=gap,
         special=special_tokens,
-    )
-    return StreamLayout(**fields)
-
-
-def build_conversation(
-    token_ids: Int[Array, "L"],
-    step: Int[Array, "L"],
-    video_grid_thw: Int[Array, "pieces 3"],
-    *,
-    num_tokens: int | Int[Array, ""],
-    num_sources: int | Int[Array, ""],
-    variant: Variant | str,
-    gap: int | Int[Array, ""] = StreamSpec.gap,
-    second_per_grid_t: float | Float[Array, ""] = 1.0,
-    tokens_per_second: float = 2.0,
-    special_tokens: SpecialTokens,
-) -> StreamLayout:
-    """Lay out a conversation, padded as `swjax.streaming.pad_layout` pads it.
-
-    Args:
-        token_ids, step: those of a `Conversation`; what lies behind `num_tokens` is padding.
-        video_grid_thw: int[pieces, 3], at least one row; (0, 0, 0) for none.
-        num_tokens, num_sources: sources and targets together, and sources alone.
-        variant: the position design; fixed while compiling.
-        gap: first id of the targets in GIPE.
-        second_per_grid_t: seconds from one frame to the next.
-        tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
-        special_tokens: ids of the tokens that give the chat its structure.
-    """
-    stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
-    fields = arrange_conversation(
-        jnp,
-        jnp.asarray(token_ids, jnp.int32),
-        num_tokens,
-        num_sources,
-        jnp.asarray(step, jnp.int32),
-        jnp.asarray(video_grid_thw, jnp.int32),
-        jnp.broadcast_to(stride, (len(video_grid_thw),)),
-        design=DESIGNS[Variant(variant)],
-        gap=gap,
-        special=special_tokens,
+        merge_size=merge_size,
     )
     return StreamLayout(**fields)

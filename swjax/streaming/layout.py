@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int, Int32
 
 from swjax.streaming.arrange import NO_LABEL, arrange
 from swjax.streaming.checks import check_answers, find_visual_items
+from swjax.streaming.geometry import Geometry
 from swjax.streaming.schedule import tokens_per_frame_schedule
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.spec import StreamSpec
@@ -61,7 +62,8 @@ def build_layout(
     schedule: int | Sequence[int] = StreamSpec.wait_k,
     gap: int = StreamSpec.gap,
     second_per_grid_t: float | Sequence[float] = 1.0,
-    tokens_per_second: float = 2.0,
+    tokens_per_second: float = Geometry.tokens_per_second,
+    merge_size: int = Geometry.merge_size,
     image_grid_thw: Int[np.ndarray, "images 3"] | None = None,
     special_tokens: SpecialTokens,
 ) -> StreamLayout:
@@ -80,7 +82,7 @@ def build_layout(
         schedule: answer tokens a frame, an int k (wait-k) or a count for each frame of the chat.
         gap: first id of the answer in GIPE.
         second_per_grid_t: seconds from one frame (temporal grid step) to the next, of all videos or of each.
-        tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
+        tokens_per_second, merge_size: of the model (`Geometry`); the defaults are Qwen2.5-VL's.
         image_grid_thw: int[images, 3], like `video_grid_thw`, with one temporal step.
         special_tokens: ids of the tokens that give the chat its structure.
 
@@ -98,6 +100,7 @@ def build_layout(
         np.zeros((0, 3)) if image_grid_thw is None else image_grid_thw,
         np.asarray(second_per_grid_t, np.float64) * tokens_per_second,
         special_tokens,
+        merge_size,
     )
     counts = tokens_per_frame_schedule(schedule, int(items.grid_thw[items.is_video, 0].sum()))
     if design.speaks_while_watching:
@@ -112,6 +115,7 @@ def build_layout(
         design=design,
         gap=gap,
         special=special_tokens,
+        merge_size=merge_size,
     )
     return StreamLayout(**fields)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swjax.commands.layout_chat import asked_chat, example_chat
+from swjax.commands.layout_asked import asked_chat
+from swjax.commands.layout_chat import example_chat
 from swjax.commands.layout_figure import PAIR_COLOURS, draw_layouts, draw_slots
 from swjax.commands.layout_view import Pair, pairs_seen, steps_in_time, time_order
 from swjax.commands.main import main
