@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from swjax.commands.layout_chat import FIRST_OF_QUESTION, FIRST_WORD, QUESTION, Chat, example_word
+from swjax.commands.layout_chat import FIRST_OF_QUESTION, FIRST_WORD, QUESTION, Chat, example_chat
 from swjax.streaming import (
     Answer,
     Event,
@@ -14,7 +14,6 @@ from swjax.streaming import (
     Source,
     SourceFrame,
     SourceText,
-    SpecialTokens,
     StreamLayout,
     Variant,
     build_conversation,
@@ -59,7 +58,8 @@ def asked_chat(
         schedule: tokens spoken after each frame and each question, in the order in which they arrive.
     """
     frames, rows, columns = grid
-    special = SpecialTokens.qwen2_5_vl()
+    usual = example_chat(grid, words)
+    special = usual.special
     user, *asked = range(FIRST_OF_QUESTION, FIRST_OF_QUESTION + len(QUESTION))
     prompt = (special.im_start, user, special.newline, *asked, special.vision_start)
     sources: list[Source] = [SourceText(prompt, is_item=False)]
@@ -76,5 +76,4 @@ def asked_chat(
     ]
     events = schedule_answers(sources, answers, schedule.tolist(), special)
     read = read_events(events, special)
-    images = np.zeros((0, 3), np.int64)
-    return AskedChat(read.token_ids, read.video_grid_thw, images, special, example_word, events)
+    return AskedChat(read.token_ids, read.video_grid_thw, usual.image_grid_thw, special, usual.text_of, events)

@@ -55,7 +55,7 @@ def example_chat(grid: tuple[int, int, int], words: int) -> Chat:
     ids = [special.im_start, user, special.newline, *asked, special.vision_start]
     ids += [special.video_pad] * (frames * rows * columns)
     ids += [*special.trailer, *special.prefix, *range(FIRST_WORD, FIRST_WORD + words), special.im_end, special.newline]
-    return Chat(np.array(ids), np.array([[frames, 2 * rows, 2 * columns]]), _none(), special, example_word)
+    return Chat(np.array(ids), np.array([[frames, 2 * rows, 2 * columns]]), _none(), special, _example_word)
 
 
 def text_chat(grid: tuple[int, int, int], question: str, answer: str, tokenizer_path: str | None) -> Chat:
@@ -174,6 +174,5 @@ def _none() -> Int[np.ndarray, "0 3"]:
     return np.zeros((0, 3), np.int64)
 
 
-def example_word(token: int) -> str:
-    """Text of a word of an example."""
+def _example_word(token: int) -> str:
     return QUESTION[token - FIRST_OF_QUESTION] if token >= FIRST_OF_QUESTION else f"word{token - FIRST_WORD}"
