@@ -1,7 +1,9 @@
 """The book of one stream: ids, slots and spans of its tokens, in the order in which they come. No model, no device.
 
 Frames may be laid out one ahead of what the words can see, so that they are computed while words are spoken: `frame`
-lays one out, `reveal` shows what has been laid out to the words that follow.
+lays one out, `reveal` shows what has been laid out to the words that follow. So it is with text that arrives between
+frames (`ask`): a source item, like a frame. An answer ends by `end_answer`, or is broken off, and `begin_answer` opens
+the next; the book of such a stream is the layout of `swjax.streaming.build_conversation`.
 """
 
 from collections.abc import Callable
@@ -74,6 +76,7 @@ class Track:
         self._memory = settings.memory
         self.book = None if settings.memory == KEEP_ALL else Book()
         self.frames = 0
+        self._piece: int | None = None
         self._next_word = -len(self.waiting)
 
     @property
@@ -87,8 +90,19 @@ class Track:
         self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids))
         return self._store_sources(token_ids, positions, TEXT)
 
+    def ask(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
+        """Lay out text that arrives between frames; `before_frame` goes before it.
+
+        Args:
+            token_ids: with the marks that end one piece of video and begin another. The next frame is the first of a
+                piece.
+        """
+        self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids), is_item=True)
+        self._piece = None
+        return self._store_sources(token_ids, positions, TEXT)
+
     def before_frame(self) -> Tokens | None:
-        """What must be written before another frame, or the end of the video, is laid out; None if nothing.
+        """What must be written before another frame, a question or the end of the video is laid out; None if nothing.
 
         In arrival order that is all that has been spoken. In grouped designs it is the prefix but for its last token,
         when nothing has been said since the first frame: those tokens see that frame alone.
@@ -108,8 +122,9 @@ class Track:
             rows, columns: its size in merged patches.
             number: frames since the first one, those that were dropped included.
         """
+        self._piece = number if self._piece is None else self._piece
         self._ahead, positions = place_frame(
-            self._design, self._ahead or self._words, number, rows, columns, self._stride
+            self._design, self._ahead or self._words, number - self._piece, rows, columns, self._stride
         )
         self.frames += 1
         return self._store_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions, number)
@@ -141,6 +156,25 @@ class Track:
         """A token has been spoken: it has its ids now, and waits to be fed."""
         self.waiting, self._waiting_positions = (token,), None
         self._place_waiting()
+
+    def end_answer(self) -> Tokens:
+        """`<|im_end|>` has been spoken, and the newline behind it is put in; gives what is to be written."""
+        self.say(self._special.im_end)
+        return self._put_in((self._special.newline,))
+
+    def begin_answer(self) -> Tokens:
+        """Put in the prefix of another answer, behind one that has ended or is broken off; gives what is to be written.
+
+        Its last token waits, as a word does, and the others see what has been revealed.
+        """
+        return self._put_in(self._special.prefix)
+
+    def _put_in(self, token_ids: tuple[int, ...]) -> Tokens:
+        before = self._place_waiting()
+        self._words, positions = place_words(self._design, self._words, len(token_ids))
+        self.waiting += token_ids
+        self._waiting_positions = np.concatenate([before, positions], axis=1)
+        return self.feed(len(self.waiting) - 1)
 
     def _place_waiting(self) -> Int32[np.ndarray, "3 N"]:
         if self._waiting_positions is None:
