@@ -61,6 +61,7 @@ from swjax.streaming.speaking import (
     count_words,
     drop_ratio,
     speaking_of,
+    suppress_skip,
     surprise,
 )
 from swjax.streaming.spec import StreamSpec
@@ -127,6 +128,7 @@ __all__ = [
     "speaking_of",
     "store_sources",
     "store_targets",
+    "suppress_skip",
     "surprise",
     "text_positions",
     "thoughts_by_item",

@@ -7,7 +7,7 @@ docs/differences.md says what sees what.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,23 @@ class Conversation:
     video_grid_thw: Int64[np.ndarray, "pieces 3"]
 
 
+@dataclass
+class _Line:
+    """The tokens of one group so far, and the step of each."""
+
+    token_ids: list[int] = field(default_factory=list)
+    step: list[int] = field(default_factory=list)
+
+    def add(self, token_ids: Sequence[int], step: int) -> None:
+        self.token_ids += token_ids
+        self.step += [step] * len(token_ids)
+
+
 def number_items(events: Sequence[Event]) -> list[int]:
     """The source item to which each source belongs, or after which each piece is spoken; the first is 0.
+
+    Args:
+        events: in the order of time.
 
     Raises:
         ValueError: if something is spoken before anything has arrived.
@@ -129,8 +144,7 @@ def read_events(
         ValueError: names the event that cannot be, and why.
     """
     pads = {special_tokens.video_pad, special_tokens.image_pad}
-    sources: list[tuple[int, int]] = []
-    targets: list[tuple[int, int]] = []
+    sources, targets = _Line(), _Line()
     pieces: list[list[int]] = []
     in_piece = False
     for number, (event, item) in enumerate(zip(events, number_items(events), strict=True)):
@@ -147,22 +161,25 @@ def read_events(
                 pieces.append([0, *size])
             pieces[-1][0] += 1
             in_piece = True
-            sources += [(special_tokens.video_pad, item)] * (event.rows * event.columns)
+            sources.add([special_tokens.video_pad] * (event.rows * event.columns), item)
             continue
         if not event.token_ids or pads & set(event.token_ids):
             raise ValueError(f"event {number} must have tokens, and none of images or videos: {event}")
-        tokens = [(token, item) for token in event.token_ids]
         if isinstance(event, SourceText):
             in_piece = False
-            sources += tokens
+            sources.add(event.token_ids, item)
         else:
-            targets += tokens
+            targets.add(event.token_ids, item)
     prefix = special_tokens.prefix
-    opening = tuple(token for token, _ in targets[: len(prefix)])
+    opening = tuple(targets.token_ids[: len(prefix)])
     if opening != prefix[: len(opening)]:
         raise ValueError(f"the first answer must begin with the assistant's prefix {prefix}, got {opening}")
-    both = np.array(sources + targets, np.int32).reshape(-1, 2)
-    return Conversation(both[:, 0], both[:, 1], len(sources), np.array(pieces, np.int64).reshape(-1, 3))
+    return Conversation(
+        token_ids=np.array(sources.token_ids + targets.token_ids, np.int32),
+        step=np.array(sources.step + targets.step, np.int32),
+        num_sources=len(sources.token_ids),
+        video_grid_thw=np.array(pieces, np.int64).reshape(-1, 3),
+    )
 
 
 def arrange_conversation(

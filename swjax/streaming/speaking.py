@@ -194,6 +194,9 @@ SPEAKING: dict[str, Callable[..., Speaking]] = {
 def speaking_of(text: str) -> Speaking:
     """A rule from its name and its numbers: `never`, `wait_k:k=3`, `decide:threshold=0.7,most=20`.
 
+    Args:
+        text: the name, and after a colon the numbers that are not to be the default.
+
     Raises:
         ValueError: if there is no such rule, it has no such number, or a number is given twice or out of range.
     """
@@ -217,6 +220,10 @@ def speaking_of(text: str) -> Speaking:
 
 def measured(moment: Moment, name: str) -> Any:
     """A measurement that a rule needs.
+
+    Args:
+        moment: what is known.
+        name: of the field.
 
     Raises:
         ValueError: if it has not been taken.
@@ -253,6 +260,25 @@ def surprise(now: Float[np.ndarray, "N"], before: Float[np.ndarray, "N"]) -> flo
         before: the same with what had arrived when it was said.
     """
     return float(np.exp(np.mean(now) - np.mean(before)))
+
+
+def suppress_skip(
+    logits: Float[Any, "*B V"], skip: int, threshold: float | Float[Any, "*B"], *, xp: Any
+) -> Float[Any, "*B V"]:
+    """Logits of the first token after an item, in which skip cannot be chosen where the rule `decide` speaks.
+
+    Then skip is the likeliest token where the rule keeps silent, and elsewhere the likeliest is another.
+
+    Args:
+        logits: of the next token.
+        skip: id of the skip token.
+        threshold: probability of skip below which it is not chosen.
+        xp: numpy or jax.numpy.
+    """
+    largest = logits.max(axis=-1)
+    total = xp.exp(logits - largest[..., None]).sum(axis=-1)
+    unlikely = xp.exp(logits[..., skip] - largest) / total < threshold
+    return xp.where(unlikely[..., None] & (xp.arange(logits.shape[-1]) == skip), -xp.inf, logits)
 
 
 def drop_ratio(

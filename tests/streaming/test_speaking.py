@@ -19,6 +19,7 @@ from swjax.streaming import (
     drop_ratio,
     schedule_answers,
     speaking_of,
+    suppress_skip,
     surprise,
 )
 
@@ -76,6 +77,22 @@ def test_a_higher_threshold_speaks_wherever_a_lower_one_does(probabilities, low,
     ]
     spoken = [set(begins_at(f"decide:threshold={bound!r},most=2", moments)) for bound in (low, high)]
     assert spoken[0] <= spoken[1]
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_the_token_that_is_chosen_is_the_rule_s(xp):
+    logits = np.random.default_rng(0).normal(0, 2, (200, 5)).astype(np.float32)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    for threshold in (0.0, 0.3, 0.725, 2.0):
+        rule = speaking_of(f"decide:threshold={threshold}")
+        speaks = [
+            rule.speaks(Moment(0, 0.0, skip_probability=float(one[2]), skip_is_likeliest=bool(one.argmax() == 2)))
+            for one in probability
+        ]
+        suppressed = np.asarray(suppress_skip(xp.array(logits), 2, threshold, xp=xp))
+        np.testing.assert_array_equal(suppressed.argmax(axis=-1) != 2, speaks)
+        np.testing.assert_array_equal(np.delete(suppressed, 2, axis=-1), np.delete(logits, 2, axis=-1))
+        assert threshold > 1 or not all(speaks)
 
 
 def test_the_drop_trigger_speaks_of_new_frames():

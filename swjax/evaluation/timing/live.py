@@ -45,6 +45,9 @@ def frame_difference(turn: LiveTurn) -> int:
     """Frames between when the model would speak first and when the answer is due; early below 0, late above.
 
     A model that keeps silent to the end is late by the frames that it was given.
+
+    Args:
+        turn: as a model has taken it.
     """
     if any(turn.speaks):
         return turn.speaks.index(True) + 1 - len(turn.speaks)
@@ -55,6 +58,9 @@ def live_fluency(turn: LiveTurn) -> float:
     """Share of a turn's frames and words until the first mistake: right silence, and the right beginning of the answer.
 
     Words count only where the model speaks in time.
+
+    Args:
+        turn: as a model has taken it.
     """
     frames, difference = len(turn.speaks), frame_difference(turn)
     if difference == 0:
