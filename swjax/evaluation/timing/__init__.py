@@ -16,6 +16,7 @@ from swjax.evaluation.timing.live import (
     live_scores,
 )
 from swjax.evaluation.timing.omnistar import OmniStar, omnistar_scores
+from swjax.evaluation.timing.threshold import threshold_curve
 
 __all__ = [
     "Episode",
@@ -31,6 +32,7 @@ __all__ = [
     "match_times",
     "omnistar_scores",
     "score_constants",
+    "threshold_curve",
     "timer",
     "timing_scores",
 ]

@@ -25,6 +25,7 @@ from swjax.evaluation.timing import (
     match_times,
     omnistar_scores,
     score_constants,
+    threshold_curve,
     timer,
     timing_scores,
 )
@@ -224,6 +225,35 @@ def test_constants_on_moving_shapes():
     asked = score_constants(episodes(("turn",), ("hit",), ("recolour",), ("leave",)), periods=())
     assert round(asked["always"]["f1_0"].value, 3) == 0.207
     assert asked["never"]["exact"].value == pytest.approx(0.345)
+
+
+def test_a_threshold_goes_from_silent_to_talkative():
+    episodes = [Episode((), (1, 3), 4), Episode((), (), 2)]
+    decisions = [[(0.9, True), (0.2, False), (0.8, True), (0.6, True)], [(0.7, True), (0.95, True)]]
+    curve = threshold_curve(episodes, decisions, [0.0, 0.65, 0.75, 1.0])
+    found = {
+        threshold: [scores[name].value for name in ("recall_0", "precision_0", "silent", "exact")]
+        for threshold, scores in curve.items()
+    }
+    assert found == {
+        0.0: [1 / 2, 1.0, pytest.approx(5 / 6), 1 / 2],
+        0.65: [1.0, 1.0, pytest.approx(4 / 6), 1.0],
+        0.75: [1.0, pytest.approx(2 / 3), 3 / 6, 1 / 2],
+        1.0: [1.0, pytest.approx(2 / 6), 0.0, 0.0],
+    }
+    with pytest.raises(ValueError, match="episode 1 has 2 frames and 1 decisions"):
+        threshold_curve(episodes, [decisions[0], decisions[1][:1]], [0.5])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), min_size=1, max_size=8))
+def test_the_curve_is_monotone(drawn):
+    episode = Episode((), tuple(frame for frame, (_, _, due) in enumerate(drawn) if due), len(drawn))
+    decisions = [[(skip, likeliest) for skip, likeliest, _ in drawn]]
+    curve = list(threshold_curve([episode], decisions, [0.0, 0.2, 0.5, 0.9, 1.0]).values())
+    for lower, higher in itertools.pairwise(curve):
+        assert higher["silent"].value <= lower["silent"].value
+        assert higher["recall_0"].value >= lower["recall_0"].value
 
 
 def turn(speaks, later="", right=0, words=4):
