@@ -43,6 +43,7 @@ examples:
   swjax layout --variant gdpe
   swjax layout --variant all --figure designs.png --figure designs.svg
   swjax layout --variant ospe --frames 5 --schedule 2,0,3,1,1 --answer 9
+  swjax layout --variant gdpe --ask 1 --ask 2 --wait-k 2 --answer 3
   swjax layout --variant gipe --gap 64 --text "The video shows a cat. It sleeps."
   swjax layout --manifest data/moving_shapes/test/manifest.jsonl --max-pixels 3136
 """
@@ -53,6 +54,7 @@ MEANT_FOR = {
     "frames": ("example", "text"),
     "grid": ("example", "text"),
     "answer": ("example",),
+    "ask": ("example",),
     "question": ("text", "manifest"),
     "key": ("manifest",),
     "max_pixels": ("manifest",),
@@ -97,6 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--frames", type=int, help="frames of the example's video (default: 4)")
     chat.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens of a frame, rows x columns (default: 1x2)")
     chat.add_argument("--answer", type=int, metavar="N", help="words of the example's answer (default: one to spare)")
+    chat.add_argument(
+        "--ask",
+        type=int,
+        action="append",
+        metavar="FRAME",
+        help="a question that arrives after this frame of the example, 0 for the first; may be repeated",
+    )
     source = chat.add_mutually_exclusive_group()
     source.add_argument("--text", help="an answer, cut into a tokenizer's tokens")
     source.add_argument("--manifest", type=Path, metavar="FILE", help="a data set to take an example from")
@@ -112,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @refusing
 def run(args: argparse.Namespace) -> int:
     """Print tables, and draw the figure."""
+    from swjax.commands.layout_asked import AskedChat
     from swjax.commands.layout_figure import check_endings, draw_layouts, save_figure
     from swjax.streaming import Variant
 
@@ -122,7 +132,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         variants = list(Variant) if "all" in names else list(dict.fromkeys(map(Variant, names)))
         chat, counts = _chat_and_schedule(args)
-        layouts = {variant: _lay_out(chat, variant, counts, args) for variant in variants}
+        if isinstance(chat, AskedChat):
+            layouts = {variant: chat.lay_out(variant, gap=args.gap, fps=args.fps) for variant in variants}
+        else:
+            layouts = {variant: _lay_out(chat, variant, counts, args) for variant in variants}
     except ValueError as error:
         raise UsageError(str(error)) from error
     out = console()
@@ -179,6 +192,7 @@ def _lay_out(chat: "Chat", variant: "Variant", counts: "np.ndarray", args: argpa
 def _chat_and_schedule(args: argparse.Namespace) -> "tuple[Chat, np.ndarray]":
     import numpy as np
 
+    from swjax.commands.layout_asked import asked_chat
     from swjax.commands.layout_chat import example_chat, manifest_chat, read_chat, text_chat
 
     source = next((name for name in ("text", "manifest", "tokens") if getattr(args, name) is not None), "example")
@@ -201,11 +215,15 @@ def _chat_and_schedule(args: argparse.Namespace) -> "tuple[Chat, np.ndarray]":
     elif args.text is not None:
         chat = text_chat(_grid(args), args.question or "What happens?", args.text, args.tokenizer)
     else:
-        grid = _grid(args)
-        counts = _schedule(args, grid[0])
-        words = int(counts.sum()) + 1 if args.answer is None else args.answer
+        grid, asked = _grid(args), sorted(args.ask or ())
+        if asked and not 0 <= asked[0] <= asked[-1] < grid[0]:
+            raise UsageError(f"--ask takes a frame from 0 to {grid[0] - 1}, got {asked[0]} to {asked[-1]}")
+        counts = _schedule(args, grid[0] + len(asked))
+        words = (int(counts.sum()) + 1) // (1 + len(asked)) if args.answer is None else args.answer
         if words < 0:
             raise UsageError(f"--answer must be at least 0 words, got {words}")
+        if asked:
+            return asked_chat(grid, words, asked, counts), counts
         return example_chat(grid, words), counts
     return chat, _schedule(args, chat.num_frames)
 

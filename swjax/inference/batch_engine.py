@@ -254,8 +254,7 @@ class BatchEngine:
         if stream.ended is not None:
             raise ValueError(f"the stream has ended ({stream.ended}); open another one for more questions")
         self._check_own(stream)
-        vocab_size = self.config.text.vocab_size
-        return stream.ask(question, self._clock(), vocab_size=vocab_size, interrupts=interrupt)
+        return stream.ask(question, self._clock(), config=self.config, interrupts=interrupt)
 
     def finish(self, stream: Stream) -> None:
         """Say that no frame follows; after the end it does nothing.

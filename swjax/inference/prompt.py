@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from swjax.data.between_frames import encode_question
 from swjax.data.chat import encode_chat
 from swjax.inference.numbers import shown
 from swjax.inference.settings import StreamSettings
@@ -40,21 +41,23 @@ def encode_prompt(
     return ids[: video[0]]
 
 
-def encode_question(
-    tokenizer: Any, special: SpecialTokens, question: str, *, vocab_size: int
+def question_between_frames(
+    tokenizer: Any, special: SpecialTokens, question: str, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
 ) -> Int32[np.ndarray, "S"]:
-    """Token ids of a question between two frames: it closes one piece of video and opens the next.
+    """Token ids of a question between two frames, as `swjax.data.between_frames.encode_question` has them.
+
+    Args:
+        tokenizer, special, question, chat: as for `encode_prompt`.
+        vocab_size: tokens that the model knows.
 
     Raises:
-        ValueError: if the question is no text, or has tokens that a model of so many does not know.
+        ValueError: if the question is no text, is empty, or has tokens that the model does not know.
     """
-    prompt = encode_prompt(tokenizer, special, question)
-    opening = np.flatnonzero(prompt == special.im_start)[-1]
-    # Behind `<|im_start|>user\n`, up to the mark that opens the video.
-    first = opening + 1 + np.flatnonzero(prompt[opening:] == special.newline)[0]
-    ids = np.concatenate([np.array([special.vision_end], np.int32), prompt[first:]])
-    if len(ids) == 2:
+    if not isinstance(question, str):
+        raise ValueError(f"the question must be text, got {shown(question)}")
+    if not question.strip():
         raise ValueError("the question is empty; ask something")
+    ids = np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32)
     if ids.max() >= vocab_size:
         raise ValueError(f"the question has a token {ids.max()}, and the model knows {vocab_size}")
     return ids

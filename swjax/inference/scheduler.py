@@ -73,7 +73,6 @@ class Scheduler:
         self._arrived = self._asked = self._laid = 0
         self._open: deque[int] = deque()
         self.answering: int | None = 0
-        self._first_number: int | None = None
         self._closing = self._closed = self._finished = False
         self.spoken, self.words_left, self.after_frame = 0, 0, -1
         self.tally = Tally()
@@ -183,12 +182,9 @@ class Scheduler:
             self._laid += 1
         if isinstance(arrival, Asked):
             self._queue.append(Group(self._track.text(arrival.token_ids, is_item=True)))
-            self._first_number = None  # another piece of video begins
         if isinstance(arrival, Arrival):
             rows, columns = (size // self._merge_size for size in arrival.frame.grid_hw)
-            if self._first_number is None:
-                self._first_number = arrival.number
-            tokens = self._track.frame(rows, columns, arrival.number - self._first_number)
+            tokens = self._track.frame(rows, columns, arrival.number)
             self._queue.append(Group(tokens, arrival=arrival))
         if arrival is None or (isinstance(arrival, Arrival) and arrival.last):
             self._queue.append(Group(self._track.trailer()))

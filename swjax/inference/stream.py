@@ -14,11 +14,12 @@ from swjax.inference.lane import Lane, Piece
 from swjax.inference.memory import Book, StoredKeys
 from swjax.inference.packing import RowTokens, row_tokens
 from swjax.inference.parts import Arrival, Part, Share, Tally
-from swjax.inference.prompt import encode_question
+from swjax.inference.prompt import question_between_frames
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
 from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import StreamSettings
+from swjax.models.config import ModelConfig
 from swjax.streaming import SpecialTokens
 
 
@@ -98,9 +99,11 @@ class Stream:
         """A frame has come."""
         self._scheduler.arrive(frame, now, last=last)
 
-    def ask(self, question: str, now: float, *, vocab_size: int, interrupts: bool) -> int:
+    def ask(self, question: str, now: float, *, config: ModelConfig, interrupts: bool) -> int:
         """A question has come; returns its number."""
-        ids = encode_question(self._tokenizer, self._special, question, vocab_size=vocab_size)
+        ids = question_between_frames(
+            self._tokenizer, self._special, question, vocab_size=config.text.vocab_size, chat=config.chat
+        )
         number = self._scheduler.ask(ids, now, interrupts=interrupts)
         self.answered = False
         return number

@@ -1,7 +1,9 @@
 """The book of one stream: ids, slots and spans of its tokens, in the order in which they come. No model, no device.
 
 Frames may be laid out one ahead of what the words can see, so that they are computed while words are spoken: `frame`
-lays one out, `reveal` shows what has been laid out to the words that follow.
+lays one out, `reveal` shows what has been laid out to the words that follow. So it is with text that arrives between
+frames (`text` with `is_item`): a source item, like a frame. An answer ends by `end_answer`, or is broken off, and
+`begin_answer` opens the next; the book of such a stream is the layout of `swjax.streaming.build_conversation`.
 """
 
 from collections.abc import Callable
@@ -74,6 +76,7 @@ class Track:
         self._memory = settings.memory
         self.book = None if settings.memory == KEEP_ALL else Book()
         self.frames = 0
+        self._piece: int | None = None
         self._next_word = -len(self.waiting)
 
     @property
@@ -87,14 +90,16 @@ class Track:
 
         Args:
             token_ids: the text.
-            is_item: whether it arrives between frames; the next frame is then number 0 of a new piece of video.
+            is_item: whether it arrives between frames, with the marks that end one piece of video and begin another, of
+                which the next frame is the first; `before_frame` goes before it.
         """
+        self._piece = None if is_item else self._piece
         counts = self._ahead or self._words
         self._ahead, positions = place_text(self._design, counts, len(token_ids), is_item=is_item)
         return self._store_sources(token_ids, positions, TEXT)
 
     def before_frame(self) -> Tokens | None:
-        """What must be written before another frame, or the end of the video, is laid out; None if nothing.
+        """What must be written before another frame, a question or the end of the video is laid out; None if nothing.
 
         In arrival order that is all that has been spoken. In grouped designs it is the prefix but for its last token,
         when nothing has been said since the first frame: those tokens see that frame alone.
@@ -112,10 +117,11 @@ class Track:
 
         Args:
             rows, columns: its size in merged patches.
-            number: frames since the first one of its piece of video, those that were dropped included.
+            number: frames since the first one of the video, those that were dropped included.
         """
+        self._piece = number if self._piece is None else self._piece
         self._ahead, positions = place_frame(
-            self._design, self._ahead or self._words, number, rows, columns, self._stride
+            self._design, self._ahead or self._words, number - self._piece, rows, columns, self._stride
         )
         self.frames += 1
         return self._store_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions, number)

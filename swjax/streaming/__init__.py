@@ -5,7 +5,22 @@ Nothing here knows about models, devices or videos, and nothing here imports ano
 numpy's; `swjax.streaming.device` has those that run inside jit, by the same names.
 """
 
+from swjax.streaming.conversation import (
+    Answer,
+    Conversation,
+    Event,
+    Source,
+    SourceFrame,
+    SourceText,
+    Spoken,
+    build_conversation,
+    number_items,
+    read_events,
+    schedule_answers,
+    speak_after_items,
+)
 from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, StepEnds
+from swjax.streaming.decisions import DecisionTokens, decide_after_items, order_by_time, thoughts_by_item
 from swjax.streaming.geometry import DEFAULT_GEOMETRY, Geometry
 from swjax.streaming.growth import (
     PositionCounts,
@@ -39,6 +54,16 @@ from swjax.streaming.schedule import (
     tokens_per_frame_schedule,
 )
 from swjax.streaming.spans import KeySpans
+from swjax.streaming.speaking import (
+    SPEAKING,
+    Moment,
+    Speaking,
+    count_words,
+    drop_ratio,
+    speaking_of,
+    suppress_skip,
+    surprise,
+)
 from swjax.streaming.spec import StreamSpec
 from swjax.streaming.tokens import DEFAULT_CHAT, ChatRule, SpecialTokens
 from swjax.streaming.variants import DESIGNS, Design, Storage, Variant
@@ -49,15 +74,26 @@ __all__ = [
     "DESIGNS",
     "ONE",
     "OVERLAPPED",
+    "SPEAKING",
     "TWO",
+    "Answer",
     "ChatRule",
+    "Conversation",
     "Counting",
+    "DecisionTokens",
     "Design",
+    "Event",
     "Geometry",
     "KeySpans",
+    "Moment",
     "PackedLayouts",
     "PositionCounts",
+    "Source",
+    "SourceFrame",
+    "SourceText",
+    "Speaking",
     "SpecialTokens",
+    "Spoken",
     "StepEnds",
     "Storage",
     "StoredCounts",
@@ -67,12 +103,18 @@ __all__ = [
     "aligned_schedule",
     "begin_turn",
     "bucket_of",
+    "build_conversation",
     "build_layout",
     "concatenate_layouts",
+    "count_words",
+    "decide_after_items",
+    "drop_ratio",
     "first_fit_decreasing",
     "first_positions",
     "frame_positions",
     "last_visible_frame",
+    "number_items",
+    "order_by_time",
     "pack_layouts",
     "pad_layout",
     "place_frame",
@@ -80,12 +122,19 @@ __all__ = [
     "place_text",
     "place_words",
     "random_schedule",
+    "read_events",
     "reveal",
+    "schedule_answers",
     "schedule_from_arrivals",
     "schedule_from_token_times",
+    "speak_after_items",
+    "speaking_of",
     "store_sources",
     "store_targets",
+    "suppress_skip",
+    "surprise",
     "text_positions",
+    "thoughts_by_item",
     "tokens_per_frame_schedule",
     "unpack_layouts",
 ]

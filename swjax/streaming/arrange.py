@@ -8,7 +8,14 @@ from typing import Any, assert_never
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from swjax.streaming.chat import Bools, ChatTokens, Ints, VisualCells, read_chat_tokens, read_visual_cells
+from swjax.streaming.chat import (
+    Bools,
+    ChatTokens,
+    Ints,
+    VisualCells,
+    read_chat_tokens,
+    read_visual_cells,
+)
 from swjax.streaming.counting import Counting, StepEnds
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.tokens import SpecialTokens
@@ -51,6 +58,14 @@ def arrange(
     is_real = index < num_tokens
     cells = read_visual_cells(xp, input_ids, is_real, grid_thw, temporal_stride, special, merge_size)
     tokens = read_chat_tokens(xp, input_ids, is_real, cells.frames_begun, counts, special)
+    return arrange_tokens(xp, input_ids, cells, tokens, design, gap)
+
+
+def arrange_tokens(
+    xp: Any, input_ids: Ints, cells: VisualCells, tokens: ChatTokens, design: Design, gap: Int[Any, ""] | int
+) -> dict[str, Any]:
+    """The fields of a `StreamLayout` by name, from what each token is and where it stands in its frame."""
+    is_real = tokens.is_real
     slot_to_chat, spans = _store(xp, tokens, design.storage)
 
     advance = _advance(xp, cells, is_real, frame_by_frame=design.frame_by_frame)

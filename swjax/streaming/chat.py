@@ -50,7 +50,6 @@ class ChatTokens(NamedTuple):
         is_real: false for padding behind the chat.
         is_target: tokens of answers, with their prefix, `<|im_end|>` and final newline.
         is_labelled: tokens that training predicts: the answers and their `<|im_end|>`.
-        message_start: index of the token that opens the message.
         turn: the number of the turn.
         step: the step at which the token arrives or is spoken.
         opens_turn: whether the step is the first of its turn.
@@ -60,7 +59,6 @@ class ChatTokens(NamedTuple):
     is_real: Bools
     is_target: Bools
     is_labelled: Bools
-    message_start: Ints
     turn: Ints
     step: Ints
     opens_turn: Bools
@@ -129,18 +127,11 @@ def read_chat_tokens(
         special: the ids of the tokens that give the chat its structure.
     """
     index = xp.arange(len(input_ids))
-    starts = (input_ids == special.im_start) & is_real
-    message = xp.cumsum(starts)
-    message_start = xp.searchsorted(message, message, side="left")
-    opens = starts & _follows(xp, input_ids == special.assistant, 1) & _follows(xp, input_ids == special.newline, 2)
+    message, message_start, opens = _read_messages(xp, input_ids, is_real, special)
     is_target = opens[message_start] & (message > 0) & is_real
     turns_opened = xp.cumsum(opens)
     turn = turns_opened - is_target
     answer_index = index - message_start - len(special.prefix)
-
-    is_end = (input_ids == special.im_end) & is_target
-    ends = xp.cumsum(is_end)
-    is_labelled = is_target & (answer_index >= 0) & (ends - is_end == ends[message_start])
 
     # Frames of the turn are numbers `first` to `stop - 1` of all frames in the chat.
     previous_answer = xp.searchsorted(turns_opened, turn, side="left")
@@ -164,13 +155,65 @@ def read_chat_tokens(
     return ChatTokens(
         is_real=is_real,
         is_target=is_target,
-        is_labelled=is_labelled,
-        message_start=message_start,
+        is_labelled=_is_labelled(xp, input_ids, is_target, message_start, special),
         turn=turn,
         step=first_step + step_in_turn,
         opens_turn=step_in_turn == 0,
         seen_sources=sources_before[boundary],
     )
+
+
+def read_conversation_tokens(
+    xp: Any,
+    input_ids: Ints,
+    is_real: Bools,
+    step: Ints,
+    num_sources: Int[Any, ""] | int,
+    special: SpecialTokens,
+) -> ChatTokens:
+    """The tokens of a conversation: all sources in order of arrival, then all targets in the order of speech.
+
+    A target is stored when its successor is spoken, and sees the sources that have arrived by then.
+
+    Args:
+        xp: numpy or jax.numpy.
+        input_ids: int[L], sources before targets.
+        is_real: false for padding.
+        step: the step at which each token arrives or is spoken, never falling among sources and among targets.
+        num_sources: how many of the tokens are sources.
+        special: the ids of the tokens that give the chat its structure.
+    """
+    index = xp.arange(len(input_ids))
+    is_source = index < num_sources
+    is_target = is_real & ~is_source
+    _, message_start, _ = _read_messages(xp, input_ids, is_target, special)
+    spoken_next = xp.minimum(index + 1, xp.maximum(is_real.sum() - 1, 0))
+    arrived = xp.where(is_source, step, len(index))
+    return ChatTokens(
+        is_real=is_real,
+        is_target=is_target,
+        is_labelled=_is_labelled(xp, input_ids, is_target, message_start, special),
+        turn=xp.zeros_like(index),
+        step=xp.where(is_real, step, 0),
+        opens_turn=step == 0,
+        seen_sources=xp.searchsorted(arrived, step[spoken_next], side="right"),
+    )
+
+
+def _read_messages(xp: Any, input_ids: Ints, within: Bools, special: SpecialTokens) -> tuple[Ints, Ints, Bools]:
+    """The number of each token's message, from 1 on, the index that opens it, and where an answer opens."""
+    starts = (input_ids == special.im_start) & within
+    message = xp.cumsum(starts)
+    opens = starts & _follows(xp, input_ids == special.assistant, 1) & _follows(xp, input_ids == special.newline, 2)
+    return message, xp.searchsorted(message, message, side="left"), opens
+
+
+def _is_labelled(xp: Any, input_ids: Ints, is_target: Bools, message_start: Ints, special: SpecialTokens) -> Bools:
+    """Words and the first `<|im_end|>` of each answer."""
+    answer_index = xp.arange(len(input_ids)) - message_start - len(special.prefix)
+    is_end = (input_ids == special.im_end) & is_target
+    ends = xp.cumsum(is_end)
+    return is_target & (answer_index >= 0) & (ends - is_end == ends[message_start])
 
 
 def _follows(xp: Any, condition: Bools, distance: int) -> Bools:

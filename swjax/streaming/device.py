@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from swjax.streaming import growth, positions, schedule
+from swjax.streaming import conversation, growth, positions, schedule
 from swjax.streaming.arrange import arrange
 from swjax.streaming.geometry import Geometry
 from swjax.streaming.layout import StreamLayout
@@ -42,6 +42,50 @@ def tokens_per_frame_schedule(schedule: int | Int[Array, ""] | Int[Array, "F"], 
         num_frames: frames to make counts for; there may be more of them than the chat has.
     """
     return jnp.broadcast_to(jnp.asarray(schedule, jnp.int32), (num_frames,))
+
+
+def build_conversation(
+    token_ids: Int[Array, "L"],
+    step: Int[Array, "L"],
+    video_grid_thw: Int[Array, "pieces 3"],
+    *,
+    num_tokens: int | Int[Array, ""],
+    num_sources: int | Int[Array, ""],
+    variant: Variant | str,
+    gap: int | Int[Array, ""] = StreamSpec.gap,
+    second_per_grid_t: float | Float[Array, ""] = 1.0,
+    tokens_per_second: float = Geometry.tokens_per_second,
+    merge_size: int = Geometry.merge_size,
+    special_tokens: SpecialTokens,
+) -> StreamLayout:
+    """Lay out a conversation, padded as `swjax.streaming.pad_layout` pads it.
+
+    Args:
+        token_ids, step: those of a `Conversation`; what lies behind `num_tokens` is padding.
+        video_grid_thw: int[pieces, 3], at least one row; (0, 0, 0) for none.
+        num_tokens, num_sources: sources and targets together, and sources alone.
+        variant: the position design; fixed while compiling.
+        gap: first id of the targets in GIPE.
+        second_per_grid_t: seconds from one frame to the next.
+        tokens_per_second: temporal ids a second; 2 in Qwen2.5-VL.
+        merge_size: patches on a side of a token.
+        special_tokens: ids of the tokens that give the chat its structure.
+    """
+    stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
+    fields = conversation.arrange_conversation(
+        jnp,
+        jnp.asarray(token_ids, jnp.int32),
+        num_tokens,
+        num_sources,
+        jnp.asarray(step, jnp.int32),
+        jnp.asarray(video_grid_thw, jnp.int32),
+        jnp.broadcast_to(stride, (len(video_grid_thw),)),
+        design=DESIGNS[Variant(variant)],
+        gap=gap,
+        special=special_tokens,
+        merge_size=merge_size,
+    )
+    return StreamLayout(**fields)
 
 
 def build_layout(

@@ -67,7 +67,7 @@ def schedule_from_arrivals(arrival_s: Float[np.ndarray, "F"], *, tokens_per_seco
         arrival_s: when each frame arrives, seconds, ascending.
         tokens_per_second: pace of the speaker.
     """
-    times = _ascending("arrival_s", arrival_s)
+    times = ascending("arrival_s", arrival_s)
     if not tokens_per_second > 0:
         raise ValueError(f"tokens_per_second must be above 0, got {tokens_per_second}")
     spoken = np.floor((times - times[:1]) * tokens_per_second + 1e-6)
@@ -83,7 +83,7 @@ def schedule_from_token_times(
         token_s: when each token is spoken, seconds, ascending; tokens earlier than the first frame wait for it.
         arrival_s: when each frame arrives, seconds, ascending.
     """
-    times, arrivals = _ascending("token_s", token_s), _ascending("arrival_s", arrival_s)
+    times, arrivals = ascending("token_s", token_s), ascending("arrival_s", arrival_s)
     frame = np.searchsorted(arrivals, times, side="right") - 1
     return np.bincount(np.maximum(frame, 0), minlength=len(arrivals)).astype(np.int32)
 
@@ -110,7 +110,7 @@ def aligned_schedule(
         ValueError: if the lists do not match, times go backwards, or a sentence starts after the last frame.
     """
     lengths = np.asarray(sentence_tokens, np.int64)
-    starts, arrivals = _ascending("sentence_start_s", sentence_start_s), _ascending("arrival_s", arrival_s)
+    starts, arrivals = ascending("sentence_start_s", sentence_start_s), ascending("arrival_s", arrival_s)
     if lengths.shape != starts.shape or (lengths < 1).any():
         raise ValueError(
             f"each sentence needs a length of at least one token and a start, got lengths {lengths.tolist()} and "
@@ -140,7 +140,16 @@ def last_visible_frame(counts: Int[Any, "F"], answer_index: Int[Any, "N"], *, xp
     return xp.minimum(frame, len(counts) - 1).astype(xp.int32)
 
 
-def _ascending(name: str, times: Any) -> Float[np.ndarray, "N"]:
+def ascending(name: str, times: Any) -> Float[np.ndarray, "N"]:
+    """Times as an array, if they are seconds that never go backwards.
+
+    Args:
+        name: of the times, for the message.
+        times: a list of numbers.
+
+    Raises:
+        ValueError: if they are something else.
+    """
     array = np.asarray(times, np.float64)
     if array.ndim != 1 or not np.isfinite(array).all() or (np.diff(array) < 0).any():
         raise ValueError(f"{name} must be a list of seconds that never goes backwards, got {array.tolist()}")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swjax.commands.layout_asked import asked_chat
 from swjax.commands.layout_chat import example_chat
 from swjax.commands.layout_figure import PAIR_COLOURS, draw_layouts, draw_slots
 from swjax.commands.layout_view import Pair, pairs_seen, steps_in_time, time_order
 from swjax.commands.main import main
-from swjax.streaming import DESIGNS, SpecialTokens, Variant, build_layout, pack_layouts
+from swjax.streaming import DESIGNS, SpecialTokens, Variant, build_conversation, build_layout, pack_layouts
 
 SPECIAL = SpecialTokens.qwen2_5_vl()
 FRAMES, ROWS, COLUMNS, WORDS = 4, 1, 2, 13
@@ -129,6 +130,21 @@ def test_options_change_the_chat_and_the_schedule(capsys):
     found = re.findall(r"^\d+ +target +(\d+) +(word \d+)", text, re.M)
     assert [step for step, _ in found] == ["0", "0", "2", "2"]
     assert len(re.findall(r" frame 2 {2,}\d", text)) == 4
+
+
+def test_questions_arrive_between_frames_and_are_answered_in_turn(capsys):
+    text = shown(capsys, "--variant", "gdpe", "--ask", 0, "--ask", 1, "--wait-k", 2, "--answer", 3)
+    rows = [match.groups() for line in text.splitlines() if (match := ROW.match(line))]
+    happened = [re.sub(r"^text \d+$", "text", row[3]) for row in rows]
+    assert [part for part, _ in itertools.groupby(happened)] == [
+        *("text", "frame 0", "word 0", "word 1", "text", "word 2", "frame 1", "word 3", "word 4", "text", "word 5"),
+        *("frame 2", "word 6", "word 7", "frame 3", "text", "word 8"),
+    ]
+    chat = asked_chat((4, 1, 2), 3, [0, 1], np.full(6, 2))
+    layout = build_conversation(chat.events, variant="gdpe", special_tokens=SPECIAL)
+    slots = time_order(layout, DESIGNS["gdpe"])
+    for time, _, _, _, _, *ids, _, _ in rows:
+        assert [int(value) for value in ids] == layout.position_ids[:, slots[int(time)]].tolist()
 
 
 def test_ids_of_time_follow_the_frame_rate(capsys):
@@ -319,6 +335,8 @@ def test_a_figure_without_matplotlib_names_the_extra(capsys, monkeypatch, tmp_pa
         ("--text a --answer 3", "--answer means nothing for --text"),
         ("--tokens a.json --max-pixels 3", "--max-pixels means nothing for --tokens"),
         ("--manifest a.jsonl --frames 3", "--frames means nothing for --manifest"),
+        ("--ask 1 --ask 4", "--ask takes a frame from 0 to 3, got 1 to 4"),
+        ("--text a --ask 1", "--ask means nothing for --text"),
         ("--lines 1", "--lines must be at least 2"),
         ("--figure a.pdf", "a file that ends in .png or .svg, not to a.pdf"),
         ("--frames 600 --figure a.png", "has 3,015 tokens, and a figure shows at most 600"),

@@ -30,7 +30,9 @@ LATER = ("What is red?", "And now?")
 
 
 def asked_ids(tokenizer, special, text):
-    return [special.vision_end, *tokenizer.encode(text, add_special_tokens=False), special.vision_start]
+    """The user's message ends, and another one has the question and the video that follows."""
+    user, words = (tokenizer.encode(part, add_special_tokens=False) for part in ("user", text))
+    return [*special.trailer, special.im_start, *user, special.newline, *words, special.vision_start]
 
 
 class Tape:

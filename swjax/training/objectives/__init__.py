@@ -9,6 +9,7 @@ An objective from outside is registered before the configuration is read: in the
 
 from swjax.training.objectives.next_token import NEXT_TOKEN
 from swjax.training.objectives.objective import LOSS, Batch, Objective, Predictor
+from swjax.training.objectives.weighted import balanced_weights, weighted_tokens
 
 DEFAULT_OBJECTIVE = "next_token"
 
@@ -21,9 +22,11 @@ __all__ = [
     "Batch",
     "Objective",
     "Predictor",
+    "balanced_weights",
     "find_objective",
     "objective_names",
     "register_objective",
+    "weighted_tokens",
 ]
 
 

@@ -1,0 +1,49 @@
+"""Text that arrives between the frames of a video, as token ids with the marks of the chat."""
+
+from typing import Any
+
+import numpy as np
+
+from swjax.data.chat import encode_chat
+from swjax.streaming import DEFAULT_CHAT, ChatRule, SourceText, SpecialTokens
+
+
+def encode_question(tokenizer: Any, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT) -> SourceText:
+    """A question in mid-stream: it closes the message of the frames so far and opens one for itself and those to come.
+
+    So the sources read as the chat template writes several messages of a user, each a question and then its video.
+
+    Args:
+        tokenizer: the model's.
+        special: its special tokens.
+        question: what is asked.
+        chat: how the model's family chats.
+
+    Raises:
+        ExampleError: if the question contains a special token written out, or half a character.
+    """
+    return SourceText((*special.trailer, *_message(tokenizer, special, question, chat)))
+
+
+def encode_line(tokenizer: Any, special: SpecialTokens, line: str, chat: ChatRule = DEFAULT_CHAT) -> SourceText:
+    """A subtitle, a line of a sensor or of a chat: text in the message of the video, between two pieces of it.
+
+    Args:
+        tokenizer: the model's.
+        special: its special tokens.
+        line: the text.
+        chat: how the model's family chats.
+
+    Raises:
+        ExampleError: as `encode_question`.
+    """
+    message = _message(tokenizer, special, line, chat)
+    return SourceText((special.vision_end, *message[message.index(special.newline) + 1 :]))
+
+
+def _message(tokenizer: Any, special: SpecialTokens, text: str, chat: ChatRule) -> tuple[int, ...]:
+    """`<|im_start|>user\\n`, the text and `<|vision_start|>`."""
+    ids = encode_chat(tokenizer, question=text, answer=None, video_grid_thw=(1, 1, 1), merge_size=1, chat=chat)
+    video = int(np.flatnonzero(ids == special.video_pad)[0])
+    start = int(np.flatnonzero(ids[:video] == special.im_start)[-1])
+    return tuple(ids[start:video].tolist())
