@@ -2,8 +2,8 @@
 
 Frames may be laid out one ahead of what the words can see, so that they are computed while words are spoken: `frame`
 lays one out, `reveal` shows what has been laid out to the words that follow. So it is with text that arrives between
-frames (`ask`): a source item, like a frame. An answer ends by `end_answer`, or is broken off, and `begin_answer` opens
-the next; the book of such a stream is the layout of `swjax.streaming.build_conversation`.
+frames (`text` with `is_item`): a source item, like a frame. An answer ends by `end_answer`, or is broken off, and
+`begin_answer` opens the next; the book of such a stream is the layout of `swjax.streaming.build_conversation`.
 """
 
 from collections.abc import Callable
@@ -85,20 +85,17 @@ class Track:
         sources, targets = self._stored.sources, self._stored.targets + len(self.waiting)
         return (-targets, sources) if self._design.grouped else (0, sources + targets)
 
-    def text(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
-        """Lay out text among the sources: the prompt, or what closes the video."""
-        self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids))
-        return self._store_sources(token_ids, positions, TEXT)
-
-    def ask(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
-        """Lay out text that arrives between frames; `before_frame` goes before it.
+    def text(self, token_ids: Int32[np.ndarray, "S"], *, is_item: bool = False) -> Tokens:
+        """Lay out text among the sources: the prompt, what closes the video, or a question between frames.
 
         Args:
-            token_ids: with the marks that end one piece of video and begin another. The next frame is the first of a
-                piece.
+            token_ids: the text.
+            is_item: whether it arrives between frames, with the marks that end one piece of video and begin another, of
+                which the next frame is the first; `before_frame` goes before it.
         """
-        self._ahead, positions = place_text(self._design, self._ahead or self._words, len(token_ids), is_item=True)
-        self._piece = None
+        self._piece = None if is_item else self._piece
+        counts = self._ahead or self._words
+        self._ahead, positions = place_text(self._design, counts, len(token_ids), is_item=is_item)
         return self._store_sources(token_ids, positions, TEXT)
 
     def before_frame(self) -> Tokens | None:
@@ -120,7 +117,7 @@ class Track:
 
         Args:
             rows, columns: its size in merged patches.
-            number: frames since the first one, those that were dropped included.
+            number: frames since the first one of the video, those that were dropped included.
         """
         self._piece = number if self._piece is None else self._piece
         self._ahead, positions = place_frame(
@@ -157,24 +154,24 @@ class Track:
         self.waiting, self._waiting_positions = (token,), None
         self._place_waiting()
 
-    def end_answer(self) -> Tokens:
-        """`<|im_end|>` has been spoken, and the newline behind it is put in; gives what is to be written."""
-        self.say(self._special.im_end)
-        return self._put_in((self._special.newline,))
+    def end_answer(self, token: int) -> Tokens:
+        """The token that ends an answer has been spoken: store it, and let the newline behind it wait."""
+        self.say(token)
+        stored = self.feed()
+        self._wait((self._special.newline,))
+        return stored
 
     def begin_answer(self) -> Tokens:
-        """Put in the prefix of another answer, behind one that has ended or is broken off; gives what is to be written.
+        """Begin the next answer: store what waits and its prefix, but for the last token, which waits for a word."""
+        self._wait(self._special.prefix)
+        return self.feed(len(self.waiting) - 1)
 
-        Its last token waits, as a word does, and the others see what has been revealed.
-        """
-        return self._put_in(self._special.prefix)
-
-    def _put_in(self, token_ids: tuple[int, ...]) -> Tokens:
+    def _wait(self, token_ids: tuple[int, ...]) -> None:
+        """Put more tokens behind those that wait."""
         before = self._place_waiting()
         self._words, positions = place_words(self._design, self._words, len(token_ids))
         self.waiting += token_ids
         self._waiting_positions = np.concatenate([before, positions], axis=1)
-        return self.feed(len(self.waiting) - 1)
 
     def _place_waiting(self) -> Int32[np.ndarray, "3 N"]:
         if self._waiting_positions is None:

@@ -57,7 +57,7 @@ class Stream:
             self.write(self.track.frame(event.rows, event.columns, self.frames))
             self.frames += 1
         else:
-            self.write(self.track.ask(np.array(event.token_ids, np.int32)))
+            self.write(self.track.text(np.array(event.token_ids, np.int32), is_item=True))
         self.laid.append(event)
 
     def reveal(self) -> None:
@@ -72,7 +72,7 @@ class Stream:
         """Speak a word, or end the answer: what waits is fed, since its successor is wanted now."""
         self.write(self.track.feed())
         if token is None:
-            self.write(self.track.end_answer())
+            self.write(self.track.end_answer(SPECIAL.im_end))
             self.said(SPECIAL.im_end, SPECIAL.newline)
         else:
             self.track.say(token)
