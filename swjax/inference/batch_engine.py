@@ -160,6 +160,7 @@ class BatchEngine:
         mode: Mode | None = None,
         when_behind: WhenBehind | None = None,
         on_demand: bool = False,
+        watches_on: bool = False,
     ) -> Stream:
         """Begin a stream in a free row.
 
@@ -170,6 +171,8 @@ class BatchEngine:
             mode: what happens at a time; by default the quickest that the variant allows.
             when_behind: for frames that come by a clock: what becomes of those that cannot be taken in in time.
             on_demand: whether words are spoken when they are asked for (`speak`), not by the schedule of the settings.
+            watches_on: whether the stream is watched until the video ends, for more questions (`ask`), when all is
+                answered. One on demand is.
 
         Raises:
             ValueError: if no row is free, the variant does not allow the mode, or something else cannot be used.
@@ -192,6 +195,7 @@ class BatchEngine:
             when_behind=when_behind,
             apart=self._apart,
             on_demand=on_demand,
+            watches_on=watches_on,
         )
         stream = Stream(
             settings=settings,
