@@ -79,8 +79,8 @@ class EngineLoop:
         self._engine, self._tokenizer, self._counts = engine, tokenizer, counts
         self._limits = limits
         self._loop, self._on_failure = loop, on_failure
-        # Bounded by the tickets: each has one `open`, one `close`, at most `queue_frames` frames and as many questions as
-        # the limits allow.
+        # Bounded by the tickets: each has one `open`, one `close` and at most `queue_frames` frames and
+        # `max_questions` questions here.
         self._busy_since: float | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._news = threading.Condition()
