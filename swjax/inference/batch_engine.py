@@ -85,8 +85,8 @@ class BatchEngine:
 
         def lane(index: int, left: int) -> Lane:
             engine = model if isinstance(model, Weights) else Weights(model, placement[index] if placement else None)
-            inbox = {"frame_units": frame_units, "inbox_frames": sizes.inbox_frames(frame_units)}
-            return Lane(engine, rows=rows, left=left, right=slots - word_slots, **inbox)
+            inbox_frames, right = sizes.inbox_frames(frame_units), slots - word_slots
+            return Lane(engine, rows=rows, left=left, right=right, frame_units=frame_units, inbox_frames=inbox_frames)
 
         self._speaker = lane(1, word_slots)
         self._perceiver = lane(0, 0) if placement else self._speaker
@@ -228,9 +228,7 @@ class BatchEngine:
             ValueError: if the stream has ended or its video has, the frame cannot be used, or it is one too many for an
                 explicit schedule. The stream is left as it was.
         """
-        if stream.ended is not None:
-            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more frames")
-        self._check_own(stream)
+        self._check_watching(stream)
         check_frame(frame, self.config.vision)
         units = len(frame.patches) // self.config.vision.spatial_merge_size**2
         if units > self._perceiver.frame_units:
@@ -256,11 +254,9 @@ class BatchEngine:
         Raises:
             ValueError: if the stream has ended, the video has, or has not begun, or the question cannot be used.
         """
-        if stream.ended is not None:
-            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more questions")
-        self._check_own(stream)
-        vocab_size = self.config.text.vocab_size
-        return stream.ask(question, self._clock(), vocab_size=vocab_size, interrupts=interrupt)
+        self._check_watching(stream)
+        known = self.config.text.vocab_size
+        return stream.ask(question, self._clock(), vocab_size=known, interrupts=interrupt)
 
     def finish(self, stream: Stream) -> None:
         """Say that no frame follows; after the end it does nothing.
@@ -334,6 +330,11 @@ class BatchEngine:
                 stream.fault = error
         return None
 
+    def _check_watching(self, stream: Stream) -> None:
+        if stream.ended is not None:
+            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more of the video")
+        self._check_own(stream)
+
     def _check_own(self, stream: Stream) -> None:
         if self._streams[stream.row] is not stream:
             raise ValueError("the stream is another engine's; hand it to the engine that opened it")
@@ -376,18 +377,16 @@ class BatchEngine:
             choices[stream.row] = stream.choice
         sampling = SamplingRows.of(*zip(*choices, strict=True))
         speaking = [stream.row for stream, share in shares.items() if share.speaks]
+        longest = [max((len(row.features) for row in rows.values()), default=0) for rows in (sources, targets)]
         if sources:
-            self._perceiver.advance(sources, self._longest(sources), [], sampling)
+            self._perceiver.advance(sources, self._sizes.pass_for(longest[0]), [], sampling)
         if self._apart:
             for stream, share in shares.items():
                 stream.hand_over(share, self._perceiver, self._speaker)
         if not targets:
             return None
-        chosen = self._speaker.advance(targets, self._longest(targets), speaking, sampling)
+        chosen = self._speaker.advance(targets, self._sizes.pass_for(longest[1]), speaking, sampling)
         return chosen if speaking else None
-
-    def _longest(self, rows: dict[int, RowTokens]) -> int:
-        return self._sizes.pass_for(max(len(row.features) for row in rows.values()))
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
         events = stream.tell(share, tokens, now)
