@@ -11,6 +11,7 @@ from replay import ROW, forward
 
 from swjax.inference import (
     BatchEngine,
+    FrameSeen,
     Mode,
     QuestionSeen,
     StreamEnded,
@@ -309,6 +310,23 @@ def test_a_stream_may_watch_on_when_all_is_answered(model, weights, tokenizer, v
     assert silent.tally.frames_seen == 4
     assert silent.answer == [spoken[0][0]]
     assert events[-1] == StreamEnded("end_token", silent.text, events[-1].wall_s)
+
+
+def test_no_question_is_dropped_with_the_frames_around_it(model, tokenizer):
+    engine = BatchEngine(model, rows=1, frame_units=4, slots=256, chunk_sizes=(16,))
+    settings = StreamSettings(wait_k=2, max_tail=TAIL)
+    stream = engine.open(tokenizer, question=QUESTION, settings=settings, when_behind="drop")
+    for number, frame in enumerate(make_frames(5, 2, GRID)):
+        engine.see(stream, frame, last=number == 4)
+        if number == 1:
+            engine.ask(stream, LATER[0])
+    events = []
+    while engine.has_work:
+        events += [event for _, event in engine.step()]
+    arrived = [(type(event), event.index) for event in events if isinstance(event, FrameSeen | QuestionSeen)]
+    assert arrived == [(FrameSeen, 1), (QuestionSeen, 1), (FrameSeen, 4)]
+    assert stream.tally.frames_dropped == 3
+    assert stream.ended == "token_limit"
 
 
 def test_what_cannot_be_asked_is_refused(model, weights, tokenizer):
