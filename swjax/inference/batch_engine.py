@@ -85,8 +85,8 @@ class BatchEngine:
 
         def lane(index: int, left: int) -> Lane:
             engine = model if isinstance(model, Weights) else Weights(model, placement[index] if placement else None)
-            inbox = {"frame_units": frame_units, "inbox_frames": sizes.inbox_frames(frame_units)}
-            return Lane(engine, rows=rows, left=left, right=slots - word_slots, **inbox)
+            inbox_frames, right = sizes.inbox_frames(frame_units), slots - word_slots
+            return Lane(engine, rows=rows, left=left, right=right, frame_units=frame_units, inbox_frames=inbox_frames)
 
         self._speaker = lane(1, word_slots)
         self._perceiver = lane(0, 0) if placement else self._speaker
@@ -157,6 +157,7 @@ class BatchEngine:
         mode: Mode | None = None,
         when_behind: WhenBehind | None = None,
         on_demand: bool = False,
+        watches_on: bool = False,
     ) -> Stream:
         """Begin a stream in a free row.
 
@@ -167,6 +168,8 @@ class BatchEngine:
             mode: what happens at a time; by default the quickest that the variant allows.
             when_behind: for frames that come by a clock: what becomes of those that cannot be taken in in time.
             on_demand: whether words are spoken when they are asked for (`speak`), not by the schedule of the settings.
+            watches_on: whether the stream is watched until the video ends, for more questions (`ask`), when all is
+                answered. One on demand is.
 
         Raises:
             ValueError: if no row is free, the variant does not allow the mode, or something else cannot be used.
@@ -191,6 +194,7 @@ class BatchEngine:
             when_behind=when_behind,
             apart=self._apart,
             on_demand=on_demand,
+            watches_on=watches_on,
         )
         stream = Stream(
             settings=settings,
@@ -223,9 +227,7 @@ class BatchEngine:
             ValueError: if the stream has ended or its video has, the frame cannot be used, or it is one too many for an
                 explicit schedule. The stream is left as it was.
         """
-        if stream.ended is not None:
-            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more frames")
-        self._check_own(stream)
+        self._check_watching(stream)
         check_frame(frame, self.config.vision)
         units = len(frame.patches) // self.config.vision.spatial_merge_size**2
         if units > self._perceiver.frame_units:
@@ -251,9 +253,7 @@ class BatchEngine:
         Raises:
             ValueError: if the stream has ended, the video has, or has not begun, or the question cannot be used.
         """
-        if stream.ended is not None:
-            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more questions")
-        self._check_own(stream)
+        self._check_watching(stream)
         return stream.ask(question, self._clock(), config=self.config, interrupts=interrupt)
 
     def finish(self, stream: Stream) -> None:
@@ -328,6 +328,11 @@ class BatchEngine:
                 stream.fault = error
         return None
 
+    def _check_watching(self, stream: Stream) -> None:
+        if stream.ended is not None:
+            raise ValueError(f"the stream has ended ({stream.ended}); open another one for more of the video")
+        self._check_own(stream)
+
     def _check_own(self, stream: Stream) -> None:
         if self._streams[stream.row] is not stream:
             raise ValueError("the stream is another engine's; hand it to the engine that opened it")
@@ -370,18 +375,16 @@ class BatchEngine:
             choices[stream.row] = stream.choice
         sampling = SamplingRows.of(*zip(*choices, strict=True))
         speaking = [stream.row for stream, share in shares.items() if share.speaks]
+        longest = [max((len(row.features) for row in rows.values()), default=0) for rows in (sources, targets)]
         if sources:
-            self._perceiver.advance(sources, self._longest(sources), [], sampling)
+            self._perceiver.advance(sources, self._sizes.pass_for(longest[0]), [], sampling)
         if self._apart:
             for stream, share in shares.items():
                 stream.hand_over(share, self._perceiver, self._speaker)
         if not targets:
             return None
-        chosen = self._speaker.advance(targets, self._longest(targets), speaking, sampling)
+        chosen = self._speaker.advance(targets, self._sizes.pass_for(longest[1]), speaking, sampling)
         return chosen if speaking else None
-
-    def _longest(self, rows: dict[int, RowTokens]) -> int:
-        return self._sizes.pass_for(max(len(row.features) for row in rows.values()))
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
         events = stream.tell(share, tokens, now)

@@ -36,6 +36,8 @@ class Scheduler:
             frames do not come by a clock.
         apart: whether sources and words are computed on different devices.
         on_demand: whether words are spoken when they are asked for (`demand`), not by the schedule.
+        watches_on: whether a stream that speaks by its schedule watches until the video ends, for more questions, when
+            all is answered.
 
     Attributes:
         settings, on_demand: as above.
@@ -57,6 +59,7 @@ class Scheduler:
         when_behind: WhenBehind | None,
         apart: bool,
         on_demand: bool = False,
+        watches_on: bool = False,
     ):
         mode.check(settings.variant)
         if mode is Mode.RECOMPUTE and settings.memory != KEEP_ALL:
@@ -65,7 +68,7 @@ class Scheduler:
             )
         self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
-        self.on_demand, self._full = on_demand, False
+        self.on_demand, self._watches_on, self._full = on_demand, watches_on, False
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
         self._arrivals: deque[Arrival | Asked] = deque()
@@ -150,6 +153,17 @@ class Scheduler:
     def said_all(self) -> bool:
         """Whether the limit on words after the last frame is reached."""
         return self._closed and self.words_left == 0 and not self.on_demand
+
+    @property
+    def answered(self) -> bool:
+        """Whether all that was asked is answered."""
+        asked = (isinstance(one, Asked) for one in (*self._arrivals, self._ahead))
+        return self.answering is None and not any(asked)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be said."""
+        return self.answered and not self.on_demand and (self._closed or not self._watches_on)
 
     def to_encode(self) -> Iterator[Arrival]:
         """Frames whose features are needed, the next first; one that has only arrived is encoded ahead of its turn."""
@@ -246,8 +260,8 @@ class Scheduler:
         self.spoken += 1
         self.words_left -= 1
 
-    def end_answer(self, token: int) -> bool:
-        """The token that ends an answer has been chosen; returns whether another question has been asked meanwhile."""
+    def end_answer(self, token: int) -> None:
+        """The token that ends an answer has been chosen; the next question has its turn."""
         self._queue.append(Group(self._track.end_answer(token), is_target=True))
         self.spoken += 1
         self.answering = None
@@ -256,8 +270,6 @@ class Scheduler:
             self._begin_answer()
         else:
             self.words_left = 0
-        asked = [*self._arrivals, self._ahead]
-        return self.answering is not None or any(isinstance(one, Asked) for one in asked)
 
     def _begin_answer(self) -> None:
         self.answering = self._open.popleft()

@@ -1,4 +1,4 @@
-"""A session: one question about one video that is still arriving, and an answer that is spoken meanwhile.
+"""A session: questions about one video that is still arriving, and answers that are spoken meanwhile.
 
 The interactive face of a `BatchEngine` with one row: `see` and `speak` advance it until nothing is left to do.
 """
@@ -23,18 +23,18 @@ FRAME_UNITS = 64
 
 
 class StreamSession:
-    """One question about one video.
+    """Questions about one video: one before it, and others while it is watched.
 
         session = StreamSession(model, tokenizer, question="What happens?")
         for event in session.run(read_frames("video.mp4", fps=2, min_pixels=3136, max_pixels=100352)):
             ...
 
-    or by hand: `see` each frame, `speak` between them, `finish` after the last, `speak` until `ended`.
+    or by hand: `see` each frame, `speak` and `ask` between them, `finish` after the last, `speak` until `ended`.
 
     Args:
         model: the model, or `Weights` made of it, which any number of sessions may share.
         tokenizer: its tokenizer.
-        question: what is asked about the video.
+        question: what is asked before the video.
         settings: how it is spoken about.
         clock: seconds; events carry its time.
 

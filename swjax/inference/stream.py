@@ -35,8 +35,6 @@ class Stream:
         tally: what it has cost.
         row: its row of the engine's batch.
         fault: the error of its own at which it has ended, or will at the next step.
-        answered: whether all that it was asked is answered, up to the end token. A stream that speaks on demand watches
-            on after it.
     """
 
     settings: StreamSettings
@@ -52,7 +50,6 @@ class Stream:
     _origin: int = field(repr=False)
     _cells: list[int] = field(repr=False)
     fault: Exception | None = None
-    answered: bool = False
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
     _decoded: int = 0
     _texts: list[str] = field(repr=False, default_factory=list)
@@ -62,6 +59,11 @@ class Stream:
     def text(self) -> str:
         """The answer so far, up to the last whole character."""
         return "".join(self._texts)
+
+    @property
+    def answered(self) -> bool:
+        """Whether all that it was asked is answered, up to the end token."""
+        return self._scheduler.answered
 
     @property
     def backlog(self) -> int:
@@ -104,9 +106,7 @@ class Stream:
         ids = question_between_frames(
             self._tokenizer, self._special, question, vocab_size=config.text.vocab_size, chat=config.chat
         )
-        number = self._scheduler.ask(ids, now, interrupts=interrupts)
-        self.answered = False
-        return number
+        return self._scheduler.ask(ids, now, interrupts=interrupts)
 
     def finish(self) -> None:
         """No frame follows."""
@@ -201,29 +201,32 @@ class Stream:
                 continue
             self.tally.largest_lag_s = max(self.tally.largest_lag_s, now - arrival.arrived_s)
             events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s))
-        if not share.speaks:
-            return events
-        assert tokens is not None
-        token = int(tokens[self.row])
-        if token == NO_TOKEN:
-            self.fault = NotFiniteError(self._scheduler.spoken)
-            return events
+        if share.speaks:
+            assert tokens is not None
+            events += self._told(int(tokens[self.row]), wall_s)
+        if self._scheduler.is_over:
+            events.append(self.end("end_token", now))
+        elif self._scheduler.said_all:
+            events.append(self.end("token_limit", now))
+        return events
+
+    def _told(self, token: int, wall_s: float) -> list[StreamEvent]:
+        """What the chosen token says."""
         question = self._scheduler.answering
         assert question is not None, "it speaks"
+        if token == NO_TOKEN:
+            self.fault = NotFiniteError(self._scheduler.spoken)
+            return []
         if token in self._stops:
-            self.answered = not self._scheduler.end_answer(token)
-            watches_on = self._scheduler.on_demand or not self.answered
-            return events if watches_on else [*events, self.end("end_token", now)]
+            self._scheduler.end_answer(token)
+            return []
         self._scheduler.spoke(token)
         if question != self._decoded:
             self._decoded, self._decoder = question, DecodeStream(skip_special_tokens=True)
         self.answer.append(token)
         text = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
         self._texts.append(text)
-        events.append(TokenSpoken(len(self.answer) - 1, token, text, self._scheduler.after_frame, wall_s, question))
-        if self._scheduler.said_all:
-            events.append(self.end("token_limit", now))
-        return events
+        return [TokenSpoken(len(self.answer) - 1, token, text, self._scheduler.after_frame, wall_s, question)]
 
     def end(self, reason: EndReason, now: float) -> StreamEnded:
         """It has ended."""

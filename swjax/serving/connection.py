@@ -17,6 +17,7 @@ from swjax.serving.parsing import parse
 from swjax.serving.patience import LATE_S, in_time
 from swjax.serving.protocol import (
     CLOSE_CODES,
+    Ask,
     Close,
     Failed,
     Finish,
@@ -168,6 +169,8 @@ class Connection:
                 case bytes():
                     await self._need_intake("a picture").take(message)
                     self._alive_s = asyncio.get_running_loop().time()
+                case Ask():
+                    self._need_intake("ask").ask(message)
                 case Last():
                     self._need_intake("last").last()
                 case Finish():
@@ -176,7 +179,7 @@ class Connection:
             raise Vanished
         self._shared.engine.close(self._ticket, "closed")
 
-    async def _receive(self) -> "bytes | Open | Last | Finish | Close":
+    async def _receive(self) -> "bytes | Open | Ask | Last | Finish | Close":
         """The next message; what comes in its place raises. Others have their turn before it."""
         while True:
             left_s, began_s = self._left_s(), asyncio.get_running_loop().time()

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from swjax.inference import BatchEngine, Frame, FrameSeen, Stream, StreamEnded, StreamEvent, TokenSpoken
+from swjax.inference import BatchEngine, Frame, FrameSeen, QuestionSeen, Stream, StreamEnded, StreamEvent, TokenSpoken
 from swjax.serving.counts import Counts
 from swjax.serving.limits import Limits
 from swjax.serving.line import in_turn
 from swjax.serving.offer import Choice
 from swjax.serving.outbox import Outbox
-from swjax.serving.protocol import Ended, Failed, FailureCode, Opened, Seen, ServerMessage, Waiting, Word
+from swjax.serving.protocol import Ask, Asked, Ended, Failed, FailureCode, Opened, Seen, ServerMessage, Waiting, Word
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ class EngineLoop:
         self._engine, self._tokenizer, self._counts = engine, tokenizer, counts
         self._limits = limits
         self._loop, self._on_failure = loop, on_failure
-        # Bounded by the tickets: each has one `open`, one `close` and at most `queue_frames` frames here.
+        # Bounded by the tickets: each has one `open`, one `close` and at most `queue_frames` frames and
+        # `max_questions` questions here.
         self._busy_since: float | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._news = threading.Condition()
@@ -138,6 +139,10 @@ class EngineLoop:
         if ticket.handed - ticket.taken >= self._limits.queue_frames:
             ticket.room.clear()
         self._post(lambda: self._see(ticket, frame, last))
+
+    def ask(self, ticket: Ticket, message: Ask) -> None:
+        """Hand a question over."""
+        self._post(lambda: self._ask(ticket, message))
 
     def finish(self, ticket: Ticket) -> None:
         """Say that no frame follows."""
@@ -223,6 +228,7 @@ class EngineLoop:
                 settings=choice.settings,
                 mode=choice.mode,
                 when_behind=choice.when_behind,
+                watches_on=choice.watches_on,
             )
             ticket._stream, ticket.opened_s = stream, began_s
             self._tickets[stream] = ticket
@@ -248,6 +254,11 @@ class EngineLoop:
         with self._at_its_own_cost(ticket, "bad_picture"):
             self._engine.see(ticket._stream, frame, last=last)
             ticket._accepted += 1
+
+    def _ask(self, ticket: Ticket, message: Ask) -> None:
+        if not ticket._over and ticket._stream is not None:
+            with self._at_its_own_cost(ticket, "bad_message"):
+                self._engine.ask(ticket._stream, message.question, interrupt=message.interrupt)
 
     def _finish(self, ticket: Ticket) -> None:
         if not ticket._over and ticket._stream is not None:
@@ -298,7 +309,10 @@ class EngineLoop:
                 self._put(ticket, Seen(event.index, event.video_s, event.wall_s))
             case TokenSpoken():
                 self._counts.add("words")
-                self._put(ticket, Word(event.index, event.token_id, event.text, event.after_frame, event.wall_s))
+                place = event.after_frame, event.wall_s, event.question
+                self._put(ticket, Word(event.index, event.token_id, event.text, *place))
+            case QuestionSeen():
+                self._put(ticket, Asked(event.index, event.wall_s))
             case StreamEnded():
                 assert ticket._stream is not None
                 reason: str = event.reason

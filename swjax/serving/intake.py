@@ -14,7 +14,7 @@ from swjax.serving.decoders import Decoders, DecodeShare
 from swjax.serving.engine_loop import EngineLoop, Ticket
 from swjax.serving.offer import Offer
 from swjax.serving.pictures import check_picture
-from swjax.serving.protocol import Limited, ProtocolError
+from swjax.serving.protocol import Ask, Limited, ProtocolError
 
 if TYPE_CHECKING:
     from swjax.serving.connection import Connection
@@ -56,7 +56,7 @@ class Intake:
         self._size: tuple[int, int] | None = None
         self._share = DecodeShare()
         self._pictures: list[bytes] = []
-        self._count = 0
+        self._count = self._asked = 0
         self._is_last = self._limited = False
         self.finished = False
 
@@ -100,6 +100,22 @@ class Intake:
             self.finish()
             text = f"a video may have {self._limits.max_video_s:g} s here; what comes after it is not looked at"
             self._ticket.outbox.put(Limited(text))
+
+    def ask(self, message: Ask) -> None:
+        """Hand a question over, behind the frames that have come.
+
+        Raises:
+            ProtocolError: if there is no frame yet, the video has ended, or there were too many questions.
+        """
+        self._check_open("ask")
+        if self._limited:
+            return
+        if self._count < TEMPORAL_PATCH_SIZE:
+            raise ProtocolError("bad_message", "ask came before the first frame; ask it with open")
+        if self._asked == self._limits.max_questions:
+            raise ProtocolError("bad_message", f"a stream may be asked {self._asked} more questions here")
+        self._asked += 1
+        self._shared.engine.ask(self._ticket, message)
 
     def last(self) -> None:
         """Note that the next frame to be whole is the last.

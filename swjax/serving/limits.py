@@ -23,6 +23,7 @@ class Limits:
         max_message_bytes: size of a picture's file.
         max_picture_pixels: width times height of a picture; checked before it is decoded.
         max_question_characters: length of a question.
+        max_questions: questions of a stream beside the one that it is opened with.
         max_wait_k: answer tokens after each frame.
         max_tail: answer tokens after the last frame (the paper's 300).
         chatter_burst, chatter_per_s: text messages and pings of a socket, at once and in the long run.
@@ -48,6 +49,7 @@ class Limits:
     max_message_bytes: int = 2 * 2**20
     max_picture_pixels: int = 1920 * 1080
     max_question_characters: int = 2000
+    max_questions: int = 16
     max_wait_k: int = 64
     max_tail: int = StreamSpec.max_tail
     chatter_burst: int = 64

@@ -21,6 +21,7 @@ class Choice:
     settings: StreamSettings
     mode: Mode
     when_behind: WhenBehind | None
+    watches_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,4 +115,4 @@ class Offer:
                 seed=message.seed,
             ),
         )
-        return Choice(message.question or self.question, settings, mode, message.when_behind)
+        return Choice(message.question or self.question, settings, mode, message.when_behind, message.watches_on)

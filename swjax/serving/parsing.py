@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from swjax.inference.settings import Mode, WhenBehind
 from swjax.serving.limits import CONTROL_MESSAGE_BYTES, Limits
-from swjax.serving.protocol import ClientMessage, Close, Finish, Last, Open, ProtocolError
+from swjax.serving.protocol import Ask, ClientMessage, Close, Finish, Last, Open, ProtocolError
 from swjax.streaming import Variant
 
 
@@ -25,20 +25,24 @@ def parse(text: str, limits: Limits) -> ClientMessage:
     if not isinstance(found, dict):
         raise ProtocolError("bad_message", 'a text message must be a JSON object, such as {"type": "open"}')
     kind = found.pop("type", None)
-    checks = _open_checks(limits) if kind == "open" else {}
+    checks = _open_checks(limits) if kind == "open" else _ask_checks(limits) if kind == "ask" else {}
     unknown = [name for name in found if name not in checks]
-    if kind not in ("open", "last", "finish", "close"):
-        raise ProtocolError("bad_message", f'"type" must be open, last, finish or close, got {_shown(kind)}')
+    if kind not in ("open", "ask", "last", "finish", "close"):
+        raise ProtocolError("bad_message", f'"type" must be open, ask, last, finish or close, got {_shown(kind)}')
     if unknown:
         known = f"; its fields are {', '.join(checks)}" if checks else " and has none"
         raise ProtocolError("bad_message", f'"{kind}" has no field {_shown(unknown[0])}{known}')
-    if kind != "open":
+    if not checks:
         return Last() if kind == "last" else Finish() if kind == "finish" else Close()
     values = {name: value for name, value in found.items() if value is not None}
     for name, value in values.items():
         if (mend := checks[name](value)) is not None:
             raise ProtocolError("bad_message", f'"{name}" must be {mend}, got {_shown(value)}')
-    return Open(**values)
+    if kind == "open":
+        return Open(**values)
+    if "question" not in values:
+        raise ProtocolError("bad_message", '"ask" must have a "question"')
+    return Ask(**values)
 
 
 _Check = Callable[[Any], str | None]
@@ -54,12 +58,21 @@ def _open_checks(limits: Limits) -> dict[str, _Check]:
         "gap": _whole(0, 1_000_000),
         "max_tail": _whole(1, limits.max_tail),
         "when_behind": _one_of(get_args(WhenBehind)),
+        "watches_on": _yes_or_no,
         "temperature": _number(0, 100),
         "top_k": _whole(0, 2**31 - 1),
         "top_p": _number(1e-6, 1),
         "repetition_penalty": _number(0.01, 100),
         "seed": _whole(0, 2**32 - 1),
     }
+
+
+def _ask_checks(limits: Limits) -> dict[str, _Check]:
+    return {"question": _text(limits.max_question_characters), "interrupt": _yes_or_no}
+
+
+def _yes_or_no(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
 
 
 def _text(longest: int) -> _Check:

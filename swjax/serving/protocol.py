@@ -68,6 +68,7 @@ class Open:
         max_tail: limit on answer tokens after the last frame.
         when_behind: for pictures that come by a clock: what becomes of frames that cannot be taken in in time.
         temperature, top_k, top_p, repetition_penalty, seed: how the next token is chosen.
+        watches_on: whether the stream is watched until the video ends, for more questions, when all is answered.
     """
 
     question: str | None = None
@@ -82,6 +83,20 @@ class Open:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    watches_on: bool = False
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Another question about the video, behind the pictures that have come.
+
+    Attributes:
+        question: what is asked.
+        interrupt: whether the answer under way is broken off; else this one follows it.
+    """
+
+    question: str
+    interrupt: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ class Close:
     """The client gives its stream up."""
 
 
-ClientMessage = Open | Last | Finish | Close
+ClientMessage = Open | Ask | Last | Finish | Close
 
 
 # From the server.
@@ -161,14 +176,23 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Words see question `index` from now on (`swjax.inference.QuestionSeen`): 1 for the first `ask`."""
+
+    index: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
 class Word:
-    """An answer token has been spoken (`swjax.inference.TokenSpoken`)."""
+    """An answer token has been spoken (`swjax.inference.TokenSpoken`); `question` 0 is that of `open`."""
 
     index: int
     token_id: int
     text: str
     after_frame: int
     wall_s: float
+    question: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,13 +220,14 @@ class Failed:
     message: str
 
 
-ServerMessage = Hello | Waiting | Opened | Seen | Word | Limited | Ended | Failed
+ServerMessage = Hello | Waiting | Opened | Seen | Asked | Word | Limited | Ended | Failed
 
 _SERVER_TYPES: dict[type, str] = {
     Hello: "hello",
     Waiting: "waiting",
     Opened: "opened",
     Seen: "seen",
+    Asked: "asked",
     Word: "word",
     Limited: "limited",
     Ended: "ended",

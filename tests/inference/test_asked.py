@@ -11,6 +11,7 @@ from replay import ROW, forward
 
 from swjax.inference import (
     BatchEngine,
+    FrameSeen,
     Mode,
     QuestionSeen,
     StreamEnded,
@@ -217,6 +218,7 @@ WAYS = [
     ("gipe", Mode.PARALLEL, None),
     ("ospe", Mode.PARALLEL, None),
     ("interleave", Mode.INTERLEAVED, None),
+    ("gdpe", Mode.RECOMPUTE, None),
 ]
 
 
@@ -271,6 +273,62 @@ def test_a_batch_answers_as_a_session_does(model, weights, tokenizer, variant, m
         assert alone.ended == "token_limit"
         assert len(alone.answer) == 3 * 2 + TAIL
     assert max(question for _, question, _ in expected) > 0
+
+
+@pytest.mark.parametrize("variant", ["gdpe", "interleave"])
+def test_a_stream_may_watch_on_when_all_is_answered(model, weights, tokenizer, variant):
+    frames = make_frames(4, 2, GRID)
+    settings = StreamSettings(variant=variant, wait_k=3)
+    session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
+    session.see(frames[0])
+    stop = [event.token_id for event in session.speak(2)][1]
+    settings = replace(settings, stop_tokens=(stop,))
+    expected = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
+    engine = BatchEngine(model, rows=1, frame_units=4, slots=256, chunk_sizes=(16,))
+    stream = engine.open(tokenizer, question=QUESTION, settings=settings, watches_on=True)
+    spoken = []
+    for item in (frames[0], frames[1], LATER[0], frames[2]):
+        if isinstance(item, str):
+            expected.ask(item)
+            engine.ask(stream, item)
+        else:
+            expected.see(item)
+            engine.see(stream, item)
+        spoken += [(event.token_id, event.question) for event in expected.speak(3)]
+        while engine.has_work:
+            engine.step()
+        assert stream.answer == [token for token, _ in spoken]
+        assert stream.ended is None
+        assert stream.answered == expected.ended
+    assert {question for _, question in spoken} == {0, 1}
+    assert stream.answer[1:], "the second question has no answer"
+    engine.close(stream)
+    silent = engine.open(tokenizer, question=QUESTION, settings=settings, watches_on=True)
+    for number, frame in enumerate(frames):
+        engine.see(silent, frame, last=number == 3)
+    events = []
+    while engine.has_work:
+        events += [event for _, event in engine.step()]
+    assert silent.tally.frames_seen == 4
+    assert silent.answer == [spoken[0][0]]
+    assert events[-1] == StreamEnded("end_token", silent.text, events[-1].wall_s)
+
+
+def test_no_question_is_dropped_with_the_frames_around_it(model, tokenizer):
+    engine = BatchEngine(model, rows=1, frame_units=4, slots=256, chunk_sizes=(16,))
+    settings = StreamSettings(wait_k=2, max_tail=TAIL)
+    stream = engine.open(tokenizer, question=QUESTION, settings=settings, when_behind="drop")
+    for number, frame in enumerate(make_frames(5, 2, GRID)):
+        engine.see(stream, frame, last=number == 4)
+        if number == 1:
+            engine.ask(stream, LATER[0])
+    events = []
+    while engine.has_work:
+        events += [event for _, event in engine.step()]
+    arrived = [(type(event), event.index) for event in events if isinstance(event, FrameSeen | QuestionSeen)]
+    assert arrived == [(FrameSeen, 1), (QuestionSeen, 1), (FrameSeen, 4)]
+    assert stream.tally.frames_dropped == 3
+    assert stream.ended == "token_limit"
 
 
 def test_what_cannot_be_asked_is_refused(model, weights, tokenizer):

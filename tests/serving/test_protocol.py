@@ -6,7 +6,7 @@ import pytest
 from swjax.inference import Mode, StreamSettings
 from swjax.serving import Limits, Offer
 from swjax.serving.parsing import parse
-from swjax.serving.protocol import Close, Ended, Finish, Last, Open, ProtocolError, Word, encode
+from swjax.serving.protocol import Ask, Close, Ended, Finish, Last, Open, ProtocolError, Word, encode
 from swjax.streaming import StreamSpec, Variant
 
 LIMITS = Limits()
@@ -14,11 +14,13 @@ LIMITS = Limits()
 
 def test_messages_of_clients_are_read():
     assert parse('{"type": "open"}', LIMITS) == Open()
-    full = Open("Why?", "gipe", "sequential", 2, 5, 9, "drop", 0.5, 4, 0.9, 1.15, 7)
+    full = Open("Why?", "gipe", "sequential", 2, 5, 9, "drop", 0.5, 4, 0.9, 1.15, 7, True)
     assert parse(json.dumps({"type": "open", **dataclasses.asdict(full)}), LIMITS) == full
     assert parse('{"type": "open", "wait_k": null}', LIMITS) == Open()
     kinds = [parse(json.dumps({"type": kind}), LIMITS) for kind in ("last", "finish", "close")]
     assert kinds == [Last(), Finish(), Close()]
+    assert parse('{"type": "ask", "question": "Why?"}', LIMITS) == Ask("Why?")
+    assert parse('{"type": "ask", "question": "Why?", "interrupt": true}', LIMITS) == Ask("Why?", interrupt=True)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def test_messages_of_clients_are_read():
         ("no json", "JSON object"),
         ("[1]", "JSON object"),
         ("[" * 10_000, "JSON object"),
-        ("{}", '"type" must be open, last, finish or close'),
+        ("{}", '"type" must be open, ask, last, finish or close'),
         ('{"type": "opne"}', '"opne"'),
         ('{"type": ["open"]}', '"type" must be'),
         ('{"type": "finish", "now": 1}', '"finish" has no field "now"'),
@@ -47,6 +49,11 @@ def test_messages_of_clients_are_read():
         (json.dumps({"type": "open", "question": "x" * 2001}), '"question" must be .*xxx\\.\\.\\.'),
         ('{"type": "open", "mode": "fast"}', '"mode" must be one of parallel, sequential'),
         ('{"type": "open", "when_behind": "skip"}', '"when_behind" must be one of delay, drop, merge'),
+        ('{"type": "open", "watches_on": 1}', '"watches_on" must be true or false'),
+        ('{"type": "ask"}', '"ask" must have a "question"'),
+        ('{"type": "ask", "question": " "}', '"question" must be a text of 1 to 2000'),
+        ('{"type": "ask", "question": "Why?", "interrupt": "yes"}', '"interrupt" must be true or false'),
+        ('{"type": "ask", "question": "Why?", "wait_k": 3}', '"ask" has no field "wait_k"; its fields are question'),
         ('{"type": "open", "variant": {}}', '"variant" must be one of'),
     ],
 )
@@ -66,6 +73,7 @@ def test_a_long_text_is_refused_before_it_is_read():
 def test_messages_of_the_server_carry_their_type():
     assert json.loads(encode(Word(3, 17, " a", 1, 0.5))) == {
         "type": "word", "index": 3, "token_id": 17, "text": " a", "after_frame": 1, "wall_s": 0.5,
+        "question": 0,
     }  # fmt: skip
     assert json.loads(encode(Ended("end_token", "a", 1.0)))["type"] == "ended"
 
