@@ -82,7 +82,7 @@ def encode_chat(
     if is_video.sum() != 1:
         raise ValueError(
             f"the chat template of the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} places the video "
-            f"{int(is_video.sum())} times; it must place {chat.video_pad} once"
+            f"{int(is_video.sum())} times; a {chat.name} tokenizer places {chat.video_pad} once"
         )
     t, h, w = (int(size) for size in np.asarray(video_grid_thw).reshape(3))
     return np.repeat(ids, np.where(is_video, t * h * w // merge_size**2, 1))

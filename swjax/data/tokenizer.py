@@ -55,9 +55,7 @@ def load_tokenizer(path: str | Path | None = None, chat: ChatRule = DEFAULT_CHAT
         raise TokenizerError(f"the tokenizer in {folder} cannot be read: {_words(error)}") from error
     missing = [token for token in chat.added_tokens if token not in added]
     if missing:
-        raise TokenizerError(
-            f"the tokenizer in {folder} lacks the special tokens {', '.join(missing)} of the model's chats"
-        )
+        raise TokenizerError(f"the tokenizer in {folder} lacks {chat.name}'s special tokens {', '.join(missing)}")
     try:
         special = SpecialTokens.from_tokenizer(tokenizer, chat)
     except Exception as error:  # it is the first use, at which a value of a wrong type shows
@@ -148,7 +146,7 @@ def _try_on_a_video(tokenizer: Any, special: SpecialTokens, chat: ChatRule) -> s
     behind = [special.video_pad, *special.trailer, *special.prefix]
     if prompt[-len(behind) :] != behind:
         written = tokenizer.decode(prompt[prompt.index(special.video_pad) :])
-        return f"it ends a question with {written!r} and not with its video and `<|im_start|>assistant\\n`"
+        return f"it ends a question with {written!r} and not with its video and `{chat.im_start}{chat.assistant}\\n`"
     answered = whole[: len(prompt)] == prompt and whole[-2:] == [special.im_end, special.newline]
     if not answered or whole.count(special.im_start) != 4 + bool(chat.system_prompt):
         return f"it writes a chat of two questions and answers as {tokenizer.decode(whole)!r}"

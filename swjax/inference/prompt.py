@@ -36,7 +36,7 @@ def encode_prompt(
     if tuple(ids[video[0] + 1 :]) != behind:
         raise ValueError(
             "the chat template does not end a question with its video and the assistant prefix "
-            f"({tokenizer.decode(ids[video[0] + 1 :])!r}); the tokenizer of the model is needed"
+            f"({tokenizer.decode(ids[video[0] + 1 :])!r}); a {chat.name} tokenizer is needed"
         )
     return ids[: video[0]]
 

@@ -17,6 +17,7 @@ class ChatRule:
             beside its words.
         assistant, newline: texts of ordinary tokens, which follow im_start in an answer.
         system_prompt: what a chat begins with; '' for no such message.
+        name: of who chats so, for messages.
     """
 
     im_start: str = "<|im_start|>"
@@ -28,6 +29,7 @@ class ChatRule:
     assistant: str = "assistant"
     newline: str = "\n"
     system_prompt: str = "You are a helpful assistant."
+    name: str = "Qwen2.5-VL"
 
     @property
     def added_tokens(self) -> tuple[str, ...]:
@@ -108,6 +110,6 @@ class SpecialTokens:
         if split:
             raise ValueError(
                 f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} does not have {', '.join(split)} as single "
-                "tokens; the tokenizer of the model is needed"
+                f"tokens; a {chat.name} tokenizer is needed"
             )
         return cls(**{name: int(encoded[0]) for name, encoded in ids.items()})

@@ -323,9 +323,9 @@ def test_a_frame_of_another_geometry_is_refused(model, tokenizer):
 
 
 def test_a_tokenizer_that_chats_otherwise_is_refused(folder):
-    with pytest.raises(TokenizerError, match="lacks the special tokens <turn>, </turn>, "):
+    with pytest.raises(TokenizerError, match="lacks Toy's special tokens <turn>, </turn>, "):
         load_tokenizer(None, CHAT)
-    with pytest.raises(TokenizerError, match=r"lacks the special tokens <\|im_start\|>, "):
+    with pytest.raises(TokenizerError, match=r"lacks Qwen2\.5-VL's special tokens <\|im_start\|>, "):
         load_tokenizer(folder)
 
 

@@ -43,7 +43,9 @@ class ToyVision(VisionConfig):
 @dataclass(frozen=True)
 class ToyConfig(ModelConfig):
     model_type: ClassVar[str] = "toy_vl"
-    chat: ClassVar[ChatRule] = ChatRule("<turn>", "</turn>", "<see>", "</see>", "<video>", "<image>", system_prompt="")
+    chat: ClassVar[ChatRule] = ChatRule(
+        "<turn>", "</turn>", "<see>", "</see>", "<video>", "<image>", system_prompt="", name="Toy"
+    )
 
     text: ToyText
     vision: ToyVision
