@@ -110,7 +110,7 @@ class Intake:
         self._check_open("ask")
         if self._limited:
             return
-        if self._count < TEMPORAL_PATCH_SIZE:
+        if self._count < self._geometry.temporal_patch_size:
             raise ProtocolError("bad_message", "ask came before the first frame; ask it with open")
         if self._asked == self._limits.max_questions:
             raise ProtocolError("bad_message", f"a stream may be asked {self._asked} more questions here")
