@@ -180,6 +180,27 @@ def test_two_modes_are_compared_on_the_same_pictures(browser, url, video):
     no_complaints(browser)
 
 
+def test_it_is_asked_while_the_film_runs(browser, url, video):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    prepare(browser, url, video)
+    ask = browser.find_element("id", "ask")
+    assert not ask.is_enabled(), "nothing has been seen"
+    browser.find_element("id", "start").click()
+    WebDriverWait(browser, WAIT_S, poll_frequency=0.02).until(lambda _: ask.is_enabled())
+    browser.find_element("id", "interrupt").click()
+    ask.send_keys("What is red?", Keys.ENTER)
+    wait_for(browser, "ended")
+    assert count(browser, ".timeline .asked") == 1
+    assert browser.find_element("css selector", ".said .asked").text == "What is red?"
+    answer = "return document.querySelectorAll('.said .asked ~ .word').length"
+    assert browser.execute_script(answer) >= TAIL, "its answer follows it"
+    assert count(browser, ".timeline .seen") == SECONDS
+    assert not ask.is_enabled(), "the film is over"
+    no_complaints(browser)
+
+
 def test_a_mode_brings_its_variant(browser, url, video):
     prepare(browser, url, video)
     choose(browser, "mode", "interleaved")

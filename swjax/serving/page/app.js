@@ -34,6 +34,14 @@ function setState(state, text = "") {
   const isBusy = ["opening", "streaming", "ending"].includes(state);
   $("start").disabled = isBusy || !hello;
   $("stop").disabled = !isBusy;
+  mayAsk();
+}
+
+// Questions go between frames: from the first that was seen until no picture follows.
+function mayAsk() {
+  const lanes = running ? shown.filter((lane) => lane.watching) : [];
+  const isOpen = document.body.dataset.state === "streaming" && lanes.length > 0;
+  for (const id of ["ask", "ask-now"]) $(id).disabled = !isOpen || lanes.some((lane) => lane.questions.length > hello.limits.max_questions);
 }
 
 function showError(text) {
@@ -70,6 +78,7 @@ function showHello() {
     `${hello.model} · a frame of ${hello.pictures_per_frame} pictures every ${seconds} s · ${hello.defaults.variant}`;
   $("question").placeholder = hello.defaults.question;
   $("question").maxLength = hello.limits.max_question_characters;
+  $("ask").maxLength = hello.limits.max_question_characters;
   $("wait_k").placeholder = hello.defaults.wait_k;
   $("wait_k").max = hello.limits.max_wait_k;
   $("max_tail").placeholder = hello.defaults.max_tail;
@@ -101,6 +110,7 @@ function optionsFor(mode, isLive) {
     when_behind: isLive ? $("when_behind").value : null,
     temperature: number("temperature"),
     repetition_penalty: number("repetition_penalty"),
+    watches_on: true,
   };
 }
 
@@ -127,6 +137,9 @@ function makeLane(mode) {
     timeline: new Timeline(line.querySelector(".scroll"), scale()),
     openedAt: 0,
     stream: null,
+    watching: false, // whether it may be asked
+    questions: [""], // the first is that of the controls
+    answering: 0,
   };
 }
 
@@ -155,6 +168,7 @@ async function start() {
     stop() {
       pressed += 1;
       stopping.abort();
+      for (const lane of lanes) lane.watching = false;
       if (isWebcam && pressed === 1 && sentCount >= hello.pictures_per_frame) {
         for (const lane of lanes) lane.stream?.finish();
         setState("ending", "The answer ends; press Stop again to give it up.");
@@ -178,7 +192,11 @@ async function start() {
     let toldLast = false;
     const send = (picture, isLast) => {
       for (const lane of lanes) {
-        if (isLast && !toldLast) lane.stream.last();
+        if (isLast && !toldLast) {
+          lane.stream.last();
+          lane.watching = false;
+          mayAsk();
+        }
         lane.stream.send(picture);
         lane.timeline.add({ kind: "sent", at: (performance.now() - began) / 1000 });
       }
@@ -232,8 +250,22 @@ async function openLanes(lanes, isLive, stopping) {
           const from = ((lane.sentAt[last] ?? performance.now()) - lane.began) / 1000;
           lane.timeline.add({ kind: "seen", index: message.index, at: Math.max(from, lane.at(message)), from });
           lane.figures.textContent = lane.timeline.figures();
+          if (message.index === 0) {
+            lane.watching = true;
+            mayAsk();
+          }
+        },
+        asked: (message) => {
+          lane.timeline.add({ kind: "asked", question: lane.questions[message.index], at: lane.at(message) });
         },
         word: (message) => {
+          if (message.question !== lane.answering) {
+            lane.answering = message.question;
+            const question = document.createElement("q");
+            question.className = "asked";
+            question.textContent = lane.questions[message.question];
+            lane.said.append(question);
+          }
           const word = document.createElement("span");
           word.className = "word";
           word.textContent = message.text;
@@ -247,6 +279,8 @@ async function openLanes(lanes, isLive, stopping) {
           if (lane.began) lane.timeline.add({ kind: "end", at: lane.at(message) });
           lane.figures.textContent = lane.timeline.figures();
           lane.state.textContent = reasonText(message.reason);
+          lane.watching = false;
+          mayAsk();
           resolve();
           finish();
         },
@@ -272,6 +306,17 @@ async function choose(file) {
 $("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!running && hello) start();
+});
+$("ask-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const question = $("ask").value.trim();
+  if (!question) return;
+  for (const lane of shown.filter((one) => one.watching)) {
+    lane.questions.push(question);
+    lane.stream.ask(question, $("interrupt").checked);
+  }
+  $("ask").value = "";
+  mayAsk();
 });
 $("stop").addEventListener("click", () => running?.stop());
 document.addEventListener("keydown", (event) => {

@@ -45,9 +45,11 @@ export function openStream(token, options, on) {
     else fail(`The connection broke (code ${code}).`);
   });
 
-  const say = (type) => socket.readyState === WebSocket.OPEN && socket.send(JSON.stringify({ type }));
+  const say = (type, more = {}) =>
+    socket.readyState === WebSocket.OPEN && socket.send(JSON.stringify({ type, ...more }));
   return {
     send: (picture) => socket.readyState === WebSocket.OPEN && socket.send(picture),
+    ask: (question, interrupt) => say("ask", { question, interrupt }),
     last: () => say("last"),
     finish: () => say("finish"),
     close: () => (socket.readyState === WebSocket.CONNECTING ? socket.close() : say("close")),

@@ -1,4 +1,4 @@
-// One stream's timeline: pictures sent, frames seen and words spoken, over seconds since the first picture was sent.
+// One stream's timeline: pictures sent, frames seen, questions asked and words spoken, over seconds since the first picture was sent.
 
 const SVG = "http://www.w3.org/2000/svg";
 const TOP = 20;
@@ -87,6 +87,12 @@ export class Timeline {
       group.append(make("title", {}, `${mark.at.toFixed(3)} s, after frame ${mark.after}`));
       group.append(make("line", { x1: x, x2: x, y1: y - 4, y2: y + 8 }));
       group.append(make("text", { x: x + 4, y: y + 6 }, mark.text.trim() || "·"));
+      this.svg.append(group);
+    } else if (mark.kind === "asked") {
+      const group = make("g", { class: "asked" });
+      group.append(make("title", {}, mark.question));
+      group.append(make("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT }));
+      group.append(make("text", { x: x + 3, y: ROWS.sent + 4 }, "?"));
       this.svg.append(group);
     } else {
       this.svg.append(make("line", { class: "end", x1: x, x2: x, y1: TOP, y2: HEIGHT }));
