@@ -8,6 +8,7 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for one another longer than tiny models take
 
 
 @pytest.fixture(scope="session")
