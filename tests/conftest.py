@@ -10,6 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most programs here run once or twice, which is not worth compiling well; `compiled_well` is for the others.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for one another longer than tiny models take
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ EXAMPLE = """\
 examples:
   swjax export --checkpoint runs/moving_shapes --output exports/moving_shapes
   swjax export --checkpoint runs/pe_video_7b --output exports/pe_video_7b --dtype bfloat16 --verify
-  swjax export --checkpoint runs/lora --output exports/lora --format lora
+  swjax export --checkpoint runs/lora --output exports/lora --format lora --verify
   swjax export --checkpoint runs/lora --output exports/lora --push owner/name --dry-run
 """
 
@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action="store_true",
         help="then compare the exported model's logits with transformers', and the words of its streaming.py with "
-        "those spoken here, in float32 (needs torch, and memory for 4 bytes a parameter)",
+        "those spoken here, in float32; an adapter's on the model that the run started from (needs torch, and memory "
+        "for 4 bytes a parameter)",
     )
     parser.add_argument(
         "--tolerance",

@@ -87,7 +87,7 @@ def test_a_run_and_a_folder_of_the_hub_stream(made, capsys, name):
 def test_an_exported_folder_is_evaluated(made):
     data = made / "data" / "test" / "manifest.jsonl"
     words = ["evaluate", "--checkpoint", str(made / "full_export"), "--data", str(data), "--max-tail", "3"]
-    assert main([*words, "--mode", "sequential", "--output", str(made / "scores")]) == 0
+    assert main([*words, "--output", str(made / "scores")]) == 0
     scores = json.loads((made / "scores" / "scores.json").read_text())
     assert scores["model"]["videos"] == 1
 

@@ -63,8 +63,9 @@ def streams(random_model):
     return dict(zip(CASES, (found[number] for number in range(len(CASES))), strict=True))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("variant", CASES)
+@pytest.mark.parametrize(
+    ("variant", "attention"), [*((variant, "sdpa") for variant in CASES), ("interleave", "eager"), ("gdpe", "eager")]
+)
 def test_words_are_those_of_a_stream_token_by_token(files, loaded, streams, variant, attention, monkeypatch):
     model, tokenizer = loaded
     monkeypatch.setattr(model.config.get_text_config(), "_attn_implementation", attention)
