@@ -46,11 +46,6 @@ def compiled_well():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture(scope="module")
-def cheap_compilations():
-    """What all modules have that do not ask for `compiled_well`."""
-
-
 @pytest.fixture(scope="session")
 def transformers_4(request, tmp_path_factory):
     """A Python with transformers 4.57, PyTorch, accelerate and Pillow, in an environment of its own.

@@ -12,8 +12,6 @@ from swjax.attention import IMPLEMENTATIONS, KERNELS, Kernel, SpanAttention, cac
 from swjax.attention.reference import reference_span_attention
 from swjax.streaming import KeySpans
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 
 def doubled(q, k, v, spans):
     """Twice the right output, so that it can be told from the others."""

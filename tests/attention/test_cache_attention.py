@@ -14,8 +14,6 @@ from swjax.attention.gpu import GPUBlocks, make_gpu_kernel
 from swjax.attention.reference import reference_span_attention
 from swjax.attention.tpu import TPUBlocks, make_tpu_kernel
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 LAYERS, LAYER = 3, 1
 CACHES = {
     "auto": cache_attention,

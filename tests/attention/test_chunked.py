@@ -11,8 +11,6 @@ from swjax.attention import span_attention
 from swjax.attention.chunked import KEY_BLOCK, QUERY_BLOCK
 from swjax.streaming import KeySpans
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 
 def random_spans(rng, batch, queries, keys):
     start = rng.integers(0, keys, (batch, queries))

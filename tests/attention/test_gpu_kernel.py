@@ -31,8 +31,6 @@ from swjax.attention.kernel import attend
 from swjax.attention.reference import reference_span_attention
 from swjax.streaming import KeySpans
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 SMALL = make_gpu_kernel(GPUBlocks(queries=64, keys=32, backward_queries=64, backward_keys=64), interpret=True)
 small = functools.partial(attend, SMALL)
 

@@ -26,8 +26,6 @@ from swjax.attention.reference import reference_span_attention
 from swjax.attention.sharded import sharded_kernel
 from swjax.attention.tpu import TPUBlocks, make_tpu_kernel
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 SMALL = make_tpu_kernel(TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True)
 
 

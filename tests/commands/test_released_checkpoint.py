@@ -26,8 +26,6 @@ from swjax.runs.export import PYTORCH_FILES
 from swjax.runs.streaming_model import load_streaming_model
 from swjax.training.config_file import load_config
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

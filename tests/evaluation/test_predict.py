@@ -25,8 +25,6 @@ from swjax.inference import Frame, FrameSeen, Mode, StreamSettings, TokenSpoken
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import SpecialTokens, Variant
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 FRAMES = 5
 LENGTHS = {"a": 5, "b": 2, "c": 7, "d": 1, "e": 4}
 """Frames of each video; the others have `FRAMES`, all alike."""

@@ -18,7 +18,6 @@ from swjax.streaming import KeySpans, SpecialTokens, Variant, build_layout
 from swjax.streaming.packing import concatenate_layouts
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 VISION = SimpleNamespace(spatial_merge_size=2, temporal_patch_size=2, tokens_per_second=2, patch_size=14)
 

@@ -16,7 +16,6 @@ from swjax.data.tokenizer import load_tokenizer
 from swjax.streaming import Geometry, StreamSpec, Variant
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 VISION = SimpleNamespace(spatial_merge_size=2, temporal_patch_size=2, patch_size=14)
 CASES = {

@@ -1,12 +1,9 @@
 """A position design that somebody else has added, streamed."""
 
-import pytest
 from full_passes import QUESTION, decode_frames, make_frames
 
 from swjax.inference import StreamSession, StreamSettings
 from swjax.streaming import DESIGNS, Counting, Design, Storage
-
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 SPACED = Counting(
     first_source=lambda before, opens_turn, xp: 100 + xp.where(opens_turn, before.target, before.words),

@@ -23,8 +23,6 @@ from swjax.inference.memory import KEEP_ALL, Window
 from swjax.inference.prompt import encode_prompt
 from swjax.streaming import SpecialTokens
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 GRID = (4, 4)
 UNITS = (2, 2)
 LATER = ("What is red?", "And now?")

@@ -26,8 +26,6 @@ from swjax.inference import lane as lane_module
 from swjax.inference.lane import Lane
 from swjax.streaming import Variant, random_schedule
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 VARIANTS = tuple(Variant)
 MODES = [(variant, mode) for variant in VARIANTS for mode in Mode if mode.allows(variant)]
 TAIL = 5

@@ -15,8 +15,6 @@ from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSession,
 from swjax.inference import lane as lane_module
 from swjax.inference.memory import KEEP_ALL, MEMORIES, TEXT, Book, Kept, Window, memory_of
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 TAIL = 6
 FRAMES, GRID, SEED = 16, (4, 4), 2
 COUNTS = (2, 1, 3, 0, 2, 2, 2, 0, 0, 3, 2, 1, 2, 2, 1)

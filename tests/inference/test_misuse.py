@@ -29,8 +29,6 @@ from swjax.inference import lane as lane_module
 from swjax.inference.lane import MAX_FRAME_SIZES
 from swjax.inference.sampler import NotFiniteError, SamplingRows, sample
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 GOOD = StreamSettings(max_tail=4)
 FRAMES = make_frames(3, 0)
 GRID = (4, 6)

@@ -24,8 +24,6 @@ from swjax.inference import (
 from swjax.inference import lane as lane_module
 from swjax.streaming import SpecialTokens, random_schedule
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 
 @pytest.mark.parametrize(
     ("variant", "wait_k", "num_frames", "seconds"),

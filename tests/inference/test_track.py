@@ -164,7 +164,6 @@ def extend(model, tokens, positions, start, stop, slots, cache, features):
 encode = jax.jit(lambda model, patches, grid: model.encode_video(patches, grid))
 
 
-@pytest.mark.usefixtures("cheap_compilations")
 @pytest.mark.parametrize("variant", ["interleave", "ospe", "gipe"])
 def test_a_model_that_goes_by_the_book_says_what_full_passes_say(model, variant):
     """Each token computed once, against a cache, gives the logits of one pass over the whole conversation."""

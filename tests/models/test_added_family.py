@@ -40,8 +40,6 @@ from swjax.streaming import KeySpans, SpecialTokens, StreamSpec, Variant, build_
 from swjax.training.config import ConfigError, base_config
 from swjax.training.run import train
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 QUESTION = "What happens?"
 CHAT, GEOMETRY = SMALL.chat, SMALL.geometry
 BUDGET = {"min_pixels": 48 * 48, "max_pixels": 48 * 72}

@@ -8,8 +8,6 @@ from serving_clients import QUESTION, TAIL, begin, encode_picture, hear, make_pi
 from swjax.inference import StreamSettings, TokenSpoken
 from swjax.inference.frames import make_frame
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 LATER = ("What is red?", "And now?")
 
 

@@ -6,7 +6,6 @@ import json
 from typing import get_args
 
 import hostile_files
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_clients import ROWS, begin, encode_picture, hear, make_pictures, serving, watch, words
@@ -17,8 +16,6 @@ from swjax.serving.parsing import _open_checks, parse
 from swjax.serving.pictures import check_picture
 from swjax.serving.protocol import Failed, FailureCode, Open, ProtocolError, encode
 from swjax.streaming import StreamSpec
-
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
 
 LIMITS = Limits(max_message_bytes=200_000, max_picture_pixels=200_000)
 OFFER = Offer("m", StreamSpec(), limits=LIMITS)

@@ -32,8 +32,6 @@ from serving_clients import (
 from swjax.inference import BatchEngine
 from swjax.serving import EngineHangs
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 HEADERS = ("Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy")
 
 

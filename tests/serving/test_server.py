@@ -36,8 +36,6 @@ from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSettings
 from swjax.inference.frames import make_frame
 from swjax.serving import Access, Offer, ServingError, serve
 
-pytestmark = pytest.mark.usefixtures("cheap_compilations")
-
 ROOT = Path(__file__).parents[2]
 LENGTHS = (6, 2, 9, 5, 7, 4, 3, 8)  # pictures; an odd one at the end is dropped
 
