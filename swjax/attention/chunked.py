@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from swjax.attention.blockwise import UNSEEN
 from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.streaming import KeySpans
 
@@ -25,8 +26,6 @@ QUERY_BLOCK = KEY_BLOCK = 256
 
 CACHE_SCORES = 1 << 17
 """Scores a head up to which few queries take longer blocks of a cache."""
-
-_UNSEEN = -1e30
 
 
 class _Block(NamedTuple):
@@ -80,7 +79,7 @@ def _attend_block(
     def step(i: Int32[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         largest, total, sums = carry
         keys, values, seen = read(i)
-        scores = jnp.where(seen, _scores(block.q, keys, axes), _UNSEEN)
+        scores = jnp.where(seen, _scores(block.q, keys, axes), UNSEEN)
         new_largest = jnp.maximum(largest, scores.max(axis=-1))
         weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0.0)
         shrink = jnp.exp(largest - new_largest)
@@ -88,7 +87,7 @@ def _attend_block(
         return new_largest, total * shrink + weights.sum(axis=-1), sums * shrink[..., None] + added
 
     rows = block.q.shape[:2]
-    nothing = jnp.full(rows, _UNSEEN), jnp.zeros(rows), jnp.zeros(block.q.shape)
+    nothing = jnp.full(rows, UNSEEN), jnp.zeros(rows), jnp.zeros(block.q.shape)
     largest, total, sums = jax.lax.fori_loop(0, num_key_blocks, step, nothing)
     is_empty = total == 0
     total = jnp.where(is_empty, 1.0, total)

@@ -26,20 +26,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E, dot, quotient
 from swjax.attention.gpu_backward import backward
 from swjax.attention.gpu_blocks import (
-    FIRST_MAXIMUM,
-    LOG2E,
     GPUBlocks,
     Operands,
     Plan,
     block_scores,
-    dot,
     for_each_block,
     key_spec,
     prepare,
     query_specs,
-    quotient,
 )
 from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.attention.packing import NO_KEYS, merge, pack, unpack
@@ -134,7 +131,7 @@ def _forward_body(
         new_largest = jnp.maximum(largest, scores.max(axis=1))
         weights = jnp.exp2(scores - new_largest[:, None])
         shrink = jnp.exp2(largest - new_largest)
-        sums = sums * shrink[:, None] + dot(weights.astype(v.dtype), v, (1, 0), plan)
+        sums = sums * shrink[:, None] + dot(weights.astype(v.dtype), v, (1, 0), plan.precision)
         return new_largest, total * shrink + weights.sum(axis=1), sums
 
     nothing = (

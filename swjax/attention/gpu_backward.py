@@ -9,13 +9,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from swjax.attention.blockwise import LOG2E, dot
 from swjax.attention.gpu_blocks import (
-    LOG2E,
     GPUBlocks,
     Operands,
     Plan,
     block_scores,
-    dot,
     for_each_block,
     key_spec,
     pad_queries,
@@ -89,8 +88,8 @@ def _query_gradient_body(
     def add_block(place: Any, seen: Array | None, dq: Array) -> Array:
         k, v = (ref[pl.ds(place, plan.keys), :] for ref in (k_ref, v_ref))
         weights = jnp.exp2(block_scores(q, k, seen, plan) - lse[:, None])
-        dscores = weights * (dot(dout, v, (1, 1), plan) - along[:, None])
-        return dq + dot(dscores.astype(k.dtype), k, (1, 0), plan)
+        dscores = weights * (dot(dout, v, (1, 1), plan.precision) - along[:, None])
+        return dq + dot(dscores.astype(k.dtype), k, (1, 0), plan.precision)
 
     nothing = jnp.zeros((plan.queries, plan.width), jnp.float32)
     dq = for_each_block(start_ref[...], stop_ref[...], plan, 0, add_block, nothing)
@@ -152,9 +151,9 @@ def _key_gradients_body(
         q, dout = (ref[rows, head, :] for ref in (q_ref, dout_ref))
         seen = (index[None, :] >= start_ref[rows][:, None]) & (index[None, :] < stop_ref[rows][:, None])
         weights = jnp.exp2(block_scores(q, k, seen, plan) - lse_ref[head, rows][:, None])
-        dv = dv + dot(weights.astype(dout.dtype), dout, (0, 0), plan)
-        dscores = weights * (dot(dout, v, (1, 1), plan) - along_ref[head, rows][:, None])
-        return dk + dot(dscores.astype(q.dtype), q, (0, 0), plan), dv
+        dv = dv + dot(weights.astype(dout.dtype), dout, (0, 0), plan.precision)
+        dscores = weights * (dot(dout, v, (1, 1), plan.precision) - along_ref[head, rows][:, None])
+        return dk + dot(dscores.astype(q.dtype), q, (0, 0), plan.precision), dv
 
     def add_head(head: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         return jax.lax.fori_loop(0, count, functools.partial(add_block, head), carry)

@@ -1,6 +1,5 @@
 """Blocks of queries and keys: what the passes of the GPU kernels have in common (`swjax.attention.gpu`)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,14 +9,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import LOG2E, UNSEEN, dot, quotient
 from swjax.attention.reach import union
 from swjax.streaming import KeySpans
 
-LOG2E = math.log2(math.e)
-FIRST_MAXIMUM = -1e29
-"""A maximum to begin with, below any real score, so that the weight of a masked score is zero from the start."""
-
-_UNSEEN = -1e30  # far below any real score and FIRST_MAXIMUM
 _SMALLEST = 16  # side of a matrix that the tensor cores multiply
 
 
@@ -150,21 +145,10 @@ def key_spec(plan: Plan) -> pl.BlockSpec:
     return pl.BlockSpec((None, plan.num_keys, None, plan.width), lambda i, n, b: (b, 0, quotient(n, plan.group), 0))
 
 
-def quotient(size: Any, divisor: int) -> Any:
-    """Of numbers that are not negative."""
-    return jax.lax.div(size, jnp.int32(divisor))
-
-
-def dot(a: Array, b: Array, axes: tuple[int, int], plan: Plan) -> Array:
-    """The product of two matrices over an axis of each, in float32."""
-    dims = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=plan.precision, preferred_element_type=jnp.float32)
-
-
 def block_scores(q: Array, k: Array, seen: Array | None, plan: Plan) -> Float[Array, "queries keys"]:
     """Logits to base two, which is what the hardware raises."""
-    scores = dot(q, k, (1, 1), plan) * (plan.scale * LOG2E)
-    return scores if seen is None else jnp.where(seen, scores, _UNSEEN)
+    scores = dot(q, k, (1, 1), plan.precision) * (plan.scale * LOG2E)
+    return scores if seen is None else jnp.where(seen, scores, UNSEEN)
 
 
 def for_each_block(

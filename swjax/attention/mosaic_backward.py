@@ -9,11 +9,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import LOG2E
 from swjax.attention.mosaic import MosaicBlocks
 from swjax.attention.mosaic_blocks import (
     BY_COLUMN,
     BY_ROW,
-    LOG2E,
     MATRIX,
     PARAMETERS,
     ROWS,

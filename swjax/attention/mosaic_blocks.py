@@ -1,7 +1,6 @@
 """Tiles of queries and blocks of keys: what the Mosaic GPU kernels have in common (`swjax.attention.mosaic`)."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +10,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import LOG2E, UNSEEN
 from swjax.attention.reach import union
 from swjax.streaming import KeySpans
 
-LOG2E = math.log2(math.e)
 ROWS = 64
 """Rows of a tile that one warpgroup multiplies: the tensor cores of Hopper take no fewer."""
 
@@ -26,7 +25,6 @@ PARAMETERS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0)
 """Reductions are within rows, which needs no shared memory to speak of."""
 
 _ALIGNED = 8  # keys that the hardware's copies take at once
-_UNSEEN = -1e32  # far below any real score, before and after scaling
 
 
 class Plan(NamedTuple):
@@ -165,7 +163,7 @@ def mask_rows(scores: Array, is_whole: Any, first: Any, start: Array, stop: Arra
     def masked() -> Array:
         key = index_along(1, first, scores.shape)
         seen = (key >= across(start, scores.shape)) & (key < across(stop, scores.shape))
-        return jnp.where(seen, scores, _UNSEEN)
+        return jnp.where(seen, scores, UNSEEN)
 
     return jax.lax.cond(is_whole, lambda: scores, masked)
 
@@ -188,9 +186,9 @@ def mask_columns(scores: Array, is_whole: Any, first: Any, edges: Any) -> Array:
         # One edge after the other: registers are scarce.
         key = index_along(0, first, scores.shape)
         start = down(plgpu.layout_cast(edges[0], BY_COLUMN), scores.shape)
-        later = jnp.where(key >= start, scores, _UNSEEN)
+        later = jnp.where(key >= start, scores, UNSEEN)
         stop = down(plgpu.layout_cast(edges[1], BY_COLUMN), scores.shape)
-        return jnp.where(key < stop, later, _UNSEEN)
+        return jnp.where(key < stop, later, UNSEEN)
 
     return jax.lax.cond(is_whole, lambda: scores, masked)
 

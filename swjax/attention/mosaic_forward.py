@@ -9,10 +9,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E
 from swjax.attention.kernel import EMPTY_LSE
 from swjax.attention.mosaic_blocks import (
     BY_ROW,
-    LOG2E,
     MATRIX,
     PARAMETERS,
     ROWS,
@@ -28,8 +28,6 @@ from swjax.attention.mosaic_blocks import (
     shared,
 )
 from swjax.attention.packing import NO_KEYS
-
-FIRST_MAXIMUM = -1e29  # below any real score, and far above a masked one, whose weight is so zero from the start
 
 
 def attend(

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from swjax.attention.blockwise import UNSEEN
 from swjax.attention.kernel import Kernel
 from swjax.streaming import KeySpans
 
 # A score that no sum of real ones reaches, and still finite, so that gradients of empty spans are zeros.
-_UNSEEN = -1e30
 
 
 def reference_span_attention(
@@ -28,7 +28,7 @@ def reference_span_attention(
 
     keys = jnp.arange(num_keys, dtype=jnp.int32)
     seen = ((keys >= spans.start[..., None]) & (keys < spans.stop[..., None]))[:, None, None]
-    scores = jnp.where(seen, scores, _UNSEEN)
+    scores = jnp.where(seen, scores, UNSEEN)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))) * seen
     # The largest score adds exp(0), so below 1 it is 0; and a tie in the maximum would halve the gradient.
     total = jnp.maximum(weights.sum(axis=-1, keepdims=True), 0.5)

@@ -26,16 +26,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E, dot
 from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.attention.tpu_backward import backward
 from swjax.attention.tpu_blocks import (
-    FIRST_MAXIMUM,
-    LOG2E,
     Plan,
     TPUBlocks,
     cache_spec,
     cost_estimate,
-    dot,
     fetched,
     for_each_tile,
     from_rows,
@@ -84,7 +82,7 @@ def _forward_body(
         weights = jnp.exp2(scores - largest)
         largest_ref[...] = largest
         total_ref[...] = total_ref[...] * shrink + weights.sum(axis=0, keepdims=True)
-        sums_ref[...] = sums_ref[...] * shrink + dot(v, weights.astype(v.dtype), (0, 0), plan)
+        sums_ref[...] = sums_ref[...] * shrink + dot(v, weights.astype(v.dtype), (0, 0), plan.precision)
 
     for_each_tile(reach, first_key, plan, attend_tile)
 

@@ -13,20 +13,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import LOG2E, dot, quotient
 from swjax.attention.reach import touching_blocks
 from swjax.attention.tpu_blocks import (
-    LOG2E,
     Plan,
     TPUBlocks,
     cost_estimate,
-    dot,
     fetched,
     for_each_tile,
     from_rows,
     key_spec,
     make_plan,
     num_fetched,
-    quotient,
     read_reach,
     read_tile,
     row_spans,
@@ -127,8 +125,8 @@ def _query_gradient_body(
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
         scores = tile_scores(k, q_ref[...], start_ref, stop_ref, first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
-        dscores = weights * (dot(v, dout_ref[...], (1, 1), plan) - along_ref[...])
-        sums_ref[...] += dot(k, dscores.astype(k.dtype), (0, 0), plan)
+        dscores = weights * (dot(v, dout_ref[...], (1, 1), plan.precision) - along_ref[...])
+        sums_ref[...] += dot(k, dscores.astype(k.dtype), (0, 0), plan.precision)
 
     for_each_tile(reach, first_key, plan, add_tile)
 
@@ -214,9 +212,9 @@ def _key_gradients_body(
         q, dout = q_ref[...], dout_ref[...]
         scores = tile_scores(k, q, start_ref, stop_ref, first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
-        dv_sums_ref[tile, :] += dot(weights.astype(dout.dtype), dout, (1, 0), plan)
-        dscores = weights * (dot(v, dout, (1, 1), plan) - along_ref[...])
-        dk_sums_ref[tile, :] += dot(dscores.astype(q.dtype), q, (1, 0), plan)
+        dv_sums_ref[tile, :] += dot(weights.astype(dout.dtype), dout, (1, 0), plan.precision)
+        dscores = weights * (dot(v, dout, (1, 1), plan.precision) - along_ref[...])
+        dk_sums_ref[tile, :] += dot(dscores.astype(q.dtype), q, (1, 0), plan.precision)
 
     @pl.when(step < counts_ref[here])
     def _add() -> None:

@@ -1,7 +1,6 @@
 """Blocks of rows and tiles of keys: what the passes of the TPU kernels have in common (`swjax.attention.tpu`)."""
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,14 +10,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
+from swjax.attention.blockwise import LOG2E, UNSEEN, dot, quotient
 from swjax.attention.reach import union
 from swjax.streaming import KeySpans
 
-LOG2E = math.log2(math.e)
 _LANES, _SUBLANES = 128, 16
-_UNSEEN = -1e30  # far below any real score and FIRST_MAXIMUM
-FIRST_MAXIMUM = -1e29
-"""A maximum to begin with, below any real score, so that the weight of a masked score is zero from the start."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +186,6 @@ def fetched(reach: Reach, plan: Plan) -> tuple[Any, Any]:
     return quotient(reach.low, plan.keys), quotient(jnp.maximum(reach.high - 1, reach.low), plan.keys)
 
 
-def quotient(size: Any, divisor: int) -> Any:
-    """Of numbers that are not negative: `//` asks the machine for its signs, one that may not be the compiler's."""
-    return jax.lax.div(size, jnp.int32(divisor))
-
-
 def for_each_tile(reach: Reach, first_key: Any, plan: Plan, body: Callable[[Any, bool], None]) -> None:
     """Calls body(offset, masked) for the tiles of a block of keys that a block of rows reaches."""
     tiles = plan.keys // plan.tile
@@ -221,22 +212,16 @@ def read_tile(ref: Any, offset: Any, first_key: Any, plan: Plan, masked: bool) -
     return jnp.where(index < plan.num_keys, x, jnp.zeros_like(x))
 
 
-def dot(a: Array, b: Array, axes: tuple[int, int], plan: Plan) -> Array:
-    """The product of two matrices over an axis of each, in float32."""
-    dims = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=plan.precision, preferred_element_type=jnp.float32)
-
-
 def tile_scores(
     k: Array, q: Array, start_ref: Any, stop_ref: Any, first: Any, plan: Plan, masked: bool
 ) -> Float[Array, "tile rows"]:
     """Logits to base two."""
-    scores = dot(k, q, (1, 1), plan) * plan.score_scale
+    scores = dot(k, q, (1, 1), plan.precision) * plan.score_scale
     if not masked:
         return scores
     index = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     seen = (index >= start_ref[...]) & (index < stop_ref[...])
-    return jnp.where(seen, scores, _UNSEEN)
+    return jnp.where(seen, scores, UNSEEN)
 
 
 def cost_estimate(plan: Plan, *, products: int, row_arrays: int) -> pl.CostEstimate:

@@ -1,0 +1,30 @@
+"""Numbers and arithmetic that all kernels share which go through the keys block by block, with a running softmax."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LOG2E = math.log2(math.e)
+"""Kernels raise two to their scores, as the hardware does."""
+
+FIRST_MAXIMUM = -1e29
+"""A maximum to begin with, below any real score, so that the weight of a masked score is zero from the start."""
+
+UNSEEN = -1e30
+"""A masked score: below `FIRST_MAXIMUM`, also once it is scaled for heads of at most 128 features."""
+
+
+def quotient(size: Any, divisor: int) -> Any:
+    """Of int32 that are not negative: `//` asks the machine for their signs, one that may not be the compiler's."""
+    return jax.lax.div(size, jnp.int32(divisor))
+
+
+def dot(
+    a: Float[Array, "..."], b: Float[Array, "..."], axes: tuple[int, int], precision: jax.lax.PrecisionLike
+) -> Float[Array, "m n"]:
+    """The product of two matrices over an axis of each, in float32."""
+    dims = (((axes[0],), (axes[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
