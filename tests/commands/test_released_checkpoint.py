@@ -15,15 +15,17 @@ from hub_folder import VIDEO_TEMPLATE, make_hub_folder
 from safetensors import safe_open
 
 from swjax import hub
-from swjax.commands.export_words import compare_words
+from swjax.commands.export_words import compare_words, load_exported
 from swjax.commands.import_ import EXAMPLE
 from swjax.commands.main import main
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from swjax.hub import load_hf
+from swjax.hub.reader import read_config
 from swjax.hub.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
+from swjax.hub.verify import compare_models
 from swjax.inference import Sampling, StreamSession, StreamSettings, read_frames
 from swjax.runs.export import PYTORCH_FILES
-from swjax.runs.streaming_model import load_streaming_model
+from swjax.runs.streaming_model import load_adapted_base, load_streaming_model
 from swjax.training.config_file import load_config
 
 
@@ -124,6 +126,23 @@ def test_words_of_another_rule_are_found(made):
     assert theirs[0] != ours[0]
     with safe_open(made / "full_export" / "model.safetensors", framework="numpy") as opened:
         assert "lm_head.weight" not in opened.keys()  # noqa: SIM118 (not a dict)
+
+
+def test_an_adapter_of_another_scale_is_found(made):
+    pytest.importorskip("torch")
+    scaled = shutil.copytree(made / "adapter", made / "scaled")
+    config = json.loads((scaled / "adapter_config.json").read_text())
+    (scaled / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 2 * config["lora_alpha"]}))
+
+    def difference(folder):
+        theirs, ours = (
+            lambda: load_exported(folder)[0],
+            lambda: load_adapted_base(made / "lora", made / "weights").model,
+        )
+        return max(compare_models(read_config(made / "weights"), theirs, ours).values())
+
+    assert difference(made / "adapter") < 1e-4
+    assert difference(scaled) > 1e-2
 
 
 def test_exports_carry_what_speaks_in_pytorch_and_the_base_s_generation_config(made):

@@ -124,6 +124,13 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
         np.testing.assert_allclose(ours, other, atol=1e-4)
 
 
+def test_an_adapter_without_a_base_is_not_verified(trained, tmp_path: Path, capsys) -> None:
+    words = ["export", "--checkpoint", trained[0].run_dir, "--output", str(tmp_path / "lora"), "--format", "lora"]
+    assert main([*words, "--verify"]) == 2
+    assert "--verify has no model to put its adapter on" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "lora").exists()
+
+
 def test_every_linear_layer_is_named_as_transformers_names_it() -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
