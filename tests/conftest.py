@@ -1,5 +1,6 @@
 """Runs the suite on the CPU, as eight devices, so that sharded code is tested on any machine."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -33,17 +34,26 @@ def random_model():
         vision={"initializer_range": 0.15},
         video_token_id=SpecialTokens.from_tokenizer(tokenizer).video_pad,
     )
-    return Qwen2_5_VL(config, rngs=nnx.Rngs(3))
+    with _optimized():  # the same weights to the last bit, whoever draws them
+        return Qwen2_5_VL(config, rngs=nnx.Rngs(3))
 
 
 @pytest.fixture(scope="module")
 def compiled_well():
     """For modules that look at what the compiler makes, or compute much."""
+    with _optimized():
+        yield
+
+
+@contextlib.contextmanager
+def _optimized():
     import jax
 
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

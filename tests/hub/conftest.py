@@ -27,13 +27,17 @@ def exported(random_model, tmp_path_factory):
 def files(exported):
     """The two modules of the exported folder."""
     pytest.importorskip("torch")
+    names = "streaming", "finetuning"
+    # Other folders have modules of these names, too.
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(exported))
     try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("streaming", "finetuning")})
+        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(exported))
-        for name in ("streaming", "finetuning"):
+        for name in names:
             sys.modules.pop(name, None)
+        sys.modules.update(others)
 
 
 @pytest.fixture(scope="session")
