@@ -28,8 +28,7 @@ def encode_prompt(
         ValueError: if the question is no text, or the chat template does not end such a question with its video and
             the assistant prefix.
     """
-    if not isinstance(question, str):
-        raise ValueError(f"the question must be text, got {shown(question)}")
+    _check_text(question)
     ids = encode_chat(tokenizer, question=question, answer=None, video_grid_thw=(1, 1, 1), merge_size=1, chat=chat)
     (video,) = np.nonzero(ids == special.video_pad)
     behind = (*special.trailer, *special.prefix)
@@ -53,14 +52,18 @@ def question_between_frames(
     Raises:
         ValueError: if the question is no text, is empty, or has tokens that the model does not know.
     """
-    if not isinstance(question, str):
-        raise ValueError(f"the question must be text, got {shown(question)}")
+    _check_text(question)
     if not question.strip():
         raise ValueError("the question is empty; ask something")
     ids = np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32)
     if ids.max() >= vocab_size:
         raise ValueError(f"the question has a token {ids.max()}, and the model knows {vocab_size}")
     return ids
+
+
+def _check_text(question: str) -> None:
+    if not isinstance(question, str):
+        raise ValueError(f"the question must be text, got {shown(question)}")
 
 
 def begin_stream(
