@@ -47,8 +47,9 @@ is the share of 4-grams that an answer has said before, fragments the share of s
 middle or have fewer than three words.
 
 Videos are measured, whatever the data set claims. One that needs more than 1,048,576 / --rows slots (one for each of
-its tokens) is skipped and listed, as is one that cannot be read. Of several turns about a video, the first is asked and
-scored; the loss is of all turns.
+its tokens) is skipped and listed, as is one that cannot be read. Of several turns about a video, the first is asked before
+it; the others are asked when it has ended, each behind the model's own answer to the one before, and have a column of
+scores of their own. The loss is of all turns.
 
 --judge-url has a language model grade the fluency of every answer, from 1 to 5; grades are kept, so that none is paid
 for twice.
@@ -136,7 +137,6 @@ def run(args: argparse.Namespace) -> int:
     read = list(itertools.islice(readable_examples(data.examples), count))
     examples = [example for example in read if not isinstance(example, Rejected)]
     damaged = [*data.rejected, *(example for example in read if isinstance(example, Rejected))]
-    chats = sum(bool(example.later) for example in examples)
     if not examples:
         return refuse(f"no example of {args.data} can be read; the first reason: {damaged[0].reason}")
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
@@ -151,9 +151,6 @@ def run(args: argparse.Namespace) -> int:
         _write_scores(out, task, predictions, truths, losses)
         _list_rejected(out, [*damaged, *rejected])
         _explain_losses(out, losses, {video.where for video in rejected}, len(predictions))
-        if chats:
-            told = f"{chats} videos have later turns: the loss is of all turns, the other scores are of the first"
-            out.print(told, soft_wrap=True)
         written = task.folder / "scores.json", task.folder / "predictions.jsonl"
         out.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     return 0
@@ -193,7 +190,8 @@ def _write_scores(
     losses: "CaptionLosses",
 ) -> None:
     """Score predictions; write scores.json and what else was asked for, and show a table."""
-    from swjax.evaluation import score_predictions, wall_times
+    from swjax.evaluation import later_predictions, score_predictions, wall_times
+    from swjax.evaluation.benchmarks import find_benchmark
     from swjax.evaluation.predictions import RESULTS, write_authors_results
     from swjax.evaluation.scores import to_row
 
@@ -209,6 +207,11 @@ def _write_scores(
     if losses.videos != len(predictions):
         row["loss_videos"] = losses.videos
     rows = {"model": row | {"mode": str(task.mode), "wall": wall_times(predictions, mode=task.mode, rows=args.rows)}}
+    if later := later_predictions(predictions):
+        references = {
+            name: {one.key: one.reference for one in later} for name in truths if find_benchmark(name).read is None
+        }
+        rows["later turns"] = to_row(score_predictions(later, truths=references, own=own), videos=len(later))
     if args.baselines:
         rows |= score_baselines(task, truths, [prediction.key for prediction in predictions])
     write_json(folder / "scores.json", rows)

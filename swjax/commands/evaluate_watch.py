@@ -126,7 +126,9 @@ class Watch:
 
         record = self.source.record
         speaks_while_watching = DESIGNS[Variant(record.variant)].speaks_while_watching
+        turns = sum(len(example.later) for example in self.examples)
         return {
+            **({"later turns": turns} if turns else {}),
             "weights": fingerprint(split_parameters(self.source.model)[1]),
             "data": str(self.args.data),
             "digest of the data": list(fingerprint_data(str(self.args.data)).values()),

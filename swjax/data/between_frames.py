@@ -1,8 +1,9 @@
-"""Text that arrives between the frames of a video, as token ids with the marks of the chat."""
+"""Text that arrives between the frames of a video, or after it, as token ids with the marks of the chat."""
 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from swjax.data.chat import encode_chat
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SourceText, SpecialTokens
@@ -39,6 +40,24 @@ def encode_line(tokenizer: Any, special: SpecialTokens, line: str, chat: ChatRul
     """
     message = _message(tokenizer, special, line, chat)
     return SourceText((special.vision_end, *message[message.index(special.newline) + 1 :]))
+
+
+def encode_turn(
+    tokenizer: Any, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
+) -> Int32[np.ndarray, "S"]:
+    """A question after the video, when the answer before it has ended: a message of the user without a video.
+
+    Args:
+        tokenizer, special, question, chat: as for `encode_question`.
+
+    Raises:
+        ExampleError: as `encode_question`.
+    """
+    ids = encode_chat(
+        tokenizer, question="", answer="", later=((question, ""),), video_grid_thw=(1, 1, 1), merge_size=1, chat=chat
+    )
+    *_, start, stop = np.flatnonzero(ids == special.im_start)
+    return ids[start:stop]
 
 
 def _message(tokenizer: Any, special: SpecialTokens, text: str, chat: ChatRule) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from swjax.inference import (
     FrameSeen,
     Mode,
     Model,
+    QuestionSeen,
     Request,
     Stream,
     StreamEnded,
@@ -42,8 +43,27 @@ SLOTS_OF_ALL_ROWS = 2**20
 
 
 @dataclass(frozen=True)
+class LaterAnswer:
+    """The answer of a later turn, which is asked when the video has ended and the answer before it too.
+
+    Attributes:
+        question: what was asked.
+        reference: the example's answer.
+        text, ended, token_ids, words, wall_s: as for `Prediction`.
+    """
+
+    question: str
+    reference: str
+    text: str
+    ended: bool
+    token_ids: tuple[int, ...]
+    words: tuple[str, ...]
+    wall_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """An answer about one video.
+    """An answer about one video, and those of the turns that follow.
 
     Attributes:
         key: of the example.
@@ -61,6 +81,7 @@ class Prediction:
         frame_wall_s: for each token, seconds since the stream began until that frame could be seen by words.
         mode: the engine's; the two times above depend on it, on the rows and on the machine.
         rows: videos at a time.
+        later: the answers of the turns that follow, in their order.
     """
 
     key: str
@@ -77,6 +98,7 @@ class Prediction:
     frame_wall_s: tuple[float, ...]
     mode: str
     rows: int
+    later: tuple[LaterAnswer, ...] = ()
 
 
 def predict(
@@ -178,8 +200,14 @@ class _Book:
 
     example: VideoExample
     duration_s: float
+    questions: tuple[str, ...]
     seen: list[FrameSeen] = field(default_factory=list)
+    asked: list[QuestionSeen] = field(default_factory=list)
     spoken: list[TokenSpoken] = field(default_factory=list)
+
+    def answer(self, number: int) -> list[TokenSpoken]:
+        """The words that answer a question."""
+        return [event for event in self.spoken if event.question == number]
 
 
 @dataclass
@@ -218,8 +246,11 @@ class _Books:
             settings = self.settings
             if self.schedule is not None:
                 settings = replace(settings, counts=tuple(self.schedule(example.key, len(video))))
-            self._open[next(numbers)] = _Book(example, video[-1].video_s)
-            yield Request(example.question or self.question, _hand_out(video), settings, self.mode)
+            first, *later = (
+                asked or self.question for asked in (example.question, *(turn for turn, _ in example.later))
+            )
+            self._open[next(numbers)] = _Book(example, video[-1].video_s, tuple(later))
+            yield Request(first, _hand_out(video), settings, self.mode, later=tuple(later))
 
     def note(self, number: int, stream: Stream, event: StreamEvent) -> None:
         """Something has happened in the stream of a request."""
@@ -228,6 +259,8 @@ class _Books:
             book.seen.append(event)
         elif isinstance(event, TokenSpoken):
             book.spoken.append(event)
+        elif isinstance(event, QuestionSeen):
+            book.asked.append(event)
         elif isinstance(event, StreamEnded):
             self._ready.append(self._outcome(self._open.pop(number), event, stream.fault))
 
@@ -245,22 +278,60 @@ class _Books:
                 f"it does not fit into the {self.max_slots} slots that a row may have with {self.rows} rows; "
                 "give fewer rows, or smaller frames (max_pixels)",
             )
+        ended = [not event.cut_off for event in book.asked] + [end.reason == "end_token"]
+        spoken = book.answer(0)
         return Prediction(
             key=book.example.key,
             reference=book.example.caption,
-            text=end.text,
-            ended=end.reason == "end_token",
+            ended=ended[0],
             frames=len(book.seen),
             duration_s=book.duration_s,
-            token_ids=tuple(event.token_id for event in book.spoken),
-            words=tuple(event.text for event in book.spoken),
-            after_frame=tuple(event.after_frame for event in book.spoken),
-            video_s=tuple(book.seen[event.after_frame].video_s for event in book.spoken),
-            wall_s=tuple(round(event.wall_s, 4) for event in book.spoken),
-            frame_wall_s=tuple(round(book.seen[event.after_frame].wall_s, 4) for event in book.spoken),
+            after_frame=tuple(event.after_frame for event in spoken),
+            video_s=tuple(book.seen[event.after_frame].video_s for event in spoken),
+            frame_wall_s=tuple(round(book.seen[event.after_frame].wall_s, 4) for event in spoken),
             mode=str(self.mode),
             rows=self.rows,
+            later=tuple(
+                LaterAnswer(question, answer, ended=ended[number], **_said(book.answer(number)))
+                for number, (question, (_, answer)) in enumerate(
+                    zip(book.questions, book.example.later, strict=True), 1
+                )
+            ),
+            **_said(spoken),
         )
+
+
+def _said(spoken: Sequence[TokenSpoken]) -> dict[str, Any]:
+    """What is kept of the words of any answer."""
+    words = tuple(event.text for event in spoken)
+    return {
+        "text": "".join(words),
+        "token_ids": tuple(event.token_id for event in spoken),
+        "words": words,
+        "wall_s": tuple(round(event.wall_s, 4) for event in spoken),
+    }
+
+
+def later_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """The answers of later turns as predictions of their own, by the key `KEY#TURN`; they tell nothing of the time."""
+    return [
+        replace(
+            of_video,
+            key=f"{of_video.key}#{turn}",
+            reference=later.reference,
+            text=later.text,
+            ended=later.ended,
+            token_ids=later.token_ids,
+            words=later.words,
+            wall_s=later.wall_s,
+            after_frame=(),
+            video_s=(),
+            frame_wall_s=(),
+            later=(),
+        )
+        for of_video in predictions
+        for turn, later in enumerate(of_video.later, start=1)
+    ]
 
 
 def _first_slots(

@@ -9,7 +9,7 @@ from typing import Any
 from swjax.atomic import write_json
 from swjax.data.json_lines import JsonLineError, cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
-from swjax.evaluation.predict import Prediction
+from swjax.evaluation.predict import LaterAnswer, Prediction
 
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.jsonl"
@@ -79,14 +79,16 @@ def read_predictions(path: Path) -> list[Prediction]:
     for number, line in read_lines(path):
         try:
             record = parse_line(line)
-            values: dict[str, Any] = {field.name: record[field.name] for field in fields(Prediction)}
-        except (JsonLineError, KeyError) as error:
+            values: dict[str, Any] = {field.name: record[field.name] for field in fields(Prediction)[:-1]}
+            later = [LaterAnswer(**_as_tuples(answer)) for answer in record.get("later", ())]
+        except (JsonLineError, KeyError, TypeError) as error:
             raise EvaluationError(f"{path}:{number} cannot be read: {error!r}; begin anew with --overwrite") from error
-        for column, value in values.items():
-            if isinstance(value, list):
-                values[column] = tuple(value)
-        found.append(Prediction(**values))
+        found.append(Prediction(**_as_tuples(values), later=tuple(later)))
     return found
+
+
+def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def write_authors_results(path: Path, predictions: Iterable[Prediction], *, task: str | None = None) -> None:

@@ -238,9 +238,10 @@ class BatchEngine:
         stream.arrive(frame, self._clock(), last=last)
 
     def ask(self, stream: Stream, question: str, *, interrupt: bool = False) -> int:
-        """Ask another question about a video that is being watched, behind the frames that have been handed over.
+        """Ask another question about a video, behind the frames that have been handed over.
 
-        It is a source like a frame: words that come later see it. Its answer follows the one that is under way.
+        It is a source like a frame: words that come later see it. Its answer follows the one that is under way. Behind
+        the last frame it waits until the answers before it have ended, or reached their limit, and opens a new turn.
 
         Args:
             stream: the stream.
@@ -251,7 +252,8 @@ class BatchEngine:
             Its number: 1 for the first; `TokenSpoken.question` says which one a word answers.
 
         Raises:
-            ValueError: if the stream has ended, the video has, or has not begun, or the question cannot be used.
+            ValueError: if the stream has ended, the video has not begun, the question cannot be used, or it comes after
+                the video and words are spoken on demand, while an answer that is not interrupted is under way.
         """
         self._check_watching(stream)
         return stream.ask(question, self._clock(), config=self.config, interrupts=interrupt)

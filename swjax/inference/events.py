@@ -25,15 +25,17 @@ class FrameSeen:
 
 @dataclass(frozen=True)
 class QuestionSeen:
-    """A question that was asked in the middle of the video has been taken in: words see it from now on.
+    """A question that was asked in the middle of the video or after it has been taken in: words see it from now on.
 
     Attributes:
         index: number of the question, 1 for the first after the one before the video.
         wall_s: seconds since the session began.
+        cut_off: whether the answer before it was broken off for it, or at its limit.
     """
 
     index: int
     wall_s: float
+    cut_off: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Request:
         mode: what happens at a time; by default the quickest that the variant allows.
         speed: 1 hands frames over at the video's own pace, 2 twice as fast; None as fast as they are taken in.
         when_behind: what becomes of frames that the engine cannot take in in time, where a speed is given.
+        later: questions of the turns that follow the video, each asked when the answer before has ended or has reached
+            its limit. The video is watched to its end for them.
     """
 
     question: str
@@ -38,6 +40,7 @@ class Request:
     mode: Mode | None = None
     speed: float | None = None
     when_behind: WhenBehind = "delay"
+    later: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_speed(self.speed)
@@ -59,6 +62,8 @@ class _Feed:
                 assert self.next is not None
                 engine.see(self.stream, self.next[0], last=self.next[1])
                 self.next = next(self.frames, None)
+                for question in () if self.next else self.request.later:
+                    engine.ask(self.stream, question)
         except Exception as error:
             self.stream.fault = error
 
@@ -137,6 +142,7 @@ def _begin(engine: BatchEngine, tokenizer: Any, index: int, request: Request, cl
         settings=request.settings,
         mode=request.mode,
         when_behind=None if request.speed is None else request.when_behind,
+        watches_on=bool(request.later),
     )
     return _Feed(index, request, stream, frames, clock(), first)
 

@@ -30,19 +30,21 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that has arrived between frames.
+    """A question that has arrived between frames, or after the video.
 
     Attributes:
-        token_ids: its tokens, with the marks that close one piece of video and open the next.
+        token_ids: its tokens, with the marks that close one piece of video and open the next, or of a turn of its own.
         number: of the question; 0 is the one before the video.
         arrived_s: when it was asked, by the engine's clock.
         interrupts: whether the answer under way is broken off for it.
+        cuts_off: whether there was one that has been broken off.
     """
 
     token_ids: Int32[np.ndarray, "S"]
     number: int
     arrived_s: float
     interrupts: bool
+    cuts_off: bool = False
 
 
 @dataclass

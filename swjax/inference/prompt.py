@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.data.between_frames import encode_question
+from swjax.data.between_frames import encode_question, encode_turn
 from swjax.data.chat import encode_chat
 from swjax.inference.numbers import shown
 from swjax.inference.settings import StreamSettings
@@ -40,13 +40,20 @@ def encode_prompt(
     return ids[: video[0]]
 
 
-def question_between_frames(
-    tokenizer: Any, special: SpecialTokens, question: str, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
+def encode_later(
+    tokenizer: Any,
+    special: SpecialTokens,
+    question: str,
+    *,
+    is_turn: bool,
+    vocab_size: int,
+    chat: ChatRule = DEFAULT_CHAT,
 ) -> Int32[np.ndarray, "S"]:
-    """Token ids of a question between two frames, as `swjax.data.between_frames.encode_question` has them.
+    """Token ids of a question that is not the first, as `swjax.data.between_frames` has them.
 
     Args:
         tokenizer, special, question, chat: as for `encode_prompt`.
+        is_turn: whether it comes after the video, not between two frames.
         vocab_size: tokens that the model knows.
 
     Raises:
@@ -55,7 +62,10 @@ def question_between_frames(
     _check_text(question)
     if not question.strip():
         raise ValueError("the question is empty; ask something")
-    ids = np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32)
+    if is_turn:
+        ids = encode_turn(tokenizer, special, question, chat)
+    else:
+        ids = np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32)
     if ids.max() >= vocab_size:
         raise ValueError(f"the question has a token {ids.max()}, and the model knows {vocab_size}")
     return ids

@@ -72,6 +72,7 @@ class Scheduler:
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
         self._arrivals: deque[Arrival | Asked] = deque()
+        self._turns: deque[Asked] = deque()
         self._ahead: Arrival | Asked | None = None
         self._arrived = self._asked = self._laid = 0
         self._open: deque[int] = deque()
@@ -94,9 +95,16 @@ class Scheduler:
         self._finished = last
 
     def ask(self, token_ids: Int32[np.ndarray, "S"], now: float, *, interrupts: bool) -> int:
-        """A question has come behind the frames that have arrived; returns its number."""
+        """A question has come behind the frames that have arrived; returns its number.
+
+        Behind the last frame it opens a turn of its own, when the answers before it have ended or been broken off.
+        """
         if self._finished:
-            raise ValueError("the video has been finished; a question between frames needs one that is still watched")
+            if self.on_demand and self.answering is not None and not interrupts:
+                raise ValueError("an answer is under way; speak until it has ended, or interrupt it")
+            self._asked += 1
+            self._turns.append(Asked(token_ids, self._asked, now, interrupts))
+            return self._asked
         if not self._arrived:
             raise ValueError("no frame has come yet; open the stream with this question, or ask after a frame")
         self._check_counts()
@@ -134,6 +142,11 @@ class Scheduler:
         self.words_left = whole("words", words)
 
     @property
+    def finished(self) -> bool:
+        """Whether no frame follows those that have arrived."""
+        return self._finished
+
+    @property
     def backlog(self) -> int:
         """Frames that have arrived and are not laid out."""
         return sum(isinstance(one, Arrival) for one in self._arrivals)
@@ -142,7 +155,8 @@ class Scheduler:
     def ends(self) -> tuple[int, int]:
         """The first slot, and the one behind the last, that the stream needs soon."""
         lowest, highest = self._track.ends
-        match self._arrivals[0] if self._arrivals else None:
+        coming = self._arrivals or self._turns
+        match coming[0] if coming else None:
             case Arrival(frame=frame):
                 highest += len(frame.patches) // self._merge_size**2
             case Asked(token_ids=token_ids):
@@ -151,13 +165,13 @@ class Scheduler:
 
     @property
     def said_all(self) -> bool:
-        """Whether the limit on words after the last frame is reached."""
-        return self._closed and self.words_left == 0 and not self.on_demand
+        """Whether the limit on words after the last frame is reached, and no turn follows."""
+        return self._closed and self.words_left == 0 and not self.on_demand and not self._turns and not self._hidden
 
     @property
     def answered(self) -> bool:
         """Whether all that was asked is answered."""
-        asked = (isinstance(one, Asked) for one in (*self._arrivals, self._ahead))
+        asked = (isinstance(one, Asked) for one in (*self._arrivals, *self._turns, self._ahead))
         return self.answering is None and not any(asked)
 
     @property
@@ -178,6 +192,8 @@ class Scheduler:
 
     def lay(self) -> None:
         """Lay out what may be perceived now."""
+        if self._turn_is_due:
+            self._lay_turn()
         if self._ahead is not None or self._closing or self._full:
             return
         # One thing at a time: the next frame waits until the words before it are spoken.
@@ -203,6 +219,24 @@ class Scheduler:
         if arrival is None or (isinstance(arrival, Arrival) and arrival.last):
             self._queue.append(Group(self._track.trailer()))
             self._closing = True
+
+    @property
+    def _turn_is_due(self) -> bool:
+        if not self._turns or not self._closed or self._hidden or self._full:
+            return False
+        said = self.answering is None or (not self.words_left and not self.on_demand)
+        return said or self._turns[0].interrupts
+
+    def _lay_turn(self) -> None:
+        """Lay out the question of a later turn; an answer that has not ended by itself is ended, as in training."""
+        cuts_off = self.answering is not None
+        if cuts_off:
+            self._queue += [Group(tokens, is_target=True) for tokens in (self._track.feed(), self._track.end_answer())]
+            self.answering, self.words_left = None, 0
+            self._open.clear()
+        self._queue.append(Group(self._track.feed(), is_target=True))
+        self._ahead = replace(self._turns.popleft(), cuts_off=cuts_off)
+        self._queue.append(Group(self._track.turn(self._ahead.token_ids)))
 
     def need(self) -> int:
         """Tokens that the next pass should have room for."""
@@ -322,7 +356,9 @@ class Scheduler:
             case Arrival(number=number):
                 self.after_frame = number
                 self.tally.frames_seen += 1
-            case Asked(number=number, interrupts=interrupts):
+            case Asked(number=number, interrupts=interrupts) as asked:
+                if interrupts and self.answering is not None:
+                    self._ahead = replace(asked, cuts_off=True)
                 (self._open.appendleft if interrupts else self._open.append)(number)
                 if interrupts or self.answering is None:
                     self._begin_answer()

@@ -98,14 +98,15 @@ class StreamSession:
         return seen
 
     def ask(self, question: str, *, interrupt: bool = False) -> QuestionSeen:
-        """Ask another question about the video, between two frames; words that are spoken later see it.
+        """Ask another question about the video, between two frames or after it; words that are spoken later see it.
 
         Args:
             question: text.
             interrupt: whether the answer under way is broken off. Else its rest is spoken first.
 
         Raises:
-            ValueError: if nothing has been seen yet, the video has been finished, or the question cannot be used.
+            ValueError: if nothing has been seen yet, the question cannot be used, or the video has been finished while
+                an answer that is not interrupted is under way.
         """
         self._engine.ask(self._stream, question, interrupt=interrupt)
         (seen,) = (event for event in self._advance() if isinstance(event, QuestionSeen))

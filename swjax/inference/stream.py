@@ -14,7 +14,7 @@ from swjax.inference.lane import Lane, Piece
 from swjax.inference.memory import Book, StoredKeys
 from swjax.inference.packing import RowTokens, row_tokens
 from swjax.inference.parts import Arrival, Part, Share, Tally
-from swjax.inference.prompt import question_between_frames
+from swjax.inference.prompt import encode_later
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
 from swjax.inference.scheduler import Scheduler
@@ -103,8 +103,13 @@ class Stream:
 
     def ask(self, question: str, now: float, *, config: ModelConfig, interrupts: bool) -> int:
         """A question has come; returns its number."""
-        ids = question_between_frames(
-            self._tokenizer, self._special, question, vocab_size=config.text.vocab_size, chat=config.chat
+        ids = encode_later(
+            self._tokenizer,
+            self._special,
+            question,
+            is_turn=self._scheduler.finished,
+            vocab_size=config.text.vocab_size,
+            chat=config.chat,
         )
         return self._scheduler.ask(ids, now, interrupts=interrupts)
 
@@ -197,7 +202,7 @@ class Stream:
         events: list[StreamEvent] = []
         for arrival in share.revealed:
             if not isinstance(arrival, Arrival):
-                events.append(QuestionSeen(arrival.number, wall_s))
+                events.append(QuestionSeen(arrival.number, wall_s, arrival.cuts_off))
                 continue
             self.tally.largest_lag_s = max(self.tally.largest_lag_s, now - arrival.arrived_s)
             events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s))

@@ -3,7 +3,8 @@
 Frames may be laid out one ahead of what the words can see, so that they are computed while words are spoken: `frame`
 lays one out, `reveal` shows what has been laid out to the words that follow. So it is with text that arrives between
 frames (`text` with `is_item`): a source item, like a frame. An answer ends by `end_answer`, or is broken off, and
-`begin_answer` opens the next; the book of such a stream is the layout of `swjax.streaming.build_conversation`.
+`begin_answer` opens the next; the book of such a stream is the layout of `swjax.streaming.build_conversation`. Behind
+the video `turn` lays out the question of a later turn, as `swjax.streaming.build_layout` does.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from swjax.streaming import (
     SpecialTokens,
     Storage,
     StoredCounts,
+    begin_turn,
     first_positions,
     place_frame,
     place_text,
@@ -98,6 +100,11 @@ class Track:
         self._ahead, positions = place_text(self._design, counts, len(token_ids), is_item=is_item)
         return self._store_sources(token_ids, positions, TEXT)
 
+    def turn(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
+        """Lay out the question of a later turn, behind the video and all that has been said; nothing may wait."""
+        self._ahead = begin_turn(self._design, self._words)
+        return self.text(token_ids)
+
     def before_frame(self) -> Tokens | None:
         """What must be written before another frame, a question or the end of the video is laid out; None if nothing.
 
@@ -154,9 +161,10 @@ class Track:
         self.waiting, self._waiting_positions = (token,), None
         self._place_waiting()
 
-    def end_answer(self, token: int) -> Tokens:
-        """The token that ends an answer has been spoken: store it, and let the newline behind it wait."""
-        self.say(token)
+    def end_answer(self, token: int | None = None) -> Tokens:
+        """The token that ends an answer has been spoken (None: `<|im_end|>`, which was not): store it, and let the
+        newline behind it wait."""
+        self.say(self._special.im_end if token is None else token)
         stored = self.feed()
         self._wait((self._special.newline,))
         return stored

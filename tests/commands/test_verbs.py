@@ -14,6 +14,7 @@ from swjax.data.tokenizer import load_tokenizer
 from swjax.evaluation import read_events
 from swjax.evaluation.benchmarks import Benchmark, Metric, register_benchmark
 from swjax.evaluation.bootstrap import mean_score
+from swjax.evaluation.predictions import read_predictions
 from swjax.inference import Mode, read_frames
 from swjax.inference.memory import Window
 
@@ -266,9 +267,13 @@ def test_evaluate_lists_videos_that_it_cannot_use(made, tmp_path, capsys):
     assert "test-00001.mp4 cannot be decoded" in shown
     assert "loss and perplexity are of 3 videos, and 4 were watched:" in shown
     assert "manifest.jsonl:6: the caption has" in shown
-    assert "1 videos have later turns: the loss is of all turns, the other scores are of the first" in shown
+    assert "later turns" in shown
+    *_, (asked,) = (one.later for one in read_predictions(tmp_path / "out" / "predictions.jsonl") if one.later)
+    assert (asked.question, asked.reference, len(asked.words)) == ("And?", "No.", 3)
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 4
-    model = json.loads((tmp_path / "out" / "scores.json").read_text())["model"]
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert (rows["later turns"]["videos"], rows["later turns"]["words"]) == (1, 3.0)
+    model = rows["model"]
     assert (model["videos"], model["loss_videos"]) == (4, 3)
     with (folder / "manifest.jsonl").open("a") as manifest:
         manifest.write(json.dumps(video | {"human_caption": "Another."}) + "\n")

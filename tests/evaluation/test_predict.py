@@ -14,6 +14,7 @@ from swjax.data.tokenizer import load_tokenizer
 from swjax.evaluation import (
     EvaluationError,
     Prediction,
+    later_predictions,
     perturbed_schedule,
     predict,
     score_predictions,
@@ -72,8 +73,8 @@ def model(tokenizer):
 def watch(model, tokenizer):
     """Predictions of a model with random weights, by key."""
 
-    def watch(*keys, settings=SHORT, duration_s=5.0, **changes):
-        examples = [VideoExample(key, Path("x.mp4"), duration_s, "A caption.") for key in keys]
+    def watch(*keys, settings=SHORT, duration_s=5.0, later=(), **changes):
+        examples = [VideoExample(key, Path("x.mp4"), duration_s, "A caption.", later=later) for key in keys]
         how = {"question": "What?", "settings": settings, "read": read, "frame_units": 1, "rows": 2, **changes}
         outcomes = list(predict(model, tokenizer, examples, **how))
         found = {one.where if isinstance(one, Rejected) else one.key: one for one in outcomes}
@@ -214,6 +215,28 @@ def test_a_video_that_outlasts_an_explicit_schedule_is_set_aside(watch):
     assert "counts for 2 frames, but frame 2 has come" in found.reason
     with pytest.raises(ValueError, match="negative count"):
         StreamSettings(counts=(1, -1))
+
+
+def test_later_turns_are_asked_behind_the_video(watch, tmp_path):
+    alone = watch("a", "b")
+    found = watch("a", "b", later=(("And then?", "Nothing."), ("", "No.")))
+    assert without_walls(replace(one, later=()) for one in found) == without_walls(alone)
+    for one in found:
+        first, second = one.later
+        assert (first.question, first.reference) == ("And then?", "Nothing.")
+        assert (second.question, second.reference) == ("What?", "No."), "the question of all, where there is none"
+        assert [len(later.words) for later in one.later] == [SHORT.max_tail] * 2
+        assert not first.ended
+        assert first.token_ids != second.token_ids
+        assert one.wall_s[-1] < first.wall_s[0] < second.wall_s[0]
+    file = open_predictions(tmp_path, SETTINGS)
+    for one in found:
+        file.append(one)
+    assert read_predictions(file.path) == found
+    later = later_predictions(found)
+    assert [one.key for one in later] == ["a#1", "a#2", "b#1", "b#2"]
+    references = {"captions": {one.key: one.reference for one in later}}
+    assert score_predictions(later, truths=references)["words"].value == SHORT.max_tail
 
 
 PREDICTION = Prediction(
