@@ -47,12 +47,9 @@ is the share of 4-grams that an answer has said before, fragments the share of s
 middle or have fewer than three words.
 
 Videos are measured, whatever the data set claims. One that needs more than 1,048,576 / --rows slots (one for each of
-its tokens) is skipped and listed, as is one that cannot be read. Of several turns about a video, the first is asked before
-it; the others are asked when it has ended, each behind the model's own answer to the one before, and have a column of
-scores of their own. The loss is of all turns.
-
---judge-url has a language model grade the fluency of every answer, from 1 to 5; grades are kept, so that none is paid
-for twice.
+its tokens) is skipped and listed, as is one that cannot be read. Of several turns about a video the first is asked
+before it; the others are asked when it has ended, each behind the model's own answer to the one before, and have a
+column of scores of their own. The loss is of all turns.
 
 Beside a manifest of Moving Shapes (with events.jsonl) the captions are parsed: event accuracy is the share of events
 that are said exactly, in order, with nothing else said; grammatical the share of captions that the grammar derives.
