@@ -7,7 +7,7 @@ while words are spoken.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -235,6 +235,7 @@ class BatchEngine:
                 f"the frame has {units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
                 "smaller (max_pixels) or build the engine with larger frame_units"
             )
+        self._growth.fit(stream, units, self._sizes.passes[-1], self._open())
         stream.arrive(frame, self._clock(), last=last)
 
     def ask(self, stream: Stream, question: str, *, interrupt: bool = False) -> int:
@@ -291,6 +292,7 @@ class BatchEngine:
 
         An error of one stream ends it, with the reason `fault`; the others are advanced as if it were not there.
         """
+        self._compact(self._open())
         working = [stream for stream in self._open() if self._has_work(stream)]
         # Whose larger rows are being compiled waits for them alone, unless nobody else has work.
         working = [stream for stream in working if self._attempt(stream, self._growth.is_ready, stream)] or working
@@ -310,8 +312,7 @@ class BatchEngine:
             elif not stream.fault:
                 events.append((stream, self._end(stream, "capacity")))
         chosen = self._advance(shares)
-        for stream in shares:
-            self._attempt(stream, stream.compact, self._speaker, self._perceiver)
+        self._compact(shares)
         self._encode_ahead()  # for the next passes, while this one runs
         tokens = np.asarray(chosen) if chosen is not None else None
         now = self._clock()
@@ -385,6 +386,10 @@ class BatchEngine:
             return None
         chosen = self._speaker.advance(targets, self._sizes.pass_for(longest[1]), speaking, sampling)
         return chosen if speaking else None
+
+    def _compact(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
+            self._attempt(stream, stream.compact, self._speaker, self._perceiver)
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
         events = stream.tell(share, tokens, now)

@@ -232,6 +232,12 @@ class Lane:
         """
         self._cache = moved(self._cache, row, moves, origin)
 
+    def remember(self, row: int, words: Int32[np.ndarray, "W"]) -> None:
+        """Forget of what has been said in a row all but some words, so that a repetition penalty is for these alone."""
+        padded = np.full(self.slots, self._config.text.vocab_size, np.int32)
+        padded[: len(words)] = words
+        self._said = _remember(self._said, np.int32(row), padded)
+
     def read(self, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
         """A copy of the keys and values of some slots of a row."""
         return stored(self._cache, row, slots)
@@ -357,6 +363,11 @@ def _advance(
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _clean(cache: KeyValueCache, said: Bool[Array, "B V"], row: Array) -> tuple[KeyValueCache, Bool[Array, "B V"]]:
     return KeyValueCache(*(x.at[:, row].set(0) for x in cache)), said.at[row].set(False)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _remember(said: Bool[Array, "B V"], row: Array, words: Int32[Array, "S"]) -> Bool[Array, "B V"]:
+    return said.at[row].set(jnp.zeros(said.shape[1], bool).at[words].set(True, mode="drop"))
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from swjax.inference.memory import KEEP_ALL, TEXT, Book, Moves, StoredKeys
+from swjax.inference.sampler import NO_TOKEN
 from swjax.inference.settings import StreamSettings
 from swjax.streaming import (
     PositionCounts,
@@ -73,9 +74,10 @@ class Track:
         self._stored, self._visible = StoredCounts(0, 0), 0
         self._waiting_positions: Int32[np.ndarray, "3 N"] | None = None
         self.waiting: tuple[int, ...] = special.prefix
+        self._said: tuple[int, ...] = (NO_TOKEN,) * len(special.prefix)
         self._memory = settings.memory
         self.book = None if settings.memory == KEEP_ALL else Book()
-        self.frames = 0
+        self.frames = self._questions = 0
         self._piece: int | None = None
         self._next_word = -len(self.waiting)
 
@@ -96,7 +98,8 @@ class Track:
         self._piece = None if is_item else self._piece
         counts = self._ahead or self._words
         self._ahead, positions = place_text(self._design, counts, len(token_ids), is_item=is_item)
-        return self._store_sources(token_ids, positions, TEXT)
+        self._questions += is_item
+        return self._store_sources(token_ids, positions, TEXT - self._questions if is_item else TEXT)
 
     def before_frame(self) -> Tokens | None:
         """What must be written before another frame, a question or the end of the video is laid out; None if nothing.
@@ -143,15 +146,17 @@ class Track:
         stored, slots, spans = store_targets(self._design, self._stored._replace(sources=self._visible), count)
         self._stored = self._stored._replace(targets=stored.targets)
         if self.book is not None:
-            self.book.add_words(slots, self._next_word)
+            self.book.add_words(slots, self._next_word, self._said[:count])
         self._next_word += count
         fed = np.array(self.waiting[:count], np.int32)
         self.waiting, self._waiting_positions = self.waiting[count:], positions[:, count:]
+        self._said = self._said[count:]
         return Tokens(fed, positions[:, :count], spans.start, spans.stop, slots)
 
     def say(self, token: int) -> None:
         """A token has been spoken: it has its ids now, and waits to be fed."""
         self.waiting, self._waiting_positions = (token,), None
+        self._said = self.waiting
         self._place_waiting()
 
     def end_answer(self, token: int) -> Tokens:
@@ -171,6 +176,7 @@ class Track:
         before = self._place_waiting()
         self._words, positions = place_words(self._design, self._words, len(token_ids))
         self.waiting += token_ids
+        self._said += (NO_TOKEN,) * len(token_ids)
         self._waiting_positions = np.concatenate([before, positions], axis=1)
 
     def _place_waiting(self) -> Int32[np.ndarray, "3 N"]:
@@ -183,14 +189,16 @@ class Track:
         """Whether the memory policy wants to drop something."""
         return self.book is not None and self._memory.is_full(self.book)
 
-    def compact(self, read: Callable[[Book], StoredKeys], *, layers: int, heads: int) -> Moves:
-        """Drop what a full memory does not keep; all that has been laid out must be written and revealed.
+    def compact(self, read: Callable[[Book], StoredKeys], *, open_question: int, layers: int, heads: int) -> Moves:
+        """Drop what a full memory does not keep; all that has been laid out must be written.
 
-        Ids stay as they are. What stays is moved together: in grouped designs to both sides of the origin, else words
-        behind sources, whose order among the keys that a query sees makes no difference.
+        Ids stay as they are, and what has not been revealed stays. What stays is moved together: in grouped designs to
+        both sides of the origin, else words behind sources, whose order among the keys that a query sees makes no
+        difference.
 
         Args:
             read: gives keys and values of the sources in a book.
+            open_question: number of the oldest question that is not answered.
             layers, heads: of the model's cache.
 
         Raises:
@@ -198,13 +206,25 @@ class Track:
         """
         book = self.book
         assert book is not None, "there is a policy"
-        kept = self._memory.keep(book, lambda: read(book))
-        book.check(kept, layers=layers, heads=heads)
+        book.open_question = open_question
+        seen = book.first(self._visible)
+        kept = self._memory.keep(seen, lambda: read(seen))
+        seen.check(kept, layers=layers, heads=heads)
+        hidden = np.arange(self._visible, len(book.source_slots), dtype=np.int32)
+        hidden = np.broadcast_to(hidden, (*np.shape(kept.sources)[:-1], len(hidden)))
+        kept = kept._replace(sources=np.concatenate([kept.sources, hidden], axis=-1))
         sources, words = np.shape(kept.sources)[-1], len(kept.words)
         source_slots, word_slots = (np.arange(count, dtype=np.int32) for count in (sources, words))
         word_slots = -1 - word_slots if self._design.grouped else sources + word_slots
-        self._stored, self._visible = StoredCounts(sources, words), sources
+        self._stored, self._visible = StoredCounts(sources, words), sources - hidden.shape[-1]
         return book.keep(kept, source_slots, word_slots)
+
+    @property
+    def said(self) -> Int32[np.ndarray, "W"]:
+        """Ids of the chosen words that have not been dropped."""
+        assert self.book is not None, "there is a policy"
+        stored = np.concatenate([self.book.said, np.array(self._said, np.int32)])
+        return stored[stored >= 0]
 
     def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray, frame: int) -> Tokens:
         self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))

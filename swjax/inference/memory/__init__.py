@@ -7,7 +7,7 @@ so that what every query sees remains one span.
 import dataclasses
 from collections.abc import Callable
 
-from swjax.inference.memory.book import TEXT, Book, Kept, Memory, Moves, StoredKeys
+from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, Memory, Moves, StoredKeys
 from swjax.inference.memory.keep_all import KeepAll
 from swjax.inference.memory.window import Window
 
@@ -21,14 +21,28 @@ __all__ = [
     "MEMORIES",
     "TEXT",
     "Book",
+    "Bounds",
     "KeepAll",
     "Kept",
     "Memory",
     "Moves",
     "StoredKeys",
     "Window",
+    "bounds_of",
     "memory_of",
 ]
+
+
+def bounds_of(memory: Memory, frame_units: int, prompt: int) -> Bounds | None:
+    """The most that a policy lets a stream store; None where it sets no bound.
+
+    Args:
+        memory: the policy.
+        frame_units: tokens of the largest frame.
+        prompt: tokens of the prompt.
+    """
+    bounds: Callable[[int, int], Bounds] | None = getattr(memory, "bounds", None)
+    return None if bounds is None else bounds(frame_units, prompt)
 
 
 def memory_of(text: str) -> Memory:

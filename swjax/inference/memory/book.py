@@ -1,14 +1,14 @@
 """What the slots of a stream hold, as a memory policy is shown it, and what of them is to stay."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 TEXT = -1
-"""In the place of a frame's number: a token of text among the sources."""
+"""In the place of a frame's number: a token of the prompt, or of what closes the video. Question n has `TEXT - n`."""
 
 Indices = Int32[np.ndarray, "n"] | Int32[np.ndarray, "L K n"]
 """Indices of tokens: the same for all layers and key heads, or for each (an axis of 1 stands for all of them)."""
@@ -40,8 +40,26 @@ class Kept(NamedTuple):
     words: Int32[np.ndarray, "m"]
 
 
+class Bounds(NamedTuple):
+    """The most that a policy lets a stream store before it is full.
+
+    Attributes:
+        sources: tokens among the sources, the prompt included.
+        words: tokens among the words, those before the answer included.
+        kept: to how many sources it goes back when it is full; what must stay, and a frame, must fit into them.
+    """
+
+    sources: int
+    words: int
+    kept: int
+
+
 class Memory(Protocol):
-    """A policy: which slots of a stream stay. Frozen and hashable; it keeps no state of a stream."""
+    """A policy: which slots of a stream stay. Frozen and hashable; it keeps no state of a stream.
+
+    One that bounds what is stored has a third method, `bounds(frame_units, prompt) -> Bounds`, of the tokens of the
+    largest frame and of the prompt: rows are then made as long as they will ever be before the first pass.
+    """
 
     def is_full(self, book: "Book") -> bool:
         """Whether something is to be dropped now. Asked after each frame; cheap."""
@@ -61,15 +79,30 @@ class Book:
 
     Attributes:
         frames: for each source, in order of arrival, the number of its frame; `TEXT` for the prompt and what closes
-            the video. With axes of layers and key heads where a policy has kept unlike sources in these.
+            the video, `TEXT - n` for question n. With axes of layers and key heads where a policy has kept unlike
+            sources in these.
         words: for each stored word its number: below 0 for the assistant prefix, 0 for the first of the answer.
         source_slots, word_slots: where they are, from the stream's origin.
+        said: for each stored word its id, below 0 where it was not chosen, like the assistant prefix.
+        open_question: number of the oldest question that is not answered; 0 for the one in the prompt.
     """
 
     frames: Int32[np.ndarray, "*L_K S"] = field(default_factory=_none)
     words: Int32[np.ndarray, "W"] = field(default_factory=_none)
     source_slots: Int32[np.ndarray, "S"] = field(default_factory=_none)
     word_slots: Int32[np.ndarray, "W"] = field(default_factory=_none)
+    said: Int32[np.ndarray, "W"] = field(default_factory=_none)
+    open_question: int = 0
+
+    @property
+    def pinned(self) -> Bool[np.ndarray, "*L_K S"]:
+        """Which sources must stay: the prompt, what closes the video, and questions that are not answered."""
+        waits = self.frames <= TEXT - self.open_question if self.open_question else False
+        return (self.frames == TEXT) | waits
+
+    def first(self, sources: int) -> "Book":
+        """A copy with the first of the sources alone."""
+        return replace(self, frames=self.frames[..., :sources], source_slots=self.source_slots[:sources])
 
     def add_sources(self, slots: Int32[np.ndarray, "n"], frame: int) -> None:
         """Sources are stored behind the others: of a frame, or text."""
@@ -77,9 +110,10 @@ class Book:
         self.frames = np.concatenate([self.frames, added], axis=-1)
         self.source_slots = np.concatenate([self.source_slots, slots])
 
-    def add_words(self, slots: Int32[np.ndarray, "n"], first: int) -> None:
+    def add_words(self, slots: Int32[np.ndarray, "n"], first: int, said: Sequence[int]) -> None:
         """Words are stored; `first` is the number of the first of them."""
         self.words = np.concatenate([self.words, first + np.arange(len(slots), dtype=np.int32)])
+        self.said = np.concatenate([self.said, np.array(said, np.int32)])
         self.word_slots = np.concatenate([self.word_slots, slots])
 
     def check(self, kept: Kept, *, layers: int, heads: int) -> None:
@@ -120,7 +154,8 @@ class Book:
         else:
             frames = self.frames.reshape((1,) * (3 - self.frames.ndim) + self.frames.shape)
             self.frames = np.take_along_axis(frames, sources.reshape(*axes, -1), axis=-1)
-        self.words, self.source_slots, self.word_slots = self.words[words], source_slots, word_slots
+        self.words, self.said = self.words[words], self.said[words]
+        self.source_slots, self.word_slots = source_slots, word_slots
         return Moves(
             source=np.concatenate([old_words, old_sources], axis=-1), target=np.concatenate([word_slots, source_slots])
         )
