@@ -19,9 +19,11 @@ from swjax.inference.events import EndReason, StreamEnded, StreamEvent
 from swjax.inference.frames import Frame, check_frame
 from swjax.inference.growth import Growth
 from swjax.inference.lane import Lane
+from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.packing import RowTokens
 from swjax.inference.parts import Share
 from swjax.inference.prompt import begin_stream
+from swjax.inference.rehearsal import rehearse
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import GREEDY, SamplingRows
 from swjax.inference.scheduler import Scheduler
@@ -108,7 +110,7 @@ class BatchEngine:
         """Whether a step would do anything."""
         return any(self._has_work(stream) or stream.fault for stream in self._open())
 
-    def warm_up(self, grid_hw: tuple[int, int]) -> None:
+    def warm_up(self, grid_hw: tuple[int, int], memory: Memory = KEEP_ALL) -> None:
         """Compile all that streams need, while none is open, so that no word waits for it.
 
         Rows that are doubled later are compiled again, so give the engine the slots that it will need.
@@ -116,6 +118,7 @@ class BatchEngine:
         Args:
             grid_hw: patch rows and columns of the frames that will come. Those of another number of patches are padded
                 from now on, to the next larger one that has been warmed up or to the largest that the engine takes.
+            memory: of the streams that will be opened; what it drops is dropped once for nothing.
         """
         if self._open():
             raise ValueError("the engine has open streams; warm it up before the first, or after the last of them")
@@ -123,6 +126,7 @@ class BatchEngine:
         if self._apart:
             self._perceiver.warm_up(grid_hw, perceived)
         self._speaker.warm_up(None if self._apart else grid_hw, [*perceived, *spoken])
+        rehearse(memory, self._speaker, self._perceiver)
         if self._apart:
             # Questions are of any length, so pieces of all sizes up to the largest chunk.
             largest = max(padded_size(self._sizes.passes[-1]), padded_size(self._perceiver.frame_units))

@@ -117,8 +117,8 @@ class Scheduler:
         must_stay = self.prompt + sum(self._question_tokens.values())
         if bounds is not None and must_stay + tokens > bounds.kept:
             raise ValueError(
-                f"the {what} has {tokens} tokens, and the memory keeps {bounds.kept}, of which the questions that are "
-                f"not answered take {must_stay}; give it more sources, or make frames smaller (max_pixels)"
+                f"the {what} has {tokens} tokens, and the memory keeps {bounds.kept}, of which the prompt and "
+                f"questions that are not answered take {must_stay}; give it more sources, or make frames smaller (max_pixels)"
             )
 
     def _check_counts(self) -> None:
