@@ -13,6 +13,8 @@ NUMBERS = {
     "words": "newest words that stay",
     "first_words": "words from the beginning of the answer that stay beside them",
     "frames": "newest frames that stay (window)",
+    "positions": "what becomes of position ids (window): kept, contiguous, together, apart",
+    "reanchor_at": "ids after which all are set back, together or apart (window)",
 }
 """What the policies' own numbers mean, by name."""
 

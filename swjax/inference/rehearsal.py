@@ -11,12 +11,13 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
     if memory == KEEP_ALL:
         return
     book, number, units = Book(), 0, perceiver.frame_units
-    book.add_sources(np.arange(1, dtype=np.int32), TEXT)
+    book.add_sources(np.arange(1, dtype=np.int32), np.zeros((3, 1), np.int32), TEXT)
     while not memory.is_full(book):
         first = len(book.source_slots)
         if first + units > speaker.slots - speaker.left:
             return
-        book.add_sources(np.arange(first, first + units, dtype=np.int32), number)
+        slots = np.arange(first, first + units, dtype=np.int32)
+        book.add_sources(slots, np.broadcast_to(slots, (3, units)), number)
         number += 1
     kept = memory.keep(book, lambda: speaker.read(0, book.source_slots + speaker.left))
     count = np.shape(kept.sources)[-1]

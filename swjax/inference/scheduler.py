@@ -106,6 +106,8 @@ class Scheduler:
             raise ValueError("no frame has come yet; open the stream with this question, or ask after a frame")
         self._check_counts()
         self._check_fits(len(token_ids), "question")
+        if getattr(self.settings.memory, "positions", "kept") in ("contiguous", "apart"):
+            raise ValueError("questions between frames need a memory whose positions are kept, or set back together")
         self._asked += 1
         self._question_tokens[self._asked] = len(token_ids)
         self._arrivals.append(Asked(token_ids, self._asked, now, interrupts))
@@ -118,7 +120,8 @@ class Scheduler:
         if bounds is not None and must_stay + tokens > bounds.kept:
             raise ValueError(
                 f"the {what} has {tokens} tokens, and the memory keeps {bounds.kept}, of which the prompt and "
-                f"questions that are not answered take {must_stay}; give it more sources, or make frames smaller (max_pixels)"
+                f"questions that are not answered take {must_stay}; give it more sources, or make frames "
+                "smaller (max_pixels)"
             )
 
     def _check_counts(self) -> None:

@@ -126,7 +126,7 @@ def test_what_does_not_fit_into_a_budget_is_refused(weights, tokenizer):
     ):
         session.see(make_frames(1, 0, (8, 8))[0])
     stream = (engine := make_engine(weights)).open(
-        tokenizer, question=QUESTION, settings=StreamSettings(memory=BUDGET), watches_on=True
+        tokenizer, question=QUESTION, settings=StreamSettings(max_tail=2, memory=BUDGET), watches_on=True
     )
     engine.see(stream, make_frames(1, 0, GRID)[0])
     with pytest.raises(ValueError, match="the question has 2"):

@@ -2,8 +2,8 @@
 
 As StreamingLLM (Xiao et al., 2023, arXiv 2309.17453) keeps its sinks and StreamingVLM (Xu et al., 2025, arXiv
 2510.09608) words longer than frames: here the prompt with the question, the assistant prefix and the first words are
-the sinks. Ids are kept and keys stay rotated, so that nothing is computed again; a key that stays has what it saw of
-those that are gone.
+the sinks. Keys stay rotated and ids are kept, unless asked otherwise, so that nothing is computed again; a key that
+stays has what it saw of those that are gone.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32
 
+from swjax.inference.memory.anchor import POSITIONS
 from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, StoredKeys
 from swjax.inference.memory.budget import Budget, has_too_many_words, high_mark, kept_words
 from swjax.inference.numbers import LARGEST_COUNT, whole
@@ -25,14 +26,22 @@ class Window(Budget):
         sources: as in `Budget`; 0 for 4,096, or for no such bound where `frames` is given.
         frames: frames that stay; dropped down to these when there are more than an eighth more. None for as many as
             `sources` holds.
+        positions: what becomes of the ids of what stays: kept, contiguous, together or apart, as in
+            `swjax.inference.memory.anchor`.
+        reanchor_at: ids after which all are set back, together or apart.
     """
 
     sources: int = 0
     frames: int | None = None
+    positions: str = "kept"
+    reanchor_at: int = 16_384
 
     def __post_init__(self) -> None:
         if self.frames is not None:
             whole("a window's frames", self.frames, least=1)
+        if self.positions not in POSITIONS:
+            raise ValueError(f"a window's positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
+        whole("a window's reanchor_at", self.reanchor_at, least=1)
         if not self.sources:
             object.__setattr__(self, "sources", Budget.sources if self.frames is None else LARGEST_COUNT)
         super().__post_init__()
