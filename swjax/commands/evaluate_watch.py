@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
+from swjax.commands.memory_arguments import read_memory
 from swjax.commands.say import UsageError
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
@@ -100,6 +101,7 @@ class Watch:
                 second_per_grid_t=geometry.frame_seconds(record.fps),
                 max_tail=args.max_tail,
                 sampling=Sampling(repetition_penalty=args.repetition_penalty),
+                memory=read_memory(args),
             ),
             read=lambda example: (change or iter)(read(example.video)),
             frame_units=max(1, record.max_pixels // geometry.token_size**2),
@@ -120,6 +122,7 @@ class Watch:
         """All that predictions depend on."""
         from swjax.data.chat import EVALUATION_QUESTION
         from swjax.inference import Mode
+        from swjax.inference.memory import KEEP_ALL
         from swjax.models.parameters import fingerprint, split_parameters
         from swjax.streaming import DESIGNS, Variant
         from swjax.training.environment import fingerprint_data
@@ -140,4 +143,5 @@ class Watch:
             "schedule_seed": self.seed,
             # The words of the other modes are the same.
             "speaks_while_watching": speaks_while_watching and self.mode is not Mode.OFFLINE,
+            **({} if (memory := read_memory(self.args)) == KEEP_ALL else {"memory": str(memory)}),
         }

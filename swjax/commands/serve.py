@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from swjax.commands.memory_arguments import add_memory_arguments, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 from swjax.streaming.spec import StreamSpec
 
@@ -82,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-pixels", type=_whole(1), help="area to which pictures are resized at most (default: as trained)"
     )
     engine.add_argument(
-        "--slots", type=_whole(2), help="of each row's cache (default: as many as a video of --max-seconds needs)"
+        "--slots",
+        type=_whole(2),
+        help="of each row's cache (default: as many as a video of --max-seconds needs, or as --memory keeps)",
     )
     engine.add_argument(
         "--picture-size",
@@ -92,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile for pictures of exactly this size; may be repeated (default: pictures of 16:9, 4:3 and 1:1). "
         "Others are padded to one of a few sizes",
     )
+    add_memory_arguments(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-seconds", type=_number, default=120.0, help="length of a video (default: %(default)g)")
     limits.add_argument(
@@ -148,15 +152,18 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     source = load_streaming_model(args.checkpoint, step=args.step)
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
+    memory = read_memory(args)
     modes = tuple(Mode(mode) for mode in args.mode) if args.mode else USUAL_MODES
     try:
         record = _record(args, source.record)
         geometry = source.model.config.geometry
-        offer = Offer(Path(args.checkpoint).name, record, modes, limits, geometry=geometry)
+        offer = Offer(Path(args.checkpoint).name, record, modes, limits, geometry=geometry, memory=memory)
         pictures = {"pictures": args.picture_size} if args.picture_size else {}
-        size = EngineSize.of(record, limits, rows=args.rows, slots=args.slots, geometry=geometry, **pictures)
+        size = EngineSize.of(
+            record, limits, rows=args.rows, slots=args.slots, geometry=geometry, memory=memory, **pictures
+        )
         _describe(size, modes)
-        engine = build_engine(source.model, size, tokenizer)
+        engine = build_engine(source.model, size, tokenizer, memory)
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
     log_to(log := LineHandler())  # after the libraries have configured theirs

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from swjax.commands.memory_arguments import add_memory_arguments, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
 from swjax.streaming.spec import StreamSpec
 
@@ -40,13 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COUNTS",
         help="answer tokens after each frame one by one, in the place of --wait-k: 3,0,5,... or a file of such counts; "
         "what is left follows the last frame, whose count is not used",
-    )
-    parser.add_argument(
-        "--memory",
-        default="keep_all",
-        metavar="POLICY",
-        help="what is kept of what has been seen and said: keep_all (default); window:frames=64,words=512 keeps the "
-        "question, the first words, the last 64 frames and the last 512 words, so that a video may be of any length",
     )
     parser.add_argument("--gap", type=int, help="first position id of the answer in gipe (default: as trained)")
     parser.add_argument(
@@ -78,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="PNG", help="write a picture: the frames and, below each, the words said then"
     )
+    add_memory_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object an event instead of text")
 
 
@@ -207,7 +202,6 @@ def _stop_token(text: str, tokenizer: Any) -> int:
 
 def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, geometry: "Geometry") -> "StreamSettings":
     from swjax.inference import Sampling, StreamSettings
-    from swjax.inference.memory import memory_of
     from swjax.streaming import Variant
 
     if args.schedule is not None and args.wait_k is not None:
@@ -220,7 +214,7 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, ge
             gap=record.gap if args.gap is None else args.gap,
             second_per_grid_t=geometry.frame_seconds(record.fps),
             max_tail=args.max_tail,
-            memory=memory_of(args.memory),
+            memory=read_memory(args),
             stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),
             sampling=Sampling(
                 temperature=args.temperature,

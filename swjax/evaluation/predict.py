@@ -27,6 +27,8 @@ from swjax.inference import (
     run_streams,
 )
 from swjax.inference.prompt import encode_prompt
+from swjax.inference.room import bounded_room
+from swjax.inference.sizes import CHUNK_SIZES, TILE
 from swjax.streaming import SpecialTokens, random_schedule
 
 Schedule = Callable[[str, int], Sequence[int]]
@@ -337,7 +339,13 @@ def later_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
 def _first_slots(
     prompt: int, examples: Sequence[VideoExample], special: SpecialTokens, settings: StreamSettings, frame_units: int
 ) -> tuple[int, int]:
-    """Slots that hold the longest of the videos by the durations that the data set claims, and those for words."""
+    """Slots that hold the longest of the videos by the durations that the data set claims, and those for words.
+
+    Where a memory bounds them, they hold any video.
+    """
+    if (room := bounded_room(settings, frame_units, CHUNK_SIZES[-1] + TILE, prompt)) is not None:
+        words = room[0] or settings.step
+        return words + room[1], words
     longest_s = max(example.duration_s or 0.0 for example in examples)
     frames = 1 + int(min(FIRST_SLOTS, max(0.0, longest_s / settings.second_per_grid_t)))
     sources = prompt + frames * frame_units + len(special.trailer)

@@ -7,7 +7,7 @@ while words are spoken.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,9 +19,11 @@ from swjax.inference.events import EndReason, StreamEnded, StreamEvent
 from swjax.inference.frames import Frame, check_frame
 from swjax.inference.growth import Growth
 from swjax.inference.lane import Lane
+from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.packing import RowTokens
 from swjax.inference.parts import Share
 from swjax.inference.prompt import begin_stream
+from swjax.inference.rehearsal import rehearse
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import GREEDY, SamplingRows
 from swjax.inference.scheduler import Scheduler
@@ -108,7 +110,7 @@ class BatchEngine:
         """Whether a step would do anything."""
         return any(self._has_work(stream) or stream.fault for stream in self._open())
 
-    def warm_up(self, grid_hw: tuple[int, int]) -> None:
+    def warm_up(self, grid_hw: tuple[int, int], memory: Memory = KEEP_ALL) -> None:
         """Compile all that streams need, while none is open, so that no word waits for it.
 
         Rows that are doubled later are compiled again, so give the engine the slots that it will need.
@@ -116,6 +118,7 @@ class BatchEngine:
         Args:
             grid_hw: patch rows and columns of the frames that will come. Those of another number of patches are padded
                 from now on, to the next larger one that has been warmed up or to the largest that the engine takes.
+            memory: of the streams that will be opened; what it drops is dropped once for nothing.
         """
         if self._open():
             raise ValueError("the engine has open streams; warm it up before the first, or after the last of them")
@@ -123,6 +126,7 @@ class BatchEngine:
         if self._apart:
             self._perceiver.warm_up(grid_hw, perceived)
         self._speaker.warm_up(None if self._apart else grid_hw, [*perceived, *spoken])
+        rehearse(memory, self._speaker, self._perceiver)
         if self._apart:
             # Questions are of any length, so pieces of all sizes up to the largest chunk.
             largest = max(padded_size(self._sizes.passes[-1]), padded_size(self._perceiver.frame_units))
@@ -235,6 +239,7 @@ class BatchEngine:
                 f"the frame has {units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
                 "smaller (max_pixels) or build the engine with larger frame_units"
             )
+        self._growth.fit(stream, units, self._sizes.passes[-1], self._open())
         stream.arrive(frame, self._clock(), last=last)
 
     def ask(self, stream: Stream, question: str, *, interrupt: bool = False) -> int:
@@ -293,6 +298,7 @@ class BatchEngine:
 
         An error of one stream ends it, with the reason `fault`; the others are advanced as if it were not there.
         """
+        self._compact(self._open())
         working = [stream for stream in self._open() if self._has_work(stream)]
         # Whose larger rows are being compiled waits for them alone, unless nobody else has work.
         working = [stream for stream in working if self._attempt(stream, self._growth.is_ready, stream)] or working
@@ -312,8 +318,7 @@ class BatchEngine:
             elif not stream.fault:
                 events.append((stream, self._end(stream, "capacity")))
         chosen = self._advance(shares)
-        for stream in shares:
-            self._attempt(stream, stream.compact, self._speaker, self._perceiver)
+        self._compact(shares)
         self._encode_ahead()  # for the next passes, while this one runs
         tokens = np.asarray(chosen) if chosen is not None else None
         now = self._clock()
@@ -387,6 +392,10 @@ class BatchEngine:
             return None
         chosen = self._speaker.advance(targets, self._sizes.pass_for(longest[1]), speaking, sampling)
         return chosen if speaking else None
+
+    def _compact(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
+            self._attempt(stream, stream.compact, self._speaker, self._perceiver)
 
     def _tell(self, stream: Stream, share: Share, tokens: np.ndarray | None, now: float) -> list[StreamEvent]:
         events = stream.tell(share, tokens, now)

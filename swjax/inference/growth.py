@@ -35,6 +35,40 @@ class Growth:
             ready &= self._prepare(lane, self._slots_to_add(lane, stream, lowest, highest)).done()
         return ready
 
+    def fit(self, stream: Stream, frame_units: int, chunk: int, streams: Sequence[Stream]) -> None:
+        """Make rows as long as a stream with a bounded memory will ever need them, so that none grows under way.
+
+        Args:
+            stream: the stream, before its first pass.
+            frame_units: tokens of its next frame.
+            chunk: tokens of the largest pass.
+            streams: all that are open, whose origins move with their rows.
+
+        Raises:
+            ValueError: if rows may not be so long.
+        """
+        needed = stream.room(frame_units, chunk)
+        if needed is None:
+            return
+        for lane in self._lanes:
+            left = stream.origin if lane is self._speaker else 0
+            added = max(0, needed[0] - left) if lane is self._speaker else 0, max(0, needed[1] - (lane.slots - left))
+            if sum(added) and lane is self._speaker and lane.slots + sum(added) > self._max_slots:
+                raise ValueError(
+                    f"the stream's memory needs {needed[0]} slots for words and {needed[1]} for sources, and rows have "
+                    f"{left} and {lane.slots - left} and may have {self._max_slots} in all; give the engine more "
+                    "(slots, word_slots, max_slots), or the memory smaller budgets"
+                )
+            if sum(added):
+                self._grow(lane, added, streams)
+
+    def _grow(self, lane: Lane, added: tuple[int, int], streams: Sequence[Stream]) -> None:
+        if self._ahead:
+            self._prepare(lane, added).result()
+        lane.grow(*added)
+        for other in streams if lane is self._speaker else ():
+            other.shift(added[0])
+
     def make_room(self, stream: Stream, share: Share, streams: Sequence[Stream]) -> bool:
         """Double the end of the rows that would run over, as far as the limit allows; false if that is not enough.
 
@@ -54,11 +88,7 @@ class Growth:
             if added is None:
                 return False
             if sum(added):
-                if self._ahead:
-                    self._prepare(lane, added).result()
-                lane.grow(*added)
-                for other in streams if lane is self._speaker else ():
-                    other.shift(added[0])
+                self._grow(lane, added, streams)
         return True
 
     @property

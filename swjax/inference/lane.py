@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.compiler import STREAMING_OPTIONS
 from swjax.inference.memory import Moves, StoredKeys
-from swjax.inference.memory.moved import moved, stored
+from swjax.inference.memory.moved import moved, stored, turned
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
 from swjax.inference.sampler import GREEDY, SamplingRows, mark_said, sample
 from swjax.inference.weights import Weights
@@ -67,6 +67,7 @@ class Lane:
         text, dtype = self._config.text, self._parameters["decoder/embedding_vd"].dtype
         self._cache = self._put(KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype))
         self._said = self._put(jnp.zeros((rows, text.vocab_size), bool))
+        self._sinks: dict[tuple[int, bool], Piece] = {}
         self._frame_sizes: set[int] = set()
         self._sizes_open = MAX_FRAME_SIZES
         self._prepared: dict[int, Future[None]] = {left + right: Future()}
@@ -141,6 +142,7 @@ class Lane:
         What another stream has stored there is hidden from this one, and yet it goes: attention multiplies hidden
         values by zero, and zero times a NaN is a NaN.
         """
+        self._sinks = {key: piece for key, piece in self._sinks.items() if key[0] != row}
         self._cache, self._said = _clean(self._cache, self._said, np.int32(row))
 
     def warm_up(self, grid_hw: tuple[int, int] | None, passes: Collection[tuple[int, bool]]) -> None:
@@ -230,7 +232,23 @@ class Lane:
             moves: which slot goes where, counted from the origin.
             origin: slot of this lane's cache at which the stream's first source is stored.
         """
-        self._cache = moved(self._cache, row, moves, origin)
+        rotary = self._config.text.rotary
+        self._cache = moved(self._cache, row, moves, origin, rotary)
+        for sinks in moves.sinks:
+            first, key = origin + sinks.first, (row, sinks.are_words)
+            if sinks.turn.any():
+                if key not in self._sinks:
+                    self._sinks[key] = self.take(row, first, sinks.slots)
+                keys, values = self._sinks[key]
+                self.put(
+                    row, first, Piece(turned(keys, np.repeat(sinks.turn[:, None], sinks.slots, 1), rotary), values)
+                )
+
+    def remember(self, row: int, words: Int32[np.ndarray, "W"]) -> None:
+        """Forget of what has been said in a row all but some words, so that a repetition penalty is for these alone."""
+        padded = np.full(self.slots, self._config.text.vocab_size, np.int32)
+        padded[: len(words)] = words
+        self._said = _remember(self._said, np.int32(row), padded)
 
     def read(self, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
         """A copy of the keys and values of some slots of a row."""
@@ -357,6 +375,11 @@ def _advance(
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _clean(cache: KeyValueCache, said: Bool[Array, "B V"], row: Array) -> tuple[KeyValueCache, Bool[Array, "B V"]]:
     return KeyValueCache(*(x.at[:, row].set(0) for x in cache)), said.at[row].set(False)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _remember(said: Bool[Array, "B V"], row: Array, words: Int32[Array, "S"]) -> Bool[Array, "B V"]:
+    return said.at[row].set(jnp.zeros(said.shape[1], bool).at[words].set(True, mode="drop"))
 
 
 @functools.partial(jax.jit, static_argnums=3)

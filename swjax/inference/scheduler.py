@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from swjax.inference.frames import Frame, merge_frames
-from swjax.inference.memory import KEEP_ALL, Book, Moves, StoredKeys
+from swjax.inference.memory import KEEP_ALL, Book, Moves, StoredKeys, bounds_of
 from swjax.inference.numbers import whole
 from swjax.inference.parts import Arrival, Asked, Group, Part, Share, Tally
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
@@ -41,6 +41,7 @@ class Scheduler:
 
     Attributes:
         settings, on_demand: as above.
+        prompt: tokens of the prompt.
         spoken: words that have been spoken.
         words_left: words that may be spoken before the next frame.
         after_frame: number of the newest frame that words can see; -1 before the first.
@@ -68,7 +69,10 @@ class Scheduler:
             )
         self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
-        self.on_demand, self._watches_on, self._full = on_demand, watches_on, False
+        self.on_demand, self._watches_on = on_demand, watches_on
+        self._full = self._spoke = False
+        self._unasked_words = 0
+        self.prompt, self._question_tokens = len(prompt), dict[int, int]()
         self._queue: deque[Group] = deque([Group(track.text(prompt))])
         self._log: list[Group] = []
         self._arrivals: deque[Arrival | Asked] = deque()
@@ -86,6 +90,7 @@ class Scheduler:
         if self._finished:
             raise ValueError("the video has been finished; a new stream is needed for more frames")
         self._check_counts()
+        self._check_fits(len(frame.patches) // self._merge_size**2, "frame")
         newest = self._arrivals[-1] if self._arrivals else None
         if self._when_behind == "merge" and isinstance(newest, Arrival) and newest.frame.grid_hw != frame.grid_hw:
             before = newest.frame.grid_hw
@@ -108,9 +113,24 @@ class Scheduler:
         if not self._arrived:
             raise ValueError("no frame has come yet; open the stream with this question, or ask after a frame")
         self._check_counts()
+        self._check_fits(len(token_ids), "question")
+        if getattr(self.settings.memory, "positions", "kept") in ("contiguous", "apart"):
+            raise ValueError("questions between frames need a memory whose positions are kept, or set back together")
         self._asked += 1
+        self._question_tokens[self._asked] = len(token_ids)
         self._arrivals.append(Asked(token_ids, self._asked, now, interrupts))
         return self._asked
+
+    def _check_fits(self, tokens: int, what: str) -> None:
+        """Refuse a frame or question that does not fit into what a bounded memory keeps, beside what must stay."""
+        bounds = bounds_of(self.settings.memory, tokens, self.prompt)
+        must_stay = self.prompt + sum(self._question_tokens.values())
+        if bounds is not None and must_stay + tokens > bounds.kept:
+            raise ValueError(
+                f"the {what} has {tokens} tokens, and the memory keeps {bounds.kept}, of which the prompt and "
+                f"questions that are not answered take {must_stay}; give it more sources, or make frames "
+                "smaller (max_pixels)"
+            )
 
     def _check_counts(self) -> None:
         """Refuse one frame or question too many for an explicit schedule."""
@@ -190,16 +210,24 @@ class Scheduler:
             if isinstance(first, Arrival) and first.cell is None:
                 yield first
 
-    def lay(self) -> None:
-        """Lay out what may be perceived now."""
+    @property
+    def _may_lay(self) -> bool:
+        """Whether something may be perceived now, once a full memory has dropped what it does not keep."""
         if self._turn_is_due:
-            self._lay_turn()
-        if self._ahead is not None or self._closing or self._full:
-            return
+            return True
+        if self._ahead is not None or self._closing:
+            return False
         # One thing at a time: the next frame waits until the words before it are spoken.
         if self._mode is not Mode.PARALLEL and self.words_left:
+            return False
+        return bool(self._arrivals or (self._finished and not self.words_left and self._laid))
+
+    def lay(self) -> None:
+        """Lay out what may be perceived now."""
+        if self._full or not self._may_lay:
             return
-        if not self._arrivals and (not self._finished or self.words_left or self._laid == 0):
+        if self._turn_is_due:
+            self._lay_turn()
             return
         # What closes the video belongs to its last frame, so it comes before the prefix where nothing has been said.
         if (self._arrivals or self.spoken) and (before := self._track.before_frame()) is not None:
@@ -222,7 +250,7 @@ class Scheduler:
 
     @property
     def _turn_is_due(self) -> bool:
-        if not self._turns or not self._closed or self._hidden or self._full:
+        if not self._turns or not self._closed or self._hidden:
             return False
         said = self.answering is None or (not self.words_left and not self.on_demand)
         return said or self._turns[0].interrupts
@@ -251,7 +279,7 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a pass could advance the stream now."""
         self.lay()
-        return bool(self._unwritten or self.words_left or self._hidden)
+        return bool(self._unwritten or self.words_left or self._hidden or (self._full and self._may_lay))
 
     @property
     def _unwritten(self) -> int:
@@ -293,11 +321,15 @@ class Scheduler:
         self._track.say(token)
         self.spoken += 1
         self.words_left -= 1
+        self._unasked_words += 1
+        if self._unasked_words > self.settings.step:  # of a stream on demand
+            self._full, self._unasked_words = self._track.is_full, 0
 
     def end_answer(self, token: int) -> None:
         """The token that ends an answer has been chosen; the next question has its turn."""
         self._queue.append(Group(self._track.end_answer(token), is_target=True))
         self.spoken += 1
+        self._question_tokens.pop(self.answering or 0, None)
         self.answering = None
         if self._open:
             self.words_left -= 1
@@ -314,8 +346,8 @@ class Scheduler:
         waiting = len(self._track.waiting)
         if not self.words_left or len(share) + waiting > room or any(group.is_target for group in self._queue):
             return
-        if waiting and (self._full or (alone and (self._queue or share.parts))):
-            return  # one thing at a time; and words are spoken from what a full memory keeps
+        if waiting and alone and (self._queue or share.parts):
+            return  # one thing at a time
         words = None
         if waiting:
             tokens = self._track.feed()
@@ -326,7 +358,7 @@ class Scheduler:
         if words is not None:
             share.parts.append(Part(words, 0, waiting))
             self._note(words)
-        share.speaks = True
+        share.speaks = self._spoke = True
 
     def _take(self, share: Share, room: int) -> None:
         while (unwritten := self._unwritten) and len(share) < room:
@@ -365,7 +397,7 @@ class Scheduler:
         share.revealed += [self._ahead] if self._ahead is not None else []
         self._ahead = None
         self._closed = self._closing
-        self._full = self._track.is_full
+        self._full, self._spoke, self._unasked_words = self._track.is_full, False, 0
         silent = self.on_demand or self.answering is None
         if silent or (self._mode is Mode.OFFLINE and not self._closed):
             self.words_left = 0
@@ -373,7 +405,10 @@ class Scheduler:
             self.words_left = self.settings.words_after(self._laid - 1, last=True if self._closed else None)
 
     def compact(self, read: Callable[[Book], StoredKeys], *, layers: int, heads: int) -> Moves | None:
-        """Drop what a full memory does not keep; None if it is not full, or something laid out is not written yet.
+        """Drop what a full memory does not keep; None if it is not full, or this is not the time.
+
+        It is once the first word after the newest frame has been computed, which does not wait for it, or else before
+        anything more is laid out: in all modes alike. And all that has been laid out must have been written.
 
         Args:
             read: gives keys and values of the sources in a book.
@@ -382,10 +417,17 @@ class Scheduler:
         Raises:
             ValueError: if the policy keeps what cannot be kept.
         """
-        if not self._full or self._queue:
+        is_time = self._spoke or (self._may_lay and not self.words_left)
+        if not self._full or self._queue or not is_time:
             return None
         self._full = False
-        return self._track.compact(read, layers=layers, heads=heads)
+        oldest = min([self._asked + 1, *self._open, *([] if self.answering is None else [self.answering])])
+        return self._track.compact(read, open_question=oldest, layers=layers, heads=heads)
+
+    @property
+    def said(self) -> Int32[np.ndarray, "W"]:
+        """Ids of the words that have not been dropped."""
+        return self._track.said
 
     def _next_arrival(self) -> Arrival | Asked:
         """The next frame or question to take in; in real time, what has fallen behind is dealt with."""

@@ -74,6 +74,11 @@ class StreamSettings:
         """The variant's row in the table of designs."""
         return DESIGNS[self.variant]
 
+    @property
+    def step(self) -> int:
+        """The most words after a frame, the last one included."""
+        return max(self.max_tail, self.wait_k, *(self.counts or ()))
+
     def words_after(self, frame: int, *, last: bool | None = False) -> int:
         """The rule of speaking: answer tokens that are spoken after a frame, before the next one.
 

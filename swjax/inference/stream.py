@@ -11,16 +11,19 @@ from tokenizers.decoders import DecodeStream
 from swjax.inference.events import EndReason, FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame
 from swjax.inference.lane import Lane, Piece
-from swjax.inference.memory import Book, StoredKeys
+from swjax.inference.memory import KEEP_ALL, Book, StoredKeys
 from swjax.inference.packing import RowTokens, row_tokens
 from swjax.inference.parts import Arrival, Part, Share, Tally
 from swjax.inference.prompt import encode_later
-from swjax.inference.room import padded_size
+from swjax.inference.room import bounded_room, padded_size
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
 from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import StreamSettings
 from swjax.models.config import ModelConfig
 from swjax.streaming import SpecialTokens
+
+KEPT_WORDS = 4096
+"""Words that a stream with a memory keeps at least, and twice as many at most; its events have handed out all."""
 
 
 @dataclass(eq=False)
@@ -29,7 +32,8 @@ class Stream:
 
     Attributes:
         settings: how it is spoken about.
-        answer: ids of the answer tokens spoken so far, to all questions, without end tokens.
+        answer: ids of the answer tokens spoken so far, to all questions, without end tokens; where a memory may drop
+            something, the last `KEPT_WORDS` of them at least.
         ended: why it has ended, None while it goes on.
         opened_s: when it was opened, by the engine's clock.
         tally: what it has cost.
@@ -52,12 +56,13 @@ class Stream:
     fault: Exception | None = None
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
     _decoded: int = 0
+    _words: int = 0
     _texts: list[str] = field(repr=False, default_factory=list)
     _held: list[tuple[int, Piece]] = field(repr=False, default_factory=list)
 
     @property
     def text(self) -> str:
-        """The answer so far, up to the last whole character."""
+        """The answer so far, as far as `answer` has it, up to the last whole character."""
         return "".join(self._texts)
 
     @property
@@ -129,6 +134,10 @@ class Stream:
         """Take what the next pass computes of it, at most `room` tokens."""
         return self._scheduler.plan(room)
 
+    def room(self, frame_units: int, chunk: int) -> tuple[int, int] | None:
+        """Slots to the left and to the right of its origin that it will ever need; None where nothing bounds them."""
+        return bounded_room(self.settings, frame_units, chunk, self._scheduler.prompt)
+
     def encode_ahead(self, perceiver: Lane) -> None:
         """Start the vision tower on the frames that are needed next, as far as there are cells for their features."""
         for arrival in self._scheduler.to_encode():
@@ -181,10 +190,13 @@ class Stream:
             return speaker.read(self.row, book.source_slots + self._origin)
 
         moves = self._scheduler.compact(read, layers=speaker.layers, heads=speaker.heads)
-        if moves is not None:
-            speaker.move(self.row, moves, self._origin)
-            if perceiver is not speaker:
-                perceiver.move(self.row, moves.of_sources(), 0)
+        if moves is None:
+            return
+        speaker.move(self.row, moves, self._origin)
+        if perceiver is not speaker:
+            perceiver.move(self.row, moves.of_sources(), 0)
+        if self.settings.sampling.repetition_penalty != 1:
+            speaker.remember(self.row, self._scheduler.said)
 
     def shift(self, slots: int) -> None:
         """Its row has had slots added on the left."""
@@ -228,10 +240,13 @@ class Stream:
         self._scheduler.spoke(token)
         if question != self._decoded:
             self._decoded, self._decoder = question, DecodeStream(skip_special_tokens=True)
-        self.answer.append(token)
         text = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
+        self.answer.append(token)
         self._texts.append(text)
-        return [TokenSpoken(len(self.answer) - 1, token, text, self._scheduler.after_frame, wall_s, question)]
+        self._words += 1
+        if self.settings.memory != KEEP_ALL and len(self.answer) > 2 * KEPT_WORDS:
+            del self.answer[:-KEPT_WORDS], self._texts[:-KEPT_WORDS]
+        return [TokenSpoken(self._words - 1, token, text, self._scheduler.after_frame, wall_s, question)]
 
     def end(self, reason: EndReason, now: float) -> StreamEnded:
         """It has ended."""

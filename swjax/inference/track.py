@@ -13,7 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.inference.memory import KEEP_ALL, TEXT, Book, Moves, StoredKeys
+from swjax.inference.memory import KEEP_ALL, TEXT, Book, Moves, StoredKeys, Window
+from swjax.inference.memory.anchor import anchored
+from swjax.inference.memory.book import Sinks
+from swjax.inference.sampler import NO_TOKEN
 from swjax.inference.settings import StreamSettings
 from swjax.streaming import (
     PositionCounts,
@@ -75,9 +78,11 @@ class Track:
         self._stored, self._visible = StoredCounts(0, 0), 0
         self._waiting_positions: Int32[np.ndarray, "3 N"] | None = None
         self.waiting: tuple[int, ...] = special.prefix
-        self._memory = settings.memory
+        self._said: tuple[int, ...] = (NO_TOKEN,) * len(special.prefix)
+        self._memory, self._prompt = settings.memory, 0
+        self._moved = self._sinks_moved = np.zeros((2, 3), np.int32)  # of sources, and of words
         self.book = None if settings.memory == KEEP_ALL else Book()
-        self.frames = 0
+        self.frames = self._questions = 0
         self._piece: int | None = None
         self._next_word = -len(self.waiting)
 
@@ -98,7 +103,10 @@ class Track:
         self._piece = None if is_item else self._piece
         counts = self._ahead or self._words
         self._ahead, positions = place_text(self._design, counts, len(token_ids), is_item=is_item)
-        return self._store_sources(token_ids, positions, TEXT)
+        self._questions += is_item
+        self._prompt = self._prompt or len(token_ids)
+        positions = positions + self._moved[0, 0]
+        return self._store_sources(token_ids, positions, TEXT - self._questions if is_item else TEXT)
 
     def turn(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
         """Lay out the question of a later turn, behind the video and all that has been said; nothing may wait."""
@@ -131,6 +139,7 @@ class Track:
             self._design, self._ahead or self._words, number - self._piece, rows, columns, self._stride
         )
         self.frames += 1
+        positions = positions + self._moved[0][:, None]
         return self._store_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions, number)
 
     def trailer(self) -> Tokens:
@@ -150,15 +159,17 @@ class Track:
         stored, slots, spans = store_targets(self._design, self._stored._replace(sources=self._visible), count)
         self._stored = self._stored._replace(targets=stored.targets)
         if self.book is not None:
-            self.book.add_words(slots, self._next_word)
+            self.book.add_words(slots, positions[:, :count], self._next_word, self._said[:count])
         self._next_word += count
         fed = np.array(self.waiting[:count], np.int32)
         self.waiting, self._waiting_positions = self.waiting[count:], positions[:, count:]
+        self._said = self._said[count:]
         return Tokens(fed, positions[:, :count], spans.start, spans.stop, slots)
 
     def say(self, token: int) -> None:
         """A token has been spoken: it has its ids now, and waits to be fed."""
         self.waiting, self._waiting_positions = (token,), None
+        self._said = self.waiting
         self._place_waiting()
 
     def end_answer(self, token: int | None = None) -> Tokens:
@@ -177,28 +188,35 @@ class Track:
     def _wait(self, token_ids: tuple[int, ...]) -> None:
         """Put more tokens behind those that wait."""
         before = self._place_waiting()
-        self._words, positions = place_words(self._design, self._words, len(token_ids))
+        self._words, positions = self._place_words(len(token_ids))
         self.waiting += token_ids
+        self._said += (NO_TOKEN,) * len(token_ids)
         self._waiting_positions = np.concatenate([before, positions], axis=1)
 
     def _place_waiting(self) -> Int32[np.ndarray, "3 N"]:
         if self._waiting_positions is None:
-            self._words, self._waiting_positions = place_words(self._design, self._words, len(self.waiting))
+            self._words, self._waiting_positions = self._place_words(len(self.waiting))
         return self._waiting_positions
+
+    def _place_words(self, count: int) -> tuple[PositionCounts, Int32[np.ndarray, "3 N"]]:
+        counts, positions = place_words(self._design, self._words, count)
+        return counts, positions + self._moved[1][:, None]
 
     @property
     def is_full(self) -> bool:
         """Whether the memory policy wants to drop something."""
         return self.book is not None and self._memory.is_full(self.book)
 
-    def compact(self, read: Callable[[Book], StoredKeys], *, layers: int, heads: int) -> Moves:
-        """Drop what a full memory does not keep; all that has been laid out must be written and revealed.
+    def compact(self, read: Callable[[Book], StoredKeys], *, open_question: int, layers: int, heads: int) -> Moves:
+        """Drop what a full memory does not keep; all that has been laid out must be written.
 
-        Ids stay as they are. What stays is moved together: in grouped designs to both sides of the origin, else words
-        behind sources, whose order among the keys that a query sees makes no difference.
+        Ids stay as they are, but for what a window's `positions` turns; what has not been revealed stays. It is moved
+        together: in grouped designs to both sides of the origin, else words behind sources, whose order among the keys
+        that a query sees makes no difference.
 
         Args:
             read: gives keys and values of the sources in a book.
+            open_question: number of the oldest question that is not answered.
             layers, heads: of the model's cache.
 
         Raises:
@@ -206,16 +224,56 @@ class Track:
         """
         book = self.book
         assert book is not None, "there is a policy"
-        kept = self._memory.keep(book, lambda: read(book))
-        book.check(kept, layers=layers, heads=heads)
+        book.open_question = open_question
+        seen = book.first(self._visible)
+        kept = self._memory.keep(seen, lambda: read(seen))
+        seen.check(kept, layers=layers, heads=heads)
+        hidden = np.arange(self._visible, len(book.source_slots), dtype=np.int32)
+        hidden = np.broadcast_to(hidden, (*np.shape(kept.sources)[:-1], len(hidden)))
+        kept = kept._replace(sources=np.concatenate([kept.sources, hidden], axis=-1))
         sources, words = np.shape(kept.sources)[-1], len(kept.words)
         source_slots, word_slots = (np.arange(count, dtype=np.int32) for count in (sources, words))
         word_slots = -1 - word_slots if self._design.grouped else sources + word_slots
-        self._stored, self._visible = StoredCounts(sources, words), sources
-        return book.keep(kept, source_slots, word_slots)
+        self._stored, self._visible = StoredCounts(sources, words), sources - hidden.shape[-1]
+        return self._anchor(book.keep(kept, source_slots, word_slots))
+
+    def _anchor(self, moves: Moves) -> Moves:
+        """Turn what has been kept, and what will come, as the policy's `positions` says."""
+        book, memory = self.book, self._memory
+        assert book is not None, "there is a policy"
+        if not isinstance(memory, Window):
+            return moves
+        sinks = self._prompt, int(np.count_nonzero(book.words < memory.first_words))
+        found = anchored(
+            book,
+            sinks,
+            positions=memory.positions,
+            joint=self._design.counting.words_move_sources,
+            reanchor_at=memory.reanchor_at,
+        )
+        if found is None:
+            return moves
+        sources, words = found.turns(sinks, len(book.source_slots), len(book.words))
+        book.ids, book.word_ids = book.ids + sources, book.word_ids + words
+        self._moved = self._moved + np.stack([found.sources, found.words])
+        if self._waiting_positions is not None:
+            self._waiting_positions = self._waiting_positions + found.words[:, None]
+        if memory.positions != "contiguous":
+            return moves._replace(turn=np.concatenate([words, sources], axis=1))
+        self._sinks_moved = self._sinks_moved + np.stack([found.source_sinks, found.word_sinks])
+        first_word = -sinks[1] if self._design.grouped else len(book.source_slots)
+        firsts = zip((0, first_word), sinks, self._sinks_moved, strict=True)
+        return moves._replace(sinks=tuple(Sinks(*one, bool(index)) for index, one in enumerate(firsts)))
+
+    @property
+    def said(self) -> Int32[np.ndarray, "W"]:
+        """Ids of the chosen words that have not been dropped."""
+        assert self.book is not None, "there is a policy"
+        stored = np.concatenate([self.book.said, np.array(self._said, np.int32)])
+        return stored[stored >= 0]
 
     def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray, frame: int) -> Tokens:
         self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))
         if self.book is not None:
-            self.book.add_sources(slots, frame)
+            self.book.add_sources(slots, positions, frame)
         return Tokens(token_ids, positions, spans.start, spans.stop, slots)

@@ -9,6 +9,9 @@ import numpy as np
 from swjax.data.patches import resized_size
 from swjax.inference import BatchEngine, Frame, Model, StreamSettings
 from swjax.inference.batch_engine import CHUNK_SIZES
+from swjax.inference.memory import KEEP_ALL, Memory
+from swjax.inference.room import bounded_room
+from swjax.inference.sizes import TILE
 from swjax.serving.limits import Limits
 from swjax.streaming import DEFAULT_GEOMETRY, Geometry, StreamSpec
 
@@ -53,6 +56,7 @@ class EngineSize:
         slots: int | None = None,
         pictures: Iterable[tuple[int, int]] = USUAL_SHAPES,
         geometry: Geometry = DEFAULT_GEOMETRY,
+        memory: Memory = KEEP_ALL,
     ) -> "EngineSize":
         """The size that holds streams of the limits' length.
 
@@ -64,6 +68,7 @@ class EngineSize:
             pictures: width and height of the pictures that will come, whose frames are not padded. Others are padded
                 to the next size: that of one of these, of the largest frame, or of a half or a quarter of it and so on.
             geometry: the model's sizes of patches and frames.
+            memory: what streams keep; where it bounds that, rows are as long as they will ever need.
 
         Raises:
             ValueError: if a size makes no sense.
@@ -77,6 +82,12 @@ class EngineSize:
         frames = int(limits.max_video_s * record.fps / geometry.temporal_patch_size) + 1
         words = frames * record.wait_k + limits.max_tail + 16
         sources = QUESTION_SLOTS + frames * units
+        longest = StreamSettings(max_tail=max(limits.max_tail, limits.max_wait_k), memory=memory)
+        room = bounded_room(longest, units, CHUNK_SIZES[-1] + TILE, QUESTION_SLOTS)
+        if room is not None:
+            words, sources = room
+            if slots is not None and slots < words + sources:
+                raise ValueError(f"the memory needs {words + sources} slots a row, got {slots}; give more, or none")
         if slots is None:
             slots = words + sources
         if rows < 1 or slots < 2:
@@ -85,7 +96,7 @@ class EngineSize:
         return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), sizes)
 
 
-def build_engine(model: Model, size: EngineSize, tokenizer: Any) -> BatchEngine:
+def build_engine(model: Model, size: EngineSize, tokenizer: Any, memory: Memory = KEEP_ALL) -> BatchEngine:
     """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
 
     Raises:
@@ -103,7 +114,7 @@ def build_engine(model: Model, size: EngineSize, tokenizer: Any) -> BatchEngine:
     geometry = model.config.geometry
     grids = [(geometry.merge_size, patches // geometry.merge_size) for patches in size.frame_sizes]
     for grid in grids:
-        engine.warm_up(grid)  # from now on frames are padded to one of these sizes
+        engine.warm_up(grid, memory)  # from now on frames are padded to one of these sizes
     # One stream for nothing, so that no first client waits for what is left to be compiled.
     stream = engine.open(tokenizer, question="What happens?", settings=StreamSettings(max_tail=1))
     for grid in grids:

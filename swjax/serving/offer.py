@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.inference import Mode, Sampling, StreamSettings
+from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.settings import WhenBehind
 from swjax.serving.limits import Limits
 from swjax.serving.protocol import Hello, Open, ProtocolError
@@ -35,6 +36,7 @@ class Offer:
         limits: what the server takes.
         question: what is asked where a client asks nothing.
         geometry: the model's sizes of patches and frames.
+        memory: what streams keep of what they have seen and said.
     """
 
     model: str
@@ -43,8 +45,11 @@ class Offer:
     limits: Limits = field(default_factory=Limits)
     question: str = EVALUATION_QUESTION
     geometry: Geometry = DEFAULT_GEOMETRY
+    memory: Memory = KEEP_ALL
 
     def __post_init__(self) -> None:
+        if self.memory != KEEP_ALL and Mode.RECOMPUTE in self.modes:
+            raise ValueError(f"mode {Mode.RECOMPUTE} keeps all; leave it out, or the memory")
         if not self.modes_of(Variant(self.record.variant)):
             able = ", ".join(mode for mode in Mode if mode.allows(Variant(self.record.variant)))
             raise ValueError(
@@ -114,5 +119,6 @@ class Offer:
                 repetition_penalty=message.repetition_penalty,
                 seed=message.seed,
             ),
+            memory=self.memory,
         )
         return Choice(message.question or self.question, settings, mode, message.when_behind, message.watches_on)

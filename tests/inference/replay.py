@@ -1,6 +1,8 @@
 """A stream with a memory, replayed without a cache: one forward pass over all that it has seen and said, with a mask
 that hides from each query what had been dropped before it was computed."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,7 @@ def replayed_scores(model, tokenizer, frames, settings, counts, answer) -> np.nd
     config = model.config.text
     masks = np.zeros((config.num_layers, config.num_kv_heads, ROW, ROW), bool)
     masks[..., : len(layout), : len(layout)] = visible(
-        layout, settings.memory, len(frames), len(prompt), special, axes=masks.shape[:2]
+        layout, settings, len(frames), len(prompt), special, axes=masks.shape[:2]
     )
     row = pad_layout(layout, ROW)
     patches = np.concatenate([frame.patches for frame in frames])
@@ -49,8 +51,13 @@ def replayed_scores(model, tokenizer, frames, settings, counts, answer) -> np.nd
     return np.asarray(scores)[0, [int(np.flatnonzero(order == word - 1)[0]) for word in words]]
 
 
-def visible(layout, memory, frames, prompt, special, *, axes) -> np.ndarray:
-    """Who sees whom: bool [layers, key heads, queries, keys]."""
+def visible(layout, settings, frames, prompt, special, *, axes) -> np.ndarray:
+    """Who sees whom: bool [layers, key heads, queries, keys].
+
+    What is dropped after a frame is dropped once the first word after it has been computed, which in grouped designs is
+    that of the token that waited.
+    """
+    memory = settings.memory
     slots = np.arange(len(layout))
     seen = (slots >= layout.spans.start[:, None]) & (slots < layout.spans.stop[:, None])
     is_word = layout.chat_index >= prompt - len(special.prefix)
@@ -69,19 +76,24 @@ def visible(layout, memory, frames, prompt, special, *, axes) -> np.ndarray:
         np.broadcast_to(sources[frame[sources] == BEFORE], (*axes, np.count_nonzero(frame[sources] < 0))),
         words[:0],
     )
+    first = words[:0]
     for index in range(frames):
         come = sources[frame[sources] == index]
         held = np.concatenate([held, np.broadcast_to(come, (*axes, len(come)))], axis=-1)
-        said = np.concatenate([said, words[after[words] == index - 1]])
+        new = words[after[words] == index - 1]
+        said = np.concatenate([said, new[~np.isin(new, first)]])
         labels = np.where(is_frame, frame, TEXT)[held]
         alike = (held == held[0, 0]).all()
         book = Book(labels[0, 0] if alike else labels, number[said], held[0, 0], said)
+        first = words[:0]
         if not memory.is_full(book):
             continue
-        kept = memory.keep(book, no_keys)
+        first = words[after[words] == index][: settings.design.grouped]
+        said = np.concatenate([said, first])
+        kept = memory.keep(replace(book, words=number[said], word_slots=said), no_keys)
         held = np.take_along_axis(held, np.broadcast_to(kept.sources, (*axes, np.shape(kept.sources)[-1])), axis=-1)
         said = said[kept.words]
-        later = np.where(is_word, after >= index, after > index)
+        later = np.where(is_word, (after >= index) & ~np.isin(slots, first), after > index)
         gone = np.broadcast_to(~later, (*axes, len(layout))).copy()
         np.put_along_axis(gone, held, False, axis=-1)
         gone[..., said] = False

@@ -278,7 +278,10 @@ def test_policies_have_names_and_numbers():
     [
         ("", "unknown memory ''; choose one of keep_all, window"),
         ("Window", "unknown memory 'Window'"),
-        ("window:frame=3", "has numbers frames, words, first_words, written as window:frames=8, got 'frame=3'"),
+        (
+            "window:frame=3",
+            "has numbers sources, words, first_words, frames, written as window:sources=8, got 'frame=3'",
+        ),
         ("window:frames", "got 'frames'"),
         ("window:frames=3,", "got ''"),
         ("window:frames=3,frames=4", "frames is given twice"),

@@ -6,13 +6,14 @@ so that what every query sees remains one span.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from swjax.inference.memory.book import TEXT, Book, Kept, Memory, Moves, StoredKeys
+from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, Memory, Moves, StoredKeys
 from swjax.inference.memory.keep_all import KeepAll
 from swjax.inference.memory.window import Window
 
 MEMORIES: dict[str, Callable[..., Memory]] = {"keep_all": KeepAll, "window": Window}
-"""Policies by name: frozen dataclasses whose fields are whole numbers. Others may be added from outside."""
+"""Policies by name: frozen dataclasses whose fields are whole numbers or words. Others may be added from outside."""
 
 KEEP_ALL = KeepAll()
 
@@ -21,14 +22,28 @@ __all__ = [
     "MEMORIES",
     "TEXT",
     "Book",
+    "Bounds",
     "KeepAll",
     "Kept",
     "Memory",
     "Moves",
     "StoredKeys",
     "Window",
+    "bounds_of",
     "memory_of",
 ]
+
+
+def bounds_of(memory: Memory, frame_units: int, prompt: int) -> Bounds | None:
+    """The most that a policy lets a stream store; None where it sets no bound.
+
+    Args:
+        memory: the policy.
+        frame_units: tokens of the largest frame.
+        prompt: tokens of the prompt.
+    """
+    bounds: Callable[[int, int], Bounds] | None = getattr(memory, "bounds", None)
+    return None if bounds is None else bounds(frame_units, prompt)
 
 
 def memory_of(text: str) -> Memory:
@@ -41,16 +56,18 @@ def memory_of(text: str) -> Memory:
     if name not in MEMORIES:
         raise ValueError(f"unknown memory {name!r}; choose one of {', '.join(MEMORIES)}")
     make = MEMORIES[name]
-    known: list[str] = [one.name for one in dataclasses.fields(make)] if dataclasses.is_dataclass(make) else []
-    numbers: dict[str, int] = {}
+    fields: tuple[Any, ...] = dataclasses.fields(make) if dataclasses.is_dataclass(make) else ()
+    known, words = [one.name for one in fields], {one.name for one in fields if isinstance(one.default, str)}
+    numbers: dict[str, int | str] = {}
     for one in given.split(",") if given else []:
         key, _, value = one.partition("=")
-        if key not in known or not (value.isascii() and value.isdecimal()) or len(value) > 10:
+        is_number = value.isascii() and value.isdecimal() and len(value) <= 10
+        if key not in known or not (is_number or key in words):
             has = f"numbers {', '.join(known)}" if known else "no numbers"
             raise ValueError(
                 f"memory {name} has {has}, written as {name}:{known[0] if known else 'name'}=8, got {one!r}"
             )
         if key in numbers:
             raise ValueError(f"memory {text!r}: {key} is given twice")
-        numbers[key] = int(value)
+        numbers[key] = value if key in words else int(value)
     return make(**numbers)

@@ -1,14 +1,14 @@
 """What the slots of a stream hold, as a memory policy is shown it, and what of them is to stay."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 TEXT = -1
-"""In the place of a frame's number: a token of text among the sources."""
+"""In the place of a frame's number: a token of the prompt, or of what closes the video. Question n has `TEXT - n`."""
 
 Indices = Int32[np.ndarray, "n"] | Int32[np.ndarray, "L K n"]
 """Indices of tokens: the same for all layers and key heads, or for each (an axis of 1 stands for all of them)."""
@@ -40,8 +40,26 @@ class Kept(NamedTuple):
     words: Int32[np.ndarray, "m"]
 
 
+class Bounds(NamedTuple):
+    """The most that a policy lets a stream store before it is full.
+
+    Attributes:
+        sources: tokens among the sources, the prompt included.
+        words: tokens among the words, those before the answer included.
+        kept: to how many sources it goes back when it is full; what must stay, and a frame, must fit into them.
+    """
+
+    sources: int
+    words: int
+    kept: int
+
+
 class Memory(Protocol):
-    """A policy: which slots of a stream stay. Frozen and hashable; it keeps no state of a stream."""
+    """A policy: which slots of a stream stay. Frozen and hashable; it keeps no state of a stream.
+
+    One that bounds what is stored has a third method, `bounds(frame_units, prompt) -> Bounds`, of the tokens of the
+    largest frame and of the prompt: rows are then made as long as they will ever be before the first pass.
+    """
 
     def is_full(self, book: "Book") -> bool:
         """Whether something is to be dropped now. Asked after each frame; cheap."""
@@ -61,25 +79,50 @@ class Book:
 
     Attributes:
         frames: for each source, in order of arrival, the number of its frame; `TEXT` for the prompt and what closes
-            the video. With axes of layers and key heads where a policy has kept unlike sources in these.
+            the video, `TEXT - n` for question n. With axes of layers and key heads where a policy has kept unlike
+            sources in these.
         words: for each stored word its number: below 0 for the assistant prefix, 0 for the first of the answer.
         source_slots, word_slots: where they are, from the stream's origin.
+        ids, word_ids: temporal, height and width ids of sources (with the axes of `frames`) and words.
+        said: for each stored word its id, below 0 where it was not chosen, like the assistant prefix.
+        open_question: number of the oldest question that is not answered; 0 for the one in the prompt.
     """
 
     frames: Int32[np.ndarray, "*L_K S"] = field(default_factory=_none)
     words: Int32[np.ndarray, "W"] = field(default_factory=_none)
     source_slots: Int32[np.ndarray, "S"] = field(default_factory=_none)
     word_slots: Int32[np.ndarray, "W"] = field(default_factory=_none)
+    ids: Int32[np.ndarray, "3 *L_K S"] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
+    word_ids: Int32[np.ndarray, "3 W"] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
+    said: Int32[np.ndarray, "W"] = field(default_factory=_none)
+    open_question: int = 0
 
-    def add_sources(self, slots: Int32[np.ndarray, "n"], frame: int) -> None:
+    @property
+    def pinned(self) -> Bool[np.ndarray, "*L_K S"]:
+        """Which sources must stay: the prompt, what closes the video, and questions that are not answered."""
+        waits = self.frames <= TEXT - self.open_question if self.open_question else False
+        return (self.frames == TEXT) | waits
+
+    def first(self, sources: int) -> "Book":
+        """A copy with the first of the sources alone."""
+        cut = {name: getattr(self, name)[..., :sources] for name in ("frames", "ids", "source_slots")}
+        return replace(self, **cut)
+
+    def add_sources(self, slots: Int32[np.ndarray, "n"], ids: Int32[np.ndarray, "3 n"], frame: int) -> None:
         """Sources are stored behind the others: of a frame, or text."""
-        added = np.full((*self.frames.shape[:-1], len(slots)), frame, np.int32)
-        self.frames = np.concatenate([self.frames, added], axis=-1)
+        axes = self.frames.shape[:-1]
+        self.frames = np.concatenate([self.frames, np.full((*axes, len(slots)), frame, np.int32)], axis=-1)
+        ids = np.broadcast_to(ids.reshape(3, *(1,) * len(axes), -1), (3, *axes, len(slots)))
+        self.ids = np.concatenate([self.ids, ids], axis=-1)
         self.source_slots = np.concatenate([self.source_slots, slots])
 
-    def add_words(self, slots: Int32[np.ndarray, "n"], first: int) -> None:
+    def add_words(
+        self, slots: Int32[np.ndarray, "n"], ids: Int32[np.ndarray, "3 n"], first: int, said: Sequence[int]
+    ) -> None:
         """Words are stored; `first` is the number of the first of them."""
+        self.word_ids = np.concatenate([self.word_ids, ids], axis=-1)
         self.words = np.concatenate([self.words, first + np.arange(len(slots), dtype=np.int32)])
+        self.said = np.concatenate([self.said, np.array(said, np.int32)])
         self.word_slots = np.concatenate([self.word_slots, slots])
 
     def check(self, kept: Kept, *, layers: int, heads: int) -> None:
@@ -116,14 +159,36 @@ class Book:
         old_sources = old_sources.reshape(*axes, len(source_slots))
         old_words = np.broadcast_to(old_words, (*axes, len(word_slots)))
         if sources.ndim == 1 and self.frames.ndim == 1:
-            self.frames = self.frames[sources]
+            self.frames, self.ids = self.frames[sources], self.ids[:, sources]
         else:
-            frames = self.frames.reshape((1,) * (3 - self.frames.ndim) + self.frames.shape)
-            self.frames = np.take_along_axis(frames, sources.reshape(*axes, -1), axis=-1)
-        self.words, self.source_slots, self.word_slots = self.words[words], source_slots, word_slots
+            frames, ids = (
+                x.reshape(*x.shape[:lead], *(1,) * (3 - self.frames.ndim), *x.shape[lead:])
+                for x, lead in ((self.frames, 0), (self.ids, 1))
+            )
+            index = sources.reshape(*axes, -1)
+            self.frames = np.take_along_axis(frames, index, axis=-1)
+            self.ids = np.take_along_axis(ids, index[None], axis=-1)
+        self.words, self.said, self.word_ids = self.words[words], self.said[words], self.word_ids[:, words]
+        self.source_slots, self.word_slots = source_slots, word_slots
         return Moves(
             source=np.concatenate([old_words, old_sources], axis=-1), target=np.concatenate([word_slots, source_slots])
         )
+
+
+class Sinks(NamedTuple):
+    """Keys that are turned again and again, from a copy of what they were at first: rounding does not add up.
+
+    Attributes:
+        first: first slot, counted from the stream's origin.
+        slots: how many they are.
+        turn: by how many temporal, height and width ids, in all.
+        are_words: whether they are words.
+    """
+
+    first: int
+    slots: int
+    turn: Int32[np.ndarray, "3"]
+    are_words: bool
 
 
 class Moves(NamedTuple):
@@ -132,12 +197,18 @@ class Moves(NamedTuple):
     Attributes:
         source: from where, in each layer and key head (an axis of 1 stands for all of them).
         target: to where.
+        turn: by how many temporal, height and width ids keys are turned meanwhile; None for none.
+        sinks: keys that are turned after they have been moved.
     """
 
     source: Int32[np.ndarray, "L K n"]
     target: Int32[np.ndarray, "n"]
+    turn: Int32[np.ndarray, "3 n"] | None = None
+    sinks: tuple[Sinks, ...] = ()
 
     def of_sources(self) -> "Moves":
         """Those to the right of the origin: in grouped designs the sources."""
         right = self.target >= 0
-        return Moves(self.source[..., right], self.target[right])
+        turn = None if self.turn is None else self.turn[:, right]
+        sinks = tuple(one for one in self.sinks if one.first >= 0)
+        return Moves(self.source[..., right], self.target[right], turn, sinks)

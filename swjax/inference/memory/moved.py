@@ -5,24 +5,46 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Int32
 
 from swjax.inference.memory.book import Moves, StoredKeys
 from swjax.models.cache import KeyValueCache
+from swjax.models.rotary import Rotary, rotate
 
 
-def moved(cache: KeyValueCache, row: int, moves: Moves, origin: int) -> KeyValueCache:
-    """A cache with keys and values of a row moved, all at once; the one given is used up.
+def moved(cache: KeyValueCache, row: int, moves: Moves, origin: int, rotary: Rotary) -> KeyValueCache:
+    """A cache with keys and values of a row moved, all at once, and keys turned; the one given is used up.
 
     Args:
         cache: keys and values.
         row: the row.
         moves: which slot goes where, counted from the origin.
         origin: slot at which the stream's first source is stored.
+        rotary: by which ids turn keys.
     """
     index = np.broadcast_to(np.arange(cache.slots, dtype=np.int32), (*moves.source.shape[:-1], cache.slots)).copy()
     index[..., moves.target + origin] = moves.source + origin
-    return _gather(cache, np.int32(row), index)
+    if moves.turn is None:
+        return _gather(cache, np.int32(row), index)
+    turn = np.zeros((3, cache.slots), np.int32)
+    turn[:, moves.target + origin] = moves.turn
+    return _gather_turned(cache, np.int32(row), index, turn, rotary)
+
+
+@functools.partial(jax.jit, static_argnames="rotary")
+def turned(
+    keys: Float[Array, "*layers K S H"], turn: Int32[Array, "3 S"], rotary: Rotary
+) -> Float[Array, "*layers K S H"]:
+    """Rotated keys as if their ids were others.
+
+    Args:
+        keys: as they are stored.
+        turn: new ids less the old ones; ids with their sign changed take the rotation away.
+        rotary: the model's.
+    """
+    rotation = rotary(turn[:, None])
+    flat = keys.reshape(1, -1, *keys.shape[-2:]).swapaxes(1, 2)  # [1, S, layers * K, H]
+    return rotate(flat, rotation).swapaxes(1, 2).reshape(keys.shape)
 
 
 def stored(cache: KeyValueCache, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
@@ -35,3 +57,13 @@ def _gather(cache: KeyValueCache, row: Array, index: Int32[Array, "L K S"]) -> K
     return KeyValueCache(
         *(x.at[:, row].set(jnp.take_along_axis(x[:, row], index[..., None], axis=2, mode="clip")) for x in cache)
     )
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="rotary")
+def _gather_turned(
+    cache: KeyValueCache, row: Array, index: Int32[Array, "L K S"], turn: Int32[Array, "3 S"], rotary: Rotary
+) -> KeyValueCache:
+    cache = _gather(cache, row, index)
+    keys = turned(cache.keys[:, row], turn, rotary)
+    still = (turn == 0).all(axis=0)[:, None]
+    return cache._replace(keys=cache.keys.at[:, row].set(jnp.where(still, cache.keys[:, row], keys)))
