@@ -51,7 +51,13 @@ KEYS = (
     Key("variant", StreamSpec.variant, f"position design: {', '.join(Variant)}"),
     Key("wait_k", StreamSpec.wait_k, "answer tokens spoken after each frame"),
     Key("gap", StreamSpec.gap, "first position id of the answer (gipe)"),
-    Key("init_from", "", "Hugging Face checkpoint (folder or Hub id) to start from; '' starts from scratch"),
+    Key("init_from", "", "what to start from: a Hugging Face folder or Hub id, or a run's folder; '' is from scratch"),
+    Key(
+        "init_checkpoint",
+        "latest",
+        "of a run to start from: latest, best (the lowest validation loss) or the step of a checkpoint",
+        later=True,
+    ),
     Key("model.preset", "", "size: tiny, 3b, 7b, 32b, 72b; '' takes the size of init_from"),
     Key("model.overrides", {}, "fields of the model's configuration to change, such as {'text': {'num_layers': 2}}"),
     Key("tokenizer", "", "tokenizer folder; '' takes init_from's, or that of Moving Shapes from scratch"),
@@ -101,7 +107,8 @@ KEYS = (
     Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
     Key("data.workers", 0, "processes that decode videos; 0 decodes in threads", free=True),
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
-    Key("steps", 313, "optimizer steps of the whole run"),
+    Key("steps", 313, "optimizer steps of the whole run, where epochs is 0; a run may be resumed with more", free=True),
+    Key("epochs", 0.0, "passes over the training data, which then set the steps; 0 = as steps says", free=True),
     Key("batch_size", 4, "rows that run through the model at once, over all devices"),
     Key("accumulation", 16, "batches whose gradients make one step: batch_size x accumulation rows a step"),
     Key("optimizer.learning_rate", 2e-5, "peak learning rate of AdamW"),
@@ -214,13 +221,14 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
-    for path in ("lora.rank", "keep_best", "max_bad_steps"):
+    for path in ("epochs", "lora.rank", "keep_best", "max_bad_steps"):
         if values[path] < 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
     for path in ("run_dir", "init_from", "tokenizer", "compilation_cache", *(f"data.{name}" for name in _DATA_PATHS)):
         for name in values[path].split(","):
             if refused := refused_scheme(name.strip()):
                 raise ConfigError(f"config.{path}: {refused}")
+    _check_start(values)
     if values["keep_best"] and not values["data.validation"]:
         raise ConfigError("config.keep_best chooses by validation loss; give config.data.validation, or set it to 0")
     try:
@@ -262,6 +270,17 @@ def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         path = prefix + name
         is_group = isinstance(value, Mapping) and path not in DEFAULTS
         yield from _walk(value, path + ".") if is_group else [(path, value)]
+
+
+def _check_start(values: Mapping[str, Any]) -> None:
+    chosen = values["init_checkpoint"]
+    if chosen not in ("latest", "best") and not chosen.isdecimal():
+        raise ConfigError(f"config.init_checkpoint is {chosen!r}; give latest, best or the step of a checkpoint")
+    if values["epochs"] and values["data.batching"] == "pack":
+        raise ConfigError(
+            "config.epochs cannot set the steps where config.data.batching=pack, as nobody knows before how many rows "
+            "the examples fill; give config.steps (`swjax data inspect` prints those of an epoch), or batching=pad"
+        )
 
 
 def _check_groups(groups: Any) -> None:

@@ -11,10 +11,11 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from swjax.training.checkpoint import BEST_BY, save_checkpoint
+from swjax.training.checkpoint import save_checkpoint
 from swjax.training.compilations import count_compilations
 from swjax.training.inputs import Inputs
 from swjax.training.metrics import Write, open_metrics, progress_bar
+from swjax.training.origin import BEST_BY
 from swjax.training.preemption import PreemptedError
 from swjax.training.processes import is_first
 from swjax.training.profiling import trace_steps

@@ -16,9 +16,9 @@ from tensorboardX import SummaryWriter
 
 from swjax.atomic import write_text
 from swjax.data.json_lines import cut_half_line, readable_lines
+from swjax.runs.folder import METRICS
 from swjax.training.config import ConfigError
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id.txt"
 

@@ -15,7 +15,8 @@ from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_c
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
-from swjax.training.inputs import open_inputs, report_rejected
+from swjax.training.inputs import open_inputs, open_training_data, report_rejected
+from swjax.training.length import changed_length, describe_length, set_length
 from swjax.training.loop import run_steps
 from swjax.training.preemption import watch_preemption
 from swjax.training.processes import check_shared, is_first, meet
@@ -25,7 +26,7 @@ from swjax.training.step import TrainState
 
 
 def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
-    """Trains a model as configured; goes on where it stopped if the run folder holds a checkpoint.
+    """Trains a model as configured; resumes where it stopped if the run folder holds a checkpoint.
 
     A run is deterministic on the same machine: stopped at any moment and started again, it ends with the same
     parameters, bit for bit. Where several processes train as one (`swjax.training.processes`), each calls this.
@@ -39,7 +40,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
 
     Raises:
         ConfigError: the configuration cannot be run, or the run folder holds a run with another one.
-        CheckpointError: a checkpoint to start from or go on from cannot be used.
+        CheckpointError: a checkpoint to start from or to resume from cannot be used.
         ManifestError, TooManyRejectedError: the data cannot be used.
         PreemptedError: the run was asked to stop (SIGTERM), and has saved its state.
         TooManyBadStepsError: more steps than `max_bad_steps` were not finite; the last checkpoint has the state
@@ -52,8 +53,9 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).absolute()))
     start = max(list_steps(run_dir), default=0)
     check_shared(start, "latest checkpoint")
-    if start:
-        _check_same_run(run_dir, config)
+    sources = open_training_data(config)
+    config = set_length(config, sources)
+    lengthened = _check_same_run(run_dir, config) if start else None
 
     if start:
         model_config = read_model_config(run_dir)
@@ -62,11 +64,14 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         tokenizer = choose_tokenizer(config)
         model_config = choose_model(config, tokenizer)
     program = make_program(config, model_config)
-    inputs = open_inputs(config, model_config, tokenizer, program.mesh)
+    inputs = open_inputs(config, model_config, tokenizer, program.mesh, sources)
 
     if is_first():
         if not start:
             _write_run_folder(run_dir, config, model_config, tokenizer)
+        elif lengthened:
+            length = {"steps": config.steps, "epochs": config.epochs}
+            write_json(run_dir / CONFIG, read_run_config(run_dir) | length)
         data = fingerprint_data(f"{config.data.train},{config.data.validation}")
         for name in changed_data(run_dir, data) if start else ():
             console.print(f"[bold]{name} is not what it was at the last start[/]: its examples come in another order")
@@ -78,11 +83,14 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     ):
         # Where it starts: 1. the run's latest checkpoint, else 2. a Hugging Face checkpoint, else 3. scratch.
         if start:
-            console.print(f"{run_dir}: going on from step {start} of {config.steps}")
+            console.print(f"{run_dir}: resuming from step {start} of {config.steps}")
+            if lengthened:
+                console.print(lengthened)
             state = restore_checkpoint(checkpoints, start, program.shapes, inputs.batches, part=inputs.part)
         else:
             console.print(f"{run_dir}: starting from {config.init_from or 'scratch'}")
             state = make_state(model_config, config, program.optimizer, program.shapes)
+        console.print(describe_length(config, sources))
         trained, kept = (sum(leaf.size for leaf in part.values()) for part in (state.trainable, state.frozen))
         console.print(f"{trained + kept:,} parameters, {trained:,} of them train; {program.mesh.size} device(s)")
         console.print(describe_attention(config, model_config, program.mesh))
@@ -91,14 +99,17 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     return state
 
 
-def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
-    changes = changed_keys(read_run_config(run_dir), config)
+def _check_same_run(run_dir: Path, config: ConfigDict) -> str | None:
+    """What to say of a run that is resumed with more steps or fewer; all else must be as it was."""
+    recorded = read_run_config(run_dir)
+    changes = changed_keys(recorded, config)
     if changes:
         listed = "\n  ".join(changes)
         raise ConfigError(
             f"{run_dir} holds a run with another configuration:\n  {listed}\n"
-            "set these back to go on with it, or choose another config.run_dir"
+            "set these back to resume it, or choose another config.run_dir"
         )
+    return changed_length(recorded, config)
 
 
 def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: ModelConfig, tokenizer: Any) -> None:
