@@ -131,7 +131,11 @@ KEYS = (
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
     Key("compilation_cache", "", "folder that keeps compiled programs for the next start; '' for none", free=True),
     Key("profile.steps", "", "first and last step of a trace for the profiler, such as 10:13; '' for none", free=True),
+    Key("log_every", 10, "steps between lines of the log, where there is no terminal for a bar", free=True),
     Key("wandb.project", "", "project of Weights & Biases to report to; '' for none", free=True),
+    Key("wandb.entity", "", "user or team of that project; '' for your own", free=True),
+    Key("wandb.name", "", "name of the run there; '' for that of its folder", free=True),
+    Key("wandb.tags", (), "tags of the run there", free=True),
     Key("mesh.data", -1, "devices along the data axis, which repeats parameters; -1 = those left", free=True),
     Key("mesh.fsdp", 1, "devices along the fsdp axis, which shards parameters; -1 = those left", free=True),
     Key("mesh.context", 1, "devices along the context axis, which cuts rows; -1 = those left", free=True),
@@ -211,7 +215,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path, choices in _CHOICES.items():
         if values[path] not in choices:
             raise ConfigError(f"config.{path} is {values[path]!r}; choose one of: {', '.join(choices)}")
-    at_least_one = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "eval_every")
+    at_least_one = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "eval_every", "log_every")
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")

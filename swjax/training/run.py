@@ -1,5 +1,6 @@
 """A training run as one story: read `train` from top to bottom."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from swjax.training.environment import changed_data, fingerprint_data, record_st
 from swjax.training.inputs import open_inputs, open_training_data, report_rejected
 from swjax.training.length import changed_length, describe_length, set_length
 from swjax.training.loop import run_steps
+from swjax.training.metrics import check_wandb
+from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption
 from swjax.training.processes import check_shared, is_first, meet
 from swjax.training.program import describe_attention, make_program
+from swjax.training.speed import start_clock
 from swjax.training.start import choose_model, choose_tokenizer, make_state
 from swjax.training.step import TrainState
 
@@ -48,6 +52,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     """
     console = (console or Console()) if is_first() else Console(quiet=True)
     check_config(config)
+    check_wandb(config.wandb.project)
     run_dir = Path(config.run_dir)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).absolute()))
@@ -91,12 +96,29 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
             console.print(f"{run_dir}: starting from {config.init_from or 'scratch'}")
             state = make_state(model_config, config, program.optimizer, program.shapes)
         console.print(describe_length(config, sources))
-        trained, kept = (sum(leaf.size for leaf in part.values()) for part in (state.trainable, state.frozen))
-        console.print(f"{trained + kept:,} parameters, {trained:,} of them train; {program.mesh.size} device(s)")
+        for line in describe_parameters(state):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print(f"{program.mesh.size} device(s)")
         console.print(describe_attention(config, model_config, program.mesh))
-        state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console)
+        clock = start_clock(config, model_config, program.shapes, inputs.part[1])
+        state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console, clock)
     report_rejected(inputs, console)
     return state
+
+
+def show_parameters(config: ConfigDict) -> Iterator[str]:
+    """Lines on all parameters that a run would have; no weights are read.
+
+    Args:
+        config: the run's.
+
+    Raises:
+        ConfigError, CheckpointError: as for `train`.
+    """
+    model_config = choose_model(config, choose_tokenizer(config))
+    shapes = make_program(config, model_config).shapes
+    yield from parameter_lines(shapes)
+    yield from describe_parameters(shapes)
 
 
 def _check_same_run(run_dir: Path, config: ConfigDict) -> str | None:

@@ -22,12 +22,15 @@ from swjax.training.config import ConfigError
 from swjax.training.loop import TooManyBadStepsError
 from swjax.training.origin import best_step
 from swjax.training.run import train
+from swjax.training.speed import SPEED
 
 SILENT = Console(quiet=True)
 
 
 def metric_lines(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    """Its metrics, all but those of its speed, which are never twice the same."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]
 
 
 def parameters_of(run_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
