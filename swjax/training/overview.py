@@ -35,8 +35,9 @@ def parameter_lines(state: TrainState) -> Iterator[str]:
     for path, leaf, trains in _parameters(state):
         axes = [str(axis) for axis in leaf.sharding.spec if axis is not None]
         over = f"  over {', '.join(axes)}" if axes else ""
+        kind = "trains" if trains else "frozen"
         shape = " x ".join(map(str, leaf.shape))
-        yield f"{path:<{width}}  {shape:>20}  {leaf.dtype!s:>8}  {leaf.size:>15,}  {'trains' if trains else 'frozen'}{over}"
+        yield f"{path:<{width}}  {shape:>20}  {leaf.dtype!s:>8}  {leaf.size:>15,}  {kind}{over}"
 
 
 def _parameters(state: TrainState) -> Iterator[tuple[str, Any, bool]]:

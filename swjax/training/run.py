@@ -23,7 +23,7 @@ from swjax.training.metrics import check_wandb
 from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption
 from swjax.training.processes import check_shared, is_first, meet
-from swjax.training.program import describe_attention, make_program
+from swjax.training.program import describe_attention, make_program, open_mesh
 from swjax.training.speed import start_clock
 from swjax.training.start import choose_model, choose_tokenizer, make_state
 from swjax.training.step import TrainState
@@ -58,16 +58,17 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).absolute()))
     start = max(list_steps(run_dir), default=0)
     check_shared(start, "latest checkpoint")
-    sources = open_training_data(config)
-    config = set_length(config, sources)
-    lengthened = _check_same_run(run_dir, config) if start else None
-
     if start:
+        _check_same_run(run_dir, config)
         model_config = read_model_config(run_dir)
         tokenizer = load_tokenizer(run_dir / TOKENIZER, model_config.chat)
     else:
         tokenizer = choose_tokenizer(config)
         model_config = choose_model(config, tokenizer)
+    open_mesh(config, model_config)  # what does not fit is refused before the data is read
+    sources = open_training_data(config)
+    config = set_length(config, sources)
+    lengthened = changed_length(read_run_config(run_dir), config) if start else None
     program = make_program(config, model_config)
     inputs = open_inputs(config, model_config, tokenizer, program.mesh, sources)
 
@@ -121,17 +122,14 @@ def show_parameters(config: ConfigDict) -> Iterator[str]:
     yield from describe_parameters(shapes)
 
 
-def _check_same_run(run_dir: Path, config: ConfigDict) -> str | None:
-    """What to say of a run that is resumed with more steps or fewer; all else must be as it was."""
-    recorded = read_run_config(run_dir)
-    changes = changed_keys(recorded, config)
+def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
+    changes = changed_keys(read_run_config(run_dir), config)
     if changes:
         listed = "\n  ".join(changes)
         raise ConfigError(
             f"{run_dir} holds a run with another configuration:\n  {listed}\n"
             "set these back to resume it, or choose another config.run_dir"
         )
-    return changed_length(recorded, config)
 
 
 def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: ModelConfig, tokenizer: Any) -> None:
