@@ -106,20 +106,20 @@ def report_rejected(inputs: Inputs, console: Console) -> None:
             console.print("  ...")
 
 
-def _stream(
-    config: ConfigDict,
-    model_config: ModelConfig,
-    sources: Sequence[Source],
-    tokenizer: Any,
-    log: RejectedLog,
-    *,
-    rows: int,
-    share: tuple[int, int],
-    train: bool,
-) -> grain.IterDataset:
+def read_pipeline_config(config: ConfigDict, model_config: ModelConfig, *, rows: int) -> PipelineConfig:
+    """How the examples of a run become batches.
+
+    Args:
+        config: the run's.
+        model_config: the model's sizes.
+        rows: of a batch in this process.
+
+    Raises:
+        ConfigError: a value is not one that the pipeline takes.
+    """
     try:
-        pipeline_config = PipelineConfig(
-            batch_size=rows // share[1],
+        return PipelineConfig(
+            batch_size=rows,
             max_tokens=config.data.max_tokens,
             max_patches=config.data.max_patches,
             max_labels=config.data.max_labels,
@@ -141,6 +141,20 @@ def _stream(
         )
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error
+
+
+def _stream(
+    config: ConfigDict,
+    model_config: ModelConfig,
+    sources: Sequence[Source],
+    tokenizer: Any,
+    log: RejectedLog,
+    *,
+    rows: int,
+    share: tuple[int, int],
+    train: bool,
+) -> grain.IterDataset:
+    pipeline_config = read_pipeline_config(config, model_config, rows=rows // share[1])
     lines = [line for source in sources for line in source.rejected]
     for line in lines:
         log.note(line.where, line.reason)

@@ -16,9 +16,10 @@ from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_c
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
-from swjax.training.inputs import open_inputs, open_training_data, report_rejected
+from swjax.training.inputs import open_inputs, open_training_data, read_pipeline_config, report_rejected
 from swjax.training.length import changed_length, describe_length, set_length
 from swjax.training.loop import run_steps
+from swjax.training.mesh import row_share
 from swjax.training.metrics import check_wandb
 from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption
@@ -65,7 +66,9 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     else:
         tokenizer = choose_tokenizer(config)
         model_config = choose_model(config, tokenizer)
-    open_mesh(config, model_config)  # what does not fit is refused before the data is read
+    # What does not fit is refused before the data is read.
+    parts = row_share(open_mesh(config, model_config)[0])[1]
+    read_pipeline_config(config, model_config, rows=config.batch_size * config.accumulation // parts)
     sources = open_training_data(config)
     config = set_length(config, sources)
     lengthened = changed_length(read_run_config(run_dir), config) if start else None
