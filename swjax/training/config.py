@@ -69,7 +69,13 @@ KEYS = (
     Key(
         "data.train",
         "",
-        "training data: a manifest, or prepared records and their split (FOLDER:train); several by commas",
+        "training data: files or folders of docs/data.md, or records and their split (FOLDER:train); several by commas",
+    ),
+    Key(
+        "data.format",
+        "auto",
+        "format of data that is no records: auto, which looks, or a name of docs/data.md",
+        later=True,
     ),
     Key("data.weights", (), "how often each of data.train is drawn from; () = alike"),
     Key("data.root", "", "folder that the videos of manifests must lie in; '' = each manifest's own", free=True),

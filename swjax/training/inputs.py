@@ -47,7 +47,7 @@ def open_training_data(config: ConfigDict) -> tuple[Source, ...]:
     Raises:
         ManifestError, RecordsError: one of them cannot be used.
     """
-    return open_sources(config.data.train, root=config.data.root or None)
+    return open_sources(config.data.train, root=config.data.root or None, format=config.data.format)
 
 
 def open_inputs(
@@ -84,7 +84,7 @@ def open_inputs(
         validation = _stream(
             config,
             model_config,
-            open_sources(config.data.validation, root=config.data.root or None),
+            open_sources(config.data.validation, root=config.data.root or None, format=config.data.format),
             tokenizer,
             logs["validation"],
             rows=config.batch_size,
