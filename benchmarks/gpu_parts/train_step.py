@@ -27,10 +27,10 @@ from common import (
 from ml_collections import ConfigDict
 from profiled import kernels_of
 
+from swjax.chips import chip_of
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.planning.chips import chip_of
-from swjax.planning.work import Rows, model_flops
 from swjax.training.config import base_config
+from swjax.training.flops import Rows, model_flops
 from swjax.training.program import make_program
 from swjax.training.start import make_state
 from swjax.training.step import put_batch

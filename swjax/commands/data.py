@@ -27,9 +27,10 @@ HELP = "look at a data set: counts, lengths, padding, and examples with what may
 DESCRIPTION = """\
 Look at a data set before training on it: encodes examples as training does, and shows
 
+  - its format, and what becomes of each field;
   - how many can be used, and why the others cannot;
   - seconds, frames, tokens and answer tokens a second: least, median, 95th percentile, most;
-  - how much of a batch is padding, one example a row and packed;
+  - how much of a batch is padding, one example a row and packed, and the keys of a configuration that fit;
   - with --output, histograms (histograms.png) and contact sheets of the first examples, with what may be said after
     each frame below it (needs the extra `plots`), and all figures (statistics.json).
 """
@@ -53,7 +54,8 @@ COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("action", choices=["inspect"], help="what to do")
-    parser.add_argument("source", help="manifest, or prepared records and their split (FOLDER:train)")
+    parser.add_argument("source", help="a data set in any format, or prepared records and their split (FOLDER:train)")
+    parser.add_argument("--format", default="auto", help="its format (docs/data.md); by default it is found by looking")
     parser.add_argument("--output", type=Path, help="folder for statistics.json, the histograms and contact sheets")
     parser.add_argument("--limit", type=int, default=1000, help="look at the first so many examples (default: 1000)")
     parser.add_argument("--sheets", type=int, default=4, help="contact sheets to draw (default: 4)")
@@ -92,8 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for."""
     from swjax.data.pipeline_config import PipelineConfig
-    from swjax.data.sources import open_source, readable_examples
+    from swjax.data.sources import is_records, open_source, readable_examples
     from swjax.data.statistics import measure
+    from swjax.data.suggest import describe_filling, fitting_keys
     from swjax.data.tokenizer import load_tokenizer
 
     out = console()
@@ -111,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    source = open_source(args.source, root=args.root)
+    if not is_records(args.source):
+        _print_format(args, out)
+    source = open_source(args.source, root=args.root, format=args.format)
     count = min(args.limit, len(source.examples))
     damaged: list[Rejected] = []
     examples = _usable(itertools.islice(readable_examples(source.examples), count), damaged)
@@ -132,10 +137,29 @@ def run(args: argparse.Namespace) -> int:
     _print_table(found, out)
     packed = "" if found.packed_share is None else f", {found.packed_share:.1%} packed"
     out.print(f"padding in rows of {args.max_tokens} tokens: {found.padded_share:.1%} with one example a row{packed}")
+    out.print("what fits them, for `swjax train`:")
+    out.print("  " + " ".join(f"--{key}" for key in fitting_keys(found, config)), markup=False, soft_wrap=True)
+    for line in describe_filling(found, config, examples=len(source.examples)):
+        out.print(f"  or {line}", markup=False, soft_wrap=True)
     if args.output is not None:
         _write(args, found, rejected, source.examples, config, tokenizer)
         out.print(f"written: {args.output}", soft_wrap=True)
     return 0
+
+
+def _print_format(args: argparse.Namespace, out: Any) -> None:
+    """The format of a data set, and what becomes of each of its fields."""
+    from swjax.data.formats import choose_format, count_fields
+
+    path = Path(args.source)
+    found = choose_format(path, args.format)
+    if not path.exists():
+        return
+    out.print(f"{args.source}: format {found.name} ({found.meaning})", markup=False, soft_wrap=True)
+    table = Table("field", "records", "what becomes of it", box=None)
+    for name, number, meaning in count_fields(path, found, limit=args.limit):
+        table.add_row(name, str(number), meaning)
+    out.print(table)
 
 
 def _usable(examples: Iterable[VideoExample | Rejected], damaged: list[Rejected]) -> Iterator[VideoExample]:

@@ -23,8 +23,9 @@ moving_shapes  synthetic videos of 5 to 12 s in which a coloured shape enters, t
 pe_video       records of PE-Video: --source is the folder with train/*.tar and test/*.tar.
 funqa          records of FunQA, tasks H2 H3 C2 C3 M2 M3: --source is the folder with FunQA_train.json and train.zip or
                train/, likewise val and test.
-manifest       records of your own videos: --source is a manifest, one JSON object a line (video_path,
-               human_caption; see the README), or a folder with train/manifest.jsonl.
+manifest       records of your own videos: --source is a manifest or a file or folder in any other format of
+               docs/data.md (LLaMA-Factory, ms-swift, LiveCC, ActivityNet, subtitles, Hugging Face datasets), or a folder
+               with train/manifest.jsonl.
 
 Without --source, moving_shapes renders videos and writes manifests; with --source, it makes records of them.
 

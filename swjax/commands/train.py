@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--processes", type=int, metavar="N", help="how many there are")
     group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     parser.add_argument("--show-config", action="store_true", help="print every key with its value, and stop")
+    parser.add_argument(
+        "--show-parameters", action="store_true", help="print every parameter, with whether it trains, and stop"
+    )
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -80,9 +83,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from swjax.training.loop import TooManyBadStepsError
     from swjax.training.preemption import EXIT_PREEMPTED, PreemptedError
     from swjax.training.processes import start_processes
-    from swjax.training.run import train
+    from swjax.training.run import show_parameters, train
 
     try:
+        if args.show_parameters:
+            for line in show_parameters(config):
+                out.print(line, markup=False, soft_wrap=True)
+            return 0
         start_processes(args.coordinator, args.processes, args.process)
         train(config, console=out)
     except TooManyBadStepsError as error:

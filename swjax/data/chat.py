@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from swjax.data.example import ExampleError
-from swjax.data.text import check_text
+from swjax.data.text import check_text, join_texts
 from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
 
 EVALUATION_QUESTION = "Describe the scene in this video and the activity that takes place in it."
@@ -98,18 +98,18 @@ def _structural_tokens(tokenizer: Any, chat: ChatRule) -> list[str]:
 
 
 def sentence_tokens(tokenizer: Any, sentences: Sequence[str]) -> Int32[np.ndarray, "sentences"]:
-    """How many tokens of an answer belong to each of its sentences, which are joined by spaces.
+    """How many tokens of an answer belong to each of its sentences, which `join_texts` joins.
 
-    A token that reaches over a boundary belongs to the later sentence.
+    A token that reaches over a boundary belongs to the later sentence; one whose only token does so has none.
 
     Raises:
-        ExampleError: if a sentence has no token of its own.
+        ExampleError: if a sentence is blank.
     """
-    ends = np.cumsum([len(sentence) + 1 for sentence in sentences])
-    encoded = tokenizer(" ".join(sentences), add_special_tokens=False, return_offsets_mapping=True)
+    joined, starts = join_texts(sentences)
+    encoded = tokenizer(joined, add_special_tokens=False, return_offsets_mapping=True)
     last_characters = np.array([stop - 1 for _, stop in encoded["offset_mapping"]])
-    counts = np.bincount(np.searchsorted(ends, last_characters, side="right"), minlength=len(sentences))
-    for sentence, count in zip(sentences, counts, strict=True):
-        if not (sentence.strip() and count):
+    counts = np.bincount(np.searchsorted(starts[1:], last_characters, side="right"), minlength=len(sentences))
+    for sentence in sentences:
+        if not sentence.strip():
             raise ExampleError(f"the sentence {sentence!r} has no token of its own")
     return counts.astype(np.int32)

@@ -152,8 +152,9 @@ def answer_schedule(
     if starts[-1] > end_s:
         raise ExampleError(f"a sentence starts at {starts[-1]:g} s, but the video ends at {end_s:g} s")
     lengths = sentence_tokens(tokenizer, [sentence.text for sentence in example.sentences])
-    starts = np.minimum(starts, arrival_s[-1]).tolist()
-    return aligned_schedule(lengths.tolist(), starts, arrival_s, wait_k=config.wait_k).tolist()
+    spoken_in = lengths > 0  # what shares its only token with the next sentence waits for that one
+    starts = np.minimum(starts, arrival_s[-1])[spoken_in].tolist()
+    return aligned_schedule(lengths[spoken_in].tolist(), starts, arrival_s, wait_k=config.wait_k).tolist()
 
 
 def first_answer(ids: Int32[np.ndarray, "L"], special: SpecialTokens) -> Int32[np.ndarray, "N"]:

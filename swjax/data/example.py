@@ -89,7 +89,8 @@ class VideoExample:
             measured.
         caption: the answer to learn.
         question: what to ask about the video; None leaves it to the pipeline.
-        sentences: the caption cut into sentences with times, if these are known; joined by spaces they are the caption.
+        sentences: the caption cut into sentences with times, if these are known; `swjax.data.text.join_texts` makes the
+            caption of them.
         later: questions and answers of the turns that follow.
         others: further questions about the same video and their answers. Training draws one of all each epoch,
             evaluation asks the first.

@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from swjax.data.example import ExampleError, Rejected, Sentence, VideoExample, VideoFile
-from swjax.data.json_lines import JsonLineError, json_type, parse_line, read_lines, shown
-from swjax.data.text import check_text
-
-MAX_SECONDS = 1e9
-"""The latest time in a video, some thirty years: no file is longer, and timestamps of nanoseconds still hold it."""
+from swjax.data.fields import FieldError, key, objects, optional_seconds, seconds, text
+from swjax.data.json_lines import JsonLineError, parse_line, read_lines, shown
+from swjax.data.text import join_texts
 
 
 class ManifestError(ValueError):
@@ -39,10 +37,6 @@ class Manifest:
 
     examples: tuple[VideoExample, ...]
     rejected: tuple[Rejected, ...]
-
-
-class _LineError(ValueError):
-    """What is wrong with one line."""
 
 
 def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: bool = False) -> Manifest:
@@ -72,8 +66,8 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: b
         try:
             example = _parse_line(line, path.parent, root, default_key=where)
             if example.key in examples:
-                raise _LineError(f"video_id {example.key!r} was used by an earlier line; every line needs its own")
-        except (_LineError, JsonLineError, ExampleError) as error:
+                raise FieldError(f"video_id {example.key!r} was used by an earlier line; every line needs its own")
+        except (FieldError, JsonLineError, ExampleError) as error:
             if strict:
                 raise ManifestError(f"{path}:{number}: {error}") from error
             rejected.append(Rejected(where, str(error)))
@@ -101,12 +95,26 @@ def _read_lines(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _parse_line(line: bytes, folder: Path, root: Path, *, default_key: str) -> VideoExample:
-    record = parse_line(line)
+    return parse_record(parse_line(line), folder, root, default_key=default_key)
+
+
+def parse_record(record: dict[str, Any], folder: Path, root: Path, *, default_key: str) -> VideoExample:
+    """An example of an object with the fields of a manifest.
+
+    Args:
+        record: the object.
+        folder: what relative video paths start from.
+        root: the folder that videos must lie in.
+        default_key: what the example is called if it does not say.
+
+    Raises:
+        FieldError, ExampleError: what is wrong with it.
+    """
     video, duration_s = _video(record, folder / _path(record))
     sentences = _sentences(record)
     (question, caption), *later = _turns(record, sentences)
     example = VideoExample(
-        key=_key(record, default_key),
+        key=key(record, default_key),
         video=video,
         duration_s=duration_s,
         caption=caption,
@@ -116,109 +124,61 @@ def _parse_line(line: bytes, folder: Path, root: Path, *, default_key: str) -> V
     )
     path = video.path if isinstance(video, VideoFile) else video
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        raise _LineError(f"the video {path} lies outside of the data root {root}; move it there, or name another root")
+        raise FieldError(f"the video {path} lies outside of the data root {root}; move it there, or name another root")
     try:
         is_file = path.is_file()
     except OSError as error:
-        raise _LineError(f"there can be no video file {shown(path)}: {error.strerror}") from error
+        raise FieldError(f"there can be no video file {shown(path)}: {error.strerror}") from error
     if not is_file:
-        raise _LineError(f"there is no video file {path}")
+        raise FieldError(f"there is no video file {path}")
     return example
 
 
 def _path(record: dict[str, Any]) -> str:
-    path = _text(record, "video_path")
+    path = text(record, "video_path")
     if "\0" in path:
-        raise _LineError("the field 'video_path' has a NUL character, which no file name has")
+        raise FieldError("the field 'video_path' has a NUL character, which no file name has")
     if "://" in path:
-        raise _LineError(f"the field 'video_path' is the address {shown(path)}; fetch the video, and name the file")
+        raise FieldError(f"the field 'video_path' is the address {shown(path)}; fetch the video, and name the file")
     return path
 
 
 def _video(record: dict[str, Any], path: Path) -> tuple[Path | VideoFile, float | None]:
     """What is to be watched, and how long it is said to be."""
-    claimed_s, end_s = _optional_seconds(record, "video_duration_in_s"), _optional_seconds(record, "end_s")
-    start_s = _optional_seconds(record, "start_s", or_zero=True)
+    claimed_s, end_s = optional_seconds(record, "video_duration_in_s"), optional_seconds(record, "end_s")
+    start_s = optional_seconds(record, "start_s", or_zero=True)
     last = claimed_s if end_s is None else end_s
     if start_s is None and end_s is None:
         return path, claimed_s
     start_s = start_s or 0.0
     if last is not None and start_s >= last:
-        raise _LineError(f"the clip would begin at {start_s:g} s and end at {last:g} s")
+        raise FieldError(f"the clip would begin at {start_s:g} s and end at {last:g} s")
     return VideoFile(path, start_s, end_s), None if last is None else last - start_s
 
 
 def _turns(record: dict[str, Any], sentences: tuple[Sentence, ...]) -> list[tuple[str | None, str]]:
     """Questions and answers."""
     if record.get("turns") is None:
-        question = None if record.get("question") is None else _text(record, "question")
+        question = None if record.get("question") is None else text(record, "question")
         if sentences:
-            return [(question, " ".join(sentence.text for sentence in sentences))]
-        return [(question, _text(record, "human_caption"))]
+            return [(question, join_texts([sentence.text for sentence in sentences])[0])]
+        return [(question, text(record, "human_caption"))]
     for other in ("question", "human_caption", "sentences"):
         if record.get(other) is not None:
-            raise _LineError(f"the fields 'turns' and {other!r} exclude each other")
-    turns = _objects(record, "turns")
-    return [(_text(turn, "question"), _text(turn, "answer")) for turn in turns]
+            raise FieldError(f"the fields 'turns' and {other!r} exclude each other")
+    turns = objects(record, "turns")
+    return [(text(turn, "question"), text(turn, "answer")) for turn in turns]
 
 
 def _sentences(record: dict[str, Any]) -> tuple[Sentence, ...]:
     if record.get("sentences") is None:
         return ()
     if record.get("human_caption") is not None:
-        raise _LineError("the fields 'sentences' and 'human_caption' exclude each other")
+        raise FieldError("the fields 'sentences' and 'human_caption' exclude each other")
     sentences = tuple(
-        Sentence(_text(entry, "text"), _seconds(entry, "start_s", or_zero=True))
-        for entry in _objects(record, "sentences")
+        Sentence(text(entry, "text"), seconds(entry, "start_s", or_zero=True)) for entry in objects(record, "sentences")
     )
     times = [sentence.time_s for sentence in sentences]
     if times != sorted(times):
-        raise _LineError(f"the sentences' start_s run backwards: {shown(times)}")
+        raise FieldError(f"the sentences' start_s run backwards: {shown(times)}")
     return sentences
-
-
-def _objects(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    value = record[name]
-    if not (isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)):
-        raise _LineError(f"the field {name!r} must be a list of objects, with one at least, found {json_type(value)}")
-    return value
-
-
-def _field(record: dict[str, Any], name: str) -> Any:
-    if name not in record:
-        raise _LineError(f"the field {name!r} is missing")
-    return record[name]
-
-
-def _text(record: dict[str, Any], name: str) -> str:
-    value = _field(record, name)
-    if not isinstance(value, str):
-        raise _LineError(f"the field {name!r} must be text, found {json_type(value)}")
-    if not value.strip():
-        raise _LineError(f"the field {name!r} is empty")
-    return check_text(value.strip(), f"field {name!r}")
-
-
-def _optional_seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> float | None:
-    return None if record.get(name) is None else _seconds(record, name, or_zero=or_zero)
-
-
-def _seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> float:
-    value = _field(record, name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _LineError(f"the field {name!r} must be a number of seconds, found {json_type(value)}")
-    if not value >= 0 or (value == 0 and not or_zero):  # NaN is not at least 0
-        least = "at least" if or_zero else "above"
-        raise _LineError(f"the field {name!r} must be {least} 0 seconds, found {shown(value)}")
-    if value > MAX_SECONDS:
-        raise _LineError(f"the field {name!r} must be at most {MAX_SECONDS:g} seconds, found {shown(value)}")
-    return float(value)
-
-
-def _key(record: dict[str, Any], default: str) -> str:
-    value = record.get("video_id")
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise _LineError(f"the field 'video_id' must be text or an integer, found {json_type(value)}")
-    return check_text(str(value), "field 'video_id'")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
-from swjax.data.manifest import read_manifest
+from swjax.data.formats import AUTO, read_examples
 from swjax.data.records import open_records
 
 
@@ -31,26 +31,33 @@ def readable_examples(examples: Sequence[VideoExample]) -> Iterator[VideoExample
             yield Rejected(f"record {number}", str(error))
 
 
-def open_sources(names: str, *, root: str | Path | None = None) -> tuple[Source, ...]:
+def open_sources(names: str, *, root: str | Path | None = None, format: str = AUTO) -> tuple[Source, ...]:
     """Open several data sets, their names separated by commas; see `open_source`."""
-    return tuple(open_source(name.strip(), root=root) for name in names.split(","))
+    return tuple(open_source(name.strip(), root=root, format=format) for name in names.split(","))
 
 
-def open_source(name: str | Path, *, root: str | Path | None = None) -> Source:
+def open_source(name: str | Path, *, root: str | Path | None = None, format: str = AUTO) -> Source:
     """Open a data set.
 
     Args:
-        name: a manifest (`data/clips/manifest.jsonl`), or the folder of prepared records and a split
+        name: a file or folder of one of `swjax.data.formats`, or the folder of prepared records and a split
             (`data/pe_video:train`).
-        root: the folder that the videos of a manifest must lie in; None for the manifest's own.
+        root: the folder that the videos must lie in, but for those of records; None for that of the source.
+        format: name of the format, or `auto`, which looks.
 
     Raises:
         ManifestError, RecordsError: if it cannot be used.
     """
     folder, colon, split = str(name).rpartition(":")
+    if is_records(name):
+        return Source(open_records(folder, split) if colon else open_records(name, "train"))
+    found = read_examples(Path(name), root=root, format=format)
+    return Source(found.examples, found.rejected)
+
+
+def is_records(name: str | Path) -> bool:
+    """Whether a data set is prepared records, by its name and what is in the folder."""
+    folder, colon, _ = str(name).rpartition(":")
     if colon and Path(folder).is_dir():
-        return Source(open_records(folder, split))
-    if Path(name).is_dir():
-        return Source(open_records(name, "train"))
-    manifest = read_manifest(name, root=root)
-    return Source(manifest.examples, manifest.rejected)
+        return True
+    return Path(name).is_dir() and next(Path(name).rglob("*.array_record*"), None) is not None

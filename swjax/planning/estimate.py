@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from swjax.attention.tpu_blocks import Plan, TPUBlocks, make_plan
+from swjax.chips import Chip
 from swjax.models.config import ModelConfig
 from swjax.planning.bundles import Block, read_blocks
-from swjax.planning.chips import Chip
 from swjax.planning.clock import Schedule, read_schedule
 from swjax.planning.hlo import Instruction, read_shapes
 from swjax.streaming import KeySpans

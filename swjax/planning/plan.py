@@ -16,13 +16,14 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from swjax.chips import Chip, chip_of
 from swjax.models.config import ModelConfig
 from swjax.planning.bundles import dump_to, emptied
-from swjax.planning.chips import Chip, chip_of
 from swjax.planning.estimate import Estimate
 from swjax.planning.estimate import estimate as estimate_time
 from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
-from swjax.planning.work import Rows, full_rows, kernel_flops, model_flops, spans_of_layers
+from swjax.planning.work import full_rows, kernel_flops, spans_of_layers
+from swjax.training.flops import Rows, model_flops
 from swjax.training.mesh import AXES
 from swjax.training.program import Program, batch_shapes, make_program
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from swjax.chips import chip_of
 from swjax.inference.lane import lower_pass
 from swjax.models.config import ModelConfig
-from swjax.planning.chips import chip_of
 from swjax.planning.hlo import read_costs
 from swjax.planning.plan import compile_or_refuse, peak_memory
 

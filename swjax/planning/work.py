@@ -1,37 +1,12 @@
 """What a training step has to compute by the sizes of the model alone, whatever a compiler makes of it."""
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
 from swjax.models.config import ModelConfig
 from swjax.streaming import KeySpans, SpecialTokens, StreamLayout, Variant, build_layout
+from swjax.training.flops import Rows
 
 PROMPT_TOKENS = 40
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a step, one streaming video of a frame a second in each, that fill them.
-
-    Attributes:
-        count: rows of a step.
-        tokens, patches, labels: of a row.
-        decoder_pairs: pairs of query and key that see each other in a row.
-        vision_pairs: the same in a layer of the vision tower, the mean over its layers.
-        seconds: of video in a row.
-    """
-
-    count: int
-    tokens: int
-    patches: int
-    labels: int
-    decoder_pairs: float
-    vision_pairs: float
-    seconds: float
 
 
 def full_rows(model: ModelConfig, *, count: int, tokens: int, patches: int, wait_k: int, variant: str) -> Rows:
@@ -106,42 +81,6 @@ def _vision_spans(model: ModelConfig, frames: int, side: int) -> list[tuple[KeyS
 
 def _pairs(spans: KeySpans) -> float:
     return float((spans.stop.astype(np.int64) - spans.start).sum())
-
-
-def model_flops(
-    model: ModelConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
-) -> dict[str, float]:
-    """Operations of a step that any implementation needs: 2 for each parameter and token forward, 4 more backward.
-
-    What is not trained and has nothing trained before it needs no backward pass; recomputation is not counted.
-
-    Args:
-        model: its sizes.
-        rows: of the step.
-        shapes: path -> anything with a `shape`, of all parameters.
-        trainable: paths of those that train.
-
-    Returns:
-        Operations of `decoder`, `vision`, `head`, `decoder attention` and `vision attention`.
-    """
-    trained = set(trainable)
-    vision_trains = any(path.startswith("visual/") and "merger" not in path for path in trained)
-    text, vision = model.text, model.vision
-    sizes = {path: float(np.prod(array.shape)) for path, array in shapes.items()}
-    layers = sum(size for path, size in sizes.items() if re.search(r"(^|/)layers/", path) and "visual" not in path)
-    merger = sum(size for path, size in sizes.items() if path.startswith("visual/") and "merger" in path)
-    tower = sum(size for path, size in sizes.items() if path.startswith("visual/")) - merger
-    merged = rows.patches / vision.spatial_merge_size**2
-    backward = 3.0 if vision_trains else 1.0
-    decoder_pair = 4.0 * text.num_layers * text.num_heads * text.head_dim
-    vision_pair = 4.0 * vision.depth * vision.num_heads * vision.head_dim
-    return {
-        "decoder": rows.count * 6.0 * layers * rows.tokens,
-        "vision": rows.count * (2.0 * backward * tower * rows.patches + 6.0 * merger * merged),
-        "head": rows.count * 6.0 * text.vocab_size * text.hidden_size * rows.labels,
-        "decoder attention": rows.count * 3.0 * decoder_pair * rows.decoder_pairs,
-        "vision attention": rows.count * backward * vision_pair * rows.vision_pairs,
-    }
 
 
 def kernel_flops(model: ModelConfig, rows: Rows, name: str, source: str) -> float:

@@ -37,6 +37,7 @@ from swjax.runs.orbax_files import open_arrays
 CONFIG = "config.json"
 MODEL = "model.json"
 TOKENIZER = "tokenizer"
+METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 PARAMETERS = "parameters"
 EMA = "ema"

@@ -16,12 +16,12 @@ from swjax.data.place import divide_place
 from swjax.hub.errors import CheckpointError
 from swjax.runs.folder import CHECKPOINTS, EMA, PARAMETERS, read_parameters
 from swjax.runs.orbax_files import reading
+from swjax.training.origin import BEST_BY
 from swjax.training.step import TrainState
 
 OPTIMIZER = "optimizer"
 DATA = "data"
 PARTS = "parts"
-BEST_BY = "validation_loss"
 
 
 def open_checkpoints(run_dir: str | Path, *, keep: int, keep_best: int = 0) -> ocp.CheckpointManager:

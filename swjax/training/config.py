@@ -51,7 +51,13 @@ KEYS = (
     Key("variant", StreamSpec.variant, f"position design: {', '.join(Variant)}"),
     Key("wait_k", StreamSpec.wait_k, "answer tokens spoken after each frame"),
     Key("gap", StreamSpec.gap, "first position id of the answer (gipe)"),
-    Key("init_from", "", "Hugging Face checkpoint (folder or Hub id) to start from; '' starts from scratch"),
+    Key("init_from", "", "what to start from: a Hugging Face folder or Hub id, or a run's folder; '' is from scratch"),
+    Key(
+        "init_checkpoint",
+        "latest",
+        "of a run to start from: latest, best (the lowest validation loss) or the step of a checkpoint",
+        later=True,
+    ),
     Key("model.preset", "", "size: tiny, 3b, 7b, 32b, 72b; '' takes the size of init_from"),
     Key("model.overrides", {}, "fields of the model's configuration to change, such as {'text': {'num_layers': 2}}"),
     Key("tokenizer", "", "tokenizer folder; '' takes init_from's, or that of Moving Shapes from scratch"),
@@ -63,7 +69,13 @@ KEYS = (
     Key(
         "data.train",
         "",
-        "training data: a manifest, or prepared records and their split (FOLDER:train); several by commas",
+        "training data: files or folders of docs/data.md, or records and their split (FOLDER:train); several by commas",
+    ),
+    Key(
+        "data.format",
+        "auto",
+        "format of data that is no records: auto, which looks, or a name of docs/data.md",
+        later=True,
     ),
     Key("data.weights", (), "how often each of data.train is drawn from; () = alike"),
     Key("data.root", "", "folder that the videos of manifests must lie in; '' = each manifest's own", free=True),
@@ -101,7 +113,8 @@ KEYS = (
     Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
     Key("data.workers", 0, "processes that decode videos; 0 decodes in threads", free=True),
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
-    Key("steps", 313, "optimizer steps of the whole run"),
+    Key("steps", 313, "optimizer steps of the whole run, where epochs is 0; a run may be resumed with more", free=True),
+    Key("epochs", 0.0, "passes over the training data, which then set the steps; 0 = as steps says", free=True),
     Key("batch_size", 4, "rows that run through the model at once, over all devices"),
     Key("accumulation", 16, "batches whose gradients make one step: batch_size x accumulation rows a step"),
     Key("optimizer.learning_rate", 2e-5, "peak learning rate of AdamW"),
@@ -124,7 +137,11 @@ KEYS = (
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
     Key("compilation_cache", "", "folder that keeps compiled programs for the next start; '' for none", free=True),
     Key("profile.steps", "", "first and last step of a trace for the profiler, such as 10:13; '' for none", free=True),
+    Key("log_every", 10, "steps between lines of the log, where there is no terminal for a bar", free=True),
     Key("wandb.project", "", "project of Weights & Biases to report to; '' for none", free=True),
+    Key("wandb.entity", "", "user or team of that project; '' for your own", free=True),
+    Key("wandb.name", "", "name of the run there; '' for that of its folder", free=True),
+    Key("wandb.tags", (), "tags of the run there", free=True),
     Key("mesh.data", -1, "devices along the data axis, which repeats parameters; -1 = those left", free=True),
     Key("mesh.fsdp", 1, "devices along the fsdp axis, which shards parameters; -1 = those left", free=True),
     Key("mesh.context", 1, "devices along the context axis, which cuts rows; -1 = those left", free=True),
@@ -204,7 +221,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path, choices in _CHOICES.items():
         if values[path] not in choices:
             raise ConfigError(f"config.{path} is {values[path]!r}; choose one of: {', '.join(choices)}")
-    at_least_one = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "eval_every")
+    at_least_one = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "eval_every", "log_every")
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
@@ -214,13 +231,14 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
-    for path in ("lora.rank", "keep_best", "max_bad_steps"):
+    for path in ("epochs", "lora.rank", "keep_best", "max_bad_steps"):
         if values[path] < 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
     for path in ("run_dir", "init_from", "tokenizer", "compilation_cache", *(f"data.{name}" for name in _DATA_PATHS)):
         for name in values[path].split(","):
             if refused := refused_scheme(name.strip()):
                 raise ConfigError(f"config.{path}: {refused}")
+    _check_start(values)
     if values["keep_best"] and not values["data.validation"]:
         raise ConfigError("config.keep_best chooses by validation loss; give config.data.validation, or set it to 0")
     try:
@@ -262,6 +280,17 @@ def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         path = prefix + name
         is_group = isinstance(value, Mapping) and path not in DEFAULTS
         yield from _walk(value, path + ".") if is_group else [(path, value)]
+
+
+def _check_start(values: Mapping[str, Any]) -> None:
+    chosen = values["init_checkpoint"]
+    if chosen not in ("latest", "best") and not chosen.isdecimal():
+        raise ConfigError(f"config.init_checkpoint is {chosen!r}; give latest, best or the step of a checkpoint")
+    if values["epochs"] and values["data.batching"] == "pack":
+        raise ConfigError(
+            "config.epochs cannot set the steps where config.data.batching=pack, as nobody knows before how many rows "
+            "the examples fill; give config.steps (`swjax data inspect` prints those of an epoch), or batching=pad"
+        )
 
 
 def _check_groups(groups: Any) -> None:

@@ -1,6 +1,6 @@
 """What a run reads: the manifests of its configuration as streams of batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from swjax.data.order import Mixture
 from swjax.data.pipeline import build_pipeline
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
-from swjax.data.sources import open_sources
+from swjax.data.sources import Source, open_sources
 from swjax.models.config import ModelConfig
 from swjax.training.config import ConfigError
 from swjax.training.mesh import row_share
@@ -41,8 +41,26 @@ class Inputs:
     rejected: Mapping[str, RejectedLog]
 
 
-def open_inputs(config: ConfigDict, model_config: ModelConfig, tokenizer: Any, mesh: Mesh) -> Inputs:
-    """Opens the data sets of a configuration, for this process's part of the rows on a mesh.
+def open_training_data(config: ConfigDict) -> tuple[Source, ...]:
+    """The data sets that a run trains on.
+
+    Raises:
+        ManifestError, RecordsError: one of them cannot be used.
+    """
+    return open_sources(config.data.train, root=config.data.root or None, format=config.data.format)
+
+
+def open_inputs(
+    config: ConfigDict, model_config: ModelConfig, tokenizer: Any, mesh: Mesh, sources: Sequence[Source]
+) -> Inputs:
+    """Opens the batches of a run, for this process's part of the rows on a mesh.
+
+    Args:
+        config: the run's.
+        model_config: the model's sizes.
+        tokenizer: the model's.
+        mesh: the devices.
+        sources: from `open_training_data`.
 
     Raises:
         ConfigError: a value is not one that the pipeline takes.
@@ -60,15 +78,13 @@ def open_inputs(config: ConfigDict, model_config: ModelConfig, tokenizer: Any, m
         raise ConfigError(f"{error}; delete that file, or choose another config.run_dir") from error
     rows = config.batch_size * config.accumulation
     share = row_share(mesh)
-    batches = iter(
-        _stream(config, model_config, config.data.train, tokenizer, logs["train"], rows=rows, share=share, train=True)
-    )
+    batches = iter(_stream(config, model_config, sources, tokenizer, logs["train"], rows=rows, share=share, train=True))
     validation = None
     if config.data.validation:
         validation = _stream(
             config,
             model_config,
-            config.data.validation,
+            open_sources(config.data.validation, root=config.data.root or None, format=config.data.format),
             tokenizer,
             logs["validation"],
             rows=config.batch_size,
@@ -90,20 +106,20 @@ def report_rejected(inputs: Inputs, console: Console) -> None:
             console.print("  ...")
 
 
-def _stream(
-    config: ConfigDict,
-    model_config: ModelConfig,
-    names: str,
-    tokenizer: Any,
-    log: RejectedLog,
-    *,
-    rows: int,
-    share: tuple[int, int],
-    train: bool,
-) -> grain.IterDataset:
+def read_pipeline_config(config: ConfigDict, model_config: ModelConfig, *, rows: int) -> PipelineConfig:
+    """How the examples of a run become batches.
+
+    Args:
+        config: the run's.
+        model_config: the model's sizes.
+        rows: of a batch in this process.
+
+    Raises:
+        ConfigError: a value is not one that the pipeline takes.
+    """
     try:
-        pipeline_config = PipelineConfig(
-            batch_size=rows // share[1],
+        return PipelineConfig(
+            batch_size=rows,
             max_tokens=config.data.max_tokens,
             max_patches=config.data.max_patches,
             max_labels=config.data.max_labels,
@@ -125,7 +141,20 @@ def _stream(
         )
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error
-    sources = open_sources(names, root=config.data.root or None)
+
+
+def _stream(
+    config: ConfigDict,
+    model_config: ModelConfig,
+    sources: Sequence[Source],
+    tokenizer: Any,
+    log: RejectedLog,
+    *,
+    rows: int,
+    share: tuple[int, int],
+    train: bool,
+) -> grain.IterDataset:
+    pipeline_config = read_pipeline_config(config, model_config, rows=rows // share[1])
     lines = [line for source in sources for line in source.rejected]
     for line in lines:
         log.note(line.where, line.reason)

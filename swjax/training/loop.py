@@ -11,14 +11,16 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from swjax.training.checkpoint import BEST_BY, save_checkpoint
+from swjax.training.checkpoint import save_checkpoint
 from swjax.training.compilations import count_compilations
 from swjax.training.inputs import Inputs
-from swjax.training.metrics import Write, open_metrics, progress_bar
+from swjax.training.metrics import Write, log_lines, open_metrics, progress_bar
+from swjax.training.origin import BEST_BY
 from swjax.training.preemption import PreemptedError
 from swjax.training.processes import is_first
 from swjax.training.profiling import trace_steps
 from swjax.training.program import Program
+from swjax.training.speed import StepClock
 from swjax.training.step import Metrics, TrainState, put_batch
 
 
@@ -35,6 +37,7 @@ def run_steps(
     checkpoints: ocp.CheckpointManager,
     is_preempted: Callable[[int], bool],
     console: Console,
+    clock: StepClock,
 ) -> TrainState:
     """The loop. The host never waits for the step that it has just given to the devices, only for the one before.
 
@@ -47,6 +50,7 @@ def run_steps(
         checkpoints: where the state is saved.
         is_preempted: step -> whether to stop after it.
         console: where to print.
+        clock: times the steps.
 
     Raises:
         PreemptedError, TooManyBadStepsError: as for `swjax.training.run.train`.
@@ -62,12 +66,13 @@ def run_steps(
             rows = next(inputs.batches)
             batch = _put(rows, program, config, accumulation=config.accumulation)
             compiled, seconds = compilations.count, compilations.seconds
+            clock.begin(step, rows)
             state, metrics = program.train_step(state, batch)
             if compilations.count > compiled:
                 seconds = compilations.seconds - seconds
                 console.print(f"step {step}: compiled for {_describe_rows(batch)} in {seconds:.1f} s")
             after_step(step, metrics)
-            told = _tell(untold, write, show)
+            told = _tell(untold, write, show, clock)
             untold = step, metrics | {"compilations": jnp.float32(compilations.count)}
 
             is_last = step == config.steps
@@ -75,20 +80,21 @@ def run_steps(
             validation = None
             # The best checkpoints are chosen among those that were validated.
             if inputs.validation is not None and (validates or (saves and config.keep_best)):
-                told, untold = _tell(untold, write, show), None
+                told, untold = _tell(untold, write, show, clock), None
                 validation = _validate(config, program, inputs, state)
                 write(step, validation)
                 console.print(f"step {step}: validation loss {validation[BEST_BY]:.4f}")
+                clock.pause()
             stops = is_preempted(step) and not is_last
             if is_last and untold is not None:
-                told, untold = _tell(untold, write, show), None
+                told, untold = _tell(untold, write, show, clock), None
             is_bad = told is not None and told["bad_steps"] > config.max_bad_steps
             if saves or stops or is_bad:
                 save_checkpoint(checkpoints, step, state, inputs.batches, parts=inputs.part[1], metrics=validation)
             if is_bad:
                 raise TooManyBadStepsError(_describe_bad(config, step))
             if stops:
-                _tell(untold, write, show)
+                _tell(untold, write, show, clock)
                 checkpoints.wait_until_finished()
                 raise PreemptedError(f"asked to stop: step {step} is saved, the same command goes on from it")
     return state
@@ -131,20 +137,23 @@ def _tellers(config: ConfigDict, start: int, console: Console) -> Iterator[tuple
         open_metrics(
             Path(config.run_dir),
             after_step=start,
-            wandb_project=config.wandb.project,
+            wandb=config.wandb.to_dict(),
             config=config.to_dict(),
         ) as write,
-        progress_bar(console, completed=start, total=config.steps) as show,
+        progress_bar(console, completed=start, total=config.steps)
+        if console.is_terminal
+        else log_lines(console, total=config.steps, every=config.log_every) as show,
     ):
         yield write, show
 
 
-def _tell(taken: tuple[int, Metrics] | None, write: Write, show: Write) -> Mapping[str, float] | None:
+def _tell(taken: tuple[int, Metrics] | None, write: Write, show: Write, clock: StepClock) -> Mapping[str, float] | None:
     """Fetches the metrics of a step, which waits until it is done, and passes them on."""
     if taken is None:
         return None
     step, metrics = taken
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    values |= clock.read(step, values["tokens"])
     write(step, values)
     show(step, values)
     return values

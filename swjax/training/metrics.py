@@ -1,10 +1,9 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard and a progress bar."""
+"""What a run reports while it trains: metrics.jsonl, TensorBoard, Weights & Biases, and a bar or lines of a log."""
 
 import contextlib
 import importlib
 import json
 import math
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +15,10 @@ from tensorboardX import SummaryWriter
 
 from swjax.atomic import write_text
 from swjax.data.json_lines import cut_half_line, readable_lines
+from swjax.runs.folder import METRICS
 from swjax.training.config import ConfigError
+from swjax.training.speed import describe_step
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id.txt"
 
@@ -27,7 +27,7 @@ Write = Callable[[int, Mapping[str, float]], None]
 
 @contextlib.contextmanager
 def open_metrics(
-    run_dir: Path, *, after_step: int, wandb_project: str = "", config: Mapping[str, Any] | None = None
+    run_dir: Path, *, after_step: int, wandb: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
 ) -> Iterator[Write]:
     """Opens the run folder's metrics for steps that follow `after_step`; one process of a run does.
 
@@ -37,7 +37,7 @@ def open_metrics(
     Args:
         run_dir: the run folder.
         after_step: steps taken.
-        wandb_project: project of Weights & Biases to report to, too; "" for none.
+        wandb: the group `wandb` of the configuration; without a project nothing is reported there.
         config: the run's configuration, for that report.
 
     Raises:
@@ -53,7 +53,7 @@ def open_metrics(
     with (
         file.open("a", buffering=1) as lines,
         SummaryWriter(str(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,
-        _open_wandb(run_dir, wandb_project, config or {}) as report,
+        _open_wandb(run_dir, wandb or {}, config or {}) as report,
     ):
 
         def write(step: int, metrics: Mapping[str, float]) -> None:
@@ -65,6 +65,24 @@ def open_metrics(
             report(step, metrics)
 
         yield write
+
+
+@contextlib.contextmanager
+def log_lines(console: Console, *, total: int, every: int) -> Iterator[Write]:
+    """Prints a line every so many steps, the first and the last among them, where there is no terminal for a bar.
+
+    Yields:
+        A function that takes the metrics of a step, its speed among them.
+    """
+    first = True
+
+    def show(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal first
+        if first or step % every == 0 or step == total:
+            console.print(describe_step(step, total, metrics), soft_wrap=True)
+        first = False
+
+    yield show
 
 
 @contextlib.contextmanager
@@ -85,37 +103,55 @@ def progress_bar(console: Console, *, completed: int, total: int) -> Iterator[Wr
         TimeRemainingColumn(),
         console=console,
     )
-    last, rate = time.perf_counter(), 0.0
+    rate = 0.0
     with bar:
         task = bar.add_task("training", completed=completed, total=total, loss="...", rate="...")
 
         def show(step: int, metrics: Mapping[str, float]) -> None:
-            nonlocal last, rate
-            now = time.perf_counter()
-            current = metrics["tokens"] / (now - last)
-            last, rate = now, 0.9 * rate + 0.1 * current if rate else current
+            nonlocal rate
+            current = metrics["tokens_per_second"]
+            rate = 0.9 * rate + 0.1 * current if rate else current
             bar.update(task, completed=step, loss=f"{metrics['loss']:.4f}", rate=f"{rate:,.0f}")
 
         yield show
 
 
-@contextlib.contextmanager
-def _open_wandb(run_dir: Path, project: str, config: Mapping[str, Any]) -> Iterator[Write]:
-    """Reports to Weights & Biases, under one id for all starts of the run; without a project, nowhere."""
+def check_wandb(project: str) -> None:
+    """Looks whether Weights & Biases can be reported to, before anything is loaded or compiled.
+
+    Raises:
+        ConfigError: a project is given, and the package is not installed.
+    """
     if not project:
-        yield lambda step, metrics: None
         return
     try:
-        wandb = importlib.import_module("wandb")
+        importlib.import_module("wandb")
     except ImportError:
         raise ConfigError(
             "config.wandb.project is set and wandb is not installed; pip install wandb, or set it to ''"
         ) from None
+
+
+@contextlib.contextmanager
+def _open_wandb(run_dir: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Write]:
+    """Reports to Weights & Biases, under one id for all starts of the run; without a project, nowhere."""
+    if not settings.get("project"):
+        yield lambda step, metrics: None
+        return
+    check_wandb(settings["project"])
+    wandb = importlib.import_module("wandb")
     file = run_dir / WANDB_ID
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:12])
     run = wandb.init(
-        project=project, name=run_dir.name, id=file.read_text(), resume="allow", config=dict(config), dir=str(run_dir)
+        project=settings["project"],
+        entity=settings.get("entity") or None,
+        name=settings.get("name") or run_dir.name,
+        tags=list(settings.get("tags", ())),
+        id=file.read_text(),
+        resume="allow",
+        config=dict(config),
+        dir=str(run_dir),
     )
     try:
         yield lambda step, metrics: run.log(dict(metrics), step=step)

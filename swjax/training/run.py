@@ -1,5 +1,6 @@
 """A training run as one story: read `train` from top to bottom."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,22 @@ from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_c
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
-from swjax.training.inputs import open_inputs, report_rejected
+from swjax.training.inputs import open_inputs, open_training_data, read_pipeline_config, report_rejected
+from swjax.training.length import changed_length, describe_length, set_length
 from swjax.training.loop import run_steps
+from swjax.training.mesh import row_share
+from swjax.training.metrics import check_wandb
+from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption
 from swjax.training.processes import check_shared, is_first, meet
-from swjax.training.program import describe_attention, make_program
+from swjax.training.program import describe_attention, make_program, open_mesh
+from swjax.training.speed import start_clock
 from swjax.training.start import choose_model, choose_tokenizer, make_state
 from swjax.training.step import TrainState
 
 
 def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
-    """Trains a model as configured; goes on where it stopped if the run folder holds a checkpoint.
+    """Trains a model as configured; resumes where it stopped if the run folder holds a checkpoint.
 
     A run is deterministic on the same machine: stopped at any moment and started again, it ends with the same
     parameters, bit for bit. Where several processes train as one (`swjax.training.processes`), each calls this.
@@ -39,7 +45,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
 
     Raises:
         ConfigError: the configuration cannot be run, or the run folder holds a run with another one.
-        CheckpointError: a checkpoint to start from or go on from cannot be used.
+        CheckpointError: a checkpoint to start from or to resume from cannot be used.
         ManifestError, TooManyRejectedError: the data cannot be used.
         PreemptedError: the run was asked to stop (SIGTERM), and has saved its state.
         TooManyBadStepsError: more steps than `max_bad_steps` were not finite; the last checkpoint has the state
@@ -47,6 +53,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     """
     console = (console or Console()) if is_first() else Console(quiet=True)
     check_config(config)
+    check_wandb(config.wandb.project)
     run_dir = Path(config.run_dir)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).absolute()))
@@ -54,19 +61,26 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     check_shared(start, "latest checkpoint")
     if start:
         _check_same_run(run_dir, config)
-
-    if start:
         model_config = read_model_config(run_dir)
         tokenizer = load_tokenizer(run_dir / TOKENIZER, model_config.chat)
     else:
         tokenizer = choose_tokenizer(config)
         model_config = choose_model(config, tokenizer)
+    # What does not fit is refused before the data is read.
+    parts = row_share(open_mesh(config, model_config)[0])[1]
+    read_pipeline_config(config, model_config, rows=config.batch_size * config.accumulation // parts)
+    sources = open_training_data(config)
+    config = set_length(config, sources)
+    lengthened = changed_length(read_run_config(run_dir), config) if start else None
     program = make_program(config, model_config)
-    inputs = open_inputs(config, model_config, tokenizer, program.mesh)
+    inputs = open_inputs(config, model_config, tokenizer, program.mesh, sources)
 
     if is_first():
         if not start:
             _write_run_folder(run_dir, config, model_config, tokenizer)
+        elif lengthened:
+            length = {"steps": config.steps, "epochs": config.epochs}
+            write_json(run_dir / CONFIG, read_run_config(run_dir) | length)
         data = fingerprint_data(f"{config.data.train},{config.data.validation}")
         for name in changed_data(run_dir, data) if start else ():
             console.print(f"[bold]{name} is not what it was at the last start[/]: its examples come in another order")
@@ -78,17 +92,37 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     ):
         # Where it starts: 1. the run's latest checkpoint, else 2. a Hugging Face checkpoint, else 3. scratch.
         if start:
-            console.print(f"{run_dir}: going on from step {start} of {config.steps}")
+            console.print(f"{run_dir}: resuming from step {start} of {config.steps}")
+            if lengthened:
+                console.print(lengthened)
             state = restore_checkpoint(checkpoints, start, program.shapes, inputs.batches, part=inputs.part)
         else:
             console.print(f"{run_dir}: starting from {config.init_from or 'scratch'}")
             state = make_state(model_config, config, program.optimizer, program.shapes)
-        trained, kept = (sum(leaf.size for leaf in part.values()) for part in (state.trainable, state.frozen))
-        console.print(f"{trained + kept:,} parameters, {trained:,} of them train; {program.mesh.size} device(s)")
+        console.print(describe_length(config, sources))
+        for line in describe_parameters(state):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print(f"{program.mesh.size} device(s)")
         console.print(describe_attention(config, model_config, program.mesh))
-        state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console)
+        clock = start_clock(config, model_config, program.shapes, inputs.part[1])
+        state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console, clock)
     report_rejected(inputs, console)
     return state
+
+
+def show_parameters(config: ConfigDict) -> Iterator[str]:
+    """Lines on all parameters that a run would have; no weights are read.
+
+    Args:
+        config: the run's.
+
+    Raises:
+        ConfigError, CheckpointError: as for `train`.
+    """
+    model_config = choose_model(config, choose_tokenizer(config))
+    shapes = make_program(config, model_config).shapes
+    yield from parameter_lines(shapes)
+    yield from describe_parameters(shapes)
 
 
 def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
@@ -97,7 +131,7 @@ def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
         listed = "\n  ".join(changes)
         raise ConfigError(
             f"{run_dir} holds a run with another configuration:\n  {listed}\n"
-            "set these back to go on with it, or choose another config.run_dir"
+            "set these back to resume it, or choose another config.run_dir"
         )
 
 

@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
+from rich.progress import track
 
 from swjax.data.tokenizer import load_tokenizer
-from swjax.hub import load_hf, open_hf
-from swjax.hub.reader import find_checkpoint, read_config
+from swjax.hub.progress import STDERR
 from swjax.models.adapters import choose_targets, new_adapters
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
 from swjax.models.parameters import Parameters, split_parameters
+from swjax.models.stored import place
 from swjax.streaming import SpecialTokens
 from swjax.training.config import ConfigError
 from swjax.training.optimizer import split_frozen
+from swjax.training.origin import open_origin
 from swjax.training.step import TrainState, initial_state
 
 
@@ -31,9 +33,10 @@ def choose_tokenizer(config: ConfigDict) -> Any:
         CheckpointError: `init_from` cannot be used.
         TokenizerError: the tokenizer cannot be used, or does not chat as the model does.
     """
-    folder = find_checkpoint(config.init_from) if config.init_from else None
-    chat = _find_preset(config.model.preset).chat if folder is None else read_config(folder).chat
-    return load_tokenizer(config.tokenizer or folder, chat)
+    if not config.init_from:
+        return load_tokenizer(config.tokenizer or None, _find_preset(config.model.preset).chat)
+    origin = open_origin(config)
+    return load_tokenizer(config.tokenizer or origin.tokenizer, origin.config.chat)
 
 
 def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
@@ -46,7 +49,7 @@ def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
     overrides = config.model.overrides.to_dict()
     if not config.init_from:
         return _preset(config.model.preset, overrides, tokenizer)
-    found = open_hf(config.init_from)[0]
+    found = open_origin(config).config
     if overrides:
         raise ConfigError("config.model.overrides changes a model from scratch only; init_from brings its own sizes")
     _check_tokenizer(found, tokenizer)
@@ -106,7 +109,12 @@ def make_state(
         return jax.jit(start, out_shardings=shardings, compiler_options=cheap)()
     places = {**shardings.trainable, **shardings.frozen}
     dtypes = {path: leaf.dtype for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
-    parameters = split_parameters(load_hf(config.init_from, dtype=dtypes, shardings=places))[1]
+    stored = open_origin(config).parameters
+    parameters = {
+        path: place(stored[path], places[path], dtypes[path])
+        for path in track(dtypes, "loading weights", transient=True, console=STDERR)
+        if path in stored
+    }
     if config.lora.rank:
         make = functools.partial(make_adapters, shapes.frozen, config)
         trainable, frozen = jax.jit(make, out_shardings=shardings.trainable)(), parameters

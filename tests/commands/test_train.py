@@ -33,6 +33,15 @@ def test_help_teaches_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config.optimizer.learning_rate=2e-05\n      peak learning rate" in shown
 
 
+def test_the_parameters_are_shown_with_what_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--config", CONFIG, "--config.frozen=('visual/(?!merger)',)", "--show-parameters") == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line for line in lines}
+    assert shown["decoder/embedding_vd"].endswith("trains")
+    assert shown["visual/patch_weight_cd"].endswith("frozen")
+    assert any(line.endswith("of them train") for line in lines)
+
+
 def test_the_configuration_is_shown_with_its_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--config", CONFIG, "--config.variant=gipe", "--run-dir", "runs/x y", "--show-config") == 0
     shown = capsys.readouterr().out

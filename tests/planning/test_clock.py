@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from swjax.attention.tpu_blocks import TPUBlocks, make_plan
+from swjax.chips import CHIPS
 from swjax.planning.bundles import read_blocks
-from swjax.planning.chips import CHIPS
 from swjax.planning.clock import read_schedule
 from swjax.planning.estimate import count_tiles
 from swjax.streaming import KeySpans
@@ -177,7 +177,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from swjax.attention.tpu import tpu_kernel
 from swjax.planning.bundles import read_blocks
-from swjax.planning.chips import chip_of
+from swjax.chips import chip_of
 from swjax.planning.clock import read_schedule
 from swjax.planning.plan import open_topology
 from swjax.streaming import KeySpans

@@ -13,6 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from swjax.training.config import flatten
+from swjax.training.speed import SPEED
 
 LONGEST_S = 300
 
@@ -117,5 +118,6 @@ def _ended(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
 
 
 def metric_lines(run_dir: str | Path) -> list[dict]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    """The lines of metrics.jsonl, without the run's speed, which is never twice the same."""
+    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]

@@ -75,6 +75,8 @@ def test_the_paper_s_recipe_is_a_file() -> None:
         ({"profile.steps": "13:10"}, r"config\.profile\.steps: '13:10' is no range of steps"),
         ({"max_bad_steps": -1}, r"config\.max_bad_steps is -1; it must be at least 0"),
         ({"lora.rank": -1}, r"config\.lora\.rank is -1; it must be at least 0"),
+        ({"init_checkpoint": "last"}, r"config\.init_checkpoint is 'last'; give latest, best or the step"),
+        ({"epochs": 2.0, "data.batching": "pack"}, r"config\.epochs cannot set the steps where .*pack"),
         ({"data.train": ""}, r"config\.data\.train is empty"),
         ({"run_dir": "gs://bucket/run"}, r"config\.run_dir: gs://bucket/run is a URL, .*; mount the bucket"),
         ({"data.train": "a.jsonl, s3://b/c.jsonl"}, r"config\.data\.train: s3://b/c\.jsonl is a URL"),
@@ -185,7 +187,8 @@ def test_a_faulty_file_is_named(tmp_path: Path, content: str, message: str) -> N
 
 
 def test_a_missing_file_is_named() -> None:
-    names = "moving_shapes, moving_shapes_base, pe_video_7b, sweeps/gipe_gap, sweeps/longer, sweeps/variants"
+    names = "finetune, finetune_full, moving_shapes, moving_shapes_base, pe_video_7b"
+    names += ", sweeps/gipe_gap, sweeps/longer, sweeps/variants"
     with pytest.raises(ConfigError, match=rf"there is no configuration file nowhere\.py; give a file, or .*: {names}$"):
         load_config("nowhere.py")
 

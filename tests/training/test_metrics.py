@@ -1,3 +1,4 @@
+import io
 import json
 import sys
 import types
@@ -6,14 +7,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from rich.console import Console
 
-from swjax.training.config import ConfigError
-from swjax.training.metrics import open_metrics
+from swjax.training.config import ConfigError, base_config
+from swjax.training.metrics import log_lines, open_metrics
 from swjax.training.profiling import trace_steps
+from swjax.training.run import train
 
 
 def test_metrics_go_to_wandb_under_one_id_for_all_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list = []
+    named: list = []
+    settings = {"project": "streaming", "entity": "team", "name": "", "tags": ("a", "b")}
 
     class FakeRun:
         def log(self, metrics: dict, step: int) -> None:
@@ -24,13 +29,15 @@ def test_metrics_go_to_wandb_under_one_id_for_all_starts(tmp_path: Path, monkeyp
 
     def init(**arguments: object) -> FakeRun:
         said.append((arguments["project"], arguments["id"], arguments["config"]))
+        named.append([arguments[name] for name in ("entity", "name", "tags")])
         return FakeRun()
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for step in (1, 2):
-        with open_metrics(tmp_path, after_step=step - 1, wandb_project="streaming", config={"seed": 3}) as write:
+        with open_metrics(tmp_path, after_step=step - 1, wandb=settings, config={"seed": 3}) as write:
             write(step, {"loss": 0.5})
     first, second = said[:3], said[3:]
+    assert named == [["team", tmp_path.name, ["a", "b"]]] * 2
     assert first[0] == second[0]
     assert first[0][0] == "streaming"
     assert first[0][2] == {"seed": 3}
@@ -39,11 +46,12 @@ def test_metrics_go_to_wandb_under_one_id_for_all_starts(tmp_path: Path, monkeyp
 
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with (
-        pytest.raises(ConfigError, match=r"config\.wandb\.project is set and wandb is not installed; pip install"),
-        open_metrics(tmp_path, after_step=0, wandb_project="streaming"),
-    ):
-        pass
+    config = base_config()
+    config.data.train, config.model.preset = str(tmp_path / "not there"), "tiny"
+    config.run_dir, config.wandb.project = str(tmp_path / "run"), "streaming"
+    with pytest.raises(ConfigError, match=r"config\.wandb\.project is set and wandb is not installed; pip install"):
+        train(config)  # before it looks at the data or the model
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -58,6 +66,17 @@ def test_steps_that_are_taken_again_and_spoiled_lines_are_dropped(tmp_path: Path
     (tmp_path / "metrics.jsonl").write_bytes(kept + b'\0\0\n{"loss": 1.0}\n{"step": 3, "loss": 0.5}\n{"step": 2, "lo')
     with open_metrics(tmp_path, after_step=2):
         assert (tmp_path / "metrics.jsonl").read_bytes() == kept
+
+
+def test_the_log_has_the_first_and_the_last_step_and_every_so_many_between() -> None:
+    said = io.StringIO()
+    speed = {"tokens_per_second": 12345.6, "seconds_per_step": 1.234, "seconds_left": 3723.4, "mfu": 0.4567}
+    with log_lines(Console(file=said, width=200), total=7, every=3) as show:
+        for step in range(1, 8):
+            show(step, {"loss": 1.5, "learning_rate": 2e-5, **speed})
+    first, *others = said.getvalue().splitlines()
+    assert first == "step 1/7: loss 1.5000, lr 2.00e-05, 12,346 tokens/s, 1.23 s/step, MFU 45.7%, 1:02:03 left"
+    assert [line.split(":")[0] for line in others] == ["step 3/7", "step 6/7", "step 7/7"]
 
 
 def test_the_steps_asked_for_are_traced(tmp_path: Path) -> None:

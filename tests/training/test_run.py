@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 import random
@@ -19,17 +20,21 @@ from swjax.models.parameters import split_parameters
 from swjax.runs.folder import find_step, load_run
 from swjax.training.config import ConfigError
 from swjax.training.loop import TooManyBadStepsError
+from swjax.training.origin import best_step
 from swjax.training.run import train
+from swjax.training.speed import SPEED
 
 SILENT = Console(quiet=True)
 
 
 def metric_lines(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    """Its metrics, all but those of its speed, which are never twice the same."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]
 
 
-def parameters_of(run_dir: Path) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in split_parameters(load_run(run_dir).model)[1].items()}
+def parameters_of(run_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in split_parameters(load_run(run_dir, step).model)[1].items()}
 
 
 def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
@@ -128,6 +133,50 @@ def test_a_warm_start_begins_with_the_weights_of_the_checkpoint(finished, make_c
     train(warm, console=SILENT)
     assert_same_bits(parameters_of(tmp_path / "run"), parameters)
     assert metric_lines(tmp_path / "run")[0]["loss"] < metric_lines(Path(config.run_dir))[0]["loss"]
+
+
+def test_a_run_starts_from_the_best_checkpoint_of_another_for_as_many_steps_as_its_epochs(
+    finished, make_config, tmp_path: Path
+) -> None:
+    """After one step at a learning rate of nearly nothing, the weights are those of that checkpoint."""
+    config, _ = finished
+    losses = {line["step"]: line["validation_loss"] for line in metric_lines(Path(config.run_dir)) if len(line) == 2}
+    kept = [int(folder.name) for folder in Path(config.run_dir, "checkpoints").iterdir()]
+    best = min(kept, key=losses.__getitem__)
+    warm = make_config(tmp_path / "run")
+    warm.init_from, warm.init_checkpoint = config.run_dir, "best"
+    warm.model.preset, warm.model.overrides = "", ConfigDict()
+    warm.epochs, warm.optimizer.learning_rate, warm.data.validation = 0.5, 1e-30, ""
+    said = io.StringIO()
+    train(warm, console=Console(file=said, width=200))
+    assert "12 examples, 0.667 epochs, 1 steps of 8 rows (8 x 1 accumulated)" in said.getvalue()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1
+    assert_same_bits(parameters_of(tmp_path / "run"), parameters_of(Path(config.run_dir), best))
+
+
+def test_a_finished_run_is_resumed_with_more_steps(finished, tmp_path: Path) -> None:
+    longer = copied(finished[0], tmp_path)
+    longer.steps = 7
+    said = io.StringIO()
+    train(longer, console=Console(file=said, width=200))
+    assert "resuming from step 6 of 7" in said.getvalue()
+    assert "config.steps was 6, is 7: from here on the learning rate is that of a run of 7 steps" in said.getvalue()
+    assert find_step(longer.run_dir) == 7
+    assert json.loads((Path(longer.run_dir) / "config.json").read_text())["steps"] == 7
+    before, lines = metric_lines(Path(finished[0].run_dir)), metric_lines(Path(longer.run_dir))
+    assert lines[: len(before)] == before
+    # Of seven steps, the first warms up, and the cosine of the other six has come five sixths of its way.
+    rate = longer.optimizer.learning_rate * (1 + np.cos(np.pi * 5 / 6)) / 2
+    assert lines[len(before)]["learning_rate"] == pytest.approx(rate)
+
+
+def test_the_best_checkpoint_of_a_run_that_was_never_validated_is_refused(finished, tmp_path: Path) -> None:
+    unvalidated = copied(finished[0], tmp_path)
+    (Path(unvalidated.run_dir) / "metrics.jsonl").unlink()
+    with pytest.raises(
+        ConfigError, match=r"config\.init_checkpoint='best' needs a checkpoint of .* that was validated"
+    ):
+        best_step(unvalidated.run_dir)
 
 
 def test_a_preset_that_is_not_the_checkpoint_s_is_refused(finished, make_config, tmp_path: Path) -> None:

@@ -1,40 +1,42 @@
-"""Records of your own videos, by manifest, and of Moving Shapes, which has manifests as well."""
+"""Records of your own videos, in any format of `swjax.data.formats`, and of Moving Shapes, which has manifests."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from swjax.data.builders.builder import ReleaseBuilder, SourceError
 from swjax.data.example import Rejected, VideoExample, VideoFile
+from swjax.data.formats import read_examples
 from swjax.data.manifest import Manifest as ManifestLines
-from swjax.data.manifest import ManifestError, read_manifest
+from swjax.data.manifest import ManifestError
 
 SPLITS = ("train", "validation", "test")
 
 
 class Manifest(ReleaseBuilder):
-    """A manifest (split `train`), or a folder with train/manifest.jsonl and, if wanted, validation and test."""
+    """A source (split `train`), or a folder with train/manifest.jsonl and, if wanted, validation and test."""
 
     @classmethod
     def find_parts(cls, source: Path) -> dict[str, list[str]]:
-        """The manifest of each split."""
+        """The source of each split."""
         if source.is_file():
             return {"train": [str(source)]}
         manifests = {split: source / split / "manifest.jsonl" for split in SPLITS}
         found = {split: [str(path)] for split, path in manifests.items() if path.is_file()}
-        if not found:
-            raise SourceError(f"{source} is no manifest, and has none in {', '.join(SPLITS)}")
-        return found
+        return found or {"train": [str(source)]}
 
     @classmethod
     def content(cls, part: Path) -> Iterator[bytes]:
-        """The manifest, and the sizes of its videos."""
-        yield part.read_bytes()
+        """The file, if it is one, what was read of it, and the sizes of its videos."""
+        if part.is_file():
+            yield part.read_bytes()
         for example in _read(part).examples:
+            if part.is_dir():
+                yield f"{example.key} {example.caption} {example.sentences}\n".encode()
             path = example.video.path if isinstance(example.video, VideoFile) else Path(str(example.video))
             yield f"{path.stat().st_size}\n".encode()
 
     def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
-        """The lines of a manifest."""
+        """The examples of a source."""
         manifest = _read(part)
         yield from manifest.rejected
         yield from manifest.examples
@@ -42,7 +44,7 @@ class Manifest(ReleaseBuilder):
 
 def _read(part: str | Path) -> ManifestLines:
     try:
-        return read_manifest(part)
+        return read_examples(Path(part))
     except ManifestError as error:
         raise SourceError(str(error)) from error
 

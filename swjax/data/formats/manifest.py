@@ -1,0 +1,36 @@
+"""Our own format (`swjax.data.manifest`)."""
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from swjax.data.formats.format import Format
+
+
+def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+    return record is not None and "video_path" in record
+
+
+def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return record
+
+
+MANIFEST = Format(
+    "manifest",
+    "JSON lines with video_path and human_caption",
+    MappingProxyType(
+        {
+            "video_path": "the video",
+            "video_duration_in_s": "a hint; the video is measured",
+            "human_caption": "the answer",
+            "video_id": "names the example",
+            "question": "the question",
+            "start_s": "where the part of the video begins",
+            "end_s": "where the part of the video ends",
+            "sentences": "the answer, each sentence from its second on",
+            "turns": "questions and answers",
+        }
+    ),
+    _fits,
+    _convert,
+)

@@ -1,0 +1,58 @@
+"""ms-swift's `query` and `response`, with `history`, and Alpaca's `instruction`, `input` and `output`."""
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from swjax.data.fields import FieldError, text
+from swjax.data.formats.chats import ASSISTANT, USER, Message, as_record, as_turns, one_path
+from swjax.data.formats.format import Format
+
+
+def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+    return record is not None and ("response" in record or {"instruction", "output"} <= record.keys())
+
+
+def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    name = "query" if "response" in record else "instruction"
+    answer = "response" if "response" in record else "output"
+    asked = [record.get(field) for field in (("query",) if name == "query" else ("instruction", "input"))]
+    if any(part is not None and not isinstance(part, str) for part in asked):
+        raise FieldError(f"the field {name!r} must be text")
+    pairs = [*_history(record.get("history")), ("\n".join(part for part in asked if part), text(record, answer))]
+    chat = [Message(role, said) for pair in pairs for role, said in zip((USER, ASSISTANT), pair, strict=True)]
+    videos = one_path(record.get("videos"), "videos") + one_path(record.get("video"), "video")
+    return as_record(*as_turns(chat, videos, record.get("images") or (), name))
+
+
+def _history(history: Any) -> list[tuple[str, str]]:
+    if history is None:
+        return []
+    if not isinstance(history, list):
+        raise FieldError("the field 'history' must be a list of pairs of question and answer")
+    for number, pair in enumerate(history):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(said, str) for said in pair)):
+            raise FieldError(f"history[{number}] must be a pair of question and answer")
+    return [(asked, answered) for asked, answered in history]
+
+
+SWIFT = Format(
+    "swift",
+    "ms-swift: query, response and videos; Alpaca: instruction, input and output",
+    MappingProxyType(
+        {
+            "query": "the question; <video> is taken out",
+            "instruction": "the question; <video> is taken out",
+            "input": "follows the question",
+            "response": "the answer",
+            "output": "the answer",
+            "history": "earlier questions and answers",
+            "videos": "the video, one",
+            "video": "the video",
+            "images": "refused: images cannot be trained on yet",
+            "system": "left out: the model's own system prompt is used",
+        }
+    ),
+    _fits,
+    _convert,
+)
