@@ -7,7 +7,6 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from tensorboardX import SummaryWriter
 
 from swjax.atomic import write_text
 from swjax.data.json_lines import cut_half_line, readable_lines
+from swjax.storage import AnyPath, is_remote, open_log
 from swjax.training.config import ConfigError
 
 METRICS = "metrics.jsonl"
@@ -27,7 +27,7 @@ Write = Callable[[int, Mapping[str, float]], None]
 
 @contextlib.contextmanager
 def open_metrics(
-    run_dir: Path, *, after_step: int, wandb_project: str = "", config: Mapping[str, Any] | None = None
+    run_dir: AnyPath, *, after_step: int, wandb_project: str = "", config: Mapping[str, Any] | None = None
 ) -> Iterator[Write]:
     """Opens the run folder's metrics for steps that follow `after_step`; one process of a run does.
 
@@ -51,7 +51,7 @@ def open_metrics(
     kept = [line for line in readable_lines(file, ["step"]) if line["step"] <= after_step]
     write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
     with (
-        file.open("a", buffering=1) as lines,
+        open_log(file) as lines,
         SummaryWriter(str(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,
         _open_wandb(run_dir, wandb_project, config or {}) as report,
     ):
@@ -100,7 +100,7 @@ def progress_bar(console: Console, *, completed: int, total: int) -> Iterator[Wr
 
 
 @contextlib.contextmanager
-def _open_wandb(run_dir: Path, project: str, config: Mapping[str, Any]) -> Iterator[Write]:
+def _open_wandb(run_dir: AnyPath, project: str, config: Mapping[str, Any]) -> Iterator[Write]:
     """Reports to Weights & Biases, under one id for all starts of the run; without a project, nowhere."""
     if not project:
         yield lambda step, metrics: None
@@ -114,8 +114,9 @@ def _open_wandb(run_dir: Path, project: str, config: Mapping[str, Any]) -> Itera
     file = run_dir / WANDB_ID
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:12])
+    folder = None if is_remote(run_dir) else str(run_dir)  # None: its own, as it writes to disk alone
     run = wandb.init(
-        project=project, name=run_dir.name, id=file.read_text(), resume="allow", config=dict(config), dir=str(run_dir)
+        project=project, name=run_dir.name, id=file.read_text(), resume="allow", config=dict(config), dir=folder
     )
     try:
         yield lambda step, metrics: run.log(dict(metrics), step=step)
