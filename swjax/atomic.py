@@ -3,13 +3,16 @@
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from swjax.storage import AnyPath, is_remote, upload
+
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: AnyPath) -> Iterator[Path]:
     """Gives a name beside a file to write to; what was written takes the file's place, unless writing it failed.
 
     Args:
@@ -17,7 +20,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         A path in the same folder; what a kill has left there is written over. One process at a time may write the file.
+        For a file in a bucket, a path on disk.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="swjax-") as folder:
+            yield Path(folder) / path.name
+            upload(Path(folder) / path.name, path)
+        return
+    path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
@@ -26,17 +36,17 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: AnyPath, content: bytes) -> None:
     """Writes a file as a whole."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Writes a text file (UTF-8) as a whole."""
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: AnyPath, content: Any) -> None:
     """Writes a value as a JSON file, indented, as a whole."""
     write_text(path, json.dumps(content, indent=2) + "\n")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import stores
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most programs here run once or twice, which is not worth compiling well; `compiled_well` is for the others.
@@ -72,3 +73,57 @@ def transformers_4(request, tmp_path_factory):
     packages = "transformers==4.57.*", "torch==2.13.0", "accelerate>=1.1", "pillow>=11", "numpy>=2.1"
     subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     return python
+
+
+GCS_ENVIRONMENT = {
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google what kind of bucket it is
+    "NO_GCE_CHECK": "true",
+}
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def _environment(tmp_path_factory):
+    """What programs of these tests find in their environment: no credentials, and a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
+        for name, value in (GCS_ENVIRONMENT | S3_ENVIRONMENT).items():
+            patch.setenv(name, value)
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def gcs(_environment):
+    """A proxy before an emulator of Google Cloud Storage that holds gs://bucket."""
+    yield from _serving(stores.start_gcs, _environment, ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"))
+
+
+@pytest.fixture(scope="session")
+def s3(_environment):
+    """A proxy before an emulator of S3 that holds s3://bucket."""
+    yield from _serving(stores.start_s3, _environment, ("AWS_ENDPOINT_URL",))
+
+
+def _serving(start, environment, variables):
+    proxy = stores.Proxy()
+    server: subprocess.Popen = start(proxy)
+    for name in variables:
+        environment.setenv(name, proxy.url)
+    assert os.environ[variables[0]] == proxy.url
+    yield proxy
+    server.kill()
+    server.wait()
+    proxy.close()
+
+
+@pytest.fixture(params=["gs", "s3"])
+def store(request):
+    """A folder of each store, and the proxy before it."""
+    proxy = request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param])
+    return f"{request.param}://bucket/{request.node.name.partition('[')[0]}", proxy

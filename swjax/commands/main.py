@@ -23,7 +23,7 @@ from swjax.commands import (
     train,
 )
 from swjax.commands.say import printing_notices, refuse
-from swjax.local_path import refused_scheme
+from swjax.storage import refused_scheme
 
 VERBS = (quickstart, prepare, data, train, evaluate, sweep, report, stream, serve, export, import_, layout, plan)
 

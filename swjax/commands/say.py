@@ -79,6 +79,7 @@ def known_errors() -> tuple[type[Exception], ...]:
     from swjax.data.tokenizer import TokenizerError
     from swjax.evaluation import EvaluationError
     from swjax.hub import CheckpointError
+    from swjax.storage import StorageError
 
     errors: tuple[Any, ...] = (
         UsageError,
@@ -90,6 +91,7 @@ def known_errors() -> tuple[type[Exception], ...]:
         PrepareError,
         SourceError,
         RecordsError,
+        StorageError,
     )
     return errors
 

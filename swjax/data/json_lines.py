@@ -8,8 +8,9 @@ order mark before the first line is skipped.
 import codecs
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
+
+from swjax.storage import AnyPath, is_remote
 
 LONGEST_QUOTE = 80
 """Characters of a value that a message repeats."""
@@ -21,7 +22,7 @@ class JsonLineError(ValueError):
     """A line is not a JSON object that can be read."""
 
 
-def read_lines(path: Path) -> list[tuple[int, bytes]]:
+def read_lines(path: AnyPath) -> list[tuple[int, bytes]]:
     """The lines of a file that are not blank, each with its number, from 1.
 
     Raises:
@@ -57,9 +58,9 @@ def parse_line(line: bytes | str) -> dict[str, Any]:
     return record
 
 
-def cut_half_line(path: Path) -> None:
+def cut_half_line(path: AnyPath) -> None:
     """Cut off what follows the last line end of a file that is appended to: a killed process leaves half a line."""
-    if not path.exists():
+    if is_remote(path) or not path.exists():  # a log in a bucket is written as a whole
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
@@ -68,7 +69,7 @@ def cut_half_line(path: Path) -> None:
             file.truncate(whole)
 
 
-def readable_lines(path: Path, needed: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def readable_lines(path: AnyPath, needed: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """The objects of a log, without the lines that a crash or a full disk has spoiled; none if there is no file.
 
     Args:

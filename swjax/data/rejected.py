@@ -1,10 +1,10 @@
 """Bad examples met on the way: counted, listed, and too many of them stop the run."""
 
 import json
-from pathlib import Path
 
 from swjax.data.example import Rejected
 from swjax.data.json_lines import JsonLineError, cut_half_line, parse_line, read_lines
+from swjax.storage import AnyPath, append_line, as_path
 
 # Before so many examples are seen, a share says little: two bad ones among the first ten may be chance.
 _FEWEST_FOR_A_SHARE = 100
@@ -20,7 +20,7 @@ class RejectedLog:
     One process writes to one log: the pipeline's workers hand their failures back with the batches.
     """
 
-    def __init__(self, path: str | Path | None = None, *, max_share: float = 0.05) -> None:
+    def __init__(self, path: str | AnyPath | None = None, *, max_share: float = 0.05) -> None:
         """Open a log.
 
         Args:
@@ -34,7 +34,7 @@ class RejectedLog:
         """
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share must be between 0 and 1, got {max_share}")
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else as_path(path)
         self.max_share = max_share
         self._listed = {entry.where: entry for entry in _read(self.path)}
         self._seen: set[str] = set()
@@ -64,9 +64,7 @@ class RejectedLog:
         if key not in self._listed:
             self._listed[key] = Rejected(key, reason)
             if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"where": key, "reason": reason}) + "\n")
+                append_line(self.path, json.dumps({"where": key, "reason": reason}))
 
 
 def check_rejected(log: RejectedLog, *, num_examples: int) -> tuple[Rejected, ...]:
@@ -91,7 +89,7 @@ def check_rejected(log: RejectedLog, *, num_examples: int) -> tuple[Rejected, ..
     return log.rejected
 
 
-def _read(path: Path | None) -> list[Rejected]:
+def _read(path: AnyPath | None) -> list[Rejected]:
     if path is None or not path.exists():
         return []
     cut_half_line(path)

@@ -6,6 +6,7 @@ from typing import Any
 
 from swjax.data.chat import encode_chat
 from swjax.notice import notify
+from swjax.storage import AnyPath, as_path, local_folder
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SpecialTokens
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "moving_shapes" / "tokenizer"
@@ -14,6 +15,8 @@ TEMPLATE_FILE = "chat_template.jinja"
 """The file that a chat template is written to."""
 
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+
+_FILES = ("*.json", "*.txt", "*.jinja", "additional_chat_templates/*.jinja")
 
 _INSTEAD = (
     "put chat_template.json of the released checkpoint beside it, or take every template away to use swjax's, which "
@@ -25,7 +28,7 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be loaded, or does not chat as the model does."""
 
 
-def load_tokenizer(path: str | Path | None = None, chat: ChatRule = DEFAULT_CHAT) -> Any:
+def load_tokenizer(path: str | AnyPath | None = None, chat: ChatRule = DEFAULT_CHAT) -> Any:
     """Load a tokenizer with `transformers.AutoTokenizer`, from disk only, and try its chat template on a video.
 
     A folder without any chat template gets the shipped one, with a notice.
@@ -42,7 +45,7 @@ def load_tokenizer(path: str | Path | None = None, chat: ChatRule = DEFAULT_CHAT
         TokenizerError: if the folder or its vocabulary is missing or cannot be read, if a special token is missing, or
             if the chat template cannot write a chat about a video; the message says which, where and why.
     """
-    folder = SHIPPED_TOKENIZER if path is None else Path(path)
+    folder = SHIPPED_TOKENIZER if path is None else local_folder(as_path(path), _FILES)
     if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
         what = "has no tokenizer.json, nor vocab.json with merges.txt" if folder.is_dir() else "is not a folder"
         raise TokenizerError(f"{folder} {what}; give a folder with a tokenizer, or none for the shipped one")

@@ -12,7 +12,7 @@ from typing import Any
 
 from swjax.atomic import write_bytes
 from swjax.evaluation.errors import EvaluationError
-from swjax.local_path import refused_scheme
+from swjax.storage import refused_scheme
 from swjax.streaming.spec import StreamSpec
 
 SWEEP = "sweep.json"

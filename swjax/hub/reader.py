@@ -15,13 +15,13 @@ from rich.progress import track
 from swjax.hub.errors import CheckpointError
 from swjax.hub.files import check_files, find_tensors, has_own_head, stored_parameters
 from swjax.hub.progress import STDERR
-from swjax.local_path import refused_scheme
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model, family_of, read_model_config
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
 from swjax.notice import notify
+from swjax.storage import AnyPath, as_path, refused_scheme
 
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 """The files of a Hub repository that swjax uses: weights, configurations, tokenizer and processor."""
@@ -36,7 +36,7 @@ Shardings = (
 
 
 def load_hf(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     dtype: DTypeLike | Mapping[str, DTypeLike] | None = None,
     shardings: Shardings | None = None,
@@ -67,7 +67,7 @@ def load_hf(
     return merge_parameters(structure, parameters)
 
 
-def open_hf(path: str | Path) -> tuple[ModelConfig, dict[str, StoredArray]]:
+def open_hf(path: str | AnyPath) -> tuple[ModelConfig, dict[str, StoredArray]]:
     """Open a Hugging Face checkpoint: every tensor is found and its shape checked, and no weights are read.
 
     But a head beside an embedding that config.json calls tied to it is compared with it: if they differ, the head that
@@ -102,14 +102,14 @@ def stored_dtype(parameters: Mapping[str, Any]) -> Any:
     return parameters["decoder/embedding_vd"].dtype
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | AnyPath) -> AnyPath:
     """The folder of a checkpoint: the path itself, or what a Hub id of that name is downloaded to.
 
     Raises:
         CheckpointError: if there is neither such a folder nor, as far as the network tells, such a Hub id, or if the
             folder is that of a run or an adapter.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if not folder.is_dir():
         return download(str(path))
     if (folder / "model.json").exists() and (folder / "checkpoints").is_dir():
@@ -137,7 +137,7 @@ def download(hub_id: str, folder: Path | None = None) -> Path:
     """
     if refused := refused_scheme(hub_id):
         raise CheckpointError(refused)
-    if Path(hub_id).exists() or hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+    if "://" in hub_id or Path(hub_id).exists() or hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         raise CheckpointError(f"{hub_id}: no such checkpoint folder")
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS), local_dir=folder))
@@ -148,12 +148,12 @@ def download(hub_id: str, folder: Path | None = None) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: AnyPath) -> ModelConfig:
     """Read config.json, flat (transformers 4) or nested (5)."""
     return parse_config(folder / "config.json")
 
 
-def parse_config(file: Path, *, holder: str = CHECKPOINT) -> ModelConfig:
+def parse_config(file: AnyPath, *, holder: str = CHECKPOINT) -> ModelConfig:
     """Read a file with the content of a config.json; `holder` is as for `read_json`.
 
     Raises:
@@ -165,7 +165,7 @@ def parse_config(file: Path, *, holder: str = CHECKPOINT) -> ModelConfig:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{file}: {error}") from error
 
 
-def read_json(file: Path, *, holder: str = CHECKPOINT) -> dict[str, Any]:
+def read_json(file: AnyPath, *, holder: str = CHECKPOINT) -> dict[str, Any]:
     """Read a JSON object, in UTF-8 with or without a byte order mark.
 
     Args:

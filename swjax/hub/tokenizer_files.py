@@ -3,8 +3,7 @@
 What transformers 5 would write for a tokenizer that it has read, transformers 4 does not load.
 """
 
-import shutil
-from pathlib import Path
+from swjax.storage import AnyPath, copy_file, make_folder, remove_folder, resolved
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,18 +23,18 @@ TEMPLATES = "additional_chat_templates"
 """The folder of chat templates with names of their own."""
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
+def copy_tokenizer(source: AnyPath, folder: AnyPath) -> None:
     """Copy the files of a tokenizer that are there, and remove those that are not, into a folder made if need be."""
-    if source.resolve() == folder.resolve():
+    if resolved(source) == resolved(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in TOKENIZER_FILES:
         if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+            copy_file(source / name, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / TEMPLATES, ignore_errors=True)
+    remove_folder(folder / TEMPLATES)
     if (source / TEMPLATES).is_dir():
-        (folder / TEMPLATES).mkdir()
+        make_folder(folder / TEMPLATES)
         for file in (source / TEMPLATES).glob("*.jinja"):
-            shutil.copyfile(file, folder / TEMPLATES / file.name)
+            copy_file(file, folder / TEMPLATES / file.name)

@@ -16,7 +16,6 @@ Training writes it; streaming, evaluation and export read it, and need nothing o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +32,7 @@ from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
 from swjax.runs.orbax_files import open_arrays
+from swjax.storage import AnyPath, absolute, as_path
 
 CONFIG = "config.json"
 MODEL = "model.json"
@@ -58,7 +58,7 @@ class Run:
 
     model: VideoLanguageModel
     config: Mapping[str, Any]
-    tokenizer: Path
+    tokenizer: AnyPath
     step: int
 
 
@@ -71,7 +71,7 @@ class Lora:
     targets: tuple[str, ...]
 
 
-def load_run(run_dir: str | Path, step: int | None = None, *, dtype: DTypeLike = jnp.float32) -> Run:
+def load_run(run_dir: str | AnyPath, step: int | None = None, *, dtype: DTypeLike = jnp.float32) -> Run:
     """Reads the model of a run's checkpoint onto the default device: averaged, adapters merged (`open_run_model`).
 
     Args:
@@ -83,7 +83,7 @@ def load_run(run_dir: str | Path, step: int | None = None, *, dtype: DTypeLike =
         CheckpointError: the folder is no run folder, has no such checkpoint, or the checkpoint is half-written,
             damaged or of another model.
     """
-    run_dir = Path(run_dir)
+    run_dir = as_path(run_dir)
     config = read_run_config(run_dir)
     step = find_step(run_dir, step)
     structure, _ = split_parameters(abstract_model(read_model_config(run_dir), param_dtype=dtype))
@@ -92,22 +92,22 @@ def load_run(run_dir: str | Path, step: int | None = None, *, dtype: DTypeLike =
     return Run(merge_parameters(structure, parameters), config, run_dir / TOKENIZER, step)
 
 
-def read_run_config(run_dir: str | Path) -> dict[str, Any]:
+def read_run_config(run_dir: str | AnyPath) -> dict[str, Any]:
     """Reads the configuration that a run was started with.
 
     Raises:
         CheckpointError: the folder holds none, or it is damaged.
     """
-    return read_json(Path(run_dir) / CONFIG, holder=_HOLDER)
+    return read_json(as_path(run_dir) / CONFIG, holder=_HOLDER)
 
 
-def read_model_config(run_dir: str | Path) -> ModelConfig:
+def read_model_config(run_dir: str | AnyPath) -> ModelConfig:
     """Reads the model's configuration.
 
     Raises:
         CheckpointError: the folder holds none, or it is damaged.
     """
-    return parse_config(Path(run_dir) / MODEL, holder=_HOLDER)
+    return parse_config(as_path(run_dir) / MODEL, holder=_HOLDER)
 
 
 def read_lora(config: Mapping[str, Any]) -> Lora | None:
@@ -122,15 +122,15 @@ def read_lora(config: Mapping[str, Any]) -> Lora | None:
     return Lora(found["rank"], found["alpha"], tuple(found["targets"]))
 
 
-def list_steps(run_dir: str | Path) -> list[int]:
+def list_steps(run_dir: str | AnyPath) -> list[int]:
     """The steps of all checkpoints that were written to their end, in order."""
-    folder = Path(run_dir) / CHECKPOINTS
+    folder = as_path(run_dir) / CHECKPOINTS
     if not folder.is_dir():
         return []
     return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
 
 
-def find_step(run_dir: str | Path, step: int | None = None) -> int:
+def find_step(run_dir: str | AnyPath, step: int | None = None) -> int:
     """The step given, if it has a checkpoint, or the latest that has.
 
     Raises:
@@ -138,15 +138,15 @@ def find_step(run_dir: str | Path, step: int | None = None) -> int:
     """
     steps = list_steps(run_dir)
     if not steps:
-        raise CheckpointError(f"{Path(run_dir) / CHECKPOINTS} holds no finished checkpoint")
+        raise CheckpointError(f"{as_path(run_dir) / CHECKPOINTS} holds no finished checkpoint")
     if step is not None and step not in steps:
         raise CheckpointError(
-            f"{Path(run_dir) / CHECKPOINTS} holds no checkpoint of step {step}, but of {', '.join(map(str, steps))}"
+            f"{as_path(run_dir) / CHECKPOINTS} holds no checkpoint of step {step}, but of {', '.join(map(str, steps))}"
         )
     return steps[-1] if step is None else step
 
 
-def open_run_model(run_dir: str | Path, step: int) -> dict[str, StoredArray]:
+def open_run_model(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]:
     """Opens the parameters of the model that a checkpoint stands for.
 
     They are averages where the run keeps them (config.optimizer.ema), and weights have their adapters merged.
@@ -163,7 +163,7 @@ def open_run_model(run_dir: str | Path, step: int) -> dict[str, StoredArray]:
     return stored if lora is None else merge_stored(stored, alpha=lora.alpha)
 
 
-def open_checkpoint(run_dir: str | Path, step: int) -> dict[str, StoredArray]:
+def open_checkpoint(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]:
     """Opens a checkpoint's parameters, averages where the run has them, adapters apart from their weights.
 
     Raises:
@@ -176,7 +176,7 @@ def open_checkpoint(run_dir: str | Path, step: int) -> dict[str, StoredArray]:
         try:
             targets = choose_targets(lora.targets, shapes)
         except ValueError as error:
-            raise CheckpointError(f"{Path(run_dir) / CONFIG}: {error}") from error
+            raise CheckpointError(f"{as_path(run_dir) / CONFIG}: {error}") from error
         added = adapter_shapes({path: leaf.shape for path, leaf in shapes.items()}, targets, lora.rank)
         shapes |= {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in added.items()}
     stored = open_parameters(run_dir, step, shapes)
@@ -190,7 +190,7 @@ def open_checkpoint(run_dir: str | Path, step: int) -> dict[str, StoredArray]:
 
 
 def read_parameters(
-    run_dir: str | Path, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], *, item: str = PARAMETERS
+    run_dir: str | AnyPath, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], *, item: str = PARAMETERS
 ) -> Parameters:
     """Reads a checkpoint's parameters onto devices, one after another.
 
@@ -208,7 +208,7 @@ def read_parameters(
 
 
 def open_parameters(
-    run_dir: str | Path, step: int, shapes: Mapping[str, Any], *, item: str = PARAMETERS
+    run_dir: str | AnyPath, step: int, shapes: Mapping[str, Any], *, item: str = PARAMETERS
 ) -> dict[str, StoredArray]:
     """Opens a checkpoint's parameters and checks their names and shapes; reads none.
 
@@ -227,14 +227,14 @@ def open_parameters(
     return stored
 
 
-def _item(run_dir: str | Path, step: int, item: str) -> Path:
-    folder = Path(run_dir).absolute() / CHECKPOINTS / str(step) / item
+def _item(run_dir: str | AnyPath, step: int, item: str) -> AnyPath:
+    folder = absolute(as_path(run_dir)) / CHECKPOINTS / str(step) / item
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: the checkpoint is half-written; delete {folder.parent}")
     return folder
 
 
-def _check_shapes(folder: Path, stored: Mapping[str, StoredArray], expected: Mapping[str, Any]) -> None:
+def _check_shapes(folder: AnyPath, stored: Mapping[str, StoredArray], expected: Mapping[str, Any]) -> None:
     faults = [f"lacks {path}" for path in expected if path not in stored]
     faults += [f"has unexpected {path}" for path in stored if path not in expected]
     faults += [

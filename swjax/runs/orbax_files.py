@@ -9,7 +9,6 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import tensorstore as ts
 
 from swjax.hub.errors import CheckpointError
 from swjax.models.stored import Block, StoredArray
+from swjax.storage import AnyPath, kvstore_url
 
 # Orbax's own record of the tree: a folder without it was not written to its end, or lost a part.
 _RECORD = "_METADATA"
@@ -25,7 +25,7 @@ _RECORD = "_METADATA"
 _TENSOR_IN_ERROR = re.compile(r"""Error reading "(.+?)/[^/"]*" in|'path': '([^/'][^']*)/'""")
 
 
-def open_arrays(folder: Path) -> dict[str, StoredArray]:
+def open_arrays(folder: AnyPath) -> dict[str, StoredArray]:
     """Opens the arrays that Orbax saved from a flat dict: key -> array.
 
     Args:
@@ -36,7 +36,7 @@ def open_arrays(folder: Path) -> dict[str, StoredArray]:
     """
     with reading(folder):
         (folder / _RECORD).stat()
-        base = {"driver": "ocdbt", "base": f"file://{folder.absolute()}/"}
+        base = {"driver": "ocdbt", "base": kvstore_url(folder)}
         keys = [key.decode() for key in ts.KvStore.open(base).result().list().result()]
         names = sorted({key.rpartition("/")[0] for key in keys})
         opened = {
@@ -52,7 +52,7 @@ def open_arrays(folder: Path) -> dict[str, StoredArray]:
 
 
 @contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
+def reading(folder: AnyPath) -> Iterator[None]:
     """Turns whatever Orbax or TensorStore raises while it reads into an error that names the folder and the tensor.
 
     At the first failure Orbax gives up its other reads and closes their event loop; each would print a traceback when
@@ -67,7 +67,7 @@ def reading(folder: Path) -> Iterator[None]:
         raise CheckpointError(_describe_failure(folder, error)) from None
 
 
-def _stored(folder: Path, array: Any) -> StoredArray:
+def _stored(folder: AnyPath, array: Any) -> StoredArray:
     def read(block: Block) -> np.ndarray:
         with reading(folder):
             return array[block].read().result()
@@ -86,7 +86,7 @@ def _is_no_stray_read(record: logging.LogRecord) -> bool:
     return "tensorstore_spec" not in str(error)
 
 
-def _describe_failure(folder: Path, error: Exception) -> str:
+def _describe_failure(folder: AnyPath, error: Exception) -> str:
     tensor = _TENSOR_IN_ERROR.search(str(error))
     where = f"tensor {tensor[1] or tensor[2]}" if tensor else "the checkpoint"
     reason = str(error.__cause__ or error).split(" [tensorstore_spec")[0].strip()[:300] or repr(error)

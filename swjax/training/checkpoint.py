@@ -5,7 +5,6 @@ They are read onto any mesh, and by any number of processes that share the run f
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import grain
 import jax
@@ -16,6 +15,7 @@ from swjax.data.place import divide_place
 from swjax.hub.errors import CheckpointError
 from swjax.runs.folder import CHECKPOINTS, EMA, PARAMETERS, read_parameters
 from swjax.runs.orbax_files import reading
+from swjax.storage import AnyPath, absolute, as_path, sync_logs
 from swjax.training.origin import BEST_BY
 from swjax.training.step import TrainState
 
@@ -24,7 +24,7 @@ DATA = "data"
 PARTS = "parts"
 
 
-def open_checkpoints(run_dir: str | Path, *, keep: int, keep_best: int = 0) -> ocp.CheckpointManager:
+def open_checkpoints(run_dir: str | AnyPath, *, keep: int, keep_best: int = 0) -> ocp.CheckpointManager:
     """Opens a run folder's checkpoints for writing, and clears away what was half-written when the run was killed.
 
     Args:
@@ -39,7 +39,7 @@ def open_checkpoints(run_dir: str | Path, *, keep: int, keep_best: int = 0) -> o
         keep_checkpoints_without_metrics=False,
     )
     return ocp.CheckpointManager(
-        Path(run_dir).absolute() / CHECKPOINTS,
+        absolute(as_path(run_dir)) / CHECKPOINTS,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if keep_best else [])]),
             cleanup_tmp_directories=True,
@@ -66,6 +66,7 @@ def save_checkpoint(
         parts: in how many parts the rows of a batch are read by the processes.
         metrics: those of validation after this step, by which the best checkpoints are chosen.
     """
+    sync_logs()  # who resumes from this checkpoint finds what was logged before it
     averages = {EMA: ocp.args.StandardSave(state.ema)} if state.ema else {}
     counts = {"step": state.step, "bad_steps": state.bad_steps}
     checkpoints.save(
@@ -104,17 +105,17 @@ def restore_checkpoint(
     Raises:
         CheckpointError: the checkpoint is half-written, damaged or of another model or optimizer.
     """
-    run_dir = Path(checkpoints.directory).parent
-    parameters = read_parameters(run_dir, step, shapes.trainable | shapes.frozen)
-    ema = read_parameters(run_dir, step, shapes.ema, item=EMA) if shapes.ema else {}
-    with reading(Path(checkpoints.directory) / str(step) / OPTIMIZER):
+    folder = as_path(checkpoints.directory)
+    parameters = read_parameters(folder.parent, step, shapes.trainable | shapes.frozen)
+    ema = read_parameters(folder.parent, step, shapes.ema, item=EMA) if shapes.ema else {}
+    with reading(folder / str(step) / OPTIMIZER):
         item = {"step": shapes.step, "bad_steps": shapes.bad_steps, "state": shapes.opt_state}
         restored = checkpoints.restore(
             step,
             args=ocp.args.Composite(**{OPTIMIZER: ocp.args.StandardRestore(item), PARTS: ocp.args.JsonRestore()}),
         )
     found = restored[OPTIMIZER]
-    _restore_place(Path(checkpoints.directory) / str(step) / DATA, restored[PARTS]["count"], iterator, part)
+    _restore_place(folder / str(step) / DATA, restored[PARTS]["count"], iterator, part)
     return TrainState(
         step=found["step"],
         bad_steps=found["bad_steps"],
@@ -125,7 +126,7 @@ def restore_checkpoint(
     )
 
 
-def _restore_place(folder: Path, parts: int, iterator: grain.DatasetIterator, part: tuple[int, int]) -> None:
+def _restore_place(folder: AnyPath, parts: int, iterator: grain.DatasetIterator, part: tuple[int, int]) -> None:
     """Sets the input to where it stood; each process of the run wrote a file, as `grain.checkpoint` names them."""
     files = sorted(folder.glob("process_*-of-*.json"), key=lambda file: int(file.stem.split("_")[1].split("-")[0]))
     wrote = {int(file.stem.rpartition("-")[2]) for file in files}

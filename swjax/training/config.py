@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
-from swjax.local_path import refused_scheme
 from swjax.models.remat import REMAT
+from swjax.storage import StorageError, as_path
 from swjax.streaming import StreamSpec, Variant
 from swjax.streaming.spec import check_spec
 from swjax.training.objectives import DEFAULT_OBJECTIVE, find_objective, objective_names
@@ -236,8 +236,10 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
     for path in ("run_dir", "init_from", "tokenizer", "compilation_cache", *(f"data.{name}" for name in _DATA_PATHS)):
         for name in values[path].split(","):
-            if refused := refused_scheme(name.strip()):
-                raise ConfigError(f"config.{path}: {refused}")
+            try:
+                as_path(name.strip())
+            except StorageError as error:
+                raise ConfigError(f"config.{path}: {error}") from None
     _check_start(values)
     if values["keep_best"] and not values["data.validation"]:
         raise ConfigError("config.keep_best chooses by validation loss; give config.data.validation, or set it to 0")

@@ -15,12 +15,13 @@ import jax
 
 import swjax
 from swjax.data.json_lines import cut_half_line, readable_lines
+from swjax.storage import AnyPath, append_line, as_path, list_files, sync_logs
 
 ENVIRONMENT = "environment.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "av", "numpy")
 
 
-def record_start(run_dir: Path, *, step: int, data: Mapping[str, str] | None = None) -> None:
+def record_start(run_dir: AnyPath, *, step: int, data: Mapping[str, str] | None = None) -> None:
     """Appends a line on this start of the run to the run folder's environment.jsonl, after half a line is cut off.
 
     Args:
@@ -29,8 +30,8 @@ def record_start(run_dir: Path, *, step: int, data: Mapping[str, str] | None = N
         data: name -> fingerprint of what the run reads.
     """
     cut_half_line(run_dir / ENVIRONMENT)
-    with (run_dir / ENVIRONMENT).open("a") as file:
-        file.write(json.dumps(describe_environment() | {"step": step, "data": dict(data or {})}) + "\n")
+    append_line(run_dir / ENVIRONMENT, json.dumps(describe_environment() | {"step": step, "data": dict(data or {})}))
+    sync_logs()
 
 
 def fingerprint_data(names: str) -> dict[str, str]:
@@ -41,21 +42,21 @@ def fingerprint_data(names: str) -> dict[str, str]:
     """
     found = {}
     for name in filter(None, (name.strip() for name in names.split(","))):
-        folder = Path(name if Path(name).exists() else name.rpartition(":")[0])
+        folder = as_path(name if as_path(name).exists() else name.rpartition(":")[0])
         digest = hashlib.sha256()
         if folder.is_file():
             with folder.open("rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256")
         else:
-            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-                if file.name == "dataset_info.json":
-                    digest.update(file.read_bytes())
+            for file, size in sorted(list_files(folder).items(), key=lambda found: folder / found[0]):
+                digest.update(f"{file} {size}\n".encode())
+                if file.rpartition("/")[2] == "dataset_info.json":
+                    digest.update((folder / file).read_bytes())
         found[name] = digest.hexdigest()
     return found
 
 
-def changed_data(run_dir: Path, data: Mapping[str, str]) -> list[str]:
+def changed_data(run_dir: AnyPath, data: Mapping[str, str]) -> list[str]:
     """The data sets, by name, that are not what they were when the run was last started, as far as that is known."""
     last: Mapping[str, str] = {}
     for start in recorded_starts(run_dir):
@@ -63,7 +64,7 @@ def changed_data(run_dir: Path, data: Mapping[str, str]) -> list[str]:
     return [name for name, digest in data.items() if last.get(name, digest) != digest]
 
 
-def recorded_starts(run_dir: Path) -> Iterator[dict[str, Any]]:
+def recorded_starts(run_dir: AnyPath) -> Iterator[dict[str, Any]]:
     """What was written down at each start of the run (`describe_environment`, `step` and `data`); spoiled lines not."""
     return readable_lines(run_dir / ENVIRONMENT, ["step", "commit"])
 

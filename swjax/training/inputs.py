@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +17,7 @@ from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.sources import Source, open_sources
 from swjax.models.config import ModelConfig
+from swjax.storage import as_path
 from swjax.training.config import ConfigError
 from swjax.training.mesh import row_share
 
@@ -66,7 +66,7 @@ def open_inputs(
         ConfigError: a value is not one that the pipeline takes.
         ManifestError, RecordsError, TooManyRejectedError: the data cannot be used.
     """
-    folder = Path(config.run_dir) / REJECTED
+    folder = as_path(config.run_dir) / REJECTED
     # Every process lists what it was given itself.
     suffix = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
     try:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from swjax.storage import as_path
 from swjax.training.checkpoint import save_checkpoint
 from swjax.training.compilations import count_compilations
 from swjax.training.inputs import Inputs
@@ -57,7 +57,7 @@ def run_steps(
     """
     with (
         _tellers(config, start, console) as (write, show),
-        trace_steps(Path(config.run_dir), config.profile.steps) as (before_step, after_step),
+        trace_steps(as_path(config.run_dir), config.profile.steps) as (before_step, after_step),
         count_compilations("train_step") as compilations,
     ):
         untold: tuple[int, Metrics] | None = None
@@ -86,7 +86,7 @@ def run_steps(
                 console.print(f"step {step}: validation loss {validation[BEST_BY]:.4f}")
                 clock.pause()
             stops = is_preempted(step) and not is_last
-            if is_last and untold is not None:
+            if untold is not None and (saves or stops or is_last):  # a checkpoint follows its step's line
                 told, untold = _tell(untold, write, show, clock), None
             is_bad = told is not None and told["bad_steps"] > config.max_bad_steps
             if saves or stops or is_bad:
@@ -135,7 +135,7 @@ def _tellers(config: ConfigDict, start: int, console: Console) -> Iterator[tuple
         return
     with (
         open_metrics(
-            Path(config.run_dir),
+            as_path(config.run_dir),
             after_step=start,
             wandb=config.wandb.to_dict(),
             config=config.to_dict(),

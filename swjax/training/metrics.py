@@ -6,7 +6,6 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from tensorboardX import SummaryWriter
 from swjax.atomic import write_text
 from swjax.data.json_lines import cut_half_line, readable_lines
 from swjax.runs.folder import METRICS
+from swjax.storage import AnyPath, is_remote, open_log
 from swjax.training.config import ConfigError
 from swjax.training.speed import describe_step
 
@@ -27,7 +27,11 @@ Write = Callable[[int, Mapping[str, float]], None]
 
 @contextlib.contextmanager
 def open_metrics(
-    run_dir: Path, *, after_step: int, wandb: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+    run_dir: AnyPath,
+    *,
+    after_step: int,
+    wandb: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[Write]:
     """Opens the run folder's metrics for steps that follow `after_step`; one process of a run does.
 
@@ -51,7 +55,7 @@ def open_metrics(
     kept = [line for line in readable_lines(file, ["step"]) if line["step"] <= after_step]
     write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
     with (
-        file.open("a", buffering=1) as lines,
+        open_log(file) as lines,
         SummaryWriter(str(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,
         _open_wandb(run_dir, wandb or {}, config or {}) as report,
     ):
@@ -133,7 +137,7 @@ def check_wandb(project: str) -> None:
 
 
 @contextlib.contextmanager
-def _open_wandb(run_dir: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Write]:
+def _open_wandb(run_dir: AnyPath, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Write]:
     """Reports to Weights & Biases, under one id for all starts of the run; without a project, nowhere."""
     if not settings.get("project"):
         yield lambda step, metrics: None
@@ -143,6 +147,7 @@ def _open_wandb(run_dir: Path, settings: Mapping[str, Any], config: Mapping[str,
     file = run_dir / WANDB_ID
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:12])
+    folder = None if is_remote(run_dir) else str(run_dir)  # None: its own, as it writes to disk alone
     run = wandb.init(
         project=settings["project"],
         entity=settings.get("entity") or None,
@@ -151,7 +156,7 @@ def _open_wandb(run_dir: Path, settings: Mapping[str, Any], config: Mapping[str,
         id=file.read_text(),
         resume="allow",
         config=dict(config),
-        dir=str(run_dir),
+        dir=folder,
     )
     try:
         yield lambda step, metrics: run.log(dict(metrics), step=step)

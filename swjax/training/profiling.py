@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from swjax.storage import AnyPath, writing_folder
 
 PROFILE = "profile"
 
@@ -25,7 +26,7 @@ def parse_steps(text: str) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def trace_steps(run_dir: Path, steps: str) -> Iterator[tuple[Callable[[int], None], Callable[[int, Any], None]]]:
+def trace_steps(run_dir: AnyPath, steps: str) -> Iterator[tuple[Callable[[int], None], Callable[[int, Any], None]]]:
     """Traces what the devices and the host do from the first to the last of some steps.
 
     Args:
@@ -38,12 +39,13 @@ def trace_steps(run_dir: Path, steps: str) -> Iterator[tuple[Callable[[int], Non
     """
     wanted = parse_steps(steps)
     running = False
+    folder = contextlib.ExitStack()
 
     def before(step: int) -> None:
         nonlocal running
         # A run that goes on in the middle of the range traces the rest.
         if wanted is not None and not running and wanted[0] <= step <= wanted[1]:
-            jax.profiler.start_trace(run_dir / PROFILE)
+            jax.profiler.start_trace(folder.enter_context(writing_folder(run_dir / PROFILE)))
             running = True
 
     def after(step: int, result: Any) -> None:
@@ -52,9 +54,11 @@ def trace_steps(run_dir: Path, steps: str) -> Iterator[tuple[Callable[[int], Non
             jax.block_until_ready(result)
             jax.profiler.stop_trace()
             running = False
+            folder.close()
 
     try:
         yield before, after
     finally:
         if running:
             jax.profiler.stop_trace()
+        folder.close()

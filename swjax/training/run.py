@@ -13,6 +13,7 @@ from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokeniz
 from swjax.hub.tokenizer_files import copy_tokenizer
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
+from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
@@ -54,9 +55,10 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     console = (console or Console()) if is_first() else Console(quiet=True)
     check_config(config)
     check_wandb(config.wandb.project)
-    run_dir = Path(config.run_dir)
+    run_dir = as_path(config.run_dir)
+    check_access(run_dir)
     if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(absolute(as_path(config.compilation_cache))))
     start = max(list_steps(run_dir), default=0)
     check_shared(start, "latest checkpoint")
     if start:
@@ -125,7 +127,7 @@ def show_parameters(config: ConfigDict) -> Iterator[str]:
     yield from describe_parameters(shapes)
 
 
-def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
+def _check_same_run(run_dir: AnyPath, config: ConfigDict) -> None:
     changes = changed_keys(read_run_config(run_dir), config)
     if changes:
         listed = "\n  ".join(changes)
@@ -135,9 +137,9 @@ def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
         )
 
 
-def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: ModelConfig, tokenizer: Any) -> None:
+def _write_run_folder(run_dir: AnyPath, config: ConfigDict, model_config: ModelConfig, tokenizer: Any) -> None:
     """Writes what does not change while the run goes on."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     source = Path(tokenizer.name_or_path)
     copy_tokenizer(source, run_dir / TOKENIZER)
     if find_chat_template(source) is None:

@@ -3,9 +3,9 @@
 import re
 
 import pytest
+from swjax.local_path import refused_scheme
 
 from swjax.commands.main import main
-from swjax.local_path import refused_scheme
 
 CONFIG = "configs/moving_shapes.py"
 

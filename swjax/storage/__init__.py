@@ -1,0 +1,45 @@
+"""Files and folders by name, on the disks of this machine or in buckets: the one home of paths.
+
+Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a copy from a bounded cache.
+"""
+
+from swjax.storage.cache import local_file, local_folder
+from swjax.storage.files import (
+    copy_file,
+    file_size,
+    is_remote,
+    kvstore_url,
+    list_files,
+    make_folder,
+    read_range,
+    remove_folder,
+    upload,
+    writing_folder,
+)
+from swjax.storage.log import append_line, open_log, sync_logs
+from swjax.storage.paths import AnyPath, StorageError, absolute, as_path, check_access, refused_scheme, resolved
+
+__all__ = [
+    "AnyPath",
+    "StorageError",
+    "absolute",
+    "append_line",
+    "as_path",
+    "check_access",
+    "copy_file",
+    "file_size",
+    "is_remote",
+    "kvstore_url",
+    "list_files",
+    "local_file",
+    "local_folder",
+    "make_folder",
+    "open_log",
+    "read_range",
+    "refused_scheme",
+    "remove_folder",
+    "resolved",
+    "sync_logs",
+    "upload",
+    "writing_folder",
+]
