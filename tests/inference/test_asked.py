@@ -346,7 +346,7 @@ def test_what_cannot_be_asked_is_refused(model, weights, tokenizer):
             session.ask(bad)
     assert session.ask("Why?").index == 1, "what was refused has no number"
     session.see(frames[1], last=True)
-    with pytest.raises(ValueError, match="has been finished"):
+    with pytest.raises(ValueError, match="an answer is under way"):
         session.ask("And now?")
     engine = BatchEngine(model, rows=1, frame_units=4, slots=256, chunk_sizes=(16,))
     stream = engine.open(tokenizer, question=QUESTION, settings=StreamSettings(counts=(1, 1)))
