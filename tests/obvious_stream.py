@@ -70,7 +70,7 @@ class ObviousStream:
                 self.write(self.track.feed())
             choice = SamplingRows.of([self.settings.sampling], [len(self.answer)])
             tokens = choose(self.scores, self.said, choice)
-            self.said, token = mark_said(self.said, tokens, np.ones(1, bool)), int(tokens[0])
+            self.said, token = mark_said(self.said, tokens, np.ones(1, bool), choice), int(tokens[0])
             self.track.say(token)
             if token in self.stops:
                 self.ended = True

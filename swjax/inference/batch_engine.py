@@ -31,6 +31,7 @@ from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenB
 from swjax.inference.sizes import CHUNK_SIZES, Sizes
 from swjax.inference.stream import Stream
 from swjax.inference.track import Track
+from swjax.inference.voice import UNDECIDED
 from swjax.inference.weights import Model, Weights
 
 Result = TypeVar("Result")
@@ -369,7 +370,7 @@ class BatchEngine:
         """
         sources: dict[int, RowTokens] = {}
         targets: dict[int, RowTokens] = {}
-        choices = [(GREEDY, 0)] * len(self._streams)
+        choices = [(GREEDY, 0, UNDECIDED)] * len(self._streams)
         units = self._perceiver.frame_units
         for stream, share in tuple(shares.items()):
             made = self._attempt(stream, partial(stream.row_tokens, share, apart=self._apart, frame_units=units))

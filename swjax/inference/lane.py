@@ -369,7 +369,7 @@ def _advance(
     if not with_head:
         return jnp.zeros(len(rows), jnp.int32), cache, said
     chosen = sample(model.logits(hidden[rows, batch.last]), said, batch.choices)
-    return chosen, cache, mark_said(said, chosen, batch.speaks)
+    return chosen, cache, mark_said(said, chosen, batch.speaks, batch.choices)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

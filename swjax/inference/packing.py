@@ -41,9 +41,12 @@ class RowColumn(enum.IntEnum):
     REPETITION_PENALTY = 5
     SEED = 6
     SPOKEN = 7
+    SKIP = 8
+    END = 9
+    BELOW = 10
 
 
-COLUMNS = len(TokenColumn)
+COLUMNS = max(len(TokenColumn), len(RowColumn))
 _CHOICES = slice(RowColumn.TEMPERATURE, COLUMNS)
 
 
@@ -154,5 +157,8 @@ class Batch(NamedTuple):
                 repetition_penalty=real(RowColumn.REPETITION_PENALTY),
                 seed=numbers[RowColumn.SEED].astype(jnp.uint32),
                 spoken=numbers[RowColumn.SPOKEN],
+                skip=numbers[RowColumn.SKIP],
+                end=numbers[RowColumn.END],
+                below=real(RowColumn.BELOW),
             ),
         )

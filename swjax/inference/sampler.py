@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from swjax.inference.numbers import LARGEST_REAL, real, whole
+from swjax.inference.voice import UNDECIDED, Deciding
+from swjax.streaming import skip_is_unwanted
 
 NO_TOKEN = -1
 """What is chosen where scores are not finite: nothing."""
@@ -71,7 +73,8 @@ GREEDY = Sampling()
 
 
 class SamplingRows(NamedTuple):
-    """The choices of each row of a batch, and how many answer tokens it has spoken; arrays of numpy or jax."""
+    """The choices of each row of a batch, how many answer tokens it has spoken, and how the next one may decide about
+    silence (`Deciding`); arrays of numpy or jax."""
 
     temperature: Float[Any, "B"]
     top_k: Int32[Any, "B"]
@@ -79,10 +82,16 @@ class SamplingRows(NamedTuple):
     repetition_penalty: Float[Any, "B"]
     seed: UInt32[Any, "B"]
     spoken: Int32[Any, "B"]
+    skip: Int32[Any, "B"]
+    end: Int32[Any, "B"]
+    below: Float[Any, "B"]
 
     @classmethod
-    def of(cls, choices: Sequence[Sampling], spoken: Sequence[int]) -> "SamplingRows":
+    def of(
+        cls, choices: Sequence[Sampling], spoken: Sequence[int], deciding: Sequence[Deciding] | None = None
+    ) -> "SamplingRows":
         """Arrays of numpy from the choices of each row."""
+        deciding = [UNDECIDED] * len(choices) if deciding is None else deciding
         return cls(
             np.array([one.temperature for one in choices], np.float32),
             np.array([one.top_k for one in choices], np.int32),
@@ -90,6 +99,9 @@ class SamplingRows(NamedTuple):
             np.array([one.repetition_penalty for one in choices], np.float32),
             np.array([one.seed for one in choices], np.uint32),
             np.array(spoken, np.int32),
+            np.array([one.skip for one in deciding], np.int32),
+            np.array([one.end for one in deciding], np.int32),
+            np.array([one.below for one in deciding], np.float32),
         )
 
 
@@ -101,13 +113,16 @@ def sample(logits: Float[Array, "B V"], said: Bool[Array, "B V"], rows: Sampling
         said: the tokens that the row's answer has already.
         rows: how each row chooses.
     """
-    logits = penalize(logits.astype(jnp.float32), said, rows.repetition_penalty)
+    given = logits.astype(jnp.float32)
+    logits = penalize(given, said, rows.repetition_penalty)
     draws = rows.temperature > 0
-    likeliest = jnp.where(_finite(logits), jnp.argmax(logits, axis=-1), NO_TOKEN).astype(jnp.int32)
+    unwanted = skip_is_unwanted(given, rows.skip, rows.below, xp=jnp)
+    best = jnp.argmax(jnp.where(unwanted, -jnp.inf, logits), axis=-1)
+    likeliest = jnp.where(_finite(logits), best, NO_TOKEN).astype(jnp.int32)
 
     def draw() -> Int32[Array, "B"]:
         scaled = logits / jnp.maximum(rows.temperature, 1e-6)[:, None]
-        kept = keep_likely(scaled, rows.top_k, rows.top_p)
+        kept = keep_likely(jnp.where(unwanted, -jnp.inf, scaled), rows.top_k, rows.top_p)
         keys = jax.vmap(lambda seed, spoken: jax.random.fold_in(jax.random.key(seed), spoken))(rows.seed, rows.spoken)
         drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
         return jnp.where(draws, jnp.where(_finite(scaled), drawn, NO_TOKEN), likeliest)
@@ -140,7 +155,10 @@ def keep_likely(logits: Float[Array, "B V"], top_k: Int32[Array, "B"], top_p: Fl
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def mark_said(said: Bool[Array, "B V"], tokens: Int32[Array, "B"], speaks: Bool[Array, "B"]) -> Bool[Array, "B V"]:
-    """Note the token of each row that has spoken one."""
-    rows = jnp.arange(len(tokens))
-    return said.at[rows, tokens].set(said[rows, tokens] | (speaks & (tokens != NO_TOKEN)))
+def mark_said(
+    said: Bool[Array, "B V"], tokens: Int32[Array, "B"], speaks: Bool[Array, "B"], rows: SamplingRows
+) -> Bool[Array, "B V"]:
+    """Note the token of each row that has spoken one; those of decisions are no repetition."""
+    row = jnp.arange(len(tokens))
+    is_word = (tokens != NO_TOKEN) & (tokens != rows.skip) & (tokens != rows.end)
+    return said.at[row, tokens].set(said[row, tokens] | (speaks & is_word))

@@ -20,6 +20,7 @@ from swjax.inference.numbers import whole
 from swjax.inference.parts import Arrival, Asked, Group, Part, Share, Tally
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
 from swjax.inference.track import Track
+from swjax.inference.voice import UNDECIDED, Deciding, Voice
 from swjax.streaming import Storage
 
 
@@ -84,6 +85,23 @@ class Scheduler:
         self._closing = self._closed = self._finished = False
         self.spoken, self.words_left, self.after_frame = 0, 0, -1
         self.tally = Tally()
+        self._voice = None
+        if settings.speaking is not None:
+            self._voice = Voice(settings.speaking, settings.decisions, self._pause)
+
+    def _pause(self) -> None:
+        """What was begun is said; after the video the model says whether all is."""
+        self.words_left = self.words_left if self._closed and not self.on_demand else 0
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether a rule of speaking, if there is one, allows a word before the next frame."""
+        return self._voice is None or self._voice.may_speak
+
+    @property
+    def deciding(self) -> Deciding:
+        """How the next token may decide about silence."""
+        return UNDECIDED if self._voice is None else self._voice.deciding
 
     def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
         """A frame has come."""
@@ -159,7 +177,7 @@ class Scheduler:
             raise ValueError(f"variant {self.settings.variant} speaks after the video; call finish() first")
         if self.answering is None:
             raise ValueError("nothing is asked that is not answered; ask(), and step() until the question is taken in")
-        self.words_left = whole("words", words)
+        self.words_left = whole("words", words) if self.may_speak else 0
 
     @property
     def finished(self) -> bool:
@@ -272,7 +290,8 @@ class Scheduler:
         feed = len(self._track.waiting)
         if self._mode is Mode.PARALLEL and not self._apart:
             # Spread over the words that are spoken before the frame's turn comes.
-            return math.ceil(waiting / max(1, self.words_left)) + feed
+            words = self.words_left if self._voice is None else min(self.words_left, self.settings.wait_k)
+            return math.ceil(waiting / max(1, words)) + feed
         return waiting + feed if self._apart else waiting or feed
 
     @property
@@ -324,6 +343,8 @@ class Scheduler:
         self._unasked_words += 1
         if self._unasked_words > self.settings.step:  # of a stream on demand
             self._full, self._unasked_words = self._track.is_full, 0
+        if self._voice is not None:
+            self._voice.spoke(token)
 
     def end_answer(self, token: int) -> None:
         """The token that ends an answer has been chosen; the next question has its turn."""
@@ -394,12 +415,14 @@ class Scheduler:
                 (self._open.appendleft if interrupts else self._open.append)(number)
                 if interrupts or self.answering is None:
                     self._begin_answer()
+        if self._voice is not None and self._ahead is not None:
+            self._voice.arrive(self._laid - 1, self._ahead.frame.video_s if isinstance(self._ahead, Arrival) else None)
         share.revealed += [self._ahead] if self._ahead is not None else []
         self._ahead = None
         self._closed = self._closing
         self._full, self._spoke, self._unasked_words = self._track.is_full, False, 0
         silent = self.on_demand or self.answering is None
-        if silent or (self._mode is Mode.OFFLINE and not self._closed):
+        if silent or not self.may_speak or (self._mode is Mode.OFFLINE and not self._closed):
             self.words_left = 0
         else:
             self.words_left = self.settings.words_after(self._laid - 1, last=True if self._closed else None)

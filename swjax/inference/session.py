@@ -130,7 +130,7 @@ class StreamSession:
             ValueError: if too little has been seen to speak.
         """
         for _ in range(count):
-            if self.ended:
+            if self.ended or not self._stream.may_speak:
                 return
             # One at a time, so that whoever stops listening has been told all that was spoken.
             self._engine.speak(self._stream, 1)

@@ -1,6 +1,7 @@
 """How a stream is to be watched and spoken about."""
 
 import enum
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -8,7 +9,8 @@ from typing import Any, Literal, get_args
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.numbers import real, shown, whole
 from swjax.inference.sampler import GREEDY, Sampling
-from swjax.streaming import DESIGNS, Design, Storage, StreamSpec, Variant
+from swjax.inference.voice import check_rule
+from swjax.streaming import DESIGNS, QWEN_DECISIONS, DecisionTokens, Design, Speaking, Storage, StreamSpec, Variant
 
 LONGEST_GRID_S = 3600.0
 """The most seconds from one frame to the next: temporal ids of a hundred thousand such frames are within int32."""
@@ -29,6 +31,9 @@ class StreamSettings:
         sampling: how the next token is chosen.
         stop_tokens: tokens that end the answer, beside `<|im_end|>`.
         memory: what the stream keeps of what it has seen and said.
+        speaking: a rule that says when to speak, in the place of `wait_k`. What has been begun is finished before the
+            next frame is seen, and after the last frame up to `<|im_end|>`.
+        decisions: the tokens that say that there is nothing to say, or no more; only a rule reads them.
     """
 
     variant: Variant = Variant.GDPE
@@ -40,6 +45,8 @@ class StreamSettings:
     sampling: Sampling = GREEDY
     stop_tokens: tuple[int, ...] = ()
     memory: Memory = KEEP_ALL
+    speaking: Speaking | None = None
+    decisions: DecisionTokens = QWEN_DECISIONS
 
     def __post_init__(self) -> None:
         try:
@@ -68,6 +75,13 @@ class StreamSettings:
             )
         for name, value in given.items():
             object.__setattr__(self, name, value)
+        if self.speaking is not None:
+            check_rule(self.speaking)
+            if self.counts is not None or not self.design.speaks_while_watching:
+                raise ValueError(
+                    "a rule of speaking takes the place of a schedule, in variants that speak while they watch; "
+                    f"got counts {shown(self.counts)} and variant {self.variant}"
+                )
 
     @property
     def design(self) -> Design:
@@ -77,7 +91,12 @@ class StreamSettings:
     @property
     def step(self) -> int:
         """The most words after a frame, the last one included."""
-        return max(self.max_tail, self.wait_k, *(self.counts or ()))
+        return max(self.max_tail, self.words_an_item, *(self.counts or ()))
+
+    @functools.cached_property
+    def words_an_item(self) -> int:
+        """Words after a frame, without explicit counts; the most, where a rule says when to speak."""
+        return self.wait_k if self.speaking is None else check_rule(self.speaking)
 
     def words_after(self, frame: int, *, last: bool | None = False) -> int:
         """The rule of speaking: answer tokens that are spoken after a frame, before the next one.
@@ -94,7 +113,7 @@ class StreamSettings:
         if not self.design.speaks_while_watching:
             return 0
         if self.counts is None:
-            return self.wait_k
+            return self.words_an_item
         if last is None and frame == len(self.counts):
             return 0  # it may be the last, whose count is not used: what follows it will show
         if frame >= len(self.counts):

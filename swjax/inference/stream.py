@@ -1,7 +1,7 @@
 """A stream of a batched engine, as its user and the engine hold it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from swjax.inference.room import bounded_room, padded_size
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
 from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import StreamSettings
+from swjax.inference.voice import Deciding
 from swjax.models.config import ModelConfig
 from swjax.streaming import SpecialTokens
 
@@ -56,6 +57,7 @@ class Stream:
     fault: Exception | None = None
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
     _decoded: int = 0
+    _parts: bool = False
     _words: int = 0
     _texts: list[str] = field(repr=False, default_factory=list)
     _held: list[tuple[int, Piece]] = field(repr=False, default_factory=list)
@@ -98,9 +100,14 @@ class Stream:
         return len(self._cells)
 
     @property
-    def choice(self) -> tuple[Sampling, int]:
-        """How its next token is chosen, and how many have been before."""
-        return self.settings.sampling, self._scheduler.spoken
+    def choice(self) -> tuple[Sampling, int, Deciding]:
+        """How its next token is chosen, how many have been before, and how it may decide about silence."""
+        return self.settings.sampling, self._scheduler.spoken, self._scheduler.deciding
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether its rule of speaking, if it has one, allows a word before the next frame."""
+        return self._scheduler.may_speak
 
     def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
         """A frame has come."""
@@ -240,7 +247,12 @@ class Stream:
         self._scheduler.spoke(token)
         if question != self._decoded:
             self._decoded, self._decoder = question, DecodeStream(skip_special_tokens=True)
-        text = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
+        decides = self.settings.speaking is not None and token in astuple(self.settings.decisions)
+        if decides:
+            self._decoder, self._parts = DecodeStream(skip_special_tokens=True), bool(self._texts)
+        text = "" if decides else self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
+        if text and self._parts:  # one utterance and the next
+            text, self._parts = f" {text}", False
         self.answer.append(token)
         self._texts.append(text)
         self._words += 1

@@ -20,7 +20,13 @@ from swjax.streaming.conversation import (
     speak_after_items,
 )
 from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, StepEnds
-from swjax.streaming.decisions import DecisionTokens, decide_after_items, order_by_time, thoughts_by_item
+from swjax.streaming.decisions import (
+    QWEN_DECISIONS,
+    DecisionTokens,
+    decide_after_items,
+    order_by_time,
+    thoughts_by_item,
+)
 from swjax.streaming.geometry import DEFAULT_GEOMETRY, Geometry
 from swjax.streaming.growth import (
     PositionCounts,
@@ -56,12 +62,13 @@ from swjax.streaming.schedule import (
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.speaking import (
     SPEAKING,
+    Decide,
     Moment,
     Speaking,
     count_words,
     drop_ratio,
+    skip_is_unwanted,
     speaking_of,
-    suppress_skip,
     surprise,
 )
 from swjax.streaming.spec import StreamSpec
@@ -74,12 +81,14 @@ __all__ = [
     "DESIGNS",
     "ONE",
     "OVERLAPPED",
+    "QWEN_DECISIONS",
     "SPEAKING",
     "TWO",
     "Answer",
     "ChatRule",
     "Conversation",
     "Counting",
+    "Decide",
     "DecisionTokens",
     "Design",
     "Event",
@@ -127,11 +136,11 @@ __all__ = [
     "schedule_answers",
     "schedule_from_arrivals",
     "schedule_from_token_times",
+    "skip_is_unwanted",
     "speak_after_items",
     "speaking_of",
     "store_sources",
     "store_targets",
-    "suppress_skip",
     "surprise",
     "text_positions",
     "thoughts_by_item",

@@ -28,6 +28,10 @@ class DecisionTokens:
     end: int = 151_667
 
 
+QWEN_DECISIONS = DecisionTokens()
+"""Those of a vocabulary of Qwen2.5-VL that they have been added to."""
+
+
 def order_by_time(
     frames: Sequence[SourceFrame],
     arrival_s: Float[np.ndarray, "F"],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int, Int32
 
 DIFFERENT_BELOW = 0.5
 """Cosine with the feature at the same place of the frame before, above which one says nothing new (TimeChat-Online)."""
@@ -262,23 +262,24 @@ def surprise(now: Float[np.ndarray, "N"], before: Float[np.ndarray, "N"]) -> flo
     return float(np.exp(np.mean(now) - np.mean(before)))
 
 
-def suppress_skip(
-    logits: Float[Any, "*B V"], skip: int, threshold: float | Float[Any, "*B"], *, xp: Any
-) -> Float[Any, "*B V"]:
-    """Logits of the first token after an item, in which skip cannot be chosen where the rule `decide` speaks.
+def skip_is_unwanted(
+    logits: Float[Any, "B V"], skip: Int[Any, "B"], below: Float[Any, "B"], *, xp: Any
+) -> Bool[Any, "B V"]:
+    """Which scores of the first token after an item may not be chosen: that of skip, where it is not likely enough.
 
-    Then skip is the likeliest token where the rule keeps silent, and elsewhere the likeliest is another.
+    Then skip is the likeliest token where the rule `decide` keeps silent, and elsewhere the likeliest is another.
 
     Args:
         logits: of the next token.
-        skip: id of the skip token.
-        threshold: probability of skip below which it is not chosen.
+        skip: id of the skip token; -1 for none.
+        below: probability of skip below which it is not chosen; infinity never chooses it.
         xp: numpy or jax.numpy.
     """
     largest = logits.max(axis=-1)
-    total = xp.exp(logits - largest[..., None]).sum(axis=-1)
-    unlikely = xp.exp(logits[..., skip] - largest) / total < threshold
-    return xp.where(unlikely[..., None] & (xp.arange(logits.shape[-1]) == skip), -xp.inf, logits)
+    total = xp.exp(logits - largest[:, None]).sum(axis=-1)
+    score = xp.take_along_axis(logits, xp.maximum(skip, 0)[:, None], axis=-1)[:, 0]
+    unlikely = xp.exp(score - largest) / total < below
+    return unlikely[:, None] & (xp.arange(logits.shape[-1]) == skip[:, None])
 
 
 def drop_ratio(

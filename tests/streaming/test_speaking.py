@@ -18,8 +18,8 @@ from swjax.streaming import (
     count_words,
     drop_ratio,
     schedule_answers,
+    skip_is_unwanted,
     speaking_of,
-    suppress_skip,
     surprise,
 )
 
@@ -89,7 +89,9 @@ def test_the_token_that_is_chosen_is_the_rule_s(xp):
             rule.speaks(Moment(0, 0.0, skip_probability=float(one[2]), skip_is_likeliest=bool(one.argmax() == 2)))
             for one in probability
         ]
-        suppressed = np.asarray(suppress_skip(xp.array(logits), 2, threshold, xp=xp))
+        skip, below = np.full(len(logits), 2), np.full(len(logits), threshold, np.float32)
+        unwanted = np.asarray(skip_is_unwanted(xp.array(logits), skip, below, xp=xp))
+        suppressed = np.where(unwanted, -np.inf, logits)
         np.testing.assert_array_equal(suppressed.argmax(axis=-1) != 2, speaks)
         np.testing.assert_array_equal(np.delete(suppressed, 2, axis=-1), np.delete(logits, 2, axis=-1))
         assert threshold > 1 or not all(speaks)

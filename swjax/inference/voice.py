@@ -1,0 +1,90 @@
+"""When a stream speaks, where a rule says it and not a schedule: what is known after each source item and word."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from swjax.inference.numbers import shown
+from swjax.streaming import Decide, DecisionTokens, Moment, Speaking
+
+MOST_WORDS = 10_000
+"""Words after an item that a rule may allow at most."""
+
+
+class Deciding(NamedTuple):
+    """How the next token may decide about silence.
+
+    Attributes:
+        skip, end: the tokens of decisions; -1 for none.
+        below: probability of the skip token below which it is not chosen.
+    """
+
+    skip: int = -1
+    end: int = -1
+    below: float = 0.0
+
+
+UNDECIDED = Deciding()
+"""No token decides: a schedule does."""
+
+
+def check_rule(rule: Speaking) -> int:
+    """Look whether an engine can follow a rule.
+
+    Args:
+        rule: when to speak.
+
+    Returns:
+        The most words that it allows after an item.
+
+    Raises:
+        ValueError: it is no rule, measures what an engine does not, or knows no end.
+    """
+    if isinstance(rule, type) or not all(hasattr(rule, name) for name in ("needs", "speaks")):
+        raise ValueError(f"speaking must be a rule, such as Decide() or speaking_of('decide'), got {shown(rule)}")
+    if rule.needs and not isinstance(rule, Decide):
+        raise ValueError(f"{rule} needs {', '.join(sorted(rule.needs))}, which the engine does not measure")
+    begun = Moment(0, 0.0, in_utterance=True)
+    most = next((words for words in range(MOST_WORDS + 1) if not rule.speaks(begun._replace(words=words))), None)
+    if most is None:
+        raise ValueError(f"{rule} allows more than {MOST_WORDS} words after a frame; bound them")
+    return most
+
+
+class Voice:
+    """Whether another word may be spoken, by a rule.
+
+    Args:
+        rule: when to speak.
+        decisions: the tokens that decide.
+        on_pause: called when an utterance has ended.
+    """
+
+    def __init__(self, rule: Speaking, decisions: DecisionTokens, on_pause: Callable[[], None]):
+        self._rule, self._tokens, self._on_pause = rule, decisions, on_pause
+        self._now = Moment(-1, 0.0)
+
+    def arrive(self, item: int, time_s: float | None) -> None:
+        """A source item has arrived; None for the time of the item before."""
+        self._now = self._now._replace(item=item, time_s=self._now.time_s if time_s is None else time_s, words=0)
+
+    def spoke(self, token: int) -> None:
+        """A word has been spoken."""
+        begun = token not in (self._tokens.skip, self._tokens.end)
+        self._now = self._now._replace(words=self._now.words + 1, in_utterance=begun)
+        if not self.may_speak:
+            self._on_pause()
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether another word may be spoken before the next item; where tokens decide, the next one may be skip."""
+        # Where it is measured, by the model's scores, is where the token is chosen (`Deciding`).
+        return self._rule.speaks(self._now._replace(skip_probability=1.0, skip_is_likeliest=False))
+
+    @property
+    def deciding(self) -> Deciding:
+        """How the next token may decide: the first of an item, if nothing is being said."""
+        if self._now.words or self._now.in_utterance:
+            return Deciding(self._tokens.skip, self._tokens.end)
+        below = self._rule.threshold if isinstance(self._rule, Decide) else math.inf
+        return Deciding(self._tokens.skip, self._tokens.end, below)
