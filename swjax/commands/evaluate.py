@@ -21,6 +21,7 @@ from swjax.commands.evaluate_table import show_scores
 from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
 from swjax.commands.memory_arguments import add_memory_arguments, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
+from swjax.commands.speaking_arguments import add_speaking_arguments
 from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
@@ -100,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schedule-seed", type=int, nargs="+", default=[0], metavar="N", help="of random schedules (default: 0)"
     )
+    add_speaking_arguments(parser)
     add_memory_arguments(parser)
     add_benchmark_arguments(parser)
     parser.add_argument(

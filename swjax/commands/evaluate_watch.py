@@ -11,6 +11,7 @@ from rich.progress import track
 
 from swjax.commands.memory_arguments import read_memory
 from swjax.commands.say import UsageError
+from swjax.commands.speaking_arguments import read_speaking
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.data.example import Rejected, VideoExample
@@ -102,6 +103,7 @@ class Watch:
                 max_tail=args.max_tail,
                 sampling=Sampling(repetition_penalty=args.repetition_penalty),
                 memory=read_memory(args),
+                **({} if self.seed is not None else read_speaking(args, record, self.tokenizer)),
             ),
             read=lambda example: (change or iter)(read(example.video)),
             frame_units=max(1, record.max_pixels // geometry.token_size**2),
@@ -132,6 +134,7 @@ class Watch:
         turns = sum(len(example.later) for example in self.examples)
         return {
             **({"later turns": turns} if turns else {}),
+            **({"speak": self.args.speak} if self.args.speak else {}),
             "weights": fingerprint(split_parameters(self.source.model)[1]),
             "data": str(self.args.data),
             "digest of the data": list(fingerprint_data(str(self.args.data)).values()),

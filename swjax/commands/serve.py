@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from swjax.commands.memory_arguments import add_memory_arguments, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
+from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
@@ -95,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile for pictures of exactly this size; may be repeated (default: pictures of 16:9, 4:3 and 1:1). "
         "Others are padded to one of a few sizes",
     )
+    add_speaking_arguments(parser)
     add_memory_arguments(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-seconds", type=_number, default=120.0, help="length of a video (default: %(default)g)")
@@ -157,7 +159,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         record = _record(args, source.record)
         geometry = source.model.config.geometry
-        offer = Offer(Path(args.checkpoint).name, record, modes, limits, geometry=geometry, memory=memory)
+        voice = read_speaking(args, record, tokenizer)
+        name = Path(args.checkpoint).name
+        offer = Offer(name, record, modes, limits, geometry=geometry, memory=memory, voice=voice)
         pictures = {"pictures": args.picture_size} if args.picture_size else {}
         size = EngineSize.of(
             record, limits, rows=args.rows, slots=args.slots, geometry=geometry, memory=memory, **pictures

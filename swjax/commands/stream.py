@@ -13,6 +13,7 @@ from rich.console import Console
 
 from swjax.commands.memory_arguments import add_memory_arguments, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
+from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="PNG", help="write a picture: the frames and, below each, the words said then"
     )
+    add_speaking_arguments(parser)
     add_memory_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object an event instead of text")
 
@@ -204,8 +206,11 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, ge
     from swjax.inference import Sampling, StreamSettings
     from swjax.streaming import Variant
 
-    if args.schedule is not None and args.wait_k is not None:
-        raise UsageError("--schedule and --wait-k both say how many tokens follow a frame; give one of them")
+    given = [name for name in ("schedule", "wait_k", "speak") if getattr(args, name) is not None]
+    if given[1:]:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{named} both say how many tokens follow a frame; give one of them")
+    speaking = {} if given and given != ["speak"] else read_speaking(args, record, tokenizer)
     try:
         return StreamSettings(
             variant=Variant(args.variant or record.variant),
@@ -215,6 +220,7 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, ge
             second_per_grid_t=geometry.frame_seconds(record.fps),
             max_tail=args.max_tail,
             memory=read_memory(args),
+            **speaking,
             stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),
             sampling=Sampling(
                 temperature=args.temperature,
@@ -239,6 +245,7 @@ def _show(
     from swjax.inference import FrameSeen, StreamEnded, TokenSpoken
 
     pace = f"{settings.wait_k} tokens a frame" if settings.counts is None else "tokens by a schedule"
+    pace = pace if settings.speaking is None else f"speaks by {settings.speaking}"
     out.print(f"{args.video}  [dim]{settings.variant}, {pace}[/]", soft_wrap=True)
     first_word_s = None
     for event in events:

@@ -4,11 +4,12 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 
 from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import encode_chat, sentence_tokens
+from swjax.data.decisions import encode_decisions
 from swjax.data.example import EncodedClip, ExampleError, Video, VideoExample
 from swjax.data.patches import resize, size_for_model, video_to_patches
 from swjax.data.pipeline_config import PipelineConfig
@@ -81,16 +82,7 @@ def encode_example(
     answer = example.caption if answer is None else answer
     load = functools.partial(load_patches, config=config)
     patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
-    ids = encode_chat(
-        tokenizer,
-        question=question,
-        answer=answer,
-        later=example.later,
-        video_grid_thw=grid,
-        merge_size=config.geometry.merge_size,
-        chat=config.chat,
-    )
-    schedule = answer_schedule(example, ids, grid, config, tokenizer, special_tokens)
+    ids, schedule = encode_text(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
     if len(ids) > config.max_tokens:
         raise ExampleError(
             f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
@@ -114,6 +106,53 @@ def encode_example(
             "max_labels or cut the caption"
         )
     return make_row(layout, patches, np.array([grid]))
+
+
+def encode_text(
+    example: VideoExample,
+    config: PipelineConfig,
+    tokenizer: Any,
+    special_tokens: SpecialTokens,
+    *,
+    question: str,
+    answer: str,
+    grid: tuple[int, int, int],
+) -> tuple[Int32[np.ndarray, "L"], int | list[int]]:
+    """The chat about an example, and the answer tokens a frame.
+
+    Args:
+        example: what it is about.
+        config: how the answer is spoken.
+        tokenizer: the model's.
+        special_tokens: their ids.
+        question: what the user asks.
+        answer: what is to be answered.
+        grid: the video in patches (t, h, w).
+
+    Raises:
+        ExampleError: if question or answer cannot be used, or the answer does not fit the video.
+    """
+    merge_size, chat = config.geometry.merge_size, config.chat
+    if config.speaking == "decide":
+        arrival_s = frame_arrivals(grid[0], config)
+        return encode_decisions(
+            example, tokenizer, question=question, grid=grid, arrival_s=arrival_s, merge_size=merge_size, chat=chat
+        )
+    ids = encode_chat(
+        tokenizer,
+        question=question,
+        answer=answer,
+        later=example.later,
+        video_grid_thw=grid,
+        merge_size=merge_size,
+        chat=chat,
+    )
+    return ids, answer_schedule(example, ids, grid, config, tokenizer, special_tokens)
+
+
+def frame_arrivals(frames: int, config: PipelineConfig) -> Float[np.ndarray, "F"]:
+    """When each frame has arrived, in seconds: when the later of its pictures is on screen."""
+    return (np.arange(1, frames + 1) * config.geometry.temporal_patch_size - 1) / config.fps
 
 
 def answer_schedule(
@@ -145,8 +184,7 @@ def answer_schedule(
                 f"frame ({needed}); cut the video or lower wait_k"
             )
         return config.wait_k
-    # A frame has arrived when the later of its pictures is on screen.
-    arrival_s = (np.arange(1, grid[0] + 1) * config.geometry.temporal_patch_size - 1) / config.fps
+    arrival_s = frame_arrivals(grid[0], config)
     starts = [sentence.time_s for sentence in example.sentences]
     end_s = grid[0] * config.geometry.temporal_patch_size / config.fps
     if starts[-1] > end_s:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from swjax.data.batching import Row, pack_rows
-from swjax.data.chat import EVALUATION_QUESTION, encode_chat
-from swjax.data.encoding import answer_schedule, encode_example, first_answer
+from swjax.data.chat import EVALUATION_QUESTION
+from swjax.data.encoding import encode_example, encode_text, first_answer
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.streaming import SpecialTokens, last_visible_frame, tokens_per_frame_schedule
@@ -133,15 +133,9 @@ def words_by_frame(
     """
     special = SpecialTokens.from_tokenizer(tokenizer, config.chat)
     question = example.question or EVALUATION_QUESTION
-    ids = encode_chat(
-        tokenizer,
-        question=question,
-        answer=example.caption,
-        video_grid_thw=grid,
-        merge_size=config.geometry.merge_size,
-        chat=config.chat,
+    ids, schedule = encode_text(
+        example, config, tokenizer, special, question=question, answer=example.caption, grid=grid
     )
-    schedule = answer_schedule(example, ids, grid, config, tokenizer, special)
     answer = first_answer(ids, special)
     frame = last_visible_frame(tokens_per_frame_schedule(schedule, grid[0]), np.arange(len(answer)))
     return [tokenizer.decode(answer[frame == number]) for number in range(grid[0])]

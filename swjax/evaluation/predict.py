@@ -349,7 +349,7 @@ def _first_slots(
     longest_s = max(example.duration_s or 0.0 for example in examples)
     frames = 1 + int(min(FIRST_SLOTS, max(0.0, longest_s / settings.second_per_grid_t)))
     sources = prompt + frames * frame_units + len(special.trailer)
-    words = len(special.prefix) + frames * settings.wait_k + settings.max_tail
+    words = len(special.prefix) + frames * settings.words_an_item + settings.max_tail
     sources, words = (min(FIRST_SLOTS // 2, -(-count // 128) * 128) for count in (sources, words))
     return sources + words, words
 

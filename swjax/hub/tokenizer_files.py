@@ -3,6 +3,11 @@
 What transformers 5 would write for a tokenizer that it has read, transformers 4 does not load.
 """
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from swjax.atomic import write_json
 from swjax.storage import AnyPath, copy_file, make_folder, remove_folder, resolved
 
 TOKENIZER_FILES = (
@@ -38,3 +43,31 @@ def copy_tokenizer(source: AnyPath, folder: AnyPath) -> None:
         make_folder(folder / TEMPLATES)
         for file in (source / TEMPLATES).glob("*.jinja"):
             copy_file(file, folder / TEMPLATES / file.name)
+
+
+def write_added_tokens(folder: AnyPath, tokenizer: Any, texts: Sequence[str]) -> None:
+    """Write tokens that have been added to a tokenizer in memory into its files, as transformers 4 and 5 read them.
+
+    Args:
+        folder: the tokenizer's files.
+        tokenizer: the tokenizer, which has the tokens.
+        texts: of the tokens; those that the files have stay as they are.
+    """
+    ids = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    file = folder / "tokenizer.json"
+    if file.exists():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        known = {token["content"] for token in content["added_tokens"]}
+        content["added_tokens"] += [{"id": ids[text], "content": text, **plain} for text in texts if text not in known]
+        write_json(file, content)
+    file = folder / "tokenizer_config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if "added_tokens_decoder" in content or not (folder / "tokenizer.json").exists():
+        decoder = content.setdefault("added_tokens_decoder", {})
+        known = {token["content"] for token in decoder.values()}
+        decoder |= {str(ids[text]): {"content": text, **plain} for text in texts if text not in known}
+        write_json(file, content)
+    file = folder / "added_tokens.json"
+    if file.exists():
+        write_json(file, {**{text: ids[text] for text in texts}, **json.loads(file.read_text(encoding="utf-8"))})

@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from swjax.data.decisions import find_decisions
 from swjax.inference.numbers import shown
-from swjax.streaming import Decide, DecisionTokens, Moment, Speaking
+from swjax.streaming import Decide, DecisionTokens, Moment, Speaking, StreamSpec, speaking_of
+
+NO_DECISIONS = DecisionTokens(-2, -2)
+"""Of models that do not decide: what a rule lets them say is as long as it may be."""
 
 MOST_WORDS = 10_000
 """Words after an item that a rule may allow at most."""
@@ -88,3 +92,22 @@ class Voice:
             return Deciding(self._tokens.skip, self._tokens.end)
         below = self._rule.threshold if isinstance(self._rule, Decide) else math.inf
         return Deciding(self._tokens.skip, self._tokens.end, below)
+
+
+def voice_of(record: StreamSpec, tokenizer: Any, rule: str | None = None) -> dict[str, Any]:
+    """The fields of `StreamSettings` that say when a model speaks.
+
+    Args:
+        record: what it was trained to do.
+        tokenizer: its tokenizer.
+        rule: as `speaking_of` takes it; None for what it was trained to do.
+
+    Raises:
+        ValueError: there is no such rule, or the model was not trained to decide.
+    """
+    if rule is None and record.speaking == "wait_k":
+        return {}
+    speaking = Decide() if rule is None else speaking_of(rule)
+    if record.speaking == "decide" or isinstance(speaking, Decide):
+        return {"speaking": speaking, "decisions": find_decisions(tokenizer)}
+    return {"speaking": speaking, "decisions": NO_DECISIONS}

@@ -1,6 +1,8 @@
 """What a server offers, and what a client's `open` makes of it: the arguments of a stream."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.inference import Mode, Sampling, StreamSettings
@@ -8,7 +10,7 @@ from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.settings import WhenBehind
 from swjax.serving.limits import Limits
 from swjax.serving.protocol import Hello, Open, ProtocolError
-from swjax.streaming import DEFAULT_GEOMETRY, Geometry, StreamSpec, Variant
+from swjax.streaming import DEFAULT_GEOMETRY, DESIGNS, Geometry, StreamSpec, Variant
 
 USUAL_MODES = (Mode.PARALLEL, Mode.SEQUENTIAL, Mode.INTERLEAVED, Mode.OFFLINE)
 """All but `recompute`, whose cost grows with the square of a video's length."""
@@ -37,6 +39,7 @@ class Offer:
         question: what is asked where a client asks nothing.
         geometry: the model's sizes of patches and frames.
         memory: what streams keep of what they have seen and said.
+        voice: fields of `StreamSettings` that say when streams speak, where a client asks for no `wait_k`.
     """
 
     model: str
@@ -46,6 +49,7 @@ class Offer:
     question: str = EVALUATION_QUESTION
     geometry: Geometry = DEFAULT_GEOMETRY
     memory: Memory = KEEP_ALL
+    voice: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.memory != KEEP_ALL and Mode.RECOMPUTE in self.modes:
@@ -120,5 +124,6 @@ class Offer:
                 seed=message.seed,
             ),
             memory=self.memory,
+            **(self.voice if message.wait_k is None and DESIGNS[variant].speaks_while_watching else {}),
         )
         return Choice(message.question or self.question, settings, mode, message.when_behind, message.watches_on)

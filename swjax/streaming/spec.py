@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from swjax.streaming.variants import Variant
+from swjax.streaming.variants import DESIGNS, Variant
+
+WAYS_OF_SPEAKING = ("wait_k", "decide")
+"""When a model is trained to speak."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class StreamSpec:
         fps: pictures taken a second; the model's geometry says how many make a frame.
         min_pixels, max_pixels: smallest and largest area of a resized picture.
         max_tail: limit on answer tokens after the last frame.
+        speaking: `wait_k`, or `decide`: after each frame a token that says that there is nothing to say, or what is due
+            and a token that says that it is said.
     """
 
     variant: str = "gdpe"
@@ -27,6 +32,7 @@ class StreamSpec:
     min_pixels: int = 56 * 56
     max_pixels: int = 448 * 448
     max_tail: int = 300
+    speaking: str = "wait_k"
 
     def __post_init__(self) -> None:
         """Refuse values that no model is trained with.
@@ -38,6 +44,8 @@ class StreamSpec:
             check_spec(field.name, getattr(self, field.name))
         if self.max_pixels < self.min_pixels:
             raise ValueError(f"max_pixels must be at least min_pixels ({self.min_pixels}), got {self.max_pixels}")
+        if self.speaking == "decide" and not DESIGNS[Variant(self.variant)].speaks_while_watching:
+            raise ValueError(f"speaking is 'decide', and variant {self.variant} does not speak while it watches")
 
 
 def check_spec(name: str, value: Any) -> None:
@@ -52,6 +60,10 @@ def check_spec(name: str, value: Any) -> None:
     """
     if name == "variant":
         Variant(value)
+        return
+    if name == "speaking":
+        if value not in WAYS_OF_SPEAKING:
+            raise ValueError(f"speaking is {value!r}; it must be {' or '.join(WAYS_OF_SPEAKING)}")
         return
     if name == "fps":
         if isinstance(value, bool) or not isinstance(value, int | float):

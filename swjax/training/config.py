@@ -50,6 +50,12 @@ KEYS = (
     Key("seed", 0, "seed of the parameters, of the order of the examples and of their questions"),
     Key("variant", StreamSpec.variant, f"position design: {', '.join(Variant)}"),
     Key("wait_k", StreamSpec.wait_k, "answer tokens spoken after each frame"),
+    Key(
+        "speaking",
+        StreamSpec.speaking,
+        "when to speak: wait_k, or decide: after each frame a token of silence, or the sentences that are due by their times",
+        later=True,
+    ),
     Key("gap", StreamSpec.gap, "first position id of the answer (gipe)"),
     Key("init_from", "", "what to start from: a Hugging Face folder or Hub id, or a run's folder; '' is from scratch"),
     Key(
@@ -153,7 +159,7 @@ _CHOICES: Mapping[str, Iterable[str]] = types.MappingProxyType(
     {"dtype": DTYPES, "attention": IMPLEMENTATIONS, "remat": REMAT, "optimizer.moments_dtype": DTYPES}
 )
 
-STREAM_KEYS = ("variant", "wait_k", "gap", "data.fps", "data.min_pixels", "data.max_pixels")
+STREAM_KEYS = ("variant", "wait_k", "speaking", "gap", "data.fps", "data.min_pixels", "data.max_pixels")
 """The keys that are fields of `StreamSpec`, by the last part of their paths."""
 
 _DATA_PATHS = ("train", "root", "validation")

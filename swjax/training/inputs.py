@@ -129,6 +129,7 @@ def read_pipeline_config(config: ConfigDict, model_config: ModelConfig, *, rows:
             buckets=tuple(tuple(bucket) for bucket in config.data.buckets),
             variant=config.variant,
             wait_k=config.wait_k,
+            speaking=config.speaking,
             gap=config.gap,
             fps=config.data.fps,
             min_pixels=config.data.min_pixels,

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from swjax.atomic import write_json
+from swjax.data.decisions import DECISION_TEXTS
 from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokenizer
-from swjax.hub.tokenizer_files import copy_tokenizer
+from swjax.hub.tokenizer_files import copy_tokenizer, write_added_tokens
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
 from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder
@@ -142,6 +143,8 @@ def _write_run_folder(run_dir: AnyPath, config: ConfigDict, model_config: ModelC
     make_folder(run_dir)
     source = Path(tokenizer.name_or_path)
     copy_tokenizer(source, run_dir / TOKENIZER)
+    if config.speaking == "decide":
+        write_added_tokens(run_dir / TOKENIZER, tokenizer, DECISION_TEXTS)
     if find_chat_template(source) is None:
         (run_dir / TOKENIZER / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     for name, content in ((CONFIG, config.to_dict()), (MODEL, model_config.to_hf("float32"))):

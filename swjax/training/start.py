@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from rich.progress import track
 
+from swjax.data.decisions import add_decisions
 from swjax.data.tokenizer import load_tokenizer
 from swjax.hub.progress import STDERR
 from swjax.models.adapters import choose_targets, new_adapters
@@ -28,15 +29,21 @@ from swjax.training.step import TrainState, initial_state
 def choose_tokenizer(config: ConfigDict) -> Any:
     """Loads the tokenizer that the configuration names: its own, else that of `init_from`, else Moving Shapes'.
 
+    One that is to decide when to speak gets the tokens for that, if it lacks them.
+
     Raises:
         ConfigError: the preset is unknown.
         CheckpointError: `init_from` cannot be used.
         TokenizerError: the tokenizer cannot be used, or does not chat as the model does.
     """
-    if not config.init_from:
-        return load_tokenizer(config.tokenizer or None, _find_preset(config.model.preset).chat)
-    origin = open_origin(config)
-    return load_tokenizer(config.tokenizer or origin.tokenizer, origin.config.chat)
+    if config.init_from:
+        origin = open_origin(config)
+        tokenizer = load_tokenizer(config.tokenizer or origin.tokenizer, origin.config.chat)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer or None, _find_preset(config.model.preset).chat)
+    if config.speaking == "decide":
+        add_decisions(tokenizer)
+    return tokenizer
 
 
 def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
