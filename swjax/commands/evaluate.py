@@ -58,6 +58,10 @@ that are said exactly, in order, with nothing else said; grammatical the share o
 --baselines scores two more: the best constant answer (whichever training caption does best when it is said about
 every video) and the same model shown blank frames.
 
+Of a model that decides when to speak (config.speaking=decide), and a manifest with `sentences`, it is scored when it
+spoke: F1 of utterances at the very frame and within one, delays, false alarms a minute, and the share of videos in which
+all was said at its frame and nothing else; beside speakers that see nothing. --speak chooses another rule or threshold.
+
 --schedule random perturbs the schedule: after each frame 0 to 2k tokens are spoken instead of k, each count as likely.
 Several seeds are evaluated one after another, each into a folder of its own. Loss and perplexity are those of captions
 read at wait-k, whatever the schedule.
@@ -196,6 +200,8 @@ def _write_scores(
     from swjax.evaluation.benchmarks import find_benchmark
     from swjax.evaluation.predictions import RESULTS, write_authors_results
     from swjax.evaluation.scores import to_row
+    from swjax.evaluation.spoken import SPEAKERS
+    from swjax.evaluation.timing import score_constants, timing_scores
 
     args, folder = task.args, task.folder
     own = _own_metrics(args.metric)
@@ -205,6 +211,9 @@ def _write_scores(
     }
     if args.judge_url:
         scores["fluency"] = judge_fluency(args, folder, predictions)
+    episodes = task.episodes(predictions)
+    if episodes:
+        scores |= timing_scores(episodes)
     row = to_row(scores, videos=len(predictions))
     if losses.videos != len(predictions):
         row["loss_videos"] = losses.videos
@@ -214,6 +223,8 @@ def _write_scores(
             name: {one.key: one.reference for one in later} for name in truths if find_benchmark(name).read is None
         }
         rows["later turns"] = to_row(score_predictions(later, truths=references, own=own), videos=len(later))
+    blind = score_constants(episodes, periods=(2,)) if episodes else {}
+    rows |= {SPEAKERS[name]: to_row(found, videos=len(episodes)) for name, found in blind.items() if name in SPEAKERS}
     if args.baselines:
         rows |= score_baselines(task, truths, [prediction.key for prediction in predictions])
     write_json(folder / "scores.json", rows)

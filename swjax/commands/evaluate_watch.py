@@ -16,6 +16,7 @@ from swjax.commands.speaking_arguments import read_speaking
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Prediction
+    from swjax.evaluation.timing import Episode
     from swjax.inference import Mode
     from swjax.runs.streaming_model import StreamingModel
 
@@ -118,6 +119,22 @@ class Watch:
             else:
                 rejected.append(outcome)
         return [file.found[example.key] for example in self.examples if example.key in file.found], rejected
+
+    def episodes(self, predictions: "Sequence[Prediction]") -> "list[Episode]":
+        """When a model that decides has spoken about the videos whose sentences have times; none of other models."""
+        from swjax.data.decisions import find_decisions
+        from swjax.evaluation.spoken import read_episodes
+
+        record = self.source.record
+        if record.speaking != "decide":
+            return []
+        return read_episodes(
+            predictions,
+            {example.key: example for example in self.examples},
+            find_decisions(self.tokenizer),
+            fps=record.fps,
+            pictures=self.source.model.config.geometry.temporal_patch_size,
+        )
 
     @functools.cached_property
     def _settings(self) -> dict[str, Any]:

@@ -2,6 +2,16 @@
 
 from swjax.evaluation.benchmarks import Metric, benchmark_names, find_benchmark
 
+_TIMING = {
+    "f1_0": Metric("F1, same frame", "{:.2f}"),
+    "f1_1": Metric("F1, within a frame", "{:.2f}", is_main=False),
+    "precision_0": Metric("precision, same frame", "{:.2f}", is_main=False),
+    "recall_0": Metric("recall, same frame", "{:.2f}", is_main=False),
+    "exact": Metric("all at its frame", "{:.1%}"),
+    "delay_s_1": Metric("delay (s)", "{:.2f}", is_main=False),
+    "false_alarms_per_minute_0": Metric("false alarms a minute", "{:.1f}", is_main=False),
+}
+
 _COMMON = {
     "fluency": Metric("fluency", "{:.2f}", "fluency (1 to 5)"),
     "perplexity": Metric("perplexity", "{:.2f}", is_main=False),
@@ -21,7 +31,7 @@ def known_metrics() -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for name in benchmark_names():
         found |= find_benchmark(name).metrics
-    return found | _COMMON
+    return found | _TIMING | _COMMON
 
 
 def metric_of(name: str) -> Metric:

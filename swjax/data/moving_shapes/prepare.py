@@ -4,6 +4,7 @@
     ROOT/{train,validation,test}/
         videos/train-00000.mp4 ...       H.264, 24 fps, 5 to 12 s
         events.jsonl                     a line a video: its events and their times, in seconds
+        timed.jsonl                      the same videos, each event told when it can be seen: `speaking=decide`
         manifest.jsonl                   a line a video, in the fields of PE-Video; written last
 
 Scene number i of a split depends on the seed, the split and i alone, so that neither the number of workers nor that of
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from swjax.atomic import write_text
-from swjax.data.moving_shapes.grammar import split_tokens
+from swjax.data.moving_shapes.grammar import split_tokens, write_sentence
 from swjax.data.moving_shapes.narration import MAX_TOKENS_PER_SECOND, MIN_TOKENS_PER_SECOND
 from swjax.data.moving_shapes.render import FPS, SIZE, is_whole, render
 from swjax.data.moving_shapes.scene import Scene, draw_scene, scene_identity
@@ -33,6 +34,8 @@ from swjax.data.tokenizer import load_tokenizer
 
 SPLITS = ("train", "validation", "test")
 RECIPE_VERSION = 1  # to be raised whenever the same seed makes something else
+TIMED_QUESTION = "Tell each event as soon as it can be seen."
+
 _CHUNK = 8  # videos that a worker takes at a time
 
 
@@ -72,6 +75,7 @@ class _Job:
 @dataclasses.dataclass(frozen=True)
 class _Done:
     manifest_line: str
+    timed_line: str
     events_line: str
     caption: str
     duration_s: int
@@ -173,6 +177,7 @@ def _work(job: _Job) -> _Done:
         render(scene, job.path, size=job.size)
     return _Done(
         json.dumps(_manifest_line(job, scene)),
+        json.dumps(_timed_line(job, scene)),
         json.dumps(_events_line(job, scene)),
         scene.caption,
         scene.duration_s,
@@ -182,11 +187,22 @@ def _work(job: _Job) -> _Done:
 
 
 def _manifest_line(job: _Job, scene: Scene) -> dict[str, object]:
+    return {**_video(job, scene), "human_caption": scene.caption}
+
+
+def _timed_line(job: _Job, scene: Scene) -> dict[str, object]:
+    """A sentence an event, from when the first sample shows it."""
+    sentences = [
+        {"text": write_sentence(timed.event, None), "start_s": float(timed.visible_s)} for timed in scene.events
+    ]
+    return {**_video(job, scene), "question": TIMED_QUESTION, "sentences": sentences}
+
+
+def _video(job: _Job, scene: Scene) -> dict[str, object]:
     return {
         "video_id": job.key,
         "video_path": f"videos/{job.path.name}",
         "video_duration_in_s": float(scene.duration_s),
-        "human_caption": scene.caption,
     }
 
 
@@ -248,6 +264,7 @@ def _check_scenes(done: Mapping[str, Iterable[_Done]]) -> None:
 def _write_split(folder: Path, name: str, results: list[_Done]) -> PreparedSplit:
     events, manifest = folder / "events.jsonl", folder / "manifest.jsonl"
     _write(events, [result.events_line for result in results])
+    _write(folder / "timed.jsonl", [result.timed_line for result in results])
     _write(manifest, [result.manifest_line for result in results])
     return PreparedSplit(
         name=name,
