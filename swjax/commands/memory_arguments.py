@@ -13,6 +13,12 @@ NUMBERS = {
     "words": "newest words that stay",
     "first_words": "words from the beginning of the answer that stay beside them",
     "frames": "newest frames that stay (window)",
+    "recent": "percent of the budget for the newest frames, which stay whole (infinipot_v, keydiff, streammem, vsb)",
+    "alpha": "percent of the rest for keys unlike the newest, before norms of values (infinipot_v)",
+    "proxy": "newest words that are run again to see what they attend to (streammem, vsb)",
+    "buckets": "stretches of time over which sources are spread (vsb)",
+    "top": "percent of the rest that is taken by attention alone (vsb)",
+    "seed": "of what is drawn (random)",
     "positions": "what becomes of position ids (window): kept, contiguous, together, apart",
     "reanchor_at": "ids after which all are set back, together or apart (window)",
 }

@@ -27,6 +27,7 @@ from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig, TextConfig
 from swjax.models.family import abstract_model
 from swjax.models.parameters import Parameters, merge_parameters
+from swjax.streaming import KeySpans
 
 MAX_FRAME_SIZES = 8
 """Numbers of patches that the vision tower is compiled for in lanes that are not warmed up, beside the largest."""
@@ -250,9 +251,24 @@ class Lane:
         padded[: len(words)] = words
         self._said = _remember(self._said, np.int32(row), padded)
 
-    def read(self, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
-        """A copy of the keys and values of some slots of a row."""
-        return stored(self._cache, row, slots)
+    def read(self, row: int, slots: Int32[np.ndarray, "S"], origin: int) -> StoredKeys:
+        """A copy of the keys and values of some slots of a row, and what may be asked about them.
+
+        Args:
+            row: the row.
+            slots: of the sources, counted from the origin.
+            origin: slot at which the stream's first source is stored.
+        """
+        padded = np.full(self.slots, origin + slots[-1], np.int32)
+        padded[: len(slots)] = slots + origin
+
+        def attention(token_ids: np.ndarray, positions: np.ndarray, at: np.ndarray) -> Array:
+            spans = np.minimum(at, 0) + origin, np.maximum(at, slots[-1]) + 1 + origin
+            tokens = token_ids.astype(np.int32), positions.astype(np.int32), *spans
+            return self._compiled.attend(self._parameters, self._cache, np.int32(row), padded, *tokens)
+
+        keys, values = stored(self._cache, np.int32(row), padded)
+        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention)
 
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
@@ -325,6 +341,7 @@ class _Compiled(NamedTuple):
 
     encode: Any
     advance: Any
+    attend: Any
 
 
 @functools.cache
@@ -334,6 +351,7 @@ def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
     return _Compiled(
         jit(functools.partial(_encode, structure), donate_argnums=1),
         jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
+        jit(functools.partial(_attend, structure)),
     )
 
 
@@ -370,6 +388,24 @@ def _advance(
         return jnp.zeros(len(rows), jnp.int32), cache, said
     chosen = sample(model.logits(hidden[rows, batch.last]), said, batch.choices)
     return chosen, cache, mark_said(said, chosen, batch.speaks)
+
+
+def _attend(
+    structure: nnx.GraphDef,
+    parameters: Parameters,
+    cache: KeyValueCache,
+    row: Array,
+    slots: Int32[Array, "P"],
+    token_ids: Int32[Array, "n"],
+    positions: Int32[Array, "3 n"],
+    start: Int32[Array, "n"],
+    stop: Int32[Array, "n"],
+) -> Float[Array, "layers K P"]:
+    decoder = merge_parameters(structure, parameters).decoder
+    of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
+    spans = KeySpans(start[None], stop[None])
+    mass = decoder.attention_mass(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
+    return mass[:, 0][:, :, slots]
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -17,9 +17,11 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
         if first + units > speaker.slots - speaker.left:
             return
         slots = np.arange(first, first + units, dtype=np.int32)
-        book.add_sources(slots, np.broadcast_to(slots, (3, units)), number)
+        book.add_sources(slots, np.broadcast_to(slots, (3, units)), number, np.arange(units, dtype=np.int32))
         number += 1
-    kept = memory.keep(book, lambda: speaker.read(0, book.source_slots + speaker.left))
+    last = len(book.source_slots) - 1
+    book.add_words(np.array([-1], np.int32), np.full((3, 1), last, np.int32), 0, [0], [0])
+    kept = memory.keep(book, lambda: speaker.read(0, book.source_slots, speaker.left))
     count = np.shape(kept.sources)[-1]
     moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots)
     speaker.move(0, moves, speaker.left)

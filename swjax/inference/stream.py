@@ -182,7 +182,7 @@ class Stream:
         """Drop what its memory does not keep, if that is full, and move together what stays."""
 
         def read(book: Book) -> StoredKeys:
-            return speaker.read(self.row, book.source_slots + self._origin)
+            return speaker.read(self.row, book.source_slots, self._origin)
 
         moves = self._scheduler.compact(read, layers=speaker.layers, heads=speaker.heads)
         if moves is None:

@@ -152,7 +152,7 @@ class Track:
         stored, slots, spans = store_targets(self._design, self._stored._replace(sources=self._visible), count)
         self._stored = self._stored._replace(targets=stored.targets)
         if self.book is not None:
-            self.book.add_words(slots, positions[:, :count], self._next_word, self._said[:count])
+            self.book.add_words(slots, positions[:, :count], self._next_word, self.waiting[:count], self._said[:count])
         self._next_word += count
         fed = np.array(self.waiting[:count], np.int32)
         self.waiting, self._waiting_positions = self.waiting[count:], positions[:, count:]
@@ -267,5 +267,6 @@ class Track:
     def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray, frame: int) -> Tokens:
         self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))
         if self.book is not None:
-            self.book.add_sources(slots, positions, frame)
+            places = None if frame <= TEXT else np.arange(len(slots), dtype=np.int32)
+            self.book.add_sources(slots, positions, frame, places)
         return Tokens(token_ids, positions, spans.start, spans.stop, slots)
