@@ -191,6 +191,10 @@ class Lane:
         grid = np.array([[1, *grid_hw]], np.int32)
         self._inbox = self._compiled.encode(self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(cell))
 
+    def features(self, row: int, cell: int) -> Float[Array, "U D"]:
+        """A copy of what a cell of a row's inbox holds; returns before it is there."""
+        return _features(self._inbox, np.int32(row), np.int32(cell))
+
     def advance(
         self,
         tokens: Mapping[int, RowTokens],
@@ -416,6 +420,11 @@ def _clean(cache: KeyValueCache, said: Bool[Array, "B V"], row: Array) -> tuple[
 @functools.partial(jax.jit, donate_argnums=0)
 def _remember(said: Bool[Array, "B V"], row: Array, words: Int32[Array, "S"]) -> Bool[Array, "B V"]:
     return said.at[row].set(jnp.zeros(said.shape[1], bool).at[words].set(True, mode="drop"))
+
+
+@jax.jit
+def _features(inbox: Float[Array, "B R U D"], row: Array, cell: Array) -> Float[Array, "U D"]:
+    return inbox[row, cell]
 
 
 @functools.partial(jax.jit, static_argnums=3)

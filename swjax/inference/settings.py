@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from swjax.inference.dropping import Drop
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.numbers import real, shown, whole
 from swjax.inference.sampler import GREEDY, Sampling
@@ -29,6 +30,7 @@ class StreamSettings:
         sampling: how the next token is chosen.
         stop_tokens: tokens that end the answer, beside `<|im_end|>`.
         memory: what the stream keeps of what it has seen and said.
+        drop: which tokens of a frame become slots; None for all.
     """
 
     variant: Variant = Variant.GDPE
@@ -40,6 +42,7 @@ class StreamSettings:
     sampling: Sampling = GREEDY
     stop_tokens: tuple[int, ...] = ()
     memory: Memory = KEEP_ALL
+    drop: Drop | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -66,6 +69,8 @@ class StreamSettings:
             raise ValueError(
                 f"memory must be a policy, such as Window() or memory_of('window'), got {shown(self.memory)}"
             )
+        if isinstance(self.drop, type) or (self.drop is not None and not hasattr(self.drop, "keep")):
+            raise ValueError(f"drop must be a rule, such as DTD() or drop_of('dtd'), or None, got {shown(self.drop)}")
         for name, value in given.items():
             object.__setattr__(self, name, value)
 

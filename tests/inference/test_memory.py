@@ -307,7 +307,7 @@ def test_policies_have_names_and_numbers():
         ("Window", "unknown memory 'Window'"),
         (
             "window:frame=3",
-            "has numbers sources, words, first_words, frames, positions, reanchor_at, written as window:sources=8, got 'frame=3'",
+            "first_words, frames, positions, reanchor_at, written as window:sources=8, got 'frame=3'",
         ),
         ("window:frames", "got 'frames'"),
         ("window:frames=3,", "got ''"),
