@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from swjax.commands.memory_arguments import add_memory_arguments, read_memory
+from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
 from swjax.streaming.spec import StreamSpec
 
@@ -215,6 +215,7 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, ge
             second_per_grid_t=geometry.frame_seconds(record.fps),
             max_tail=args.max_tail,
             memory=read_memory(args),
+            drop=read_drop(args),
             stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),
             sampling=Sampling(
                 temperature=args.temperature,

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.inference import Mode, Sampling, StreamSettings
+from swjax.inference.dropping import Drop
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.settings import WhenBehind
 from swjax.serving.limits import Limits
@@ -37,6 +38,7 @@ class Offer:
         question: what is asked where a client asks nothing.
         geometry: the model's sizes of patches and frames.
         memory: what streams keep of what they have seen and said.
+        drop: which tokens of their frames become slots.
     """
 
     model: str
@@ -46,10 +48,11 @@ class Offer:
     question: str = EVALUATION_QUESTION
     geometry: Geometry = DEFAULT_GEOMETRY
     memory: Memory = KEEP_ALL
+    drop: Drop | None = None
 
     def __post_init__(self) -> None:
-        if self.memory != KEEP_ALL and Mode.RECOMPUTE in self.modes:
-            raise ValueError(f"mode {Mode.RECOMPUTE} keeps all; leave it out, or the memory")
+        if (self.memory != KEEP_ALL or self.drop is not None) and Mode.RECOMPUTE in self.modes:
+            raise ValueError(f"mode {Mode.RECOMPUTE} keeps all; leave it out, or the memory and the rule of dropping")
         if not self.modes_of(Variant(self.record.variant)):
             able = ", ".join(mode for mode in Mode if mode.allows(Variant(self.record.variant)))
             raise ValueError(
@@ -120,5 +123,6 @@ class Offer:
                 seed=message.seed,
             ),
             memory=self.memory,
+            drop=self.drop,
         )
         return Choice(message.question or self.question, settings, mode, message.when_behind, message.watches_on)
