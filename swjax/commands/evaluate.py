@@ -19,7 +19,7 @@ from swjax.commands.evaluate_benchmarks import (
 from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_arguments, judge_fluency
 from swjax.commands.evaluate_table import show_scores
 from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
-from swjax.commands.memory_arguments import add_memory_arguments, read_memory
+from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments
 from swjax.streaming.spec import StreamSpec
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.output is None and not Path(args.checkpoint).is_dir():
         raise UsageError(f"{args.checkpoint} is no folder here to write the scores to; give --output")
-    read_memory(args)
+    read_memory(args), read_drop(args)
     check_judge_arguments(args)
     check_benchmark_arguments(args)
     if args.limit is not None and args.limit < 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from swjax.commands.memory_arguments import read_memory
+from swjax.commands.memory_arguments import read_drop, read_memory
 from swjax.commands.say import UsageError
 from swjax.commands.speaking_arguments import read_speaking
 
@@ -105,6 +105,7 @@ class Watch:
                 sampling=Sampling(repetition_penalty=args.repetition_penalty),
                 memory=read_memory(args),
                 **({} if self.seed is not None else read_speaking(args, record, self.tokenizer)),
+                drop=read_drop(args),
             ),
             read=lambda example: (change or iter)(read(example.video)),
             frame_units=max(1, record.max_pixels // geometry.token_size**2),
@@ -164,4 +165,5 @@ class Watch:
             # The words of the other modes are the same.
             "speaks_while_watching": speaks_while_watching and self.mode is not Mode.OFFLINE,
             **({} if (memory := read_memory(self.args)) == KEEP_ALL else {"memory": str(memory)}),
+            **({} if (drop := read_drop(self.args)) is None else {"drop": str(drop)}),
         }

@@ -1,36 +1,62 @@
-"""Arguments that say what a stream keeps of what it has seen and said: `--memory window --memory.sources 4096`."""
+"""Arguments that say what a stream keeps: `--memory window --memory.sources 4096`, `--drop dtd --drop.tau 0.25`."""
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from swjax.commands.say import UsageError
 
 if TYPE_CHECKING:  # at run time it is imported where it is used, so that --help is quick
+    from swjax.inference.dropping import Drop
     from swjax.inference.memory import Memory
 
-NUMBERS = {
+MEMORY_NUMBERS = {
     "sources": "tokens of the prompt and of frames that may be stored",
     "words": "newest words that stay",
     "first_words": "words from the beginning of the answer that stay beside them",
     "frames": "newest frames that stay (window)",
+    "recent": "percent of the budget for the newest frames, which stay whole (infinipot_v, keydiff, streammem, vsb)",
+    "alpha": "percent of the rest for keys unlike the newest, before norms of values (infinipot_v)",
+    "proxy": "newest words that are run again to see what they attend to (streammem, vsb)",
+    "buckets": "stretches of time over which sources are spread (vsb)",
+    "top": "percent of the rest that is taken by attention alone (vsb)",
+    "seed": "of what is drawn (random)",
     "positions": "what becomes of position ids (window): kept, contiguous, together, apart",
     "reanchor_at": "ids after which all are set back, together or apart (window)",
 }
 """What the policies' own numbers mean, by name."""
 
+DROP_NUMBERS = {
+    "tau": "bound on the likeness to the frame before (dtd), or on the difference of pixels from it (dtd_pixels)",
+    "against": "what a place is compared with (dtd): previous, last_kept",
+    "temporal": "bound on the likeness to the frame before (mssavt)",
+    "spatial": "bound on the likeness to a neighbour (mssavt)",
+    "share": "of a frame's tokens that stays (evs, vidcom2, random, uniform)",
+    "seed": "of what is drawn (random)",
+}
+"""What the rules' own numbers mean, by name."""
+
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --memory and the numbers of its policies."""
+    """Declare --memory and --drop, and the numbers of their policies and rules."""
     group = parser.add_argument_group("what is kept (docs/memory.md)")
     group.add_argument(
         "--memory",
         default="keep_all",
         metavar="POLICY",
         help="what is kept of what has been seen and said: keep_all (default), or a policy with a budget, with which a "
-        "video may be of any length, as window: the question, the first words, and the newest frames and words",
+        "video may be of any length: window (the question, the first words, and the newest frames and words), uniform, "
+        "random, infinipot_v, keydiff, streammem, vsb",
     )
-    for name, meaning in NUMBERS.items():
-        group.add_argument(f"--memory.{name}", metavar="N", help=f"{meaning} (default: the policy's)")
+    _add_numbers(group, "memory", MEMORY_NUMBERS)
+    group.add_argument(
+        "--drop",
+        default="none",
+        metavar="RULE",
+        help="which tokens of a frame are dropped before the decoder: none (default), dtd, dtd_pixels, mssavt, evs, "
+        "vidcom2, random, uniform",
+    )
+    _add_numbers(group, "drop", DROP_NUMBERS)
 
 
 def read_memory(args: argparse.Namespace) -> "Memory":
@@ -41,11 +67,34 @@ def read_memory(args: argparse.Namespace) -> "Memory":
     """
     from swjax.inference.memory import memory_of
 
-    given = [f"{name}={vars(args)[f'memory.{name}']}" for name in NUMBERS if vars(args)[f"memory.{name}"] is not None]
-    text = args.memory
-    if given:
-        text += ("," if ":" in text else ":") + ",".join(given)
     try:
-        return memory_of(text)
+        return memory_of(_named(args, "memory", MEMORY_NUMBERS))
     except ValueError as error:
         raise UsageError(f"--memory: {error}") from error
+
+
+def read_drop(args: argparse.Namespace) -> "Drop | None":
+    """The rule of dropping that was asked for; None for none.
+
+    Raises:
+        UsageError: if there is none such, or it has no such number.
+    """
+    from swjax.inference.dropping import drop_of
+
+    try:
+        return drop_of(_named(args, "drop", DROP_NUMBERS))
+    except ValueError as error:
+        raise UsageError(f"--drop: {error}") from error
+
+
+def _add_numbers(group: Any, of: str, numbers: Mapping[str, str]) -> None:
+    for name, meaning in numbers.items():
+        group.add_argument(f"--{of}.{name}", metavar="N", help=f"{meaning} (default: its own)")
+
+
+def _named(args: argparse.Namespace, of: str, numbers: Mapping[str, str]) -> str:
+    """A policy or rule with its numbers as one text: name:number=8,other=9."""
+    given = {name: vars(args)[f"{of}.{name}"] for name in numbers}
+    text = str(vars(args)[of])
+    words = [f"{name}={value}" for name, value in given.items() if value is not None]
+    return text + ("," if ":" in text else ":") + ",".join(words) if words else text

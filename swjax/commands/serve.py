@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from swjax.commands.memory_arguments import add_memory_arguments, read_memory
+from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
@@ -154,20 +154,20 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     source = load_streaming_model(args.checkpoint, step=args.step)
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
-    memory = read_memory(args)
+    memory, drop = read_memory(args), read_drop(args)
     modes = tuple(Mode(mode) for mode in args.mode) if args.mode else USUAL_MODES
     try:
         record = _record(args, source.record)
         geometry = source.model.config.geometry
         voice = read_speaking(args, record, tokenizer)
         name = Path(args.checkpoint).name
-        offer = Offer(name, record, modes, limits, geometry=geometry, memory=memory, voice=voice)
+        offer = Offer(name, record, modes, limits, geometry=geometry, memory=memory, drop=drop, voice=voice)
         pictures = {"pictures": args.picture_size} if args.picture_size else {}
         size = EngineSize.of(
             record, limits, rows=args.rows, slots=args.slots, geometry=geometry, memory=memory, **pictures
         )
         _describe(size, modes)
-        engine = build_engine(source.model, size, tokenizer, memory)
+        engine = build_engine(source.model, size, tokenizer, memory, drop)
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
     log_to(log := LineHandler())  # after the libraries have configured theirs

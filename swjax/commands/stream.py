@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from swjax.commands.memory_arguments import add_memory_arguments, read_memory
+from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
@@ -221,6 +221,7 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, ge
             max_tail=args.max_tail,
             memory=read_memory(args),
             **speaking,
+            drop=read_drop(args),
             stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),
             sampling=Sampling(
                 temperature=args.temperature,

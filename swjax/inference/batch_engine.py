@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
+from swjax.inference.dropping.watcher import Watcher
 from swjax.inference.events import EndReason, StreamEnded, StreamEvent
 from swjax.inference.frames import Frame, check_frame
 from swjax.inference.growth import Growth
@@ -214,6 +215,7 @@ class BatchEngine:
             _stops=frozenset({special.im_end, *settings.stop_tokens}),
             _origin=self._speaker.left if settings.design.grouped else 0,
             _cells=list(range(self._perceiver.inbox_frames)),
+            _watcher=None if settings.drop is None else Watcher(settings.drop),
         )
         self._streams[row] = stream
         for lane in self._lanes:

@@ -27,6 +27,7 @@ from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig, TextConfig
 from swjax.models.family import abstract_model
 from swjax.models.parameters import Parameters, merge_parameters
+from swjax.streaming import KeySpans
 
 MAX_FRAME_SIZES = 8
 """Numbers of patches that the vision tower is compiled for in lanes that are not warmed up, beside the largest."""
@@ -190,6 +191,10 @@ class Lane:
         grid = np.array([[1, *grid_hw]], np.int32)
         self._inbox = self._compiled.encode(self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(cell))
 
+    def features(self, row: int, cell: int) -> Float[Array, "U D"]:
+        """A copy of what a cell of a row's inbox holds; returns before it is there."""
+        return _features(self._inbox, np.int32(row), np.int32(cell))
+
     def advance(
         self,
         tokens: Mapping[int, RowTokens],
@@ -250,9 +255,24 @@ class Lane:
         padded[: len(words)] = words
         self._said = _remember(self._said, np.int32(row), padded)
 
-    def read(self, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
-        """A copy of the keys and values of some slots of a row."""
-        return stored(self._cache, row, slots)
+    def read(self, row: int, slots: Int32[np.ndarray, "S"], origin: int) -> StoredKeys:
+        """A copy of the keys and values of some slots of a row, and what may be asked about them.
+
+        Args:
+            row: the row.
+            slots: of the sources, counted from the origin.
+            origin: slot at which the stream's first source is stored.
+        """
+        padded = np.full(self.slots, origin + slots[-1], np.int32)
+        padded[: len(slots)] = slots + origin
+
+        def attention(token_ids: np.ndarray, positions: np.ndarray, at: np.ndarray) -> Array:
+            spans = np.minimum(at, 0) + origin, np.maximum(at, slots[-1]) + 1 + origin
+            tokens = token_ids.astype(np.int32), positions.astype(np.int32), *spans
+            return self._compiled.attend(self._parameters, self._cache, np.int32(row), padded, *tokens)
+
+        keys, values = stored(self._cache, np.int32(row), padded)
+        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention)
 
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
@@ -325,6 +345,7 @@ class _Compiled(NamedTuple):
 
     encode: Any
     advance: Any
+    attend: Any
 
 
 @functools.cache
@@ -334,6 +355,7 @@ def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
     return _Compiled(
         jit(functools.partial(_encode, structure), donate_argnums=1),
         jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
+        jit(functools.partial(_attend, structure)),
     )
 
 
@@ -372,6 +394,24 @@ def _advance(
     return chosen, cache, mark_said(said, chosen, batch.speaks, batch.choices)
 
 
+def _attend(
+    structure: nnx.GraphDef,
+    parameters: Parameters,
+    cache: KeyValueCache,
+    row: Array,
+    slots: Int32[Array, "P"],
+    token_ids: Int32[Array, "n"],
+    positions: Int32[Array, "3 n"],
+    start: Int32[Array, "n"],
+    stop: Int32[Array, "n"],
+) -> Float[Array, "layers K P"]:
+    decoder = merge_parameters(structure, parameters).decoder
+    of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
+    spans = KeySpans(start[None], stop[None])
+    mass = decoder.attention_mass(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
+    return mass[:, 0][:, :, slots]
+
+
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _clean(cache: KeyValueCache, said: Bool[Array, "B V"], row: Array) -> tuple[KeyValueCache, Bool[Array, "B V"]]:
     return KeyValueCache(*(x.at[:, row].set(0) for x in cache)), said.at[row].set(False)
@@ -380,6 +420,11 @@ def _clean(cache: KeyValueCache, said: Bool[Array, "B V"], row: Array) -> tuple[
 @functools.partial(jax.jit, donate_argnums=0)
 def _remember(said: Bool[Array, "B V"], row: Array, words: Int32[Array, "S"]) -> Bool[Array, "B V"]:
     return said.at[row].set(jnp.zeros(said.shape[1], bool).at[words].set(True, mode="drop"))
+
+
+@jax.jit
+def _features(inbox: Float[Array, "B R U D"], row: Array, cell: Array) -> Float[Array, "U D"]:
+    return inbox[row, cell]
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -76,8 +76,8 @@ def row_tokens(parts: Sequence[Part], origin: int, frame_units: int) -> RowToken
     for part, found in zip(parts, features, strict=True):
         if part.group.arrival is not None:
             assert part.group.arrival.cell is not None
-            first = part.group.arrival.cell * frame_units
-            found[:] = np.arange(first + part.first, first + part.stop)
+            assert part.group.arrival.places is not None
+            found[:] = part.group.arrival.cell * frame_units + part.group.arrival.places[part.first : part.stop]
     tokens = join([part.group.tokens.part(part.first, part.stop) for part in parts])
     return RowTokens(tokens, np.concatenate(features), origin)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Array, Bool, Int32
 
 from swjax.inference.frames import Frame
 from swjax.inference.track import Tokens
@@ -19,6 +19,8 @@ class Arrival:
         arrived_s: when it was handed over, by the engine's clock.
         last: whether it ends the video.
         cell: of the row's inbox in which its features are, once it is encoded.
+        keep: which of its tokens are laid out, once that is known, where some may be dropped.
+        places: of the tokens that have been laid out, in the frame.
     """
 
     frame: Frame
@@ -26,6 +28,8 @@ class Arrival:
     arrived_s: float
     last: bool
     cell: int | None = None
+    keep: Bool[Array | np.ndarray, "U"] | None = None
+    places: Int32[np.ndarray, "n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Tally:
     Attributes:
         frames_encoded: frames through the vision tower.
         tokens_computed: tokens through the decoder.
+        tokens_dropped: tokens of frames that were dropped before it.
         frames_seen: frames that words could see.
         frames_delayed, frames_dropped, frames_merged: frames that waited for earlier ones to be taken in, were never
             taken in, or went into another frame.
@@ -118,6 +123,7 @@ class Tally:
 
     frames_encoded: int = 0
     tokens_computed: int = 0
+    tokens_dropped: int = 0
     frames_seen: int = 0
     frames_delayed: int = 0
     frames_dropped: int = 0

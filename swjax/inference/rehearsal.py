@@ -1,28 +1,35 @@
-"""A memory that drops something once for nothing, so that no stream waits for what it compiles."""
+"""A memory that drops something for nothing, so that no stream waits for what that compiles."""
 
 import numpy as np
 
 from swjax.inference.lane import Lane
-from swjax.inference.memory import KEEP_ALL, TEXT, Book, Memory
+from swjax.inference.memory import KEEP_ALL, TEXT, Book, Kept, Memory
 
 
 def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
-    """Fill a book until the policy finds it full, and move what it keeps in the first row of lanes without a stream."""
+    """Fill a book until the policy finds it full, and move what it keeps in the first row of lanes without a stream.
+
+    Thrice, as tokens are moved in one way while all layers hold the same, then kept for each, and then moved for each.
+    """
     if memory == KEEP_ALL:
         return
     book, number, units = Book(), 0, perceiver.frame_units
     book.add_sources(np.arange(1, dtype=np.int32), np.zeros((3, 1), np.int32), TEXT)
-    while not memory.is_full(book):
-        first = len(book.source_slots)
-        if first + units > speaker.slots - speaker.left:
-            return
-        slots = np.arange(first, first + units, dtype=np.int32)
-        book.add_sources(slots, np.broadcast_to(slots, (3, units)), number)
-        number += 1
-    kept = memory.keep(book, lambda: speaker.read(0, book.source_slots + speaker.left))
-    count = np.shape(kept.sources)[-1]
-    moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots)
-    speaker.move(0, moves, speaker.left)
-    if perceiver is not speaker:
-        perceiver.move(0, moves, 0)
+    book.add_words(np.array([-1], np.int32), np.zeros((3, 1), np.int32), 0, [0], [0])
+    for fills in (False, True, True):
+        while fills and not memory.is_full(book):
+            first = len(book.source_slots)
+            if first + units > speaker.slots - speaker.left:
+                return
+            slots = np.arange(first, first + units, dtype=np.int32)
+            book.add_sources(slots, np.broadcast_to(slots, (3, units)), number, np.arange(units, dtype=np.int32))
+            number += 1
+        kept = Kept(np.arange(len(book.source_slots), dtype=np.int32), np.arange(1, dtype=np.int32))
+        if fills:
+            kept = memory.keep(book, lambda: speaker.read(0, book.source_slots, speaker.left))
+        count = np.shape(kept.sources)[-1]
+        moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots)
+        speaker.move(0, moves, speaker.left)
+        if perceiver is not speaker:
+            perceiver.move(0, moves.of_sources(), 0)
     speaker.remember(0, book.said)

@@ -64,9 +64,10 @@ class Scheduler:
         watches_on: bool = False,
     ):
         mode.check(settings.variant)
-        if mode is Mode.RECOMPUTE and settings.memory != KEEP_ALL:
+        if mode is Mode.RECOMPUTE and (settings.memory != KEEP_ALL or settings.drop is not None):
             raise ValueError(
-                f"mode {mode} runs all again at each frame, so nothing may be dropped; use memory keep_all"
+                f"mode {mode} runs all again at each frame, so nothing may be dropped; use memory keep_all, and "
+                "no rule of dropping"
             )
         self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
@@ -78,6 +79,7 @@ class Scheduler:
         self._log: list[Group] = []
         self._arrivals: deque[Arrival | Asked] = deque()
         self._turns: deque[Asked] = deque()
+        self._next: Arrival | None = None
         self._ahead: Arrival | Asked | None = None
         self._arrived = self._asked = self._laid = 0
         self._open: deque[int] = deque()
@@ -187,14 +189,14 @@ class Scheduler:
     @property
     def backlog(self) -> int:
         """Frames that have arrived and are not laid out."""
-        return sum(isinstance(one, Arrival) for one in self._arrivals)
+        return sum(isinstance(one, Arrival) for one in self._arrivals) + (self._next is not None)
 
     @property
     def ends(self) -> tuple[int, int]:
         """The first slot, and the one behind the last, that the stream needs soon."""
         lowest, highest = self._track.ends
         coming = self._arrivals or self._turns
-        match coming[0] if coming else None:
+        match self._next or (coming[0] if coming else None):
             case Arrival(frame=frame):
                 highest += len(frame.patches) // self._merge_size**2
             case Asked(token_ids=token_ids):
@@ -222,6 +224,8 @@ class Scheduler:
         for group in self._queue:
             if group.arrival is not None and group.arrival.cell is None:
                 yield group.arrival
+        if self._next is not None and self._next.cell is None:
+            yield self._next
         # Where frames may be dropped or merged, which one is next is not known before its turn.
         if self._arrivals and self._when_behind in (None, "delay") and self._mode is Mode.PARALLEL:
             first = self._arrivals[0]
@@ -238,7 +242,23 @@ class Scheduler:
         # One thing at a time: the next frame waits until the words before it are spoken.
         if self._mode is not Mode.PARALLEL and self.words_left:
             return False
-        return bool(self._arrivals or (self._finished and not self.words_left and self._laid))
+        return bool(self._next or self._arrivals or (self._finished and not self.words_left and self._laid))
+
+    def _is_looked_at(self) -> bool:
+        """Whether the next frame has been encoded and its tokens chosen, where some may be dropped."""
+        if self.settings.drop is None:
+            return True
+        if self._next is None and self._arrivals and isinstance(self._arrivals[0], Arrival):
+            self._next = cast(Arrival, self._next_arrival())
+        return self._next is None or self._next.keep is not None
+
+    def _places(self, arrival: Arrival, units: int) -> Int32[np.ndarray, "n"]:
+        """Places of a frame's tokens that become slots."""
+        if arrival.keep is None:
+            return np.arange(units, dtype=np.int32)
+        places = np.flatnonzero(np.asarray(arrival.keep)[:units]).astype(np.int32)
+        # The next word follows from the last token that is stored, so in order of arrival there must be one.
+        return places if len(places) or self._design.grouped else np.array([units - 1], np.int32)
 
     def lay(self) -> None:
         """Lay out what may be perceived now."""
@@ -247,10 +267,13 @@ class Scheduler:
         if self._turn_is_due:
             self._lay_turn()
             return
+        if not self._is_looked_at():
+            return
         # What closes the video belongs to its last frame, so it comes before the prefix where nothing has been said.
-        if (self._arrivals or self.spoken) and (before := self._track.before_frame()) is not None:
+        if (self._next or self._arrivals or self.spoken) and (before := self._track.before_frame()) is not None:
             self._queue.append(Group(before, is_target=True))
-        arrival = self._next_arrival() if self._arrivals else None
+        arrival = self._next or (self._next_arrival() if self._arrivals else None)
+        self._next = None
         if self._mode is Mode.RECOMPUTE and self._laid:
             self._start_again()
         if arrival is not None:
@@ -260,8 +283,11 @@ class Scheduler:
             self._queue.append(Group(self._track.text(arrival.token_ids, is_item=True)))
         if isinstance(arrival, Arrival):
             rows, columns = (size // self._merge_size for size in arrival.frame.grid_hw)
-            tokens = self._track.frame(rows, columns, arrival.number)
-            self._queue.append(Group(tokens, arrival=arrival))
+            arrival.places = self._places(arrival, rows * columns)
+            tokens = self._track.frame(rows, columns, arrival.number, arrival.places)
+            self.tally.tokens_dropped += rows * columns - len(arrival.places)
+            if len(arrival.places):
+                self._queue.append(Group(tokens, arrival=arrival))
         if arrival is None or (isinstance(arrival, Arrival) and arrival.last):
             self._queue.append(Group(self._track.trailer()))
             self._closing = True
@@ -298,7 +324,7 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a pass could advance the stream now."""
         self.lay()
-        return bool(self._unwritten or self.words_left or self._hidden or (self._full and self._may_lay))
+        return bool(self._unwritten or self.words_left or self._hidden or self._may_lay)
 
     @property
     def _unwritten(self) -> int:

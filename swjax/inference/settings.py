@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from swjax.inference.dropping import Drop
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.numbers import real, shown, whole
 from swjax.inference.sampler import GREEDY, Sampling
@@ -34,6 +35,7 @@ class StreamSettings:
         speaking: a rule that says when to speak, in the place of `wait_k`. What has been begun is finished before the
             next frame is seen, and after the last frame up to `<|im_end|>`.
         decisions: the tokens that say that there is nothing to say, or no more; only a rule reads them.
+        drop: which tokens of a frame become slots; None for all.
     """
 
     variant: Variant = Variant.GDPE
@@ -47,6 +49,7 @@ class StreamSettings:
     memory: Memory = KEEP_ALL
     speaking: Speaking | None = None
     decisions: DecisionTokens = QWEN_DECISIONS
+    drop: Drop | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -73,6 +76,8 @@ class StreamSettings:
             raise ValueError(
                 f"memory must be a policy, such as Window() or memory_of('window'), got {shown(self.memory)}"
             )
+        if isinstance(self.drop, type) or (self.drop is not None and not hasattr(self.drop, "keep")):
+            raise ValueError(f"drop must be a rule, such as DTD() or drop_of('dtd'), or None, got {shown(self.drop)}")
         for name, value in given.items():
             object.__setattr__(self, name, value)
         if self.speaking is not None:

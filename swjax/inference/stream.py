@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 from tokenizers.decoders import DecodeStream
 
+from swjax.inference.dropping.watcher import Watcher
 from swjax.inference.events import EndReason, FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame
 from swjax.inference.lane import Lane, Piece
@@ -56,6 +57,8 @@ class Stream:
     _cells: list[int] = field(repr=False)
     fault: Exception | None = None
     _decoder: DecodeStream = field(repr=False, default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    _watcher: Watcher | None = None
+    _looked_at: list[Arrival] = field(repr=False, default_factory=list)
     _decoded: int = 0
     _parts: bool = False
     _words: int = 0
@@ -145,14 +148,25 @@ class Stream:
         """Slots to the left and to the right of its origin that it will ever need; None where nothing bounds them."""
         return bounded_room(self.settings, frame_units, chunk, self._scheduler.prompt)
 
+    def _free_unused(self) -> None:
+        """Give up the cells of frames that have been laid out without a token."""
+        laid_out = [(one, one.places) for one in self._looked_at if one.places is not None]
+        self._cells += [one.cell for one, places in laid_out if not len(places) and one.cell is not None]
+        self._looked_at = [one for one in self._looked_at if one.places is None]
+
     def encode_ahead(self, perceiver: Lane) -> None:
         """Start the vision tower on the frames that are needed next, as far as there are cells for their features."""
+        self._free_unused()
         for arrival in self._scheduler.to_encode():
             if not self._cells:
                 break
             arrival.cell = self._cells.pop()
             perceiver.encode(self.row, arrival.cell, arrival.frame.patches, arrival.frame.grid_hw)
             self.tally.frames_encoded += 1
+            if self._watcher is not None:
+                features = perceiver.features(self.row, arrival.cell)
+                arrival.keep = self._watcher.look(arrival.frame, arrival.number, features)
+                self._looked_at.append(arrival)
 
     def use_cells(self, count: int) -> None:
         """Use an inbox of so many empty cells."""
@@ -194,7 +208,7 @@ class Stream:
         """Drop what its memory does not keep, if that is full, and move together what stays."""
 
         def read(book: Book) -> StoredKeys:
-            return speaker.read(self.row, book.source_slots + self._origin)
+            return speaker.read(self.row, book.source_slots, self._origin)
 
         moves = self._scheduler.compact(read, layers=speaker.layers, heads=speaker.heads)
         if moves is None:
@@ -217,6 +231,7 @@ class Stream:
             tokens: those that it has chosen, for all rows; None if none.
             now: when it has ended.
         """
+        self._free_unused()
         wall_s = now - self.opened_s
         events: list[StreamEvent] = []
         for arrival in share.revealed:

@@ -127,12 +127,13 @@ class Track:
             return self.feed(len(self.waiting) - 1)
         return None
 
-    def frame(self, rows: int, columns: int, number: int) -> Tokens:
+    def frame(self, rows: int, columns: int, number: int, places: Int32[np.ndarray, "n"] | None = None) -> Tokens:
         """Lay out the next frame; `before_frame` goes before it.
 
         Args:
             rows, columns: its size in merged patches.
             number: frames since the first one of the video, those that were dropped included.
+            places: of its tokens that are stored, ascending; None for all. What comes later counts on as if all were.
         """
         self._piece = number if self._piece is None else self._piece
         self._ahead, positions = place_frame(
@@ -140,7 +141,9 @@ class Track:
         )
         self.frames += 1
         positions = positions + self._moved[0][:, None]
-        return self._store_sources(np.full(rows * columns, self._special.video_pad, np.int32), positions, number)
+        places = np.arange(rows * columns, dtype=np.int32) if places is None else places
+        tokens = np.full(len(places), self._special.video_pad, np.int32)
+        return self._store_sources(tokens, positions[:, places], number, places)
 
     def trailer(self) -> Tokens:
         """Lay out the sources that close the video."""
@@ -159,7 +162,7 @@ class Track:
         stored, slots, spans = store_targets(self._design, self._stored._replace(sources=self._visible), count)
         self._stored = self._stored._replace(targets=stored.targets)
         if self.book is not None:
-            self.book.add_words(slots, positions[:, :count], self._next_word, self._said[:count])
+            self.book.add_words(slots, positions[:, :count], self._next_word, self.waiting[:count], self._said[:count])
         self._next_word += count
         fed = np.array(self.waiting[:count], np.int32)
         self.waiting, self._waiting_positions = self.waiting[count:], positions[:, count:]
@@ -272,8 +275,10 @@ class Track:
         stored = np.concatenate([self.book.said, np.array(self._said, np.int32)])
         return stored[stored >= 0]
 
-    def _store_sources(self, token_ids: np.ndarray, positions: np.ndarray, frame: int) -> Tokens:
+    def _store_sources(
+        self, token_ids: np.ndarray, positions: np.ndarray, frame: int, places: np.ndarray | None = None
+    ) -> Tokens:
         self._stored, slots, spans = store_sources(self._design, self._stored, len(token_ids))
         if self.book is not None:
-            self.book.add_sources(slots, positions, frame)
+            self.book.add_sources(slots, positions, frame, places)
         return Tokens(token_ids, positions, spans.start, spans.stop, slots)

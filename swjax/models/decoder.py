@@ -140,3 +140,37 @@ class Decoder(nnx.Module):
             index = np.arange(self.config.num_layers, dtype=np.int32)
             x, cache = scan_layers(layer_step, (x, cache), self.layers, index)
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps), cache
+
+    def attention_mass(
+        self, x: Float[Array, "B L D"], position_ids: Int32[Array, "3 B L"], spans: KeySpans, cache: KeyValueCache
+    ) -> Float[Array, "layers B K S"]:
+        """How much of their attention tokens give to each slot; they are run against a cache and not stored.
+
+        Args:
+            x: embeddings of the tokens.
+            position_ids: their ids.
+            spans: int32[B, L] each, the slots that each sees.
+            cache: keys and values.
+
+        Returns:
+            Softmax weights, the mean over tokens and over the query heads of a key head: of each layer and key head
+            their sum over slots is 1. Float32.
+        """
+        rotation, slots = self.config.rotary(position_ids), jnp.arange(cache.slots)
+        seen = (slots >= spans.start[..., None]) & (slots < spans.stop[..., None])
+
+        def layer_step(carry: tuple[Array, Array], indexed: tuple[Array, DecoderLayer]) -> tuple[Array, Array]:
+            (x, mass), (index, layer) = carry, indexed
+            q, _, _ = layer.query_key_value(x, rotation)
+            keys, values = (one[index].astype(jnp.float32) for one in cache)
+            batch, length, heads, width = q.shape
+            grouped = q.astype(jnp.float32).reshape(batch, length, keys.shape[1], -1, width)
+            scores = jnp.einsum("blkgh,bksh->bkgls", grouped, keys) / np.sqrt(width)
+            weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1)
+            attended = jnp.einsum("bkgls,bksh->blkgh", weights, values).reshape(batch, length, heads, width)
+            return layer.finish(x, attended.astype(x.dtype)), mass.at[index].set(weights.mean(axis=(2, 3)))
+
+        with jax.named_scope("attention_mass"):
+            index = np.arange(self.config.num_layers, dtype=np.int32)
+            mass = jnp.zeros((len(index), len(x), self.config.num_kv_heads, cache.slots), jnp.float32)
+            return scan_layers(layer_step, (x, mass), self.layers, index)[1]

@@ -9,6 +9,7 @@ import numpy as np
 from swjax.data.patches import resized_size
 from swjax.inference import BatchEngine, Frame, Model, StreamSettings
 from swjax.inference.batch_engine import CHUNK_SIZES
+from swjax.inference.dropping import Drop
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.room import bounded_room
 from swjax.inference.sizes import TILE
@@ -96,7 +97,9 @@ class EngineSize:
         return cls(rows, units, slots, max(1, round(slots * words / (words + sources))), sizes)
 
 
-def build_engine(model: Model, size: EngineSize, tokenizer: Any, memory: Memory = KEEP_ALL) -> BatchEngine:
+def build_engine(
+    model: Model, size: EngineSize, tokenizer: Any, memory: Memory = KEEP_ALL, drop: Drop | None = None
+) -> BatchEngine:
     """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
 
     Raises:
@@ -116,7 +119,7 @@ def build_engine(model: Model, size: EngineSize, tokenizer: Any, memory: Memory 
     for grid in grids:
         engine.warm_up(grid, memory)  # from now on frames are padded to one of these sizes
     # One stream for nothing, so that no first client waits for what is left to be compiled.
-    stream = engine.open(tokenizer, question="What happens?", settings=StreamSettings(max_tail=1))
+    stream = engine.open(tokenizer, question="What happens?", settings=StreamSettings(max_tail=1, drop=drop))
     for grid in grids:
         engine.see(stream, Frame(np.zeros((grid[0] * grid[1], geometry.patch_dim), np.uint8), grid, 0.0, geometry))
     engine.finish(stream)

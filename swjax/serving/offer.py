@@ -6,6 +6,7 @@ from typing import Any
 
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.inference import Mode, Sampling, StreamSettings
+from swjax.inference.dropping import Drop
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.settings import WhenBehind
 from swjax.serving.limits import Limits
@@ -40,6 +41,7 @@ class Offer:
         geometry: the model's sizes of patches and frames.
         memory: what streams keep of what they have seen and said.
         voice: fields of `StreamSettings` that say when streams speak, where a client asks for no `wait_k`.
+        drop: which tokens of their frames become slots.
     """
 
     model: str
@@ -50,10 +52,11 @@ class Offer:
     geometry: Geometry = DEFAULT_GEOMETRY
     memory: Memory = KEEP_ALL
     voice: Mapping[str, Any] = field(default_factory=dict)
+    drop: Drop | None = None
 
     def __post_init__(self) -> None:
-        if self.memory != KEEP_ALL and Mode.RECOMPUTE in self.modes:
-            raise ValueError(f"mode {Mode.RECOMPUTE} keeps all; leave it out, or the memory")
+        if (self.memory != KEEP_ALL or self.drop is not None) and Mode.RECOMPUTE in self.modes:
+            raise ValueError(f"mode {Mode.RECOMPUTE} keeps all; leave it out, or the memory and the rule of dropping")
         if not self.modes_of(Variant(self.record.variant)):
             able = ", ".join(mode for mode in Mode if mode.allows(Variant(self.record.variant)))
             raise ValueError(
@@ -125,5 +128,6 @@ class Offer:
             ),
             memory=self.memory,
             **(self.voice if message.wait_k is None and DESIGNS[variant].speaks_while_watching else {}),
+            drop=self.drop,
         )
         return Choice(message.question or self.question, settings, mode, message.when_behind, message.watches_on)

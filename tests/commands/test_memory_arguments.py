@@ -3,14 +3,21 @@ import dataclasses
 
 import pytest
 
-from swjax.commands.memory_arguments import NUMBERS, add_memory_arguments, read_memory
+from swjax.commands.memory_arguments import (
+    DROP_NUMBERS,
+    MEMORY_NUMBERS,
+    add_memory_arguments,
+    read_drop,
+    read_memory,
+)
 from swjax.commands.say import UsageError
+from swjax.inference.dropping import DROPS, DTD, EVS
 from swjax.inference.memory import KEEP_ALL, MEMORIES, Window
 
 
-def read(*words):
+def read(*words, read=read_memory):
     add_memory_arguments(parser := argparse.ArgumentParser())
-    return read_memory(parser.parse_args(words))
+    return read(parser.parse_args(words))
 
 
 def test_numbers_of_a_policy_have_arguments_of_their_own():
@@ -23,5 +30,18 @@ def test_numbers_of_a_policy_have_arguments_of_their_own():
         read("--memory", "window:words=3", "--memory.words", "4")
 
 
-def test_all_numbers_of_all_policies_are_there():
-    assert NUMBERS.keys() == {field.name for make in MEMORIES.values() for field in dataclasses.fields(make)}
+def test_and_those_of_a_rule_of_dropping():
+    assert read(read=read_drop) is None
+    assert read("--drop", "dtd", "--drop.tau", "0.25", "--drop.against=last_kept", read=read_drop) == DTD(
+        0.25, "last_kept"
+    )
+    assert read("--drop", "evs:share=0.5", read=read_drop) == EVS(0.5)
+    with pytest.raises(UsageError, match="--drop: unknown rule of dropping 'no'"):
+        read("--drop", "no", read=read_drop)
+
+
+@pytest.mark.parametrize(("numbers", "table"), [(MEMORY_NUMBERS, MEMORIES), (DROP_NUMBERS, DROPS)])
+def test_all_numbers_of_all_policies_are_there(numbers, table):
+    assert numbers.keys() == {field.name for make in table.values() for field in dataclasses.fields(make)}
+    add_memory_arguments(parser := argparse.ArgumentParser())
+    assert all(name in parser.format_help() for name in table)

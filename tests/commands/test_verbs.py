@@ -119,6 +119,13 @@ def test_stream_forgets_what_a_memory_drops(made, capsys, monkeypatch):
         assert main([*arguments, "--max-tail", "4", "--memory", memory]) == 0
         events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         spoken[memory] = [event["token_id"] for event in events if event["event"] == "TokenSpoken"]
+    # The same by arguments of their own; and what is dropped of frames makes a difference, too.
+    numbers = ["--memory", "window", "--memory.frames=1", "--memory.words", "2", "--memory.first_words", "1"]
+    for drop in ([], ["--drop", "uniform", "--drop.share", "0.1"]):
+        assert main([*arguments, "--max-tail", "4", *numbers, *drop]) == 0
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        words = [event["token_id"] for event in events if event["event"] == "TokenSpoken"]
+        assert (words == spoken["window:frames=1,words=2,first_words=1"]) == (not drop)
     whole, wide, narrow = spoken.values()
     assert whole == wide
     assert len(narrow) > 4

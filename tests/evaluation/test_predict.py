@@ -1,6 +1,7 @@
 """Predictions over a few frames: schedules, times, and what is kept on disk."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from swjax.evaluation import (
 )
 from swjax.evaluation.predictions import open_predictions, read_predictions, write_authors_results
 from swjax.evaluation.scores import average_lagging
-from swjax.inference import Frame, FrameSeen, Mode, StreamSettings, TokenSpoken
+from swjax.inference import BatchEngine, Frame, FrameSeen, Mode, StreamSettings, TokenSpoken
+from swjax.inference.memory import Window
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import SpecialTokens, Variant
 
@@ -111,6 +113,23 @@ def test_what_is_said_depends_neither_on_the_rows_nor_on_the_mode(watch, model, 
         assert found.frames == sum(isinstance(event, FrameSeen) for event in events)
         assert (found.mode, found.rows, found.duration_s) == (mode, 2, len(frames) - 0.5)
     assert len({found.token_ids[:4] for found in beside}) > 3, "the answers do not depend on the videos"
+
+
+def test_a_memory_bounds_the_rows_of_any_video(watch, monkeypatch):
+    """Its numbers say how long they are, whatever the data set claims; while it drops nothing, nothing changes."""
+    sizes, module = [], sys.modules[predict.__module__]
+    monkeypatch.setattr(
+        module, "BatchEngine", lambda *given, **how: sizes.append(how["slots"]) or BatchEngine(*given, **how)
+    )
+    memories = Window(sources=80, words=40), Window(sources=80, words=4, first_words=0)
+    wide, narrow = (StreamSettings(max_tail=6, memory=memory) for memory in memories)
+    kept = watch("a", "e", settings=wide, duration_s=1e6)
+    assert without_walls(kept) == without_walls(watch("a", "e", settings=StreamSettings(max_tail=6)))
+    forgot = watch("a", "e", settings=narrow)
+    assert [len(one.token_ids) for one in forgot] == [len(one.token_ids) for one in kept]
+    assert [one.text for one in forgot] != [one.text for one in kept]
+    assert all("".join(one.words) == one.text for one in forgot)
+    assert sizes[0] < 600 > sizes[2]
 
 
 def test_a_variant_is_refused_in_modes_that_it_does_not_allow(watch):

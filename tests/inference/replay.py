@@ -16,7 +16,7 @@ BEFORE = -1
 ROW = 256
 
 
-def replayed_scores(model, tokenizer, frames, settings, counts, answer) -> np.ndarray:
+def replayed_scores(model, tokenizer, frames, settings, counts, answer, kept=None) -> np.ndarray:
     """Scores [words, vocabulary] by which the words of an answer would be chosen.
 
     Args:
@@ -26,6 +26,7 @@ def replayed_scores(model, tokenizer, frames, settings, counts, answer) -> np.nd
         settings: the stream's; its memory says what is dropped.
         counts: words after each frame.
         answer: the words that were spoken.
+        kept: bool[frames, tokens of a frame], those that are seen at all; None for all.
     """
     special = SpecialTokens.from_tokenizer(tokenizer)
     grid = np.array([(len(frames), *frames[0].grid_hw)])
@@ -43,12 +44,17 @@ def replayed_scores(model, tokenizer, frames, settings, counts, answer) -> np.nd
     masks[..., : len(layout), : len(layout)] = visible(
         layout, settings, len(frames), len(prompt), special, axes=masks.shape[:2]
     )
+    dropped = [] if kept is None else np.flatnonzero(layout.token_ids == special.video_pad)[~kept.ravel()]
+    masks[..., dropped] = False
     row = pad_layout(layout, ROW)
     patches = np.concatenate([frame.patches for frame in frames])
     scores = forward(model)(row.token_ids[None], row.position_ids[:, None], masks, patches[None], grid[None])
     order = np.arange(len(layout)) if settings.variant == "interleave" else layout.chat_index
     words = [order[layout.chat_index == len(prompt) + index] for index in range(len(answer))]
-    return np.asarray(scores)[0, [int(np.flatnonzero(order == word - 1)[0]) for word in words]]
+    # The query of a word is what stands before it, of what has not been dropped.
+    is_query = ~np.isin(np.arange(len(layout)), dropped)
+    befores = [max(order[is_query & (order < word)]) for word in words]
+    return np.asarray(scores)[0, [int(np.flatnonzero(order == before)[0]) for before in befores]]
 
 
 def visible(layout, settings, frames, prompt, special, *, axes) -> np.ndarray:

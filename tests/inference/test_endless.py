@@ -10,7 +10,7 @@ from full_passes import QUESTION, make_frames
 
 from swjax.inference import BatchEngine, Sampling, StreamEnded, StreamSession, StreamSettings
 from swjax.inference import stream as stream_module
-from swjax.inference.memory import KEEP_ALL, Window
+from swjax.inference.memory import KEEP_ALL, StreamMem, Window
 from swjax.inference.room import bounded_room
 
 GRID = (4, 4)
@@ -129,7 +129,7 @@ def test_what_does_not_fit_into_a_budget_is_refused(weights, tokenizer):
         tokenizer, question=QUESTION, settings=StreamSettings(max_tail=2, memory=BUDGET), watches_on=True
     )
     engine.see(stream, make_frames(1, 0, GRID)[0])
-    with pytest.raises(ValueError, match="the question has 2"):
+    with pytest.raises(ValueError, match="the question has 486 tokens"):
         engine.ask(stream, "What is it? " * 60)
     assert stream.ended is None
 
@@ -151,3 +151,15 @@ def test_questions_leave_with_their_time_when_they_are_answered(weights, tokeniz
         assert not asked or (book.frames == -1 - asked).any(), "the one that is being answered stays"
     assert asked == 5
     assert not (book.frames == -2).any()
+
+
+def test_a_warm_engine_compiles_nothing_for_a_memory(weights, tokenizer, compilations):
+    """Not even when it drops something for the first time, and reads keys for that."""
+    memory = StreamMem(sources=64, words=8, first_words=2)
+    engine = make_engine(weights)
+    engine.warm_up(GRID, memory)
+    before = len(compilations)
+    settings = StreamSettings(wait_k=2, max_tail=2, memory=memory, sampling=PENALIZED)
+    *_, stream = watched(engine, tokenizer, settings, 30)
+    assert len(stream._scheduler._track.book.frames.shape) == 3, "sources have been dropped, by layer"
+    assert len(compilations) == before

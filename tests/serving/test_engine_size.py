@@ -6,6 +6,7 @@ from serving_clients import QUESTION, make_pictures
 from swjax.data.patches import resized_size
 from swjax.inference import Request, StreamSettings, TokenSpoken, run_streams
 from swjax.inference.frames import make_frame
+from swjax.inference.memory import Window
 from swjax.serving import EngineSize, Limits
 from swjax.streaming import StreamSpec
 
@@ -24,6 +25,16 @@ def test_frames_of_every_shape_fit_into_few_sizes():
     for usual in ((1920, 1080), (1080, 1440), (1080, 1080)):
         sides = resized_size(usual[1], usual[0], min_pixels=record.min_pixels, max_pixels=record.max_pixels, factor=28)
         assert sides[0] * sides[1] // 14**2 in sizes
+
+
+def test_with_a_memory_rows_are_as_long_as_its_budget_and_not_as_the_video():
+    record, memory = StreamSpec(max_pixels=16 * 28 * 28), Window(sources=1000, words=80)
+    short, long = (EngineSize.of(record, Limits(max_video_s=s), rows=2, memory=memory) for s in (60, 86_400))
+    assert short == long
+    assert short.slots - short.word_slots == 1000 + 16 + 264
+    assert short.word_slots == 90 + 16 + 300 + 9
+    with pytest.raises(ValueError, match="the memory needs 1695 slots a row, got 1000"):
+        EngineSize.of(record, Limits(), rows=2, slots=1000, memory=memory)
 
 
 @pytest.mark.parametrize("shape", [(60, 200), (100, 40)])

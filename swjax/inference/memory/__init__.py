@@ -9,10 +9,25 @@ from collections.abc import Callable
 from typing import Any
 
 from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, Memory, Moves, StoredKeys
+from swjax.inference.memory.infinipot_v import InfiniPotV
 from swjax.inference.memory.keep_all import KeepAll
+from swjax.inference.memory.keydiff import KeyDiff
+from swjax.inference.memory.random import Random
+from swjax.inference.memory.streammem import StreamMem
+from swjax.inference.memory.uniform import Uniform
+from swjax.inference.memory.vsb import VisionSinkBuckets
 from swjax.inference.memory.window import Window
 
-MEMORIES: dict[str, Callable[..., Memory]] = {"keep_all": KeepAll, "window": Window}
+MEMORIES: dict[str, Callable[..., Memory]] = {
+    "keep_all": KeepAll,
+    "window": Window,
+    "uniform": Uniform,
+    "random": Random,
+    "infinipot_v": InfiniPotV,
+    "keydiff": KeyDiff,
+    "streammem": StreamMem,
+    "vsb": VisionSinkBuckets,
+}
 """Policies by name: frozen dataclasses whose fields are whole numbers or words. Others may be added from outside."""
 
 KEEP_ALL = KeepAll()
@@ -23,11 +38,17 @@ __all__ = [
     "TEXT",
     "Book",
     "Bounds",
+    "InfiniPotV",
     "KeepAll",
     "Kept",
+    "KeyDiff",
     "Memory",
     "Moves",
+    "Random",
     "StoredKeys",
+    "StreamMem",
+    "Uniform",
+    "VisionSinkBuckets",
     "Window",
     "bounds_of",
     "memory_of",

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from swjax.models.rotary import Rotary
+
 TEXT = -1
 """In the place of a frame's number: a token of the prompt, or of what closes the video. Question n has `TEXT - n`."""
 
@@ -18,14 +20,38 @@ def _none() -> Int32[np.ndarray, "0"]:
     return np.zeros(0, np.int32)
 
 
-class StoredKeys(NamedTuple):
-    """Keys, rotated, and values of a stream's sources, in the order of the book: [layers, K, S, H] each, on the device.
+@dataclass(frozen=True)
+class StoredKeys:
+    """Keys, rotated, and values of a stream's sources, in the order of the book, on the device.
 
     In layers and heads that kept other sources than the first, they are those of `Book.frames`.
+
+    Attributes:
+        padded_keys, padded_values: with more behind them up to a length that does not change, for what is compiled.
+        count: how many sources there are (S).
+        rotary: by which ids turn keys.
+        attention: attention mass on each source (padded likewise), of tokens that are run again as they were: their
+            ids, position ids and slots. Softmax over sources and words, mean over tokens and over the queries of a key
+            head. Float32.
     """
 
-    keys: Float[Array, "layers K S H"]
-    values: Float[Array, "layers K S H"]
+    padded_keys: Float[Array, "layers K P H"]
+    padded_values: Float[Array, "layers K P H"]
+    count: int
+    rotary: Rotary
+    attention: Callable[
+        [Int32[np.ndarray, "n"], Int32[np.ndarray, "3 n"], Int32[np.ndarray, "n"]], Float[Array, "layers K P"]
+    ]
+
+    @property
+    def keys(self) -> Float[Array, "layers K S H"]:
+        """Keys of the sources alone."""
+        return self.padded_keys[:, :, : self.count]
+
+    @property
+    def values(self) -> Float[Array, "layers K S H"]:
+        """Values of the sources alone."""
+        return self.padded_values[:, :, : self.count]
 
 
 class Kept(NamedTuple):
@@ -84,7 +110,9 @@ class Book:
         words: for each stored word its number: below 0 for the assistant prefix, 0 for the first of the answer.
         source_slots, word_slots: where they are, from the stream's origin.
         ids, word_ids: temporal, height and width ids of sources (with the axes of `frames`) and words.
-        said: for each stored word its id, below 0 where it was not chosen, like the assistant prefix.
+        places: for each source its place in its frame, by rows; `TEXT` for text. With the axes of `frames`.
+        word_tokens: for each stored word its id.
+        said: the same, but below 0 where it was not chosen, like the assistant prefix.
         open_question: number of the oldest question that is not answered; 0 for the one in the prompt.
     """
 
@@ -94,6 +122,8 @@ class Book:
     word_slots: Int32[np.ndarray, "W"] = field(default_factory=_none)
     ids: Int32[np.ndarray, "3 *L_K S"] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
     word_ids: Int32[np.ndarray, "3 W"] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
+    places: Int32[np.ndarray, "*L_K S"] = field(default_factory=_none)
+    word_tokens: Int32[np.ndarray, "W"] = field(default_factory=_none)
     said: Int32[np.ndarray, "W"] = field(default_factory=_none)
     open_question: int = 0
 
@@ -105,21 +135,35 @@ class Book:
 
     def first(self, sources: int) -> "Book":
         """A copy with the first of the sources alone."""
-        cut = {name: getattr(self, name)[..., :sources] for name in ("frames", "ids", "source_slots")}
+        cut = {name: getattr(self, name)[..., :sources] for name in ("frames", "places", "ids", "source_slots")}
         return replace(self, **cut)
 
-    def add_sources(self, slots: Int32[np.ndarray, "n"], ids: Int32[np.ndarray, "3 n"], frame: int) -> None:
-        """Sources are stored behind the others: of a frame, or text."""
+    def add_sources(
+        self,
+        slots: Int32[np.ndarray, "n"],
+        ids: Int32[np.ndarray, "3 n"],
+        frame: int,
+        places: Int32[np.ndarray, "n"] | None = None,
+    ) -> None:
+        """Sources are stored behind the others: of a frame, with their places in it, or text."""
         axes = self.frames.shape[:-1]
+        places = np.full(len(slots), TEXT, np.int32) if places is None else places
         self.frames = np.concatenate([self.frames, np.full((*axes, len(slots)), frame, np.int32)], axis=-1)
+        self.places = np.concatenate([self.places, np.broadcast_to(places, (*axes, len(slots)))], axis=-1)
         ids = np.broadcast_to(ids.reshape(3, *(1,) * len(axes), -1), (3, *axes, len(slots)))
         self.ids = np.concatenate([self.ids, ids], axis=-1)
         self.source_slots = np.concatenate([self.source_slots, slots])
 
     def add_words(
-        self, slots: Int32[np.ndarray, "n"], ids: Int32[np.ndarray, "3 n"], first: int, said: Sequence[int]
+        self,
+        slots: Int32[np.ndarray, "n"],
+        ids: Int32[np.ndarray, "3 n"],
+        first: int,
+        token_ids: Sequence[int],
+        said: Sequence[int],
     ) -> None:
         """Words are stored; `first` is the number of the first of them."""
+        self.word_tokens = np.concatenate([self.word_tokens, np.array(token_ids, np.int32)])
         self.word_ids = np.concatenate([self.word_ids, ids], axis=-1)
         self.words = np.concatenate([self.words, first + np.arange(len(slots), dtype=np.int32)])
         self.said = np.concatenate([self.said, np.array(said, np.int32)])
@@ -158,21 +202,22 @@ class Book:
         axes = (1,) * (2 - (sources.ndim - 1)) + sources.shape[:-1]
         old_sources = old_sources.reshape(*axes, len(source_slots))
         old_words = np.broadcast_to(old_words, (*axes, len(word_slots)))
-        if sources.ndim == 1 and self.frames.ndim == 1:
-            self.frames, self.ids = self.frames[sources], self.ids[:, sources]
-        else:
-            frames, ids = (
-                x.reshape(*x.shape[:lead], *(1,) * (3 - self.frames.ndim), *x.shape[lead:])
-                for x, lead in ((self.frames, 0), (self.ids, 1))
-            )
-            index = sources.reshape(*axes, -1)
-            self.frames = np.take_along_axis(frames, index, axis=-1)
-            self.ids = np.take_along_axis(ids, index[None], axis=-1)
+        index = sources if sources.ndim == self.frames.ndim == 1 else sources.reshape(*axes, -1)
+        self.frames, self.places = (_taken(one, index) for one in (self.frames, self.places))
+        self.ids = np.stack([_taken(one, index) for one in self.ids])
         self.words, self.said, self.word_ids = self.words[words], self.said[words], self.word_ids[:, words]
+        self.word_tokens = self.word_tokens[words]
         self.source_slots, self.word_slots = source_slots, word_slots
         return Moves(
             source=np.concatenate([old_words, old_sources], axis=-1), target=np.concatenate([word_slots, source_slots])
         )
+
+
+def _taken(values: Int32[np.ndarray, "*L_K S"], index: Indices) -> Int32[np.ndarray, "*L_K n"]:
+    """Values at indices, where either may have axes of layers and key heads."""
+    if index.ndim == 1:
+        return values[index]
+    return np.take_along_axis(values.reshape((1,) * (3 - values.ndim) + values.shape), index, axis=-1)
 
 
 class Sinks(NamedTuple):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from swjax.inference.memory.book import Moves, StoredKeys
+from swjax.inference.memory.book import Moves
 from swjax.models.cache import KeyValueCache
-from swjax.models.rotary import Rotary, rotate
+from swjax.models.rotary import Rotary
 
 
 def moved(cache: KeyValueCache, row: int, moves: Moves, origin: int, rotary: Rotary) -> KeyValueCache:
@@ -33,23 +33,30 @@ def moved(cache: KeyValueCache, row: int, moves: Moves, origin: int, rotary: Rot
 
 @functools.partial(jax.jit, static_argnames="rotary")
 def turned(
-    keys: Float[Array, "*layers K S H"], turn: Int32[Array, "3 S"], rotary: Rotary
-) -> Float[Array, "*layers K S H"]:
+    keys: Float[Array, "layers K S H"], turn: Int32[Array, "3 S"] | Int32[Array, "3 layers K S"], rotary: Rotary
+) -> Float[Array, "layers K S H"]:
     """Rotated keys as if their ids were others.
 
     Args:
         keys: as they are stored.
-        turn: new ids less the old ones; ids with their sign changed take the rotation away.
+        turn: new ids less the old ones, of all layers and key heads alike or of each; ids with their sign changed take
+            the rotation away.
         rotary: the model's.
     """
-    rotation = rotary(turn[:, None])
-    flat = keys.reshape(1, -1, *keys.shape[-2:]).swapaxes(1, 2)  # [1, S, layers * K, H]
-    return rotate(flat, rotation).swapaxes(1, 2).reshape(keys.shape)
+    turn = turn.reshape(3, *(1,) * (4 - turn.ndim), *turn.shape[1:])
+    rotation = rotary(turn.reshape(3, -1, turn.shape[-1]))
+    cos, sin = (one.reshape(*turn.shape[1:], -1) for one in rotation)
+    first, second = jnp.split(keys.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(keys.dtype)
 
 
-def stored(cache: KeyValueCache, row: int, slots: Int32[np.ndarray, "S"]) -> StoredKeys:
+@jax.jit
+def stored(
+    cache: KeyValueCache, row: Array, slots: Int32[Array, "P"]
+) -> tuple[Float[Array, "layers K P H"], Float[Array, "layers K P H"]]:
     """A copy of the keys and values of some slots of a row, counted from the cache's first."""
-    return StoredKeys(*(x[:, row][:, :, slots] for x in cache))
+    keys, values = (x[:, row][:, :, slots] for x in cache)
+    return keys, values
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -1,0 +1,57 @@
+"""Rules of dropping: which tokens of a frame reach the decoder. A new one is a file here and a row of the table.
+
+A frame is encoded, looked at, and laid out with the tokens that stay. These have the ids that they would have had, and
+what comes later counts on as if the frame were whole. A frame may keep nothing: it is seen all the same, and words
+follow it. Where sources and words are stored in one order of arrival it keeps its last token, from which the next word
+follows.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from swjax.inference.dropping.controls import Random, Uniform
+from swjax.inference.dropping.dtd import DTD, PixelDTD
+from swjax.inference.dropping.evs import EVS
+from swjax.inference.dropping.mssavt import MSSAVT
+from swjax.inference.dropping.vidcom2 import VidCom2
+from swjax.inference.dropping.view import Drop, FrameView
+
+DROPS: dict[str, Callable[..., Drop]] = {
+    "dtd": DTD,
+    "dtd_pixels": PixelDTD,
+    "mssavt": MSSAVT,
+    "evs": EVS,
+    "vidcom2": VidCom2,
+    "random": Random,
+    "uniform": Uniform,
+}
+"""Rules by name: frozen dataclasses of numbers and words. Others may be added from outside."""
+
+__all__ = ["DROPS", "DTD", "EVS", "MSSAVT", "Drop", "FrameView", "PixelDTD", "Random", "Uniform", "VidCom2", "drop_of"]
+
+
+def drop_of(text: str) -> Drop | None:
+    """A rule from its name and its numbers: `dtd`, `dtd:tau=0.25`, `evs:share=0.2`; `none` for none.
+
+    Raises:
+        ValueError: if there is no such rule, it has no such number, or a number is given twice or out of range.
+    """
+    name, _, given = text.partition(":")
+    if name == "none" and not given:
+        return None
+    if name not in DROPS:
+        raise ValueError(f"unknown rule of dropping {name!r}; choose one of none, {', '.join(DROPS)}")
+    make = DROPS[name]
+    fields: tuple[Any, ...] = dataclasses.fields(make) if dataclasses.is_dataclass(make) else ()
+    known = {one.name: type(one.default) for one in fields}
+    values: dict[str, Any] = {}
+    for one in given.split(",") if given else []:
+        key, _, value = one.partition("=")
+        if key not in known or key in values:
+            raise ValueError(f"{name} takes each of {', '.join(known) or 'no numbers'} once, got {one!r} in {text!r}")
+        try:
+            values[key] = known[key](value)
+        except ValueError:
+            raise ValueError(f"{key} of {name} must be a number ({known[key].__name__}), got {value!r}") from None
+    return make(**values)

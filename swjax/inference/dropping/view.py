@@ -1,0 +1,94 @@
+"""What a rule of dropping is shown of a frame, and the measures that rules share: on the device, at a fixed size."""
+
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+SMALLEST_NORM = 1e-12
+
+
+class FrameView(NamedTuple):
+    """A frame that has been encoded and is not laid out yet.
+
+    Attributes:
+        features: of its tokens, by rows, and of what pads them to the largest frame's number (U).
+        units: how many tokens it has.
+        columns: tokens in a row.
+        number: frames of the video before it.
+        previous: features of the frame that it is compared with; of no meaning where `has_previous` is false, at the
+            first frame and where frames change their size.
+        has_previous: whether there is one.
+        mean: mean feature of all frames before it; zeros at the first.
+        pixels, previous_pixels: its last picture and the first one of the frame before, of each token its pixels of
+            0 to 1; None where the rule needs none.
+    """
+
+    features: Float[Array, "U D"]
+    units: Int32[Array, ""]
+    columns: Int32[Array, ""]
+    number: Int32[Array, ""]
+    previous: Float[Array, "U D"]
+    has_previous: Bool[Array, ""]
+    mean: Float[Array, "D"]
+    pixels: Float[Array | np.ndarray, "U C"] | None = None
+    previous_pixels: Float[Array | np.ndarray, "U C"] | None = None
+
+    @property
+    def exists(self) -> Bool[Array, "U"]:
+        """Which tokens are the frame's."""
+        return jnp.arange(self.features.shape[0]) < self.units
+
+
+class Drop(Protocol):
+    """A rule: which tokens of a frame become slots. Frozen and hashable; what it knows of the past is in the view."""
+
+    def keep(self, view: FrameView) -> Bool[Array, "U"]:
+        """Which stay; traced once for all frames. What pads the frame is not looked at."""
+
+
+def cosine(a: Float[Array, "*n D"], b: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+    """Cosines of features, in float32; nothing is like a feature of zeros."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return (a * b).sum(axis=-1) / jnp.maximum(norms, SMALLEST_NORM)
+
+
+def likeness_to_previous(view: FrameView) -> Float[Array, "U"]:
+    """Cosine with the feature at the same place of the frame before; -inf where there is none."""
+    return jnp.where(view.has_previous, cosine(view.features, view.previous), -jnp.inf)
+
+
+def likeness_to_neighbours(view: FrameView) -> Float[Array, "U"]:
+    """Largest cosine with the feature above, below, to the left or to the right; beyond an edge there is none."""
+    index = jnp.arange(view.features.shape[0])
+    column = index % view.columns
+    likeness = jnp.full(index.shape, -jnp.inf)
+    for step, inside in (
+        (-view.columns, index >= view.columns),
+        (view.columns, index + view.columns < view.units),
+        (-1, column > 0),
+        (1, column < view.columns - 1),
+    ):
+        other = view.features[jnp.clip(index + step, 0, len(index) - 1)]
+        likeness = jnp.where(inside, jnp.maximum(likeness, cosine(view.features, other)), likeness)
+    return likeness
+
+
+def checkerboard(view: FrameView) -> Bool[Array, "U"]:
+    """Every second place, no two of which are neighbours; the first is not among them."""
+    index = jnp.arange(view.features.shape[0])
+    return (index // view.columns + index % view.columns) % 2 == 1
+
+
+def lowest(scores: Float[Array, "U"], view: FrameView, share: float) -> Bool[Array, "U"]:
+    """A share of the tokens, and one at least: those with the lowest scores, of equal ones the first."""
+    count = share_of(view, share)
+    order = jnp.argsort(jnp.where(view.exists, scores, jnp.inf), stable=True)
+    return jnp.argsort(order) < count
+
+
+def share_of(view: FrameView, share: float) -> Int32[Array, ""]:
+    """So much of the tokens of a frame, rounded down, and one at least."""
+    return jnp.maximum(1, jnp.floor(view.units * np.float32(share) + 1e-4).astype(jnp.int32))

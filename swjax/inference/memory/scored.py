@@ -1,0 +1,80 @@
+"""What policies share that keep the sources with the highest scores: what must stay, and the choice of the rest."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+from swjax.inference.memory.book import TEXT, Book, Kept, StoredKeys
+from swjax.inference.memory.budget import Budget, kept_words
+from swjax.inference.numbers import whole
+
+
+@dataclass(frozen=True)
+class Scored(Budget):
+    """The prompt, open questions, the newest frames whole, and of all others those with the highest scores.
+
+    Attributes:
+        recent: percent of the budget for the newest frames, which stay whole; at least one does.
+    """
+
+    recent: int = 25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("a memory's recent", self.recent, most=100)
+
+    @abc.abstractmethod
+    def scores(self, book: Book, stored: StoredKeys, stays: Bool[Array, "#L #K P"]) -> Float[Array, "L #K P"]:
+        """Of all sources, and of what pads them; what `stays` has no need of a score."""
+
+    def keep(self, book: Book, read: Callable[[], StoredKeys]) -> Kept:
+        """Down to the low mark; in layers and heads unlike sources, in all as many."""
+        count = len(book.source_slots)
+        if count <= self.sources:
+            return Kept(np.arange(count, dtype=np.int32), kept_words(self, book))
+        stored = read()
+        stays = padded(must_stay(book, self.low, self.recent), stored, fill=False)
+        chosen = np.asarray(best(self.scores(book, stored, stays), stays, count, self.low))
+        return Kept(np.nonzero(chosen)[-1].reshape(*chosen.shape[:2], -1).astype(np.int32), kept_words(self, book))
+
+
+def must_stay(book: Book, low: int, recent: int) -> Bool[np.ndarray, "*L_K S"]:
+    """Which sources stay whatever their score: what is pinned, and the newest frames."""
+    pinned, frames = book.pinned, book.frames
+    one = frames.reshape(-1, frames.shape[-1])[0]
+    numbers, counts = np.unique(one[one > TEXT], return_counts=True)
+    room = (low - np.count_nonzero(pinned.reshape(-1, frames.shape[-1])[0])) * recent // 100
+    newest = max(1, int(np.count_nonzero(np.cumsum(counts[::-1]) <= room)))
+    return pinned | (frames >= numbers[-newest]) if len(numbers) else pinned
+
+
+def padded(values: np.ndarray, stored: StoredKeys, *, fill: Any) -> Any:
+    """Values of sources, with axes of layers and key heads and as long as the keys that are padded.
+
+    Args:
+        values: [S], or [L, K, S] with axes of 1 where they are alike.
+        stored: the keys.
+        fill: what stands behind them.
+    """
+    values = values.reshape((1,) * (3 - values.ndim) + values.shape)
+    behind = stored.padded_keys.shape[2] - values.shape[-1]
+    return jnp.asarray(np.pad(values, ((0, 0), (0, 0), (0, behind)), constant_values=fill))
+
+
+@jax.jit
+def best(scores: Float[Array, "L K P"], stays: Bool[Array, "#L #K P"], count: int, keep: int) -> Bool[Array, "L K P"]:
+    """Which of the first `count` are kept: those that stay, and the highest scores; of equal ones the newer."""
+    scores = jnp.where(stays, jnp.inf, scores)
+    return rank(jnp.where(jnp.arange(scores.shape[-1]) < count, scores, -jnp.inf)) < keep
+
+
+def rank(scores: Float[Array, "*L_K P"]) -> Int32[Array, "*L_K P"]:
+    """How many have higher scores, or the same and come later."""
+    falling = jnp.argsort(-scores[..., ::-1], axis=-1, stable=True)
+    return jnp.argsort(falling, axis=-1)[..., ::-1].astype(jnp.int32)
