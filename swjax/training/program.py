@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
+from swjax.models.adapters import effective_alpha
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.layers import unconstrained
@@ -61,7 +62,12 @@ def make_program(
     """
     mesh, stripe = open_mesh(config, model_config, devices=devices)
     schedule = learning_rate_schedule(
-        config.optimizer.learning_rate, steps=config.steps, warmup_fraction=config.optimizer.warmup_fraction
+        config.optimizer.learning_rate,
+        steps=config.steps,
+        warmup_fraction=config.optimizer.warmup_fraction,
+        kind=config.optimizer.schedule,
+        final_fraction=config.optimizer.final_fraction,
+        decay_fraction=config.optimizer.decay_fraction,
     )
     optimizer = make_optimizer(
         schedule,
@@ -69,9 +75,11 @@ def make_program(
         weight_decay=config.optimizer.weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
+        name=config.optimizer.name,
         moments_dtype=config.optimizer.moments_dtype,
         no_decay=config.optimizer.no_decay,
         groups=config.optimizer.groups,
+        frozen_layers=_layers(config, model_config),
     )
     try:
         shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
@@ -83,7 +91,7 @@ def make_program(
         compute_dtype=jnp.dtype(config.dtype),
         max_labels=config.data.max_labels,
         constrain=constrain,
-        lora_alpha=config.lora.alpha,
+        lora_alpha=effective_alpha(config.lora.alpha, config.lora.rank, rslora=config.lora.rslora),
         ema=config.optimizer.ema,
         objective=find_objective(config.objective),
     )
@@ -101,6 +109,15 @@ def make_program(
         make_eval_step(structure, mesh, shardings, options),
         options.objective.fields,
     )
+
+
+def _layers(config: ConfigDict, model_config: ModelConfig) -> tuple[int, ...]:
+    """The layers that do not train, if the decoder has them."""
+    count = model_config.text.num_layers
+    for number in config.frozen_layers:
+        if not (isinstance(number, int) and 0 <= number < count):
+            raise ConfigError(f"config.frozen_layers has {number!r}; the decoder's layers are 0 to {count - 1}")
+    return tuple(config.frozen_layers)
 
 
 def open_mesh(

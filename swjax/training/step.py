@@ -94,7 +94,13 @@ def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTran
         frozen={path: shardings[path] for path in state.frozen},
         ema={path: shardings[path] for path in state.ema},
         opt_state=optax.tree.map_params(
-            optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: whole
+            optimizer,
+            # Factored moments have fewer axes than their parameters, and are small.
+            lambda moment, sharding, leaf: sharding if moment.shape == leaf.shape else whole,
+            state.opt_state,
+            trainable,
+            state.trainable,
+            transform_non_params=lambda _: whole,
         ),
     )
 
