@@ -85,7 +85,7 @@ def make_program(
         shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
     except ValueError as error:  # a pattern that matches no parameter
         raise ConfigError(str(error)) from error
-    shardings = state_shardings(mesh, shapes, optimizer)
+    shardings = state_shardings(mesh, shapes)
     constrain = unconstrained if mesh.size == 1 else ConstrainOnMesh(mesh)
     options = StepOptions(
         compute_dtype=jnp.dtype(config.dtype),

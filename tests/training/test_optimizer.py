@@ -161,7 +161,7 @@ def test_adafactor_keeps_a_number_a_row_and_column_and_decays_as_adamw() -> None
 def test_moments_lie_where_their_parameters_lie_if_they_have_their_shape(name: str) -> None:
     optimizer = make_optimizer(lambda _: 0.5, name=name, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.99)
     parameters = {"decoder/layers/up_weight_df": jnp.ones((2, 128, 128)), "decoder/norm_d": jnp.ones(128)}
-    shardings = state_shardings(make_mesh(1, 8, 1, 1), initial_state(parameters, {}, optimizer), optimizer)
+    shardings = state_shardings(make_mesh(1, 8, 1, 1), initial_state(parameters, {}, optimizer))
     state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(parameters)
     divided = [leaf.shape for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
     assert ((2, 128, 128) in divided) == (name != "adafactor")
