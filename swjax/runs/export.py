@@ -161,6 +161,11 @@ def export_adapter(
             f"{run_dir} trained {', '.join(lora.additional)} beside its adapter (config.lora.additional), which PEFT's "
             "form does not hold here; export it without --format lora"
         )
+    if config.get("init_from") and (Path(config["init_from"]) / MODEL).exists():
+        raise CheckpointError(
+            f"{run_dir} started from the run {config['init_from']}, which is no base that PEFT loads; export it "
+            "without --format lora, or start from an exported folder"
+        )
     folder = Path(output)
     if folder.exists() and not (folder.is_dir() and _is_adapter_export(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
