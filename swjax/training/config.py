@@ -116,7 +116,7 @@ KEYS = (
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
     Key("steps", 313, "optimizer steps of the whole run, where epochs is 0; a run may be resumed with more", free=True),
     Key("epochs", 0.0, "passes over the training data, which then set the steps; 0 = as steps says", free=True),
-    Key("batch_size", 4, "rows that run through the model at once, over all devices"),
+    Key("batch_size", 4, "rows that run through the model at once, over all devices; 0 = one for each that takes rows"),
     Key("accumulation", 16, "batches whose gradients make one step: batch_size x accumulation rows a step"),
     Key("optimizer.name", "adamw", f"rule of the updates: {', '.join(OPTIMIZERS)}", later=True),
     Key("optimizer.learning_rate", 2e-5, "peak learning rate; unless it is given, 1e-4 where adapters train"),
@@ -251,7 +251,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path, choices in _CHOICES.items():
         if values[path] not in choices:
             raise ConfigError(f"config.{path} is {values[path]!r}; choose one of: {', '.join(choices)}")
-    at_least_one = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "eval_every", "log_every")
+    at_least_one = ("steps", "accumulation", "checkpoint_every", "keep", "eval_every", "log_every")
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
@@ -262,6 +262,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
     for path in (
+        "batch_size",
         "epochs",
         "optimizer.clip_norm",
         "optimizer.final_fraction",

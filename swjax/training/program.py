@@ -111,6 +111,41 @@ def make_program(
     )
 
 
+def fit_rows(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> ConfigDict:
+    """A configuration with a `batch_size`: where it is 0, a row for each device that takes rows of its own.
+
+    `accumulation` then says how many batches of one row make a step, and is divided by the rows that run at once.
+
+    Args:
+        config: the run's.
+        devices: what it is to run on, all devices by default.
+
+    Raises:
+        ConfigError: the mesh does not fit the devices.
+    """
+    if config.batch_size:
+        return config
+    mesh = _mesh(config, devices)
+    fitted = config.copy_and_resolve_references()
+    fitted.batch_size = mesh.shape["data"] * mesh.shape["fsdp"]
+    fitted.accumulation = max(1, round(config.accumulation / fitted.batch_size))
+    return fitted
+
+
+def _mesh(config: ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
+    try:
+        return make_mesh(
+            config.mesh.data,
+            config.mesh.fsdp,
+            config.mesh.context,
+            config.mesh.tensor,
+            slices=config.mesh.slices,
+            devices=devices,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _layers(config: ConfigDict, model_config: ModelConfig) -> tuple[int, ...]:
     """The layers that do not train, if the decoder has them."""
     count = model_config.text.num_layers
@@ -128,17 +163,7 @@ def open_mesh(
     Raises:
         ConfigError: the mesh does not fit the devices, or the rows do not fit the mesh.
     """
-    try:
-        mesh = make_mesh(
-            config.mesh.data,
-            config.mesh.fsdp,
-            config.mesh.context,
-            config.mesh.tensor,
-            slices=config.mesh.slices,
-            devices=devices,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    mesh = _mesh(config, devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % rows:
         raise ConfigError(

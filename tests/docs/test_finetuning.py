@@ -68,7 +68,7 @@ def test_the_page_leads_from_films_to_pytorch(desk: Path, capsys: pytest.Capture
         if words[0] == "data":
             words += ["--min-pixels", "3136", "--max-pixels", "3136"]  # films of a few pixels, for minutes
         if words[0] == "train":
-            words += [*fitting, "--config.batch_size=8", "--config.accumulation=1"]
+            words += [*fitting, "--config.accumulation=8"]
             words += ["--config.dtype=float32", "--config.remat=nothing"]
         assert main(words) == 0, command
         said.append(capsys.readouterr().out)
