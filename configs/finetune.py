@@ -3,9 +3,9 @@
     swjax import Qwen/Qwen2.5-VL-3B-Instruct --out weights/3b
     swjax train --config configs/finetune.py --config.data.train=films/manifest.jsonl
 
-For 7B: `--config.init_from=weights/7b`. For all weights instead of adapters: configs/finetune_full.py. For more chips:
-`--config.batch_size` rows at once, one a chip, and where a chip is too small for the weights, `--config.mesh.data=1
---config.mesh.fsdp=-1`, which divides them.
+For 7B: `--config.init_from=weights/7b`. For all weights instead of adapters: configs/finetune_full.py. It runs as it is
+on one chip and on many, a row on each; where a chip is too small for the weights, `--config.mesh.data=1
+--config.mesh.fsdp=-1` divides them.
 """
 
 from ml_collections import ConfigDict
@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
     config.data.max_pixels = 448 * 448  # a frame of 256 tokens
 
     config.epochs = 3.0
-    config.batch_size = 1  # rows at once; 16 make a step
-    config.accumulation = 16
+    config.batch_size = 0  # a row for each chip
+    config.accumulation = 16  # on one chip; on 8 chips 2, so that 16 rows make a step
 
     config.lora.rank = 16
     config.lora.alpha = 32.0

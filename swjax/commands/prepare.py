@@ -24,8 +24,8 @@ pe_video       records of PE-Video: --source is the folder with train/*.tar and 
 funqa          records of FunQA, tasks H2 H3 C2 C3 M2 M3: --source is the folder with FunQA_train.json and train.zip or
                train/, likewise val and test.
 manifest       records of your own videos: --source is a manifest or a file or folder in any other format of
-               docs/data.md (LLaMA-Factory, ms-swift, LiveCC, ActivityNet, subtitles, Hugging Face datasets), or a folder
-               with train/manifest.jsonl.
+               docs/data.md (LLaMA-Factory, ms-swift, LiveCC, ActivityNet, subtitles, Hugging Face datasets), or a
+               folder with train/manifest.jsonl.
 
 Without --source, moving_shapes renders videos and writes manifests; with --source, it makes records of them.
 

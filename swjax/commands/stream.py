@@ -33,6 +33,7 @@ EXAMPLE = "example: swjax stream --checkpoint runs/moving_shapes --video data/mo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_checkpoint_arguments(parser)
+    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's form to merge into it")
     parser.add_argument("--video", required=True, metavar="FILE", help="the video, a local file")
     parser.add_argument("--question", help="what to ask (default: to describe the scene and the activity)")
     parser.add_argument("--variant", help="position design (default: what the model was trained with)")
@@ -86,12 +87,15 @@ def run(args: argparse.Namespace) -> int:
     from swjax.data.tokenizer import load_tokenizer
     from swjax.inference import StreamSession, Weights, read_frames
     from swjax.inference.sampler import NotFiniteError
-    from swjax.runs.streaming_model import load_streaming_model
+    from swjax.runs.streaming_model import load_streaming_model, load_with_adapter
 
     if args.picture and (args.picture.is_dir() or args.picture.suffix.lower() != ".png"):
         raise UsageError(f"--picture {args.picture} must name a PNG file, as stream.png")
 
-    source = load_streaming_model(args.checkpoint, step=args.step)
+    if args.adapter:
+        source = load_with_adapter(args.checkpoint, args.adapter, step=args.step)
+    else:
+        source = load_streaming_model(args.checkpoint, step=args.step)
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     settings = _settings(args, source.record, tokenizer, source.model.config.geometry)
     record = source.record

@@ -32,13 +32,13 @@ def check_text(text: str, name: str) -> str:
 
 
 # Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Khmer and Burmese, and their punctuation.
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"
 )
 _CLOSING = re.compile(
-    rf"(?!\.\.)[,.;:!?%)\]}}\u00bb\u201d\u2026]|[{_UNSPACED}]|n?['\u2019](?:s|t|re|ve|ll|d|m)\b", re.IGNORECASE
+    rf"(?!\.\.)[,.;:!?%)\]}}\u00bb\u201d\u2026]|[{UNSPACED}]|n?['\u2019](?:s|t|re|ve|ll|d|m)\b", re.IGNORECASE
 )
-_OPENING = re.compile(rf"[(\[{{\u00ab\u2018\u201c\u00bf\u00a1{_UNSPACED}]$")
+_OPENING = re.compile(rf"[(\[{{\u00ab\u2018\u201c\u00bf\u00a1{UNSPACED}]$")
 
 
 def join_texts(texts: Sequence[str]) -> tuple[str, list[int]]:

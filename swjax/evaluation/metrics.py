@@ -8,6 +8,7 @@ they are given times 100, as in the paper. The extra `eval` brings both packages
 import importlib.util
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from swjax.data.text import UNSPACED
 from swjax.evaluation.bootstrap import Score, Values, bootstrap, mean_score, ratio_score
 from swjax.evaluation.errors import EvaluationError
 from swjax.python_file import PythonFileError, call_python_file
@@ -23,15 +25,18 @@ REPEATED_NGRAM = 4
 SHORTEST_SENTENCE = 3
 
 _CONTRACTIONS = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
+# Vowels and tones that are written on the character before them.
+_MARKS = "".join(chr(code) for code in range(0x0E00, 0x1800) if unicodedata.category(chr(code)).startswith("M"))
 _WORD = re.compile(
     r"-[lr]rb-"  # brackets, which COCO keeps
     r"|n't|'(?:s|m|d|re|ve|ll)\b"
     r"|(?:[^\W\d_]\.){2,}"  # p.m.
-    r"|\w+(?:[-'.,:/]\w+)*"
+    rf"|[^\W{UNSPACED}]+(?:[-'.,:/][^\W{UNSPACED}]+)*"
+    rf"|(?=\w)[{UNSPACED}][{_MARKS}]*"  # a character is a word, where there are no spaces
     r"|[$%&#@+=*]"
 )
-_TERMINATED = re.compile(r"[.!?][\"')\]]*$")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+_TERMINATED = re.compile(r"[.!?。！？][\"')\]」』”]*$")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？])[」』”]*\s*")
 
 
 class MissingPackageError(EvaluationError):
@@ -42,7 +47,8 @@ def caption_words(text: str) -> list[str]:
     """A text cut into lower-case words without punctuation, as COCO's PTB tokenizer cuts captions.
 
     `'s` and `n't` are words of their own, words with a hyphen and numbers with a point are one. It differs from the
-    Java program in rare abbreviations ("Mr." becomes "mr").
+    Java program in rare abbreviations ("Mr." becomes "mr"). In scripts without spaces, such as Chinese, Japanese and
+    Thai, every character is a word, as is usual for their captions.
     """
     lower = text.lower().replace("’", "'").replace("(", " -lrb- ").replace(")", " -rrb- ")
     return _WORD.findall(_CONTRACTIONS.sub(r" \1", lower))
@@ -190,7 +196,9 @@ def count_fragments(text: str) -> tuple[int, int]:
 
 def _is_fragment(sentence: str) -> bool:
     begins = next((character for character in sentence if character.isalnum()), "")
-    whole = (begins.isupper() or begins.isdigit()) and _TERMINATED.search(sentence) is not None
+    # Letters of a script without cases may begin a sentence.
+    begun = begins.isupper() or begins.isdigit() or begins.upper() == begins.lower() != ""
+    whole = begun and _TERMINATED.search(sentence) is not None
     return not whole or len(caption_words(sentence)) < SHORTEST_SENTENCE
 
 

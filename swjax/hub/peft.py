@@ -1,22 +1,27 @@
-"""LoRA adapters written as PEFT writes them, for `peft.PeftModel.from_pretrained` and for servers that read its files.
+"""LoRA adapters in PEFT's form, read and written, for `peft.PeftModel.from_pretrained` and servers that read its files.
 
 A folder holds adapter_model.safetensors, whose names are those of transformers' modules (from transformers 4.52 on,
 where the decoder is `model.language_model`), and adapter_config.json.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import DTypeLike
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from swjax.hub.errors import CheckpointError
+from swjax.hub.reader import read_json
 from swjax.hub.writer import UNFINISHED, write_json
-from swjax.models.adapters import adapter_paths
-from swjax.models.stored import StoredArray
+from swjax.models.adapters import adapter_paths, adapter_shapes
+from swjax.models.stored import StoredArray, in_memory
 from swjax.models.weights import WeightTable
 
 ADAPTER = "adapter_model.safetensors"
@@ -30,6 +35,7 @@ def save_adapter(
     rank: int,
     alpha: float,
     base: str | None,
+    rslora: bool = False,
     dtype: DTypeLike | None = None,
 ) -> None:
     """Write a folder that PEFT reads. Cut off, it has no adapter_config.json.
@@ -39,6 +45,7 @@ def save_adapter(
         tensors: from `peft_tensors`.
         rank: of the adapters.
         alpha: their scale is alpha / rank.
+        rslora: the scale is alpha / sqrt(rank) instead.
         base: path or Hub id of the model that they belong to.
         dtype: of the weights; None keeps the tensors'.
     """
@@ -46,7 +53,7 @@ def save_adapter(
     arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
     save_file(arrays, folder / (ADAPTER + UNFINISHED), metadata={"format": "pt"})
     os.replace(folder / (ADAPTER + UNFINISHED), folder / ADAPTER)
-    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base))
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora))
 
 
 def peft_tensors(stored: Mapping[str, StoredArray], table: WeightTable) -> dict[str, np.ndarray]:
@@ -66,12 +73,103 @@ def peft_tensors(stored: Mapping[str, StoredArray], table: WeightTable) -> dict[
     return tensors
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in PEFT's form.
+
+    Attributes:
+        parameters: A and B by our paths; layers that it does not adapt are zero.
+        rank, alpha, rslora: its scale is alpha / rank, or alpha / sqrt(rank).
+    """
+
+    parameters: Mapping[str, StoredArray]
+    rank: int
+    alpha: float
+    rslora: bool
+
+
+def open_adapter(folder: str | Path, table: WeightTable, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+    """Read an adapter that PEFT, LLaMA-Factory, ms-swift or `swjax export --format lora` wrote.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors.
+        table: the weights of the model's family.
+        shapes: path -> shape of the model's parameters.
+
+    Raises:
+        CheckpointError: it is not there, damaged, of another model, or of a kind that is not taken (DoRA, ranks by
+            pattern, biases, weights saved beside it).
+    """
+    folder = Path(folder)
+    config = read_json(folder / ADAPTER_CONFIG, holder="a folder of an adapter in PEFT's form")
+    _refuse_kinds(folder, config)
+    rank = config["r"]
+    try:
+        tensors = load_file(folder / ADAPTER)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / ADAPTER} cannot be read: {error}") from error
+    places = _places(table, shapes)
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        module, _, side = name.removesuffix(".weight").rpartition(".lora_")
+        path, layer = places.get(table.hub_name(f"{module}.weight"), ("", None))
+        if side not in ("A", "B") or not path:
+            raise CheckpointError(f"{folder / ADAPTER} has {name}, which is of no linear layer of this model")
+        ours = adapter_paths(path)["AB".index(side)]
+        shape = adapter_shapes(shapes, [path], rank)[ours]
+        of_layer = shape if layer is None else shape[1:]
+        # PEFT's are [rank, inputs] and [outputs, rank]; ours are their transposes, with heads apart.
+        if tensor.ndim != 2 or tensor.shape[side == "B"] != rank or tensor.size != math.prod(of_layer):
+            raise CheckpointError(f"{folder / ADAPTER}: {name} has shape {tensor.shape}, which does not fit {path}")
+        whole = found.setdefault(ours, np.zeros(shape, np.float32))
+        whole[... if layer is None else layer] = tensor.astype(np.float32).T.reshape(of_layer)
+    if lone := [path for path in found if _other_side(path, found)]:
+        raise CheckpointError(f"{folder / ADAPTER} has one of the two matrices of {lone[0]} alone")
+    parameters = {path: in_memory(array) for path, array in found.items()}
+    return Adapter(parameters, rank, float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
+
+
+def _other_side(path: str, found: Mapping[str, Any]) -> bool:
+    """Whether A or B lacks the other."""
+    stem = re.sub(r"_lora_[ab]_\w+$", "", path)
+    return sum(other.startswith(f"{stem}_lora_") for other in found) != 2
+
+
+def _places(table: WeightTable, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, int | None]]:
+    """The hub's name of each linear layer's weight -> path of our parameter, and the number of the layer in it."""
+    places: dict[str, tuple[str, int | None]] = {}
+    for path, projection in table.projections().items():
+        if path not in shapes:
+            continue
+        is_stacked = "*" in projection.module
+        for layer in range(shapes[path][0]) if is_stacked else (None,):
+            places[f"{projection.module.replace('*', str(layer))}.weight"] = path, layer
+    return places
+
+
+def _refuse_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+    faults = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
+    if faults or config.get("peft_type", "LORA") != "LORA":
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG} is of no LoRA adapter: it needs r and lora_alpha")
+    others = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
+    odd = [name for name in others if config.get(name)]
+    if config.get("bias", "none") != "none":
+        odd.append("bias")
+    if odd:
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG} has {', '.join(odd)}, which is not taken here; merge the adapter into its base "
+            "(PEFT's merge_and_unload) and give that folder"
+        )
+
+
 def _module_name(table: WeightTable, hub_name: str, layer: int | None) -> str:
     name = table.module_name(hub_name)
     return name if layer is None else name.replace("*", str(layer))
 
 
-def _adapter_config(tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None) -> dict[str, Any]:
+def _adapter_config(
+    tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None, rslora: bool
+) -> dict[str, Any]:
     """The keys of peft.LoraConfig that matter; the others have its defaults."""
     modules = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors}
     # An expression, and not names such as `gate_proj`, which the vision tower's layers have too.
@@ -89,5 +187,5 @@ def _adapter_config(tensors: Mapping[str, Any], rank: int, alpha: float, base: s
         "r": rank,
         "target_modules": "|".join(sorted(patterns)),
         "task_type": "CAUSAL_LM",
-        "use_rslora": False,
+        "use_rslora": rslora,
     }

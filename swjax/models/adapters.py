@@ -26,6 +26,17 @@ Shape = tuple[int, ...]
 _LINEAR = re.compile(r".*(?:_weight|(/head))_([xnkh]+|[^cxnkh])([xnkh]+|[^cxnkh])")
 
 
+def effective_alpha(alpha: float, rank: int, *, rslora: bool) -> float:
+    """The numerator of a scale over the rank: rsLoRA's scale is alpha / sqrt(rank) (https://arxiv.org/abs/2312.03732).
+
+    Args:
+        alpha: as configured.
+        rank: of the adapters.
+        rslora: whether the scale is over the square root of the rank.
+    """
+    return alpha * math.sqrt(rank) if rslora else alpha
+
+
 def linear_axes(path: str) -> tuple[str, str] | None:
     """Letters of the axes that a linear layer's weight contracts, and of those that remain; None for other parameters.
 

@@ -40,11 +40,23 @@ def merge_parameters(structure: nnx.GraphDef[Model], parameters: Mapping[str, An
     return nnx.merge(structure, nnx.from_flat_state(flat))
 
 
+HUB_NAMES = {
+    **{
+        f"{name}_proj": f"decoder/layers/{name}_(weight|bias|lora)"
+        for name in ("q", "k", "v", "o", "gate", "up", "down")
+    },
+    "embed_tokens": "decoder/embedding",
+    "lm_head": "decoder/head",
+    "all-linear": "decoder/layers/",
+}
+"""Names of the decoder's modules on the hub, which stand for a regular expression of ours."""
+
+
 def match_paths(pattern: str, paths: Iterable[str], *, key: str) -> set[str]:
     """The paths that a regular expression matches from their start.
 
     Args:
-        pattern: the expression.
+        pattern: the expression, or a name of `HUB_NAMES`.
         paths: of parameters.
         key: the key of the configuration that it stands in, for messages.
 
@@ -53,7 +65,7 @@ def match_paths(pattern: str, paths: Iterable[str], *, key: str) -> set[str]:
     """
     paths = list(paths)
     try:
-        matched = {path for path in paths if re.match(pattern, path)}
+        matched = {path for path in paths if re.match(HUB_NAMES.get(pattern, pattern), path)}
     except re.error as error:
         raise ValueError(f"config.{key}: {pattern!r} is not a regular expression: {error}") from error
     if not matched:

@@ -59,6 +59,11 @@ class StoredArray:
             yield start, min(start + step, self.shape[0])
 
 
+def in_memory(array: np.ndarray) -> StoredArray:
+    """An array that is read already, as one that is stored."""
+    return StoredArray(array.shape, array.dtype, lambda block: array[block], array.shape[0])
+
+
 def place(array: StoredArray, sharding: jax.sharding.Sharding | None, dtype: DTypeLike) -> jax.Array:
     """Reads an array onto devices.
 

@@ -25,7 +25,7 @@ from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
 from swjax.planning.work import full_rows, kernel_flops, spans_of_layers
 from swjax.training.flops import Rows, model_flops
 from swjax.training.mesh import AXES
-from swjax.training.program import Program, batch_shapes, make_program
+from swjax.training.program import Program, batch_shapes, fit_rows, make_program
 
 SPARE_MEMORY = 0.10
 """Share of a chip's memory that a plan should leave: other programs and fragments of memory take some."""
@@ -191,6 +191,7 @@ def make_plan(
         OutOfMemoryError: if the compiler refuses because a chip's memory is too small.
     """
     chip = chip_of(devices[0].device_kind)
+    config = fit_rows(config, devices=devices)
     program = make_program(config, model, devices=devices)
     batch = batch_shapes(config, model, program, tokens=config.data.max_tokens, patches=config.data.max_patches)
     began = time.monotonic()

@@ -24,11 +24,10 @@ from swjax.hub.writer import UNFINISHED, save_hf, write_json
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
 from swjax.runs.folder import MODEL, find_step, open_checkpoint, read_lora, read_model_config, read_run_config
-from swjax.runs.streaming_model import StoredModel, open_streaming_model
+from swjax.runs.streaming_model import STREAMING, StoredModel, open_streaming_model
 from swjax.streaming import Variant
 
 README = "README.md"
-STREAMING = "streaming.json"
 PYTORCH_FILES = ("streaming.py", "finetuning.py")
 """What speaks and what trains in PyTorch: carried by exports of the families that they know, never imported here."""
 
@@ -157,6 +156,16 @@ def export_adapter(
             f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter; "
             "export it without --format lora"
         )
+    if lora.additional:
+        raise CheckpointError(
+            f"{run_dir} trained {', '.join(lora.additional)} beside its adapter (config.lora.additional), which PEFT's "
+            "form does not hold here; export it without --format lora"
+        )
+    if config.get("init_from") and (Path(config["init_from"]) / MODEL).exists():
+        raise CheckpointError(
+            f"{run_dir} started from the run {config['init_from']}, which is no base that PEFT loads; export it "
+            "without --format lora, or start from an exported folder"
+        )
     folder = Path(output)
     if folder.exists() and not (folder.is_dir() and _is_adapter_export(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
@@ -172,7 +181,7 @@ def export_adapter(
         write_json(folder / STREAMING, _record(source))
         text = model_card(source.config, _record(source), **about_run(run_dir), adapter=True)
         (folder / README).write_text(text, encoding="utf-8")
-        save_adapter(folder, tensors, rank=lora.rank, alpha=lora.alpha, base=base, dtype=dtype)
+        save_adapter(folder, tensors, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora, base=base, dtype=dtype)
     except BaseException:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)

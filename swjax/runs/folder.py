@@ -25,7 +25,7 @@ from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import parse_config, read_json
-from swjax.models.adapters import adapter_shapes, choose_targets, merge_stored
+from swjax.models.adapters import adapter_shapes, choose_targets, effective_alpha, merge_stored
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
@@ -64,11 +64,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapters of a run: their rank, the numerator of their scale, and the patterns of the weights they adapt."""
+    """The adapters of a run.
+
+    Attributes:
+        rank: of each.
+        alpha: numerator of their scale, as configured.
+        targets: patterns of the weights that they adapt.
+        rslora: whether the scale is over the square root of the rank.
+        additional: patterns of the parameters that train beside them.
+    """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    rslora: bool = False
+    additional: tuple[str, ...] = ()
+
+    @property
+    def effective_alpha(self) -> float:
+        """The numerator of the scale over the rank."""
+        return effective_alpha(self.alpha, self.rank, rslora=self.rslora)
 
 
 def load_run(run_dir: str | AnyPath, step: int | None = None, *, dtype: DTypeLike = jnp.float32) -> Run:
@@ -119,7 +134,13 @@ def read_lora(config: Mapping[str, Any]) -> Lora | None:
     found = config.get("lora", {})
     if not found.get("rank", 0):
         return None
-    return Lora(found["rank"], found["alpha"], tuple(found["targets"]))
+    return Lora(
+        found["rank"],
+        found["alpha"],
+        tuple(found["targets"]),
+        found.get("rslora", False),
+        tuple(found.get("additional", ())),
+    )
 
 
 def list_steps(run_dir: str | AnyPath) -> list[int]:
@@ -160,7 +181,7 @@ def open_run_model(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]:
     """
     lora = read_lora(read_run_config(run_dir))
     stored = open_checkpoint(run_dir, step)
-    return stored if lora is None else merge_stored(stored, alpha=lora.alpha)
+    return stored if lora is None else merge_stored(stored, alpha=lora.effective_alpha)
 
 
 def open_checkpoint(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]:

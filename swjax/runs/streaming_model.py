@@ -11,10 +11,11 @@ from typing import Any
 from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
-from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json
-from swjax.models.adapters import is_adapter, merge_stored
+from swjax.hub.peft import open_adapter
+from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json, stored_dtype
+from swjax.models.adapters import effective_alpha, is_adapter, merge_stored
 from swjax.models.config import ModelConfig
-from swjax.models.family import abstract_model
+from swjax.models.family import abstract_model, family_of
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
@@ -30,6 +31,9 @@ from swjax.runs.folder import (
     read_run_config,
 )
 from swjax.streaming import StreamSpec
+
+STREAMING = "streaming.json"
+"""Beside an adapter: what it was trained to do."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,42 @@ def load_adapted_base(
         if is_adapter(path):
             rounded[path] = array.astype(adapter_dtype or array.dtype).astype("float32")
     structure, _ = split_parameters(abstract_model(model_config, param_dtype="float32"))
-    merged = merge_stored(rounded, alpha=lora.alpha)
+    merged = merge_stored(rounded, alpha=lora.effective_alpha)
     parameters = {path: place(array, None, "float32") for path, array in merged.items()}
     return StreamingModel(merge_parameters(structure, parameters), Path(run_dir) / TOKENIZER, _run_record(config))
+
+
+def load_with_adapter(
+    base: str | Path, adapter: str | Path, *, step: int | None = None, dtype: DTypeLike | None = None
+) -> StreamingModel:
+    """Load a model with an adapter in PEFT's form merged into it.
+
+    What it was trained to do is what the adapter's folder says (streaming.json), else what the base says.
+
+    Args:
+        base: run folder, Hugging Face folder or Hub id of the model that the adapter changes.
+        adapter: the folder of the adapter.
+        step: which checkpoint of a run folder; None takes the latest.
+        dtype: of the parameters; None keeps the base's.
+
+    Raises:
+        CheckpointError: if one of them cannot be used.
+    """
+    source = open_streaming_model(base, step=step)
+    shapes = {path: array.shape for path, array in source.parameters.items()}
+    found = open_adapter(adapter, family_of(source.config).weights, shapes)
+    alpha = effective_alpha(found.alpha, found.rank, rslora=found.rslora)
+    merged = merge_stored({**source.parameters, **found.parameters}, alpha=alpha)
+    kept = dtype or stored_dtype(source.parameters)
+    structure, _ = split_parameters(abstract_model(source.config, param_dtype=kept))
+    parameters = {path: place(array, None, kept) for path, array in merged.items()}
+    record = source.record
+    if (Path(adapter) / STREAMING).exists():
+        try:
+            record = StreamSpec(**read_json(Path(adapter) / STREAMING))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{Path(adapter) / STREAMING}: {error}") from error
+    return StreamingModel(merge_parameters(structure, parameters), source.tokenizer, record)
 
 
 def open_streaming_model(path: str | Path, *, step: int | None = None) -> StoredModel:

@@ -18,6 +18,7 @@ from swjax.storage import StorageError, as_path
 from swjax.streaming import StreamSpec, Variant
 from swjax.streaming.spec import check_spec
 from swjax.training.objectives import DEFAULT_OBJECTIVE, find_objective, objective_names
+from swjax.training.optimizer import OPTIMIZERS, SCHEDULES
 from swjax.training.profiling import parse_steps
 
 DTYPES = ("float32", "bfloat16")
@@ -121,21 +122,38 @@ KEYS = (
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
     Key("steps", 313, "optimizer steps of the whole run, where epochs is 0; a run may be resumed with more", free=True),
     Key("epochs", 0.0, "passes over the training data, which then set the steps; 0 = as steps says", free=True),
-    Key("batch_size", 4, "rows that run through the model at once, over all devices"),
+    Key("batch_size", 4, "rows that run through the model at once, over all devices; 0 = one for each that takes rows"),
     Key("accumulation", 16, "batches whose gradients make one step: batch_size x accumulation rows a step"),
-    Key("optimizer.learning_rate", 2e-5, "peak learning rate of AdamW"),
-    Key("optimizer.warmup_fraction", 0.03, "part of the steps in which the learning rate rises, before its cosine"),
+    Key("optimizer.name", "adamw", f"rule of the updates: {', '.join(OPTIMIZERS)}", later=True),
+    Key("optimizer.learning_rate", 2e-5, "peak learning rate; unless it is given, 1e-4 where adapters train"),
+    Key("optimizer.schedule", "cosine", f"learning rate after its warm-up: {', '.join(SCHEDULES)}", later=True),
+    Key("optimizer.final_fraction", 0.0, "learning rate at the last step, as a part of the peak", later=True),
+    Key("optimizer.decay_fraction", 0.1, "part of the steps in which the schedule wsd falls, the last", later=True),
+    Key("optimizer.warmup_fraction", 0.03, "part of the steps in which the learning rate rises, the first"),
     Key("optimizer.weight_decay", 0.0, "weight decay of matrices"),
-    Key("optimizer.clip_norm", 1.0, "largest global norm of the gradient"),
-    Key("optimizer.b1", 0.9, "decay of AdamW's first moment"),
-    Key("optimizer.b2", 0.999, "decay of AdamW's second moment"),
+    Key("optimizer.clip_norm", 1.0, "largest global norm of the gradient; 0 clips nothing"),
+    Key("optimizer.b1", 0.9, "decay of the first moment"),
+    Key("optimizer.b2", 0.999, "decay of the second moment (Lion: 0.99)"),
     Key("optimizer.moments_dtype", "float32", f"dtype that AdamW's moments are kept in, {' or '.join(DTYPES)}"),
     Key("optimizer.no_decay", (), "regular expressions; those that one matches do not decay, as norms and biases"),
     Key("optimizer.groups", (), "(regular expression, factor of the learning rate), such as (('visual/merger', 0.5),)"),
     Key("optimizer.ema", 0.0, "decay of a running mean of the parameters that evaluation and export use; 0 = none"),
     Key("lora.rank", 0, "rank of adapters, which then train alone, whatever frozen says; 0 trains the weights"),
     Key("lora.alpha", 16.0, "what an adapter adds is scaled by alpha / rank"),
-    Key("lora.targets", ("decoder/layers/",), "regular expressions; weights of linear layers that one matches adapt"),
+    Key("lora.rslora", False, "scale by alpha / square root of the rank instead", later=True),
+    Key(
+        "lora.targets",
+        ("decoder/layers/",),
+        "regular expressions, or names such as q_proj; weights of linear layers that one matches adapt",
+    ),
+    Key(
+        "lora.additional",
+        (),
+        "regular expressions; parameters that train beside the adapters, such as visual/merger",
+        later=True,
+    ),
+    Key("lora.init_from", "", "adapter in PEFT's form to start from, of this rank and alpha", later=True),
+    Key("frozen_layers", (), "numbers of the decoder's layers, from 0, that do not train", later=True),
     Key("checkpoint_every", 50, "steps between checkpoints; the last step always has one", free=True),
     Key("keep", 2, "checkpoints kept, the latest", free=True),
     Key("keep_best", 0, "checkpoints kept beside them, those of the lowest validation loss", free=True),
@@ -156,7 +174,14 @@ KEYS = (
 )
 
 _CHOICES: Mapping[str, Iterable[str]] = types.MappingProxyType(
-    {"dtype": DTYPES, "attention": IMPLEMENTATIONS, "remat": REMAT, "optimizer.moments_dtype": DTYPES}
+    {
+        "dtype": DTYPES,
+        "attention": IMPLEMENTATIONS,
+        "remat": REMAT,
+        "optimizer.moments_dtype": DTYPES,
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.schedule": SCHEDULES,
+    }
 )
 
 STREAM_KEYS = ("variant", "wait_k", "speaking", "gap", "data.fps", "data.min_pixels", "data.max_pixels")
@@ -176,6 +201,11 @@ def base_config() -> ConfigDict:
         for group in groups:
             node = node.setdefault(group, {})
         node[name] = key.default
+    config = ConfigDict(nested)
+    rank = config.lora.get_ref("rank")
+    has_adapters = -(-rank // (rank * rank + 1))  # 1, or 0 for a rank of 0: references know no comparison
+    nested["lora"]["rank"] = rank
+    nested["optimizer"]["learning_rate"] = DEFAULTS["optimizer.learning_rate"] * (1 + 4 * has_adapters.to_float())
     return ConfigDict(nested)
 
 
@@ -227,17 +257,25 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path, choices in _CHOICES.items():
         if values[path] not in choices:
             raise ConfigError(f"config.{path} is {values[path]!r}; choose one of: {', '.join(choices)}")
-    at_least_one = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "eval_every", "log_every")
+    at_least_one = ("steps", "accumulation", "checkpoint_every", "keep", "eval_every", "log_every")
     for path in (*at_least_one, "data.max_tokens", "data.max_patches", "data.max_labels"):
         if values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 1")
-    for path in ("optimizer.learning_rate", "optimizer.clip_norm", "lora.alpha"):
+    for path in ("optimizer.learning_rate", "optimizer.decay_fraction", "lora.alpha"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")
     for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
-    for path in ("epochs", "lora.rank", "keep_best", "max_bad_steps"):
+    for path in (
+        "batch_size",
+        "epochs",
+        "optimizer.clip_norm",
+        "optimizer.final_fraction",
+        "lora.rank",
+        "keep_best",
+        "max_bad_steps",
+    ):
         if values[path] < 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
     for path in ("run_dir", "init_from", "tokenizer", "compilation_cache", *(f"data.{name}" for name in _DATA_PATHS)):
@@ -291,6 +329,13 @@ def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_start(values: Mapping[str, Any]) -> None:
+    for path in ("optimizer.final_fraction", "optimizer.decay_fraction"):
+        if values[path] > 1:
+            raise ConfigError(f"config.{path} is {values[path]}; it must be at most 1")
+    if values["optimizer.name"] != "adamw" and values["optimizer.moments_dtype"] != "float32":
+        raise ConfigError("config.optimizer.moments_dtype is of AdamW's moments; leave it at float32 with another rule")
+    if values["lora.init_from"] and not values["lora.rank"]:
+        raise ConfigError("config.lora.init_from is an adapter to go on training; give its rank as config.lora.rank")
     chosen = values["init_checkpoint"]
     if chosen not in ("latest", "best") and not chosen.isdecimal():
         raise ConfigError(f"config.init_checkpoint is {chosen!r}; give latest, best or the step of a checkpoint")

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
+from swjax.models.adapters import effective_alpha
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.layers import unconstrained
@@ -61,7 +62,12 @@ def make_program(
     """
     mesh, stripe = open_mesh(config, model_config, devices=devices)
     schedule = learning_rate_schedule(
-        config.optimizer.learning_rate, steps=config.steps, warmup_fraction=config.optimizer.warmup_fraction
+        config.optimizer.learning_rate,
+        steps=config.steps,
+        warmup_fraction=config.optimizer.warmup_fraction,
+        kind=config.optimizer.schedule,
+        final_fraction=config.optimizer.final_fraction,
+        decay_fraction=config.optimizer.decay_fraction,
     )
     optimizer = make_optimizer(
         schedule,
@@ -69,21 +75,23 @@ def make_program(
         weight_decay=config.optimizer.weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
+        name=config.optimizer.name,
         moments_dtype=config.optimizer.moments_dtype,
         no_decay=config.optimizer.no_decay,
         groups=config.optimizer.groups,
+        frozen_layers=_layers(config, model_config),
     )
     try:
         shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
     except ValueError as error:  # a pattern that matches no parameter
         raise ConfigError(str(error)) from error
-    shardings = state_shardings(mesh, shapes, optimizer)
+    shardings = state_shardings(mesh, shapes)
     constrain = unconstrained if mesh.size == 1 else ConstrainOnMesh(mesh)
     options = StepOptions(
         compute_dtype=jnp.dtype(config.dtype),
         max_labels=config.data.max_labels,
         constrain=constrain,
-        lora_alpha=config.lora.alpha,
+        lora_alpha=effective_alpha(config.lora.alpha, config.lora.rank, rslora=config.lora.rslora),
         ema=config.optimizer.ema,
         objective=find_objective(config.objective),
     )
@@ -103,16 +111,30 @@ def make_program(
     )
 
 
-def open_mesh(
-    config: ConfigDict, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
-) -> tuple[Mesh, int | None]:
-    """The mesh of a configuration, and the slots of the stripes in which its context axis deals rows out.
+def fit_rows(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> ConfigDict:
+    """A configuration with a `batch_size`: where it is 0, a row for each device that takes rows of its own.
+
+    `accumulation` then says how many batches of one row make a step, and is divided by the rows that run at once.
+
+    Args:
+        config: the run's.
+        devices: what it is to run on, all devices by default.
 
     Raises:
-        ConfigError: the mesh does not fit the devices, or the rows do not fit the mesh.
+        ConfigError: the mesh does not fit the devices.
     """
+    if config.batch_size:
+        return config
+    mesh = _mesh(config, devices)
+    fitted = config.copy_and_resolve_references()
+    fitted.batch_size = mesh.shape["data"] * mesh.shape["fsdp"]
+    fitted.accumulation = max(1, round(config.accumulation / fitted.batch_size))
+    return fitted
+
+
+def _mesh(config: ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
     try:
-        mesh = make_mesh(
+        return make_mesh(
             config.mesh.data,
             config.mesh.fsdp,
             config.mesh.context,
@@ -122,6 +144,26 @@ def open_mesh(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _layers(config: ConfigDict, model_config: ModelConfig) -> tuple[int, ...]:
+    """The layers that do not train, if the decoder has them."""
+    count = model_config.text.num_layers
+    for number in config.frozen_layers:
+        if not (isinstance(number, int) and 0 <= number < count):
+            raise ConfigError(f"config.frozen_layers has {number!r}; the decoder's layers are 0 to {count - 1}")
+    return tuple(config.frozen_layers)
+
+
+def open_mesh(
+    config: ConfigDict, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, int | None]:
+    """The mesh of a configuration, and the slots of the stripes in which its context axis deals rows out.
+
+    Raises:
+        ConfigError: the mesh does not fit the devices, or the rows do not fit the mesh.
+    """
+    mesh = _mesh(config, devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % rows:
         raise ConfigError(

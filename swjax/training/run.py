@@ -26,7 +26,7 @@ from swjax.training.metrics import check_wandb
 from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption
 from swjax.training.processes import check_shared, is_first, meet
-from swjax.training.program import describe_attention, make_program, open_mesh
+from swjax.training.program import describe_attention, fit_rows, make_program, open_mesh
 from swjax.training.speed import start_clock
 from swjax.training.start import choose_model, choose_tokenizer, make_state
 from swjax.training.step import TrainState
@@ -60,6 +60,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     check_access(run_dir)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(absolute(as_path(config.compilation_cache))))
+    config = fit_rows(config)
     start = max(list_steps(run_dir), default=0)
     check_shared(start, "latest checkpoint")
     if start:
@@ -123,7 +124,7 @@ def show_parameters(config: ConfigDict) -> Iterator[str]:
         ConfigError, CheckpointError: as for `train`.
     """
     model_config = choose_model(config, choose_tokenizer(config))
-    shapes = make_program(config, model_config).shapes
+    shapes = make_program(fit_rows(config), model_config).shapes
     yield from parameter_lines(shapes)
     yield from describe_parameters(shapes)
 

@@ -13,17 +13,20 @@ from rich.progress import track
 
 from swjax.data.decisions import add_decisions
 from swjax.data.tokenizer import load_tokenizer
+from swjax.hub.peft import open_adapter
 from swjax.hub.progress import STDERR
-from swjax.models.adapters import choose_targets, new_adapters
+from swjax.models.adapters import choose_targets, is_adapter, new_adapters
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
-from swjax.models.parameters import Parameters, split_parameters
+from swjax.models.parameters import Parameters, match_paths, split_parameters
 from swjax.models.stored import place
 from swjax.streaming import SpecialTokens
 from swjax.training.config import ConfigError
 from swjax.training.optimizer import split_frozen
 from swjax.training.origin import open_origin
 from swjax.training.step import TrainState, initial_state
+
+_ADDITIONAL = "lora.additional"
 
 
 def choose_tokenizer(config: ConfigDict) -> Any:
@@ -72,7 +75,8 @@ def scratch_state(model_config: ModelConfig, config: ConfigDict, optimizer: opta
     """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`."""
     parameters = split_parameters(family_of(model_config).model(model_config, rngs=nnx.Rngs(config.seed)))[1]
     if config.lora.rank:
-        trainable, frozen = make_adapters(parameters, config), parameters
+        beside, frozen = split_additional(parameters, config)
+        trainable = make_adapters(parameters, config) | beside
     else:
         trainable, frozen = split_frozen(parameters, config.frozen)
     frozen = optax.tree.cast(frozen, jnp.dtype(config.dtype))
@@ -92,6 +96,41 @@ def make_adapters(parameters: Mapping[str, Any], config: ConfigDict) -> Paramete
     targets = choose_targets(config.lora.targets, parameters)
     shapes = {path: tuple(leaf.shape) for path, leaf in parameters.items()}
     return new_adapters(shapes, targets, rank=config.lora.rank, key=jax.random.key(config.seed))
+
+
+def split_additional(parameters: Mapping[str, Any], config: ConfigDict) -> tuple[Parameters, Parameters]:
+    """Divides a model's parameters into those that train beside its adapters, and those that do not train.
+
+    Args:
+        parameters: of the model, by path.
+        config: the run's, with a `lora.rank` above 0.
+
+    Raises:
+        ValueError: an expression of `config.lora.additional` is not valid, matches nothing or an adapted weight.
+    """
+    chosen = {path for pattern in config.lora.additional for path in match_paths(pattern, parameters, key=_ADDITIONAL)}
+    both = chosen.intersection(choose_targets(config.lora.targets, parameters))
+    if both:
+        raise ValueError(f"config.{_ADDITIONAL}: {min(both)} has an adapter; leave it out of one of the two")
+    beside = {path: leaf for path, leaf in parameters.items() if path in chosen}
+    return beside, {path: leaf for path, leaf in parameters.items() if path not in chosen}
+
+
+def _read_adapters(model_config: ModelConfig, config: ConfigDict, shapes: TrainState) -> Parameters:
+    """Those of `config.lora.init_from`."""
+    folder = config.lora.init_from
+    everything = {path: leaf.shape for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
+    found = open_adapter(folder, family_of(model_config).weights, everything)
+    wanted = {path: leaf for path, leaf in shapes.trainable.items() if is_adapter(path)}
+    said = (config.lora.rank, config.lora.alpha, config.lora.rslora)
+    if (found.rank, found.alpha, found.rslora) != said:
+        raise ConfigError(
+            f"config.lora.rank, alpha and rslora are {said}, and those of the adapter {folder} are "
+            f"{(found.rank, found.alpha, found.rslora)}; make them the same"
+        )
+    if odd := sorted(found.parameters.keys() ^ wanted.keys()):
+        raise ConfigError(f"config.lora.targets and the adapter {folder} differ in {odd[0]} and {len(odd) - 1} more")
+    return {path: place(found.parameters[path], leaf.sharding, leaf.dtype) for path, leaf in wanted.items()}
 
 
 def make_state(
@@ -123,8 +162,14 @@ def make_state(
         if path in stored
     }
     if config.lora.rank:
-        make = functools.partial(make_adapters, shapes.frozen, config)
-        trainable, frozen = jax.jit(make, out_shardings=shardings.trainable)(), parameters
+        beside, frozen = split_additional(parameters, config)
+        if config.lora.init_from:
+            adapters = _read_adapters(model_config, config, shapes)
+        else:
+            make = functools.partial(make_adapters, {**shapes.trainable, **shapes.frozen}, config)
+            places = {path: sharding for path, sharding in shardings.trainable.items() if is_adapter(path)}
+            adapters = jax.jit(make, out_shardings=places)()
+        trainable = adapters | beside
     else:
         trainable, frozen = split_frozen(parameters, config.frozen)
     warm = functools.partial(initial_state, optimizer=optimizer, ema=config.optimizer.ema)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,25 +78,29 @@ def initial_state(
     return TrainState(step, bad_steps, trainable, frozen, optimizer.init(trainable), mean)
 
 
-def state_shardings(mesh: Mesh, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     """The sharding of every leaf of a state: optimizer moments lie where their parameters lie.
 
     Args:
         mesh: from `make_mesh`.
         state: a state or its shapes.
-        optimizer: the one that made its `opt_state`.
     """
     shardings = parameter_shardings(mesh, state.trainable | state.frozen)
     trainable = {path: shardings[path] for path in state.trainable}
     whole = replicated(mesh)
+
+    def of_moment(keys: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
+        names = (getattr(key, "key", None) for key in reversed(keys))
+        path = next((name for name in names if name in trainable), None)
+        # Factored moments have fewer axes than their parameters, and are small.
+        return trainable[path] if path and leaf.shape == state.trainable[path].shape else whole
+
     return dataclasses.replace(
         jax.tree.map(lambda _: whole, state),
         trainable=trainable,
         frozen={path: shardings[path] for path in state.frozen},
         ema={path: shardings[path] for path in state.ema},
-        opt_state=optax.tree.map_params(
-            optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: whole
-        ),
+        opt_state=jax.tree_util.tree_map_with_path(of_moment, state.opt_state),
     )
 
 

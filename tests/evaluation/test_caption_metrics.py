@@ -136,3 +136,14 @@ def test_an_own_metric_is_a_function_in_a_file(tmp_path):
     file.write_text("def length(answers, references):\n    return 3")
     with pytest.raises(EvaluationError, match="a number for each of the 1 answers"):
         own_metric(f"{file}:length", ["a"], ["a"])
+
+
+def test_characters_are_words_in_scripts_without_spaces() -> None:
+    assert caption_words("一只狗跑。2只iPhone！") == ["一", "只", "狗", "跑", "2", "只", "iphone"]
+    assert caption_words("สวัสดี dog's") == ["ส", "วั", "ส", "ดี", "dog", "'s"]
+    assert repeated_ngrams("狗跑来了。狗跑来了。") == (1, 5)
+    assert count_fragments("一只狗跑。它叫。没有") == (2, 3)  # the second is short, the third breaks off
+    assert count_fragments("「一只狗跑。」它叫了。") == (0, 2)
+    answers, near, far = ["一只狗跑来", "两只猫睡着"], "一只狗跑来", "三头牛在吃草"
+    same, other = (text_scores(answers, [reference, answers[1]])["bleu1"] for reference in (near, far))
+    assert same.value > other.value

@@ -63,7 +63,7 @@ def our_losses() -> list[float]:
     optimizer = make_optimizer(schedule, clip_norm=CLIP, weight_decay=0.0, b1=0.9, b2=0.999)
     state = initial_state(*split_frozen(parameters, FROZEN), optimizer)
     options = StepOptions(compute_dtype=jnp.dtype("float32"), max_labels=64)
-    step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state, optimizer), options)
+    step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state), options)
     both = rows()
     batch = {name: np.stack([row[name] for row in both]) for name in both[0]}
     losses = []

@@ -29,7 +29,11 @@ def test_the_base_has_every_key_and_the_paper_s_recipe() -> None:
     config = base_config()
     assert flatten(config) == dict(DEFAULTS)
     assert config.optimizer.to_dict() == {
+        "name": "adamw",
         "learning_rate": 2e-5,
+        "schedule": "cosine",
+        "final_fraction": 0.0,
+        "decay_fraction": 0.1,
         "warmup_fraction": 0.03,
         "weight_decay": 0.0,
         "clip_norm": 1.0,
@@ -42,6 +46,21 @@ def test_the_base_has_every_key_and_the_paper_s_recipe() -> None:
     }
     assert config.frozen == ("visual/(?!merger)",)
     assert all(f"--config.{path}=" in describe_keys(config) for path in DEFAULTS)
+
+
+def test_adapters_learn_faster_unless_the_rate_is_given() -> None:
+    config = base_config()
+    config.lora.rank = 16
+    assert config.optimizer.learning_rate == 1e-4
+    assert json.loads(config.to_json())["optimizer"]["learning_rate"] == 1e-4
+    assert flatten(config)["optimizer.learning_rate"] == 1e-4
+    config.optimizer.learning_rate = 2e-5
+    assert config.optimizer.learning_rate == 2e-5
+    rates = ([], ["--config.lora.rank=8"], ["--config.lora.rank=8", "--config.optimizer.learning_rate=3e-5"])
+    found = [load_config(MOVING_SHAPES.with_stem("pe_video_7b"), given).optimizer.learning_rate for given in rates]
+    assert found == [2e-5, 2e-5, 3e-5]  # that recipe gives its rate
+    finetune, full = (load_config(MOVING_SHAPES.with_stem(name)) for name in ("finetune", "finetune_full"))
+    assert (finetune.optimizer.learning_rate, full.optimizer.learning_rate) == (1e-4, 1e-5)
 
 
 def test_every_configuration_file_can_be_run() -> None:
@@ -75,6 +94,11 @@ def test_the_paper_s_recipe_is_a_file() -> None:
         ({"profile.steps": "13:10"}, r"config\.profile\.steps: '13:10' is no range of steps"),
         ({"max_bad_steps": -1}, r"config\.max_bad_steps is -1; it must be at least 0"),
         ({"lora.rank": -1}, r"config\.lora\.rank is -1; it must be at least 0"),
+        ({"optimizer.name": "adam"}, r"config\.optimizer\.name is 'adam'; choose one of: adamw, adafactor, lion, muon"),
+        ({"optimizer.schedule": "step"}, r"config\.optimizer\.schedule is 'step'; choose one of: cosine, linear"),
+        ({"optimizer.name": "lion", "optimizer.moments_dtype": "bfloat16"}, r"is of AdamW's moments"),
+        ({"optimizer.final_fraction": 1.5}, r"config\.optimizer\.final_fraction is 1\.5; it must be at most 1"),
+        ({"lora.init_from": "adapter"}, r"give its rank as config\.lora\.rank"),
         ({"init_checkpoint": "last"}, r"config\.init_checkpoint is 'last'; give latest, best or the step"),
         ({"epochs": 2.0, "data.batching": "pack"}, r"config\.epochs cannot set the steps where .*pack"),
         ({"data.train": ""}, r"config\.data\.train is empty"),

@@ -1,5 +1,6 @@
 """A LoRA run with averages, from its first step to what PyTorch users load."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,17 +8,20 @@ import jax
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 from safetensors.numpy import load_file
 
 from swjax.commands.main import main
-from swjax.hub import CheckpointError, load_hf, verify
+from swjax.hub import CheckpointError, load_hf, save_hf, verify
 from swjax.models.adapters import attach_adapters
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.runs.export import export_adapter
 from swjax.runs.folder import load_run
+from swjax.runs.streaming_model import load_with_adapter
 from swjax.streaming import KeySpans
+from swjax.training.config import ConfigError
 from swjax.training.run import train
 from swjax.training.start import scratch_state
 
@@ -86,15 +90,12 @@ def test_a_lora_run_goes_on_with_the_same_bits(trained, tmp_path: Path) -> None:
 def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trained, tmp_path: Path) -> None:
     """PEFT's arithmetic by hand, W + alpha / r * B A, on the modules that its names and its expression choose."""
     torch = pytest.importorskip("torch")
-    import json
     import re
 
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     config, state = trained
     structure, _ = split_parameters(load_run(config.run_dir).model)
-    from swjax.hub import save_hf
-
     save_hf(merge_parameters(structure, jax.device_get(state.frozen)), tmp_path / "base")
     words = ["export", "--checkpoint", config.run_dir, "--output", str(tmp_path / "lora"), "--format", "lora"]
     assert main(words) == 0
@@ -122,6 +123,62 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
     )
     for ours, other in pairs:
         np.testing.assert_allclose(ours, other, atol=1e-4)
+
+
+def test_an_adapter_in_peft_s_form_is_read_back_and_rslora_scales_by_the_root_of_the_rank(
+    trained, tmp_path: Path
+) -> None:
+    config, state = trained
+    structure, _ = split_parameters(load_run(config.run_dir).model)
+    save_hf(merge_parameters(structure, jax.device_get(state.frozen)), tmp_path / "base")
+    shutil.copytree(load_run(config.run_dir).tokenizer, tmp_path / "base", dirs_exist_ok=True)
+    shutil.copytree(config.run_dir, tmp_path / "run")
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    for rslora in (False, True):
+        recorded["lora"]["rslora"] = rslora
+        (tmp_path / "run" / "config.json").write_text(json.dumps(recorded))
+        export_adapter(tmp_path / "run", tmp_path / "adapter")
+        assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["use_rslora"] is rslora
+        alpha = config.lora.alpha * (3**0.5 if rslora else 1)
+        attached = attach_adapters(jax.device_get(state.ema | state.frozen), alpha=alpha, dtype=np.float32)
+        expected = logits_of(merge_parameters(structure, attached))
+        np.testing.assert_allclose(logits_of(load_run(tmp_path / "run").model), expected, atol=1e-5)
+        merged = load_with_adapter(tmp_path / "base", tmp_path / "adapter")
+        np.testing.assert_allclose(logits_of(merged.model), expected, atol=1e-5)
+    export_adapter(tmp_path / "run", tmp_path / "adapter", dtype="bfloat16")
+    rounded = logits_of(load_with_adapter(tmp_path / "base", tmp_path / "adapter").model)
+    np.testing.assert_allclose(rounded, expected, atol=0.05)
+
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    for change, words in (({"use_dora": True}, "has use_dora, which is not taken here"), ({"r": 4}, "does not fit")):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(CheckpointError, match=words):
+            load_with_adapter(tmp_path / "base", tmp_path / "adapter")
+
+
+def test_an_adapter_goes_on_training_with_the_merger_beside_it(trained, tmp_path: Path) -> None:
+    """After a step at a learning rate of nearly nothing, it is what it was."""
+    config, state = trained
+    structure, _ = split_parameters(load_run(config.run_dir).model)
+    save_hf(merge_parameters(structure, jax.device_get(state.frozen)), tmp_path / "base")
+    shutil.copytree(load_run(config.run_dir).tokenizer, tmp_path / "base", dirs_exist_ok=True)
+    export_adapter(config.run_dir, tmp_path / "adapter")
+    again = config.copy_and_resolve_references()
+    again.run_dir, again.init_from = str(tmp_path / "run"), str(tmp_path / "base")
+    again.model.preset, again.model.overrides = "", ConfigDict()
+    again.lora.init_from, again.lora.additional = str(tmp_path / "adapter"), ("visual/merger/norm",)
+    again.optimizer.ema, again.optimizer.learning_rate = 0.0, 1e-30
+    again.data.validation, again.steps = "", 1
+    found = train(again, console=SILENT)
+    assert found.trainable.keys() == {*state.trainable, "visual/merger/norm_d"}
+    for path, leaf in state.ema.items():
+        np.testing.assert_array_equal(found.trainable[path], leaf, err_msg=path)
+    assert "visual/merger/norm_d" not in found.frozen
+    with pytest.raises(CheckpointError, match=r"trained visual/merger/norm beside its adapter"):
+        export_adapter(again.run_dir, tmp_path / "other")
+    again.run_dir, again.lora.alpha = str(tmp_path / "third"), 5.0
+    with pytest.raises(ConfigError, match=r"those of the adapter .* are \(3, 6\.0, False\); make them the same"):
+        train(again, console=SILENT)
 
 
 def test_an_adapter_without_a_base_is_not_verified(trained, tmp_path: Path, capsys) -> None:

@@ -1,9 +1,14 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from swjax.models.adapters import choose_targets
+from swjax.models.parameters import match_paths
+from swjax.training.mesh import make_mesh
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
+from swjax.training.step import initial_state, state_shardings
 
 PARAMETERS = {"visual/patch_weight_cd": 1, "visual/blocks/norm_d": 2, "visual/merger/up_mf": 3, "decoder/head_vd": 4}
 
@@ -90,3 +95,97 @@ def test_what_a_pattern_spares_does_not_decay() -> None:
 def test_patterns_of_the_optimizer_that_match_nothing_are_refused(change: dict, key: str) -> None:
     with pytest.raises(ValueError, match=rf"config\.optimizer\.{key}: .* matches no parameter"):
         one_update(**change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("constant", [0, 1, 1, 1, 1]),
+        ("linear", [0, 1, 0.6, 0.3, 0.2]),
+        ("cosine", [0, 1, 0.6, 0.2 + 0.8 * (1 + np.cos(np.pi * 7 / 8)) / 2, 0.2]),
+        ("wsd", [0, 1, 1, 0.6, 0.2]),
+    ],
+)
+def test_schedules_after_a_warm_up_of_two_of_ten_steps_down_to_a_fifth(kind: str, expected: list[float]) -> None:
+    schedule = learning_rate_schedule(
+        1.0, steps=10, warmup_fraction=0.2, kind=kind, final_fraction=0.2, decay_fraction=0.25
+    )
+    np.testing.assert_allclose([schedule(step) for step in (0, 2, 6, 9, 10)], expected, atol=1e-6)
+
+
+def update_of(name: str, gradients: dict, **changes: object) -> dict[str, np.ndarray]:
+    settings: dict = {"clip_norm": 0.0, "weight_decay": 0.0, "b1": 0.9, "b2": 0.99} | changes
+    optimizer = make_optimizer(lambda _: 0.5, name=name, **settings)
+    parameters = {path: jnp.ones_like(leaf) for path, leaf in gradients.items()}
+    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    return {path: np.asarray(leaf) for path, leaf in updates.items()}
+
+
+GRADIENTS = {
+    "decoder/layers/q_weight_dnh": jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 2, 3)), jnp.float32),
+    "decoder/layers/q_lora_a_dr": jnp.asarray(np.random.default_rng(1).standard_normal((2, 6, 2)), jnp.float32),
+    "decoder/head_vd": jnp.asarray(np.random.default_rng(2).standard_normal((8, 6)), jnp.float32),
+    "decoder/norm_d": jnp.full(6, -3.0),
+}
+
+
+def test_lion_steps_by_the_sign() -> None:
+    for path, update in update_of("lion", GRADIENTS).items():
+        np.testing.assert_allclose(update, -0.5 * np.sign(GRADIENTS[path]), rtol=1e-6)
+
+
+def test_muon_makes_the_matrix_of_each_layer_orthogonal_and_leaves_head_and_norms_to_adam() -> None:
+    updates = update_of("muon", GRADIENTS)
+    for path, width in (("decoder/layers/q_weight_dnh", 6), ("decoder/layers/q_lora_a_dr", 2)):
+        for layer in range(2):
+            values = np.linalg.svd(updates[path][layer].reshape(6, width), compute_uv=False)
+            # Of the size of AdamW's updates, and near to one another: five steps of Newton and Schulz come so far.
+            assert values.max() / values.min() < 2.5
+            assert np.sqrt((updates[path][layer] ** 2).mean()) == pytest.approx(0.5 * 0.2, rel=0.25)
+    nadam = optax.nadamw(0.5, b1=0.9, b2=0.99, weight_decay=0.0)
+    others, _ = nadam.update(GRADIENTS, nadam.init(GRADIENTS), GRADIENTS)
+    for path in ("decoder/head_vd", "decoder/norm_d"):
+        np.testing.assert_allclose(updates[path], others[path], rtol=1e-6)
+
+
+def test_adafactor_keeps_a_number_a_row_and_column_and_decays_as_adamw() -> None:
+    large = {"q_weight_dn": jnp.ones((128, 256))}
+    optimizer = make_optimizer(lambda _: 0.5, name="adafactor", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.99)
+    state = optimizer.init(large)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 400 + 128 * 256 * 0.01
+    updates, _ = optimizer.update(large, state, large)
+    np.testing.assert_allclose(updates["q_weight_dn"], -0.5 * (1 + 0.1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
+def test_moments_lie_where_their_parameters_lie_if_they_have_their_shape(name: str) -> None:
+    optimizer = make_optimizer(lambda _: 0.5, name=name, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.99)
+    parameters = {"decoder/layers/up_weight_df": jnp.ones((2, 128, 128)), "decoder/norm_d": jnp.ones(128)}
+    shardings = state_shardings(make_mesh(1, 8, 1, 1), initial_state(parameters, {}, optimizer))
+    state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(parameters)
+    divided = [leaf.shape for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
+    assert ((2, 128, 128) in divided) == (name != "adafactor")
+
+
+def test_layers_that_are_frozen_stay_and_nothing_is_clipped_at_0() -> None:
+    updates = update_of("adamw", GRADIENTS, frozen_layers=(1,), weight_decay=0.5)
+    for path in ("decoder/layers/q_weight_dnh", "decoder/layers/q_lora_a_dr"):
+        np.testing.assert_array_equal(updates[path][1], 0)
+        assert np.abs(updates[path][0]).min() > 0
+    assert np.abs(updates["decoder/norm_d"]).min() > 0
+    plain = make_optimizer(lambda _: 1.0, clip_norm=0.0, weight_decay=0.0, b1=0.9, b2=0.999)
+    assert len(plain.init(GRADIENTS)) == len(optax.chain(optax.adamw(1.0)).init(GRADIENTS))
+
+
+def test_names_of_the_hub_s_modules_choose_their_parameters() -> None:
+    paths = [
+        "decoder/layers/q_weight_dnh",
+        "decoder/layers/q_bias_nh",
+        "decoder/head_vd",
+        "visual/blocks/gate_weight_df",
+    ]
+    assert match_paths("q_proj", paths, key="frozen") == set(paths[:2])
+    assert match_paths("lm_head", paths, key="frozen") == {"decoder/head_vd"}
+    assert choose_targets(("q_proj",), paths) == paths[:1]
+    with pytest.raises(ValueError, match=r"config\.lora\.targets: 'gate_proj' matches no parameter"):
+        choose_targets(("gate_proj",), paths)

@@ -11,7 +11,7 @@ from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.training.compilations import count_compilations
 from swjax.training.config import ConfigError, base_config, check_config
 from swjax.training.mesh import make_mesh
-from swjax.training.program import describe_attention, make_attention, make_program, open_mesh
+from swjax.training.program import describe_attention, fit_rows, make_attention, make_program, open_mesh
 
 
 def test_the_start_says_which_attention_runs():
@@ -46,6 +46,18 @@ def test_rows_that_do_not_fit_the_mesh_are_refused():
     config.data.buckets = ((1026, 1024),)
     with pytest.raises(ConfigError, match=r"rows of 8192, 1026 slots cannot be cut into config\.mesh\.context=4"):
         open_mesh(config, model)
+
+
+def test_a_batch_of_0_is_a_row_for_each_device_that_takes_rows():
+    config = base_config()
+    config.batch_size = 0
+    for mesh, rows, accumulation in (({}, 8, 2), ({"context": 2}, 4, 4), ({"fsdp": -1, "data": 1}, 8, 2)):
+        config.mesh.update({"data": -1, "fsdp": 1, "context": 1} | mesh)
+        fitted = fit_rows(config)
+        assert (fitted.batch_size, fitted.accumulation) == (rows, accumulation)
+        assert open_mesh(fitted, Qwen2_5_VLConfig.preset("7b"))[0].size == 8
+    on_two = fit_rows(config, devices=jax.devices()[:2])
+    assert (on_two.batch_size, on_two.accumulation, config.batch_size) == (2, 8, 0)
 
 
 def test_attention_is_divided_by_heads_where_that_can_be():

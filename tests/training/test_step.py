@@ -43,7 +43,7 @@ def train(
     schedule = learning_rate_schedule(1e-2, steps=steps, warmup_fraction=0.0)
     optimizer = make_optimizer(schedule, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.999)
     start = functools.partial(initial_state, *split_frozen(parameters, frozen), optimizer, ema=ema)
-    shardings = state_shardings(device_mesh, jax.eval_shape(start), optimizer)
+    shardings = state_shardings(device_mesh, jax.eval_shape(start))
     state = jax.jit(start, out_shardings=shardings)()
     step = make_train_step(
         structure, optimizer, schedule, device_mesh, shardings, dataclasses.replace(OPTIONS, ema=ema)
@@ -151,7 +151,7 @@ def test_a_running_mean_of_the_parameters_is_kept_and_evaluated(small_model, mak
     plain = initial_state(mean, {}, optimizer)
     rows = put_batch(make_batch(8), mesh, max_labels=12)
     losses = [
-        make_eval_step(structure, mesh, state_shardings(mesh, found, optimizer), OPTIONS)(found, rows)[0]["loss"]
+        make_eval_step(structure, mesh, state_shardings(mesh, found), OPTIONS)(found, rows)[0]["loss"]
         for found in (averaged, plain)
     ]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
@@ -167,7 +167,7 @@ def test_frozen_parameters_cost_no_backward_pass(small_model, make_batch) -> Non
 
     def products(frozen: tuple[str, ...]) -> int:
         state = initial_state(*split_frozen(parameters, frozen), optimizer)
-        step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state, optimizer), OPTIONS)
+        step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state), OPTIONS)
         return step.lower(state, batch).as_text().count("stablehlo.dot_general")
 
     assert products(("visual/(?!merger)",)) == products(()) - 2
@@ -185,7 +185,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters(small_model, ma
     structure, parameters = split_parameters(small_model(0))
     state = initial_state(parameters, {}, optimizer)
     options = StepOptions(compute_dtype=jnp.dtype("bfloat16"), max_labels=12)
-    step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state, optimizer), options)
+    step = make_train_step(structure, optimizer, schedule, mesh, state_shardings(mesh, state), options)
     batch = put_batch(make_batch(8), mesh, max_labels=12, accumulation=1)
     assert "xbf16>" in step.lower(state, batch).as_text()
     state, metrics = step(state, batch)
@@ -198,7 +198,7 @@ def test_validation_sums_losses_and_labels(small_model, make_batch) -> None:
     structure, parameters = split_parameters(small_model(0))
     optimizer = make_optimizer(lambda _: 0.0, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
     state = initial_state(parameters, {}, optimizer)
-    step = make_eval_step(structure, mesh, state_shardings(mesh, state, optimizer), OPTIONS)
+    step = make_eval_step(structure, mesh, state_shardings(mesh, state), OPTIONS)
     batch = make_batch(8)
     sums, counts = step(state, put_batch(batch, mesh, max_labels=12))
     loss, labels = sums["loss"], counts["loss"]

@@ -479,7 +479,9 @@ def load(
     if faults:
         raise ValueError(f"{weights}: transformers finds {faults}")
     if adapter:
-        _merge(model, load_file(folder / "adapter_model.safetensors"), adapter["lora_alpha"] / adapter["r"])
+        rank = adapter["r"]
+        scale = adapter["lora_alpha"] / (rank**0.5 if adapter.get("use_rslora") else rank)
+        _merge(model, load_file(folder / "adapter_model.safetensors"), scale)
         model.config.streaming = dataclasses.asdict(Spec(**_read(folder / "streaming.json")))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # Where there is a template for processors, that of the tokenizer may know of text alone.

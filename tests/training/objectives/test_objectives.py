@@ -72,7 +72,7 @@ def step_of(model, objective: Objective, mesh_shape: tuple[int, int] = (1, 1)):
     schedule = learning_rate_schedule(1e-2, steps=20, warmup_fraction=0.0)
     optimizer = make_optimizer(schedule, clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999)
     state = initial_state(parameters, {}, optimizer)
-    shardings = state_shardings(mesh, jax.eval_shape(lambda: state), optimizer)
+    shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     options = StepOptions(compute_dtype=jnp.dtype("float32"), max_labels=12, objective=objective)
     state = jax.device_put(state, shardings)
     steps = make_train_step(structure, optimizer, schedule, mesh, shardings, options)
