@@ -16,11 +16,12 @@ from swjax.storage.files import (
     upload,
     writing_folder,
 )
-from swjax.storage.log import append_line, open_log, sync_logs
+from swjax.storage.log import BucketLog, append_line, open_log, sync_logs
 from swjax.storage.paths import AnyPath, StorageError, absolute, as_path, check_access, refused_scheme, resolved
 
 __all__ = [
     "AnyPath",
+    "BucketLog",
     "StorageError",
     "absolute",
     "append_line",

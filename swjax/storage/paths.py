@@ -1,4 +1,4 @@
-"""Names of files and folders: a path on disk, or `gs://`, `s3://`, `az://` and `hf://datasets/` for what is in a bucket.
+"""Names of files and folders: paths on disk, and `gs://`, `s3://`, `az://` and `hf://datasets/` for what is in buckets.
 
 A URL is never a folder, but pathlib makes one of it without a word: `gs:/bucket/run` under the current folder. So
 whatever takes a path from a user makes it with `as_path`.
@@ -9,12 +9,12 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import fsspec
 from etils import epath
 
-AnyPath = Path | epath.Path
+AnyPath: TypeAlias = Path | epath.Path
 """A path on disk, or one in a bucket, with the same methods as far as epath has them."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", re.DOTALL)  # one slash: pathlib takes the other away
