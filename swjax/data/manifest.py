@@ -17,6 +17,8 @@ Other fields are left alone. Times are in seconds, up to `MAX_SECONDS`.
 """
 
 import os
+import posixpath
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 from swjax.data.example import ExampleError, Rejected, Sentence, VideoExample, VideoFile
 from swjax.data.json_lines import JsonLineError, json_type, parse_line, read_lines, shown
 from swjax.data.text import check_text
+from swjax.storage import AnyPath, as_path, is_remote, list_files, refused_scheme
 
 MAX_SECONDS = 1e9
 """The latest time in a video, some thirty years: no file is longer, and timestamps of nanoseconds still hold it."""
@@ -45,7 +48,7 @@ class _LineError(ValueError):
     """What is wrong with one line."""
 
 
-def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: bool = False) -> Manifest:
+def read_manifest(path: str | AnyPath, *, root: str | AnyPath | None = None, strict: bool = False) -> Manifest:
     """Read a manifest and look whether its videos are there.
 
     Args:
@@ -63,14 +66,16 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: b
         ManifestError: if the file is missing, cannot be read or is UTF-16, has no good line, or, when strict, has a
             bad one.
     """
-    path = Path(path)
-    root = path.parent if root is None else Path(root)
+    path = as_path(path)
+    root = path.parent if root is None else as_path(root)
+    # One listing: asking for each video would be a request each.
+    there = frozenset(list_files(root)) if is_remote(root) else None
     examples: dict[str, VideoExample] = {}
     rejected = []
     for number, line in _read_lines(path):
         where = f"{path.name}:{number}"
         try:
-            example = _parse_line(line, path.parent, root, default_key=where)
+            example = _parse_line(line, path.parent, root, there, default_key=where)
             if example.key in examples:
                 raise _LineError(f"video_id {example.key!r} was used by an earlier line; every line needs its own")
         except (_LineError, JsonLineError, ExampleError) as error:
@@ -89,7 +94,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: b
     return Manifest(tuple(examples.values()), tuple(rejected))
 
 
-def _read_lines(path: Path) -> list[tuple[int, bytes]]:
+def _read_lines(path: AnyPath) -> list[tuple[int, bytes]]:
     try:
         return read_lines(path)
     except FileNotFoundError as error:
@@ -100,9 +105,12 @@ def _read_lines(path: Path) -> list[tuple[int, bytes]]:
         raise ManifestError(f"the manifest {path} cannot be read as UTF-8 text: {error}") from error
 
 
-def _parse_line(line: bytes, folder: Path, root: Path, *, default_key: str) -> VideoExample:
+def _parse_line(
+    line: bytes, folder: AnyPath, root: AnyPath, there: Set[str] | None, *, default_key: str
+) -> VideoExample:
     record = parse_line(line)
-    video, duration_s = _video(record, folder / _path(record))
+    name = _path(record)
+    video, duration_s = _video(record, as_path(name) if "://" in name else folder / name)
     sentences = _sentences(record)
     (question, caption), *later = _turns(record, sentences)
     example = VideoExample(
@@ -115,10 +123,11 @@ def _parse_line(line: bytes, folder: Path, root: Path, *, default_key: str) -> V
         later=tuple((asked or "", answered) for asked, answered in later),
     )
     path = video.path if isinstance(video, VideoFile) else video
-    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+    within = _within(path, root)
+    if within is None:
         raise _LineError(f"the video {path} lies outside of the data root {root}; move it there, or name another root")
     try:
-        is_file = path.is_file()
+        is_file = path.is_file() if there is None else within in there
     except OSError as error:
         raise _LineError(f"there can be no video file {shown(path)}: {error.strerror}") from error
     if not is_file:
@@ -126,16 +135,27 @@ def _parse_line(line: bytes, folder: Path, root: Path, *, default_key: str) -> V
     return example
 
 
+def _within(path: AnyPath, root: AnyPath) -> str | None:
+    """The path of a file from a folder; None if it lies outside."""
+    if is_remote(path) != is_remote(root):
+        return None
+    if is_remote(path):
+        whole, above = (posixpath.normpath(os.fspath(one).replace("://", "/")) for one in (path, root))
+    else:
+        whole, above = (os.path.abspath(one) for one in (path, root))
+    return os.path.relpath(whole, above) if Path(whole).is_relative_to(above) else None
+
+
 def _path(record: dict[str, Any]) -> str:
     path = _text(record, "video_path")
     if "\0" in path:
         raise _LineError("the field 'video_path' has a NUL character, which no file name has")
-    if "://" in path:
+    if "://" in path and refused_scheme(path):
         raise _LineError(f"the field 'video_path' is the address {shown(path)}; fetch the video, and name the file")
     return path
 
 
-def _video(record: dict[str, Any], path: Path) -> tuple[Path | VideoFile, float | None]:
+def _video(record: dict[str, Any], path: AnyPath) -> tuple[AnyPath | VideoFile, float | None]:
     """What is to be watched, and how long it is said to be."""
     claimed_s, end_s = _optional_seconds(record, "video_duration_in_s"), _optional_seconds(record, "end_s")
     start_s = _optional_seconds(record, "start_s", or_zero=True)

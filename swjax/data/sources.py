@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.manifest import read_manifest
 from swjax.data.records import open_records
+from swjax.storage import AnyPath, as_path
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ def readable_examples(examples: Sequence[VideoExample]) -> Iterator[VideoExample
             yield Rejected(f"record {number}", str(error))
 
 
-def open_sources(names: str, *, root: str | Path | None = None) -> tuple[Source, ...]:
+def open_sources(names: str, *, root: str | AnyPath | None = None) -> tuple[Source, ...]:
     """Open several data sets, their names separated by commas; see `open_source`."""
     return tuple(open_source(name.strip(), root=root) for name in names.split(","))
 
 
-def open_source(name: str | Path, *, root: str | Path | None = None) -> Source:
+def open_source(name: str | AnyPath, *, root: str | AnyPath | None = None) -> Source:
     """Open a data set.
 
     Args:
@@ -48,9 +48,9 @@ def open_source(name: str | Path, *, root: str | Path | None = None) -> Source:
         ManifestError, RecordsError: if it cannot be used.
     """
     folder, colon, split = str(name).rpartition(":")
-    if colon and Path(folder).is_dir():
+    if colon and as_path(folder).is_dir():
         return Source(open_records(folder, split))
-    if Path(name).is_dir():
+    if as_path(name).is_dir():
         return Source(open_records(name, "train"))
     manifest = read_manifest(name, root=root)
     return Source(manifest.examples, manifest.rejected)

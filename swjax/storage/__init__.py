@@ -3,7 +3,7 @@
 Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a copy from a bounded cache.
 """
 
-from swjax.storage.cache import local_file, local_folder
+from swjax.storage.cache import cache_bytes, local_file, local_folder
 from swjax.storage.files import (
     copy_file,
     file_size,
@@ -26,6 +26,7 @@ __all__ = [
     "absolute",
     "append_line",
     "as_path",
+    "cache_bytes",
     "check_access",
     "copy_file",
     "file_size",

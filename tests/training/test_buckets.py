@@ -36,7 +36,9 @@ def assert_same_run(left, right, step: int) -> None:
     assert made[0] == made[1]
 
 
-def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(gcs, make_config, compiled_once, tmp_path, monkeypatch) -> None:
+def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
+    gcs, make_config, compiled_once, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path / "on_disk")
     config.steps, config.data.validation = 4, ""
