@@ -59,8 +59,9 @@ that are said exactly, in order, with nothing else said; grammatical the share o
 every video) and the same model shown blank frames.
 
 Of a model that decides when to speak (config.speaking=decide), and a manifest with `sentences`, it is scored when it
-spoke: F1 of utterances at the very frame and within one, delays, false alarms a minute, and the share of videos in which
-all was said at its frame and nothing else; beside speakers that see nothing. --speak chooses another rule or threshold.
+spoke: F1 of utterances at the very frame and within one, delays, false alarms a minute, and the share of videos in
+which all was said at its frame and nothing else; beside speakers that see nothing. --speak chooses another rule or
+threshold.
 
 --schedule random perturbs the schedule: after each frame 0 to 2k tokens are spoken instead of k, each count as likely.
 Several seeds are evaluated one after another, each into a folder of its own. Loss and perplexity are those of captions

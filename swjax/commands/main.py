@@ -23,7 +23,7 @@ from swjax.commands import (
     train,
 )
 from swjax.commands.say import printing_notices, refuse
-from swjax.storage import refused_scheme
+from swjax.storage import StorageError, as_path, is_remote
 
 VERBS = (quickstart, prepare, data, train, evaluate, sweep, report, stream, serve, export, import_, layout, plan)
 
@@ -78,12 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused_paths(args: argparse.Namespace, extra: Sequence[str]) -> str:
-    """What to say of a path that cannot be used (`refused_scheme`), before any verb reads or writes; '' if all can."""
+    """What to say of a path that cannot be used (`as_path`), before any verb reads or writes; '' if all can."""
     given = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items()}
     values = [value for name, listed in given.items() if name not in _URLS and name not in _WORDS for value in listed]
     values += [word.partition("=")[2] if word.startswith("-") else word for word in extra]
-    paths = [part for value in values if isinstance(value, str | Path) for part in str(value).split(",")]
-    return next(filter(None, map(refused_scheme, paths)), "")
+    try:
+        for value in values:
+            paths = [as_path(part) for part in str(value).split(",")] if isinstance(value, str | Path) else []
+            # Verbs that take a bucket make their paths with `as_path`.
+            if isinstance(value, Path) and any(map(is_remote, paths)):
+                return f"{paths[0]} is in a bucket, and this argument takes files and folders on disk alone"
+    except StorageError as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

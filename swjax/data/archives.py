@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from swjax.data.example import ArchiveMember, ExampleError, Rejected
 from swjax.data.json_lines import JsonLineError, parse_line
+from swjax.storage import AnyPath, local_file
 
 MAX_MEMBER_BYTES = 4 * 2**30
 """Of one file in an archive; a larger one is refused before it is read."""
@@ -79,7 +80,7 @@ def read_zip_members(path: Path) -> dict[str, ArchiveMember]:
         raise ExampleError(f"{path} is not a whole zip archive ({error}); fetch it again") from error
 
 
-def read_member(path: Path, member: ArchiveMember) -> bytes:
+def read_member(path: AnyPath, member: ArchiveMember) -> bytes:
     """The bytes of one file in an archive.
 
     Raises:
@@ -88,6 +89,7 @@ def read_member(path: Path, member: ArchiveMember) -> bytes:
     name = f"{path}:{member.name}"
     if member.size > MAX_MEMBER_BYTES:
         raise ExampleError(f"{name} has {member.size} bytes, more than the limit of {MAX_MEMBER_BYTES}")
+    path = local_file(path)
     if member.offset is not None:
         with path.open("rb") as file:
             file.seek(member.offset)

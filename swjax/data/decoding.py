@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 from swjax.data.archives import read_member
 from swjax.data.example import ExampleError, VideoFile
 from swjax.data.orientation import Orientation, read_orientation
+from swjax.storage import local_file
 
 MAX_DECODED_FRAMES = 500_000
 """Frames that are decoded for one clip before it is taken for a trap: more than four hours at 30 fps."""
@@ -125,7 +126,7 @@ def _open(file: VideoFile) -> Iterator[tuple[InputContainer, VideoStream]]:
     packed = None if file.member is None else read_member(file.path, file.member)
 
     def opened() -> InputContainer:
-        return av.open(str(file.path) if packed is None else io.BytesIO(packed), metadata_errors="ignore")
+        return av.open(str(local_file(file.path)) if packed is None else io.BytesIO(packed), metadata_errors="ignore")
 
     with opened() as container:
         tracks = [stream for stream in container.streams.video if not stream.disposition & _BESIDE]

@@ -1,7 +1,8 @@
 """What an example is, and the error of one that cannot be used."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from swjax.storage import AnyPath
 
 
 class ExampleError(ValueError):
@@ -34,7 +35,7 @@ class VideoFile:
         member: where in the archive, if it is packed.
     """
 
-    path: Path
+    path: AnyPath
     start_s: float = 0.0
     end_s: float | None = None
     member: ArchiveMember | None = None
@@ -66,7 +67,7 @@ class EncodedClip:
         return self.name
 
 
-Video = Path | VideoFile | EncodedClip
+Video = AnyPath | VideoFile | EncodedClip
 """Where frames come from: a whole file, a part of one, or a record."""
 
 

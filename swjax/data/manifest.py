@@ -17,6 +17,8 @@ Other fields are left alone. Times are in seconds, up to `MAX_SECONDS`.
 """
 
 import os
+import posixpath
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from swjax.data.example import ExampleError, Rejected, Sentence, VideoExample, V
 from swjax.data.fields import FieldError, key, objects, optional_seconds, seconds, text
 from swjax.data.json_lines import JsonLineError, parse_line, read_lines, shown
 from swjax.data.text import join_texts
+from swjax.storage import AnyPath, as_path, is_remote, list_files, refused_scheme
 
 
 class ManifestError(ValueError):
@@ -39,7 +42,7 @@ class Manifest:
     rejected: tuple[Rejected, ...]
 
 
-def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: bool = False) -> Manifest:
+def read_manifest(path: str | AnyPath, *, root: str | AnyPath | None = None, strict: bool = False) -> Manifest:
     """Read a manifest and look whether its videos are there.
 
     Args:
@@ -57,14 +60,16 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: b
         ManifestError: if the file is missing, cannot be read or is UTF-16, has no good line, or, when strict, has a
             bad one.
     """
-    path = Path(path)
-    root = path.parent if root is None else Path(root)
+    path = as_path(path)
+    root = path.parent if root is None else as_path(root)
+    # One listing: asking for each video would be a request each.
+    there = frozenset(list_files(root)) if is_remote(root) else None
     examples: dict[str, VideoExample] = {}
     rejected = []
     for number, line in _read_lines(path):
         where = f"{path.name}:{number}"
         try:
-            example = _parse_line(line, path.parent, root, default_key=where)
+            example = _parse_line(line, path.parent, root, there, default_key=where)
             if example.key in examples:
                 raise FieldError(f"video_id {example.key!r} was used by an earlier line; every line needs its own")
         except (FieldError, JsonLineError, ExampleError) as error:
@@ -83,7 +88,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None, strict: b
     return Manifest(tuple(examples.values()), tuple(rejected))
 
 
-def _read_lines(path: Path) -> list[tuple[int, bytes]]:
+def _read_lines(path: AnyPath) -> list[tuple[int, bytes]]:
     try:
         return read_lines(path)
     except FileNotFoundError as error:
@@ -94,11 +99,15 @@ def _read_lines(path: Path) -> list[tuple[int, bytes]]:
         raise ManifestError(f"the manifest {path} cannot be read as UTF-8 text: {error}") from error
 
 
-def _parse_line(line: bytes, folder: Path, root: Path, *, default_key: str) -> VideoExample:
-    return parse_record(parse_line(line), folder, root, default_key=default_key)
+def _parse_line(
+    line: bytes, folder: AnyPath, root: AnyPath, there: Set[str] | None, *, default_key: str
+) -> VideoExample:
+    return parse_record(parse_line(line), folder, root, default_key=default_key, there=there)
 
 
-def parse_record(record: dict[str, Any], folder: Path, root: Path, *, default_key: str) -> VideoExample:
+def parse_record(
+    record: dict[str, Any], folder: AnyPath, root: AnyPath, *, default_key: str, there: Set[str] | None = None
+) -> VideoExample:
     """An example of an object with the fields of a manifest.
 
     Args:
@@ -106,11 +115,13 @@ def parse_record(record: dict[str, Any], folder: Path, root: Path, *, default_ke
         folder: what relative video paths start from.
         root: the folder that videos must lie in.
         default_key: what the example is called if it does not say.
+        there: the files in the root, if these have been listed; None looks for the video.
 
     Raises:
         FieldError, ExampleError: what is wrong with it.
     """
-    video, duration_s = _video(record, folder / _path(record))
+    name = _path(record)
+    video, duration_s = _video(record, as_path(name) if "://" in name else folder / name)
     sentences = _sentences(record)
     (question, caption), *later = _turns(record, sentences)
     example = VideoExample(
@@ -123,10 +134,11 @@ def parse_record(record: dict[str, Any], folder: Path, root: Path, *, default_ke
         later=tuple((asked or "", answered) for asked, answered in later),
     )
     path = video.path if isinstance(video, VideoFile) else video
-    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+    within = _within(path, root)
+    if within is None:
         raise FieldError(f"the video {path} lies outside of the data root {root}; move it there, or name another root")
     try:
-        is_file = path.is_file()
+        is_file = path.is_file() if there is None else within in there
     except OSError as error:
         raise FieldError(f"there can be no video file {shown(path)}: {error.strerror}") from error
     if not is_file:
@@ -134,16 +146,27 @@ def parse_record(record: dict[str, Any], folder: Path, root: Path, *, default_ke
     return example
 
 
+def _within(path: AnyPath, root: AnyPath) -> str | None:
+    """The path of a file from a folder; None if it lies outside."""
+    if is_remote(path) != is_remote(root):
+        return None
+    if is_remote(path):
+        whole, above = (posixpath.normpath(os.fspath(one).replace("://", "/")) for one in (path, root))
+    else:
+        whole, above = (os.path.abspath(one) for one in (path, root))
+    return os.path.relpath(whole, above) if Path(whole).is_relative_to(above) else None
+
+
 def _path(record: dict[str, Any]) -> str:
     path = text(record, "video_path")
     if "\0" in path:
         raise FieldError("the field 'video_path' has a NUL character, which no file name has")
-    if "://" in path:
+    if "://" in path and refused_scheme(path):
         raise FieldError(f"the field 'video_path' is the address {shown(path)}; fetch the video, and name the file")
     return path
 
 
-def _video(record: dict[str, Any], path: Path) -> tuple[Path | VideoFile, float | None]:
+def _video(record: dict[str, Any], path: AnyPath) -> tuple[AnyPath | VideoFile, float | None]:
     """What is to be watched, and how long it is said to be."""
     claimed_s, end_s = optional_seconds(record, "video_duration_in_s"), optional_seconds(record, "end_s")
     start_s = optional_seconds(record, "start_s", or_zero=True)

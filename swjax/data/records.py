@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from swjax.data.example import EncodedClip, ExampleError, Sentence, VideoExample
+from swjax.data.shards import BucketRecords
+from swjax.storage import AnyPath, StorageError, as_path, is_remote, list_files, local_folder
 
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
 
@@ -50,10 +52,10 @@ class Records(Sequence[VideoExample]):
     Attributes:
         folder: of the data set, with dataset_info.json.
         split: its name.
-        source: tensorflow_datasets' reader.
+        source: tensorflow_datasets' reader, or that of records in a bucket.
     """
 
-    folder: Path
+    folder: AnyPath
     split: str
     source: Any
 
@@ -78,13 +80,15 @@ class Records(Sequence[VideoExample]):
         try:
             record = self.source[number % len(self)]
             return _example(record)
+        except StorageError:
+            raise
         except Exception as error:  # array_record and protobuf raise many kinds, none of their own
             raise ExampleError(
                 f"record {number} of {self.folder}:{self.split} is damaged ({error}); prepare the data set again"
             ) from error
 
 
-def open_records(folder: str | Path, split: str) -> Records:
+def open_records(folder: str | AnyPath, split: str) -> Records:
     """Open a split of a prepared data set.
 
     Args:
@@ -94,9 +98,9 @@ def open_records(folder: str | Path, split: str) -> Records:
     Raises:
         RecordsError: if there is no data set or several, the split is missing, or a file of it is missing or cut short.
     """
-    folder = _find(Path(folder))
+    folder = _find(as_path(folder))
     try:
-        builder = tfds.builder_from_directory(str(folder))
+        builder = tfds.builder_from_directory(str(local_folder(folder, ("*.json",))))
     except Exception as error:  # of many kinds
         raise RecordsError(f"{folder} does not hold a data set that can be read: {error}") from error
     if split not in builder.info.splits:
@@ -104,13 +108,21 @@ def open_records(folder: str | Path, split: str) -> Records:
     info = builder.info.splits[split]
     if set(builder.info.features or ()) != set(FEATURES):
         raise RecordsError(f"{folder} holds other fields than swjax's records; make it with `swjax prepare`")
+    if is_remote(folder):
+        there = list_files(folder)
+        for name in info.filenames:
+            if name not in there:
+                raise RecordsError(f"{folder / name} is missing; prepare the data set again, or upload the file")
+        files = [folder / name for name in sorted(info.filenames)]
+        return Records(folder, split, BucketRecords(files, info.shard_lengths, builder.info.features))
     for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
         _check_file(Path(path), length)
     return Records(folder, split, builder.as_data_source(split))
 
 
-def _find(folder: Path) -> Path:
-    found = sorted(path.parent for path in folder.glob("**/dataset_info.json") if "incomplete" not in str(path))
+def _find(folder: AnyPath) -> AnyPath:
+    descriptions = [name for name in list_files(folder) if name.rpartition("/")[2] == "dataset_info.json"]
+    found = sorted((folder / name).parent for name in descriptions if "incomplete" not in name)
     if len(found) == 1:
         return found[0]
     if not found:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.formats import AUTO, read_examples
+from swjax.data.manifest import read_manifest
 from swjax.data.records import open_records
+from swjax.storage import AnyPath, as_path, is_remote
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,12 @@ def readable_examples(examples: Sequence[VideoExample]) -> Iterator[VideoExample
             yield Rejected(f"record {number}", str(error))
 
 
-def open_sources(names: str, *, root: str | Path | None = None, format: str = AUTO) -> tuple[Source, ...]:
+def open_sources(names: str, *, root: str | AnyPath | None = None, format: str = AUTO) -> tuple[Source, ...]:
     """Open several data sets, their names separated by commas; see `open_source`."""
     return tuple(open_source(name.strip(), root=root, format=format) for name in names.split(","))
 
 
-def open_source(name: str | Path, *, root: str | Path | None = None, format: str = AUTO) -> Source:
+def open_source(name: str | AnyPath, *, root: str | AnyPath | None = None, format: str = AUTO) -> Source:
     """Open a data set.
 
     Args:
@@ -50,14 +52,18 @@ def open_source(name: str | Path, *, root: str | Path | None = None, format: str
     """
     folder, colon, split = str(name).rpartition(":")
     if is_records(name):
-        return Source(open_records(folder, split) if colon else open_records(name, "train"))
-    found = read_examples(Path(name), root=root, format=format)
+        return Source(open_records(folder, split) if colon and "//" not in split else open_records(name, "train"))
+    path = as_path(name)
+    found = read_manifest(path, root=root) if is_remote(path) else read_examples(Path(path), root=root, format=format)
     return Source(found.examples, found.rejected)
 
 
-def is_records(name: str | Path) -> bool:
+def is_records(name: str | AnyPath) -> bool:
     """Whether a data set is prepared records, by its name and what is in the folder."""
-    folder, colon, _ = str(name).rpartition(":")
-    if colon and Path(folder).is_dir():
+    folder, colon, split = str(name).rpartition(":")
+    if colon and "//" not in split and as_path(folder).is_dir():
         return True
-    return Path(name).is_dir() and next(Path(name).rglob("*.array_record*"), None) is not None
+    path = as_path(name)
+    if is_remote(path):
+        return path.is_dir()
+    return path.is_dir() and next(Path(path).rglob("*.array_record*"), None) is not None

@@ -13,7 +13,6 @@ Quarter turns and mirroring that the file asks for are applied. Pixels that are 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import av
 import numpy as np
@@ -23,6 +22,7 @@ from swjax.data.clips import decode_clip
 from swjax.data.decoding import TIMESTAMP_TOLERANCE_S, Film, TimedFrame, VideoError, open_film
 from swjax.data.example import EncodedClip, Video, VideoFile
 from swjax.data.orientation import turned
+from swjax.storage import as_path, local_file, refused_scheme
 from swjax.streaming import Geometry, StreamSpec
 
 DEFAULT_FPS = StreamSpec.fps
@@ -93,10 +93,14 @@ def iter_frames(
     if isinstance(video, EncodedClip):
         yield from ((number / fps, frame) for number, frame in enumerate(decode_clip(video, fps=fps)))
         return
-    if isinstance(video, str) and "://" in video:
-        raise VideoError(f"{video} is a URL, and videos are read from local files alone; download it and give the file")
-    file = video if isinstance(video, VideoFile) else VideoFile(Path(video))
-    if not file.path.is_file():
+    if isinstance(video, str) and "://" in video and refused_scheme(video):
+        raise VideoError(f"{video} is a URL, and no bucket's; download it and give the file")
+    file = video if isinstance(video, VideoFile) else VideoFile(as_path(video))
+    try:
+        is_file = local_file(file.path).is_file()
+    except FileNotFoundError:
+        is_file = False
+    if not is_file:
         raise VideoError(f"there is no video file {file.path}; check the path")
     with _decoder_errors(file), open_film(file, max_frame_pixels=max_frame_pixels) as film:
         yield from _sample(film, fps, file)

@@ -3,7 +3,7 @@
 Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a copy from a bounded cache.
 """
 
-from swjax.storage.cache import local_file, local_folder
+from swjax.storage.cache import cache_bytes, local_file, local_folder
 from swjax.storage.files import (
     copy_file,
     file_size,
@@ -16,15 +16,17 @@ from swjax.storage.files import (
     upload,
     writing_folder,
 )
-from swjax.storage.log import append_line, open_log, sync_logs
+from swjax.storage.log import BucketLog, append_line, open_log, sync_logs
 from swjax.storage.paths import AnyPath, StorageError, absolute, as_path, check_access, refused_scheme, resolved
 
 __all__ = [
     "AnyPath",
+    "BucketLog",
     "StorageError",
     "absolute",
     "append_line",
     "as_path",
+    "cache_bytes",
     "check_access",
     "copy_file",
     "file_size",

@@ -70,7 +70,8 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(tempfile.gettempdir()) / f"swjax-cache-{os.getuid()}"
 
 
-def _limit_bytes() -> float:
+def cache_bytes() -> float:
+    """How large the copies may be together."""
     text = os.environ.get("SWJAX_CACHE_GB", "32")
     try:
         return float(text) * 1e9
@@ -130,6 +131,6 @@ def _make_room(size: int) -> None:
     now, kept = time.time(), sum(taken for _, taken, _, _ in entries)
     for used, taken, is_partial, path in sorted(entries, key=lambda entry: entry[0]):
         is_left = is_partial and now - used > 24 * 3600
-        if is_left or (kept + size > _limit_bytes() and not is_partial and now - used > _IN_USE_S):
+        if is_left or (kept + size > cache_bytes() and not is_partial and now - used > _IN_USE_S):
             shutil.rmtree(path, ignore_errors=True)
             kept -= taken

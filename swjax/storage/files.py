@@ -64,8 +64,7 @@ def retried(action: Callable[[], _T], what: str, *, final: tuple[type[Exception]
 
 def file_size(path: AnyPath) -> int:
     """Bytes of a file."""
-    found = path.stat()
-    return found.st_size if isinstance(path, Path) else found.length
+    return path.stat().st_size if isinstance(path, Path) else path.stat().length
 
 
 def read_range(path: AnyPath, start: int, stop: int) -> bytes:

@@ -98,7 +98,7 @@ atexit.register(sync_logs)
 
 
 def append_line(path: AnyPath, line: str) -> None:
-    """Appends a line to a text file (UTF-8), made with its folder if need be; in a bucket, as logs are (`sync_logs`)."""
+    """Appends a line to a text file (UTF-8), made if need be; in a bucket, as logs are written (`sync_logs`)."""
     if is_remote(path):
         if str(path) not in _appended:
             _appended[str(path)] = BucketLog(path)

@@ -1,4 +1,4 @@
-"""Names of files and folders: a path on disk, or `gs://`, `s3://`, `az://` and `hf://datasets/` for what is in a bucket.
+"""Names of files and folders: paths on disk, and `gs://`, `s3://`, `az://` and `hf://datasets/` for what is in buckets.
 
 A URL is never a folder, but pathlib makes one of it without a word: `gs:/bucket/run` under the current folder. So
 whatever takes a path from a user makes it with `as_path`.
@@ -9,12 +9,12 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import fsspec
 from etils import epath
 
-AnyPath = Path | epath.Path
+AnyPath: TypeAlias = Path | epath.Path
 """A path on disk, or one in a bucket, with the same methods as far as epath has them."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", re.DOTALL)  # one slash: pathlib takes the other away
@@ -32,12 +32,13 @@ class _Store(NamedTuple):
     credentials: str
 
 
-_STORES = {
+STORES = {
     "gs": _Store("gcsfs", "pip install 'swjax[gcs]'", "gcloud auth application-default login"),
     "s3": _Store("s3fs", "pip install 'swjax[s3]'", "aws configure, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     "az": _Store("adlfs", "pip install adlfs", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
     "hf": _Store("huggingface_hub", "pip install huggingface_hub", "hf auth login"),
 }
+"""What a URL of a store begins with -> how the store is reached."""
 
 _OTHER_NAMES = {"gcs": "gs", "s3a": "s3", "s3n": "s3", "abfs": "az", "abfss": "az", "wasbs": "az"}
 
@@ -58,7 +59,7 @@ def as_path(name: str | os.PathLike[str]) -> AnyPath:
     if refused := refused_scheme(text):
         raise StorageError(refused)
     scheme = found[1].lower()
-    store = _STORES[scheme]
+    store = STORES[scheme]
     if importlib.util.find_spec(store.module) is None:
         raise StorageError(f"{scheme}:// needs {store.module}, which is not installed: {store.install}")
     _set_up()
@@ -85,7 +86,7 @@ def refused_scheme(path: str | os.PathLike[str]) -> str:
         instead = f"give the path itself, /{rest.removeprefix('localhost/')}"
     elif scheme == "hf" and not rest.startswith("datasets/"):
         instead = f"give the Hub id itself, {rest}"
-    elif scheme in _STORES:
+    elif scheme in STORES:
         return "" if rest else f"{scheme}:// names no bucket; write {scheme}://BUCKET/FOLDER"
     elif scheme in _OTHER_NAMES:
         instead = f"write {_OTHER_NAMES[scheme]}://BUCKET/FOLDER"
@@ -110,7 +111,7 @@ def check_access(path: AnyPath) -> None:
         raise StorageError(f"{scheme}://{bucket} is not there, or may not be listed; check the bucket's name") from None
     except Exception as error:  # of the store's client, the network or the credentials: of many kinds
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
-        credentials = _STORES[scheme].credentials
+        credentials = STORES[scheme].credentials
         raise StorageError(f"{scheme}://{bucket} cannot be used ({reason}); for credentials, {credentials}") from error
 
 

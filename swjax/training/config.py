@@ -54,7 +54,7 @@ KEYS = (
     Key(
         "speaking",
         StreamSpec.speaking,
-        "when to speak: wait_k, or decide: after each frame a token of silence, or the sentences that are due by their times",
+        "when to speak: wait_k, or decide: after each frame a token of silence, or the sentences that are due by then",
         later=True,
     ),
     Key("gap", StreamSpec.gap, "first position id of the answer (gipe)"),

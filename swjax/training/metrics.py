@@ -16,6 +16,7 @@ from swjax.atomic import write_text
 from swjax.data.json_lines import cut_half_line, readable_lines
 from swjax.runs.folder import METRICS
 from swjax.storage import AnyPath, is_remote, open_log
+from swjax.training.bucket_board import board_folder
 from swjax.training.config import ConfigError
 from swjax.training.speed import describe_step
 
@@ -56,7 +57,7 @@ def open_metrics(
     write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
     with (
         open_log(file) as lines,
-        SummaryWriter(str(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,
+        SummaryWriter(board_folder(run_dir / TENSORBOARD), purge_step=after_step + 1, flush_secs=10) as board,
         _open_wandb(run_dir, wandb or {}, config or {}) as report,
     ):
 

@@ -1,65 +1,94 @@
-"""Paths with a scheme: refused by every verb that takes a path, before anything is written."""
+"""Paths with a scheme: those of stores are opened where a verb takes them, others are refused before it writes."""
 
+import importlib.util
 import re
 
 import pytest
-from swjax.local_path import refused_scheme
 
 from swjax.commands.main import main
+from swjax.storage import StorageError, as_path, refused_scheme
 
 CONFIG = "configs/moving_shapes.py"
 
-COMMANDS = (
-    ["prepare", "moving_shapes", "--output", "gs://bucket/data"],
-    ["prepare", "manifest", "--source", "s3://bucket/manifest.jsonl", "--output", "data"],
-    ["data", "inspect", "s3://bucket/manifest.jsonl"],
-    ["data", "inspect", "manifest.jsonl", "--output", "gs://bucket/inspected"],
-    ["train", "--config", CONFIG, "--run-dir", "gs://bucket/run"],
-    ["train", "--config", CONFIG, "--config.run_dir=gs://bucket/run"],
-    ["train", "--config", CONFIG, "--config.run_dir", "gs://bucket/run"],
-    ["train", "--config", CONFIG, "--config.data.train=a.jsonl,gs://bucket/b.jsonl"],
-    ["plan", "--config", CONFIG, "--topology", "v5e:8x8", "--config.init_from=gs://bucket/weights"],
-    ["sweep", "--config", "configs/sweeps/gipe_gap.py", "--output", "gs://bucket/sweep"],
-    ["report", "--table", "a.csv", "--table", "gs://bucket/b.csv"],
-    ["evaluate", "--checkpoint", "gs://bucket/run", "--data", "manifest.jsonl"],
-    ["stream", "--checkpoint", "gs://bucket/run", "--video", "a.mp4"],
+REFUSED = (
+    ["prepare", "moving_shapes", "--output", "ftp://host/data"],
+    ["prepare", "manifest", "--source", "https://host/manifest.jsonl", "--output", "data"],
+    ["data", "inspect", "https://host/manifest.jsonl"],
+    ["train", "--config", CONFIG, "--run-dir", "gcs://bucket/run"],
+    ["train", "--config", CONFIG, "--config.run_dir=gcs://bucket/run"],
+    ["train", "--config", CONFIG, "--config.run_dir", "gcs://bucket/run"],
+    ["train", "--config", CONFIG, "--config.data.train=a.jsonl,rtsp://bucket/b.jsonl"],
+    ["plan", "--config", CONFIG, "--topology", "v5e:8x8", "--config.init_from=ftp://bucket/weights"],
+    ["sweep", "--config", "configs/sweeps/gipe_gap.py", "--output", "gcs://bucket/sweep"],
+    ["evaluate", "--checkpoint", "s3a://bucket/run", "--data", "manifest.jsonl"],
     ["serve", "--checkpoint", "hf://Qwen/Qwen2.5-VL-3B-Instruct"],
-    ["export", "--checkpoint", "run", "--output", "gs://bucket/export"],
+    ["export", "--checkpoint", "run", "--output", "gcs://bucket/export"],
     ["import", "file:///weights/3b"],
-    ["import", "Qwen/Qwen2.5-VL-3B-Instruct", "--out", "gs://bucket/weights"],
-    ["layout", "--figure", "a.png", "--figure", "gs://bucket/b.png"],
+    ["import", "Qwen/Qwen2.5-VL-3B-Instruct", "--out", "gcs://bucket/weights"],
+    ["quickstart", "--run-dir", "file:///run"],
+)
+
+ON_DISK_ALONE = (
     ["quickstart", "--run-dir", "gs://bucket/run"],
+    ["layout", "--figure", "a.png", "--figure", "gs://bucket/b.png"],
+    ["report", "--table", "a.csv", "--table", "gs://bucket/b.csv"],
+    ["prepare", "moving_shapes", "--output", "gs://bucket/data"],
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words[:3]))
-def test_every_verb_refuses_a_url_before_it_writes(tmp_path, monkeypatch, capsys, command):
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(command) == 2
-    assert "is a URL, and swjax reads and writes local files and folders alone" in capsys.readouterr().err
+    yield
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", REFUSED, ids=lambda words: " ".join(words[:3]))
+def test_every_verb_refuses_other_urls_before_it_writes(elsewhere, capsys, command):
+    assert main(command) == 2
+    assert "is a URL that swjax does not open" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ON_DISK_ALONE, ids=lambda words: " ".join(words[:3]))
+def test_what_is_on_disk_alone_refuses_buckets(elsewhere, gcs, capsys, command):
+    assert main(command) == 2
+    assert "is in a bucket, and this argument takes files and folders on disk alone" in capsys.readouterr().err
+
+
+def test_a_store_whose_package_is_not_there_says_what_to_install(elsewhere, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))
+    assert main(["train", "--config", CONFIG, "--run-dir", "gs://bucket/run"]) == 2
+    assert "gs:// needs gcsfs, which is not installed: pip install 'swjax[gcs]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("gs://bucket/run", "gs://bucket/run is a URL, .* mount the bucket"),
-        ("gs:/bucket/run", "gs://bucket/run is a URL, .* mount the bucket"),  # as pathlib writes it
-        ("S3://bucket/run", "s3://bucket/run is a URL, .* mount the bucket"),
+        ("gs://", "gs:// names no bucket; write gs://BUCKET/FOLDER"),
+        ("gcs:/bucket/run", "gcs://bucket/run is a URL .*; write gs://BUCKET/FOLDER"),  # as pathlib writes it
+        ("abfs://container/run", "write az://BUCKET/FOLDER"),
         ("hf://Qwen/Qwen2.5-VL-3B-Instruct", "give the Hub id itself, Qwen/Qwen2.5-VL-3B-Instruct$"),
         ("file:///data/a.mp4", "give the path itself, /data/a.mp4$"),
         ("file://localhost/data/a.mp4", "give the path itself, /data/a.mp4$"),
-        ("https://host/a.mp4", "https://host/a.mp4 is a URL, .*; download it"),
+        ("https://host/a.mp4", "https://host/a.mp4 is a URL .*; download it"),
         ("rtsp://camera/1", "rtsp://camera/1 is a URL"),
     ],
 )
 def test_what_to_do_instead(path, said):
     assert re.search(said, refused_scheme(path))
+    with pytest.raises(StorageError, match=said):
+        as_path(path)
 
 
 @pytest.mark.parametrize("path", ["runs/a", "/data/b", "data/records:train", "Qwen/Q", "C:/a", "a b: /c", "", "x:y"])
 def test_names_of_files_are_taken(path):
     assert refused_scheme(path) == ""
+
+
+def test_urls_of_stores_are_understood_however_they_were_written(gcs):
+    for name in ("gs://bucket/a/b", "gs:/bucket/a/b", "GS://bucket/a/b", as_path("gs://bucket/a/b")):
+        assert str(as_path(name)) == "gs://bucket/a/b"
 
 
 def test_arguments_that_are_urls_or_words_are_not_paths(tmp_path, capsys):

@@ -58,9 +58,14 @@ def test_files_come_and_go_whole_while_requests_fail(store, tmp_path):
 def test_what_fails_to_be_written_leaves_the_old_file(store):
     file = as_path(store[0]) / "state.txt"
     atomic.write_text(file, "old")
-    with pytest.raises(RuntimeError), atomic.replacing(file) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with atomic.replacing(file) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert file.read_text() == "old"
 
 
