@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from swjax.data.tokenizer import load_tokenizer
 from swjax.inference import Sampling, StreamSession, StreamSettings
 from swjax.inference.frames import make_frame
+from swjax.inference.voice import voice_of
 from swjax.runs.streaming_model import StreamingModel
 from swjax.streaming import Variant
 
@@ -57,6 +58,7 @@ def _their_words(folder: Path, pictures: list[np.ndarray]) -> list[int]:
 def _our_words(loaded: StreamingModel, pictures: list[np.ndarray]) -> list[int]:
     spec, geometry = loaded.record, loaded.model.config.geometry
     depth = geometry.temporal_patch_size
+    tokenizer = load_tokenizer(loaded.tokenizer, loaded.model.config.chat)
     settings = StreamSettings(
         variant=Variant(spec.variant),
         wait_k=spec.wait_k,
@@ -64,8 +66,8 @@ def _our_words(loaded: StreamingModel, pictures: list[np.ndarray]) -> list[int]:
         second_per_grid_t=geometry.frame_seconds(spec.fps),
         max_tail=TAIL,
         sampling=Sampling(),
+        **voice_of(spec, tokenizer),
     )
-    tokenizer = load_tokenizer(loaded.tokenizer, loaded.model.config.chat)
     session = StreamSession(loaded.model, tokenizer, question=QUESTION, settings=settings)
     frames = (
         make_frame(

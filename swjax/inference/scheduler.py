@@ -93,12 +93,12 @@ class Scheduler:
 
     def _pause(self) -> None:
         """What was begun is said; after the video the model says whether all is."""
-        self.words_left = self.words_left if self._closed and not self.on_demand else 0
+        self.words_left = self.words_left if self._closed else 0
 
     @property
     def may_speak(self) -> bool:
-        """Whether a rule of speaking, if there is one, allows a word before the next frame."""
-        return self._voice is None or self._voice.may_speak
+        """Whether a rule of speaking, if there is one, allows a word before the next frame, or up to the end."""
+        return self._voice is None or self._voice.may_speak or (self._closed and self._voice.has_begun)
 
     @property
     def deciding(self) -> Deciding:

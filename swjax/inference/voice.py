@@ -86,6 +86,11 @@ class Voice:
         return self._rule.speaks(self._now._replace(skip_probability=1.0, skip_is_likeliest=False))
 
     @property
+    def has_begun(self) -> bool:
+        """Whether something has been said since the newest item."""
+        return self._now.words > 0
+
+    @property
     def deciding(self) -> Deciding:
         """How the next token may decide: the first of an item, if nothing is being said."""
         if self._now.words or self._now.in_utterance:

@@ -52,6 +52,15 @@ def test_stream_decides(made, capsys, checkpoint):
     assert sorted(set(spoken("--speak", "decide:most=4"))) == list(range(frames)), "each frame has a decision"
 
 
+def test_the_export_decides_in_pytorch(made, capsys):
+    pytest.importorskip("torch")
+    words = ["export", "--checkpoint", str(made / "run"), "--output", str(made / "verified"), "--verify"]
+    assert main(words) == 0
+    (same, count), *_ = re.findall(r"(\d+) of (\d+) words that streaming.py speaks", capsys.readouterr().out)
+    assert same == count
+    assert int(count) >= 4
+
+
 def test_evaluate_scores_when_it_spoke(made, capsys):
     words = ["evaluate", "--checkpoint", str(made / "run"), "--data", str(made / "data" / "test" / "timed.jsonl")]
     assert main([*words, "--speak", "decide:most=2", "--max-tail", "3", "--benchmark", "captions"]) == 0

@@ -41,6 +41,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 HERE = Path(__file__).parent
+MOST_WORDS = 300
 SYSTEM = "You are a helpful assistant."
 QUESTION = "Describe the scene in this video and the activity that takes place in it."
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -53,7 +54,7 @@ class Spec:
 
     variant: position design. wait_k: words (tokens) after each frame. gap: first id of the answer in gipe. fps:
     pictures a second; two make a frame. min_pixels, max_pixels: area of a resized picture. max_tail: most words after
-    the last frame.
+    the last frame. speaking: wait_k, or decide: after each frame <skip>, or words and </think>.
     """
 
     variant: str = "gdpe"
@@ -63,6 +64,7 @@ class Spec:
     min_pixels: int = 56 * 56
     max_pixels: int = 448 * 448
     max_tail: int = 300
+    speaking: str = "wait_k"
 
     def __post_init__(self):
         if self.variant not in DESIGNS:
@@ -295,6 +297,7 @@ def stream(
     spec: Spec | None = None,
     schedule: int | Sequence[int] | None = None,
     max_tail: int | None = None,
+    threshold: float = 0.0,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -309,20 +312,24 @@ def stream(
         pictures: uint8 [height, width, 3], RGB, `spec.fps` a second; one frame is read ahead, to know the last.
         question: what is asked.
         spec: what the model was trained to do; by default as its config says.
-        schedule: words after each frame: k (wait-k; by default as trained), or a count for each frame but the last.
+        schedule: words after each frame: k (wait-k; by default as trained), or a count for each frame but the last. A
+            model that decides needs none.
         max_tail: most words after the last frame; by default as the spec says.
+        threshold: of a model that decides: probability of silence below which it speaks.
         temperature, top_k, top_p: 0 takes the likeliest word; else one is drawn from the likeliest.
         repetition_penalty: divides positive scores of tokens that the answer has already, multiplies negative ones.
         seed: of what is drawn.
     """
     spec = spec or Spec.of(model)
-    schedule = spec.wait_k if schedule is None else schedule
+    decides = spec.speaking == "decide" and schedule is None
+    schedule = MOST_WORDS if decides else spec.wait_k if schedule is None else schedule
     max_tail = spec.max_tail if max_tail is None else max_tail
     tokenizer = getattr(processor, "tokenizer", processor)
     speaker = Speaker(model, spec)
     prompt, trailer, prefix = encode_prompt(tokenizer, processor.chat_template, question)
     generator = torch.Generator(speaker.model.device).manual_seed(seed)
-    decoder, said, begun = DecodeStream(skip_special_tokens=True), [], False
+    pauses = tuple(tokenizer.convert_tokens_to_ids(token) for token in ("<skip>", "</think>")) if decides else ()
+    decoder, said, begun, speaking, gap = DecodeStream(skip_special_tokens=True), [], False, False, ""
     track, per_frame, frame = speaker.track, speaker.vision.temporal_patch_size, -1
     speaker.write(prompt, track.text(len(prompt)))
     for frame, (patches, grid, last) in enumerate(iter_frames(pictures, spec, speaker.vision)):
@@ -336,14 +343,24 @@ def stream(
             begun = True
         if not last and not isinstance(schedule, int) and frame >= len(schedule):
             raise ValueError(f"the schedule has counts for {len(schedule)} frames, but frame {frame} is not the last")
-        for _ in range(max_tail if last else schedule if isinstance(schedule, int) else schedule[frame]):
-            token = choose(speaker.scores(), said, temperature, top_k, top_p, repetition_penalty, generator)
+        for number in range(max_tail if last else schedule if isinstance(schedule, int) else schedule[frame]):
+            scores = speaker.scores()
+            unlikely = decides and not (number or speaking) and scores.softmax(0)[pauses[0]] < threshold
+            without = pauses[0] if unlikely else None
+            token = choose(scores, said, temperature, top_k, top_p, repetition_penalty, generator, without)
             if token == trailer[1]:  # <|im_end|>
                 return
             track.say([token])
-            said.append(token)
-            text = decoder.step(tokenizer.backend_tokenizer, token) or ""
+            text, speaking = "", token not in pauses
+            if speaking:
+                said.append(token)
+                text = decoder.step(tokenizer.backend_tokenizer, token) or ""
+                text, gap = gap * bool(text) + text, "" if text else gap
+            else:
+                decoder, gap = DecodeStream(skip_special_tokens=True), " " * bool(said)
             yield Word(text, token, frame, ((frame + 1) * per_frame - 1) / spec.fps)
+            if decides and not speaking and not last:
+                break
     if frame < 0:
         raise ValueError(f"the video is shorter than a frame, which takes {per_frame} pictures")
 
@@ -356,14 +373,17 @@ def choose(
     top_p: float,
     penalty: float,
     generator: torch.Generator,
+    without: int | None = None,
 ) -> int:
-    """The next token, likeliest or drawn."""
+    """The next token, likeliest or drawn; `without` is not chosen."""
     if not torch.isfinite(scores).all():
         raise FloatingPointError(f"the scores of word {len(said)} are not finite; use float32 or bfloat16")
     if said and penalty != 1:
         before = torch.tensor(sorted(set(said)), device=scores.device)
         kept = scores[before]
         scores[before] = torch.where(kept > 0, kept / penalty, kept * penalty)
+    if without is not None:
+        scores[without] = -torch.inf
     if temperature <= 0:
         return int(scores.argmax())
     falling, order = (scores / temperature).sort(descending=True, stable=True)
