@@ -250,7 +250,7 @@ def _show(
     from swjax.inference import FrameSeen, StreamEnded, TokenSpoken
 
     pace = f"{settings.wait_k} tokens a frame" if settings.counts is None else "tokens by a schedule"
-    pace = pace if settings.speaking is None else f"speaks by {settings.speaking}"
+    pace = pace if settings.speaking_rule is None else f"speaks by {settings.speaking_rule}"
     out.print(f"{args.video}  [dim]{settings.variant}, {pace}[/]", soft_wrap=True)
     first_word_s = None
     for event in events:

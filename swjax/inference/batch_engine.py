@@ -254,7 +254,8 @@ class BatchEngine:
         Args:
             stream: the stream.
             question: text.
-            interrupt: whether the answer under way is broken off, and this one begins.
+            interrupt: whether the answer under way is broken off, and this one begins; by a rule of speaking it always
+                is, once what has been begun is said.
 
         Returns:
             Its number: 1 for the first; `TokenSpoken.question` says which one a word answers.

@@ -88,8 +88,8 @@ class Scheduler:
         self.spoken, self.words_left, self.after_frame = 0, 0, -1
         self.tally = Tally()
         self._voice = None
-        if settings.speaking is not None:
-            self._voice = Voice(settings.speaking, settings.decisions, self._pause)
+        if settings.speaking_rule is not None:
+            self._voice = Voice(settings.speaking_rule, settings.decisions, self._pause)
 
     def _pause(self) -> None:
         """What was begun is said; after the video the model says whether all is."""

@@ -32,8 +32,8 @@ class StreamSettings:
         sampling: how the next token is chosen.
         stop_tokens: tokens that end the answer, beside `<|im_end|>`.
         memory: what the stream keeps of what it has seen and said.
-        speaking: a rule that says when to speak, in the place of `wait_k`. What has been begun is finished before the
-            next frame is seen, and after the last frame up to `<|im_end|>`.
+        speaking_rule: says when to speak, in the place of `wait_k`. What has been begun is finished before the next
+            frame is seen, and after the last frame up to `<|im_end|>`.
         decisions: the tokens that say that there is nothing to say, or no more; only a rule reads them.
         drop: which tokens of a frame become slots; None for all.
     """
@@ -47,7 +47,7 @@ class StreamSettings:
     sampling: Sampling = GREEDY
     stop_tokens: tuple[int, ...] = ()
     memory: Memory = KEEP_ALL
-    speaking: Speaking | None = None
+    speaking_rule: Speaking | None = None
     decisions: DecisionTokens = QWEN_DECISIONS
     drop: Drop | None = None
 
@@ -80,8 +80,8 @@ class StreamSettings:
             raise ValueError(f"drop must be a rule, such as DTD() or drop_of('dtd'), or None, got {shown(self.drop)}")
         for name, value in given.items():
             object.__setattr__(self, name, value)
-        if self.speaking is not None:
-            check_rule(self.speaking)
+        if self.speaking_rule is not None:
+            check_rule(self.speaking_rule)
             if self.counts is not None or not self.design.speaks_while_watching:
                 raise ValueError(
                     "a rule of speaking takes the place of a schedule, in variants that speak while they watch; "
@@ -101,7 +101,7 @@ class StreamSettings:
     @functools.cached_property
     def words_an_item(self) -> int:
         """Words after a frame, without explicit counts; the most, where a rule says when to speak."""
-        return self.wait_k if self.speaking is None else check_rule(self.speaking)
+        return self.wait_k if self.speaking_rule is None else check_rule(self.speaking_rule)
 
     def words_after(self, frame: int, *, last: bool | None = False) -> int:
         """The rule of speaking: answer tokens that are spoken after a frame, before the next one.

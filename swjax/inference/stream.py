@@ -117,7 +117,12 @@ class Stream:
         self._scheduler.arrive(frame, now, last=last)
 
     def ask(self, question: str, now: float, *, config: ModelConfig, interrupts: bool) -> int:
-        """A question has come; returns its number."""
+        """A question has come; returns its number.
+
+        An answer that decides when to speak goes on to the end of the video, so each question breaks off the answer
+        before, once what has been begun is said.
+        """
+        interrupts = interrupts or self.settings.speaking_rule is not None
         ids = encode_later(
             self._tokenizer,
             self._special,
@@ -262,7 +267,7 @@ class Stream:
         self._scheduler.spoke(token)
         if question != self._decoded:
             self._decoded, self._decoder = question, DecodeStream(skip_special_tokens=True)
-        decides = self.settings.speaking is not None and token in astuple(self.settings.decisions)
+        decides = self.settings.speaking_rule is not None and token in astuple(self.settings.decisions)
         if decides:
             self._decoder, self._parts = DecodeStream(skip_special_tokens=True), bool(self._texts)
         text = "" if decides else self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""

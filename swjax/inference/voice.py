@@ -69,8 +69,9 @@ class Voice:
         self._now = Moment(-1, 0.0)
 
     def arrive(self, item: int, time_s: float | None) -> None:
-        """A source item has arrived; None for the time of the item before."""
-        self._now = self._now._replace(item=item, time_s=self._now.time_s if time_s is None else time_s, words=0)
+        """A source item has arrived: a frame, or with None for its time a question, to which an answer begins."""
+        begun = {"in_utterance": False} if time_s is None else {"time_s": time_s}
+        self._now = self._now._replace(item=item, words=0, **begun)
 
     def spoke(self, token: int) -> None:
         """A word has been spoken."""
@@ -114,5 +115,5 @@ def voice_of(record: StreamSpec, tokenizer: Any, rule: str | None = None) -> dic
         return {}
     speaking = Decide() if rule is None else speaking_of(rule)
     if record.speaking == "decide" or isinstance(speaking, Decide):
-        return {"speaking": speaking, "decisions": find_decisions(tokenizer)}
-    return {"speaking": speaking, "decisions": NO_DECISIONS}
+        return {"speaking_rule": speaking, "decisions": find_decisions(tokenizer)}
+    return {"speaking_rule": speaking, "decisions": NO_DECISIONS}

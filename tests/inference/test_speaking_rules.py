@@ -6,10 +6,35 @@ import numpy as np
 import pytest
 from full_passes import QUESTION, ROW, forward, make_frames
 
+from swjax.data.between_frames import encode_question
 from swjax.data.chat import encode_chat
-from swjax.inference import BatchEngine, Mode, Request, StreamEnded, StreamSession, StreamSettings, TokenSpoken
+from swjax.inference import (
+    BatchEngine,
+    FrameSeen,
+    Mode,
+    QuestionSeen,
+    Request,
+    StreamEnded,
+    StreamSession,
+    StreamSettings,
+    TokenSpoken,
+)
 from swjax.inference.feed import run_streams
-from swjax.streaming import DecisionTokens, KeySpans, SpecialTokens, Variant, build_layout, pad_layout, speaking_of
+from swjax.inference.prompt import encode_prompt
+from swjax.streaming import (
+    DecisionTokens,
+    KeySpans,
+    SourceFrame,
+    SourceText,
+    SpecialTokens,
+    Spoken,
+    Variant,
+    build_conversation,
+    build_layout,
+    pad_layout,
+    read_events,
+    speaking_of,
+)
 from swjax.streaming.speaking import skip_is_unwanted
 
 GRID = (4, 4)
@@ -62,10 +87,10 @@ def scores_of(model, tokenizer, frames, settings, events):
 UNSAID = DecisionTokens(-2, -2)
 
 
-def choose_decisions(model, tokenizer, variant):
+def choose_decisions(model, tokenizer, variant, seed=8):
     """Tokens that the random model says: the third, so that an utterance ends, and then what comes after frame 1."""
-    engine, frames = make_engine(model), make_frames(FRAMES, 8, GRID)
-    settings = StreamSettings(variant=variant, max_tail=4, speaking=speaking_of("decide:most=5"), decisions=UNSAID)
+    engine, frames = make_engine(model), make_frames(FRAMES, seed, GRID)
+    settings = StreamSettings(variant=variant, max_tail=4, speaking_rule=speaking_of("decide:most=5"), decisions=UNSAID)
     for _ in range(2):
         (events,) = watch(engine, tokenizer, [Request(QUESTION, frames, settings)])
         said = [(event.token_id, event.after_frame) for event in told(events)]
@@ -90,7 +115,7 @@ def test_words_after_each_frame_are_those_that_the_rule_lets_the_model_say(model
     frames = make_frames(FRAMES, 8, GRID)
     settings = StreamSettings(variant=variant, max_tail=4, decisions=decisions)
     rules = ("decide:most=5", "decide:threshold=0.5,most=5", "always:most=5", "timer:period=2,most=5", "never")
-    requests = [Request(QUESTION, frames, replace(settings, speaking=speaking_of(rule))) for rule in rules]
+    requests = [Request(QUESTION, frames, replace(settings, speaking_rule=speaking_of(rule))) for rule in rules]
     found = watch(make_engine(model), tokenizer, requests)
     for request, events in zip(requests, found, strict=True):
         check(model, tokenizer, frames, request.settings, events)
@@ -122,9 +147,9 @@ def check(model, tokenizer, frames, settings, events):
     skip, end = settings.decisions.skip, settings.decisions.end
     scores = scores_of(model, tokenizer, frames, settings, events) if tokens else []
     in_utterance, place = False, 0
-    threshold = getattr(settings.speaking, "threshold", np.inf)
-    most = getattr(settings.speaking, "most", 0)
-    period = getattr(settings.speaking, "period", 1)
+    threshold = getattr(settings.speaking_rule, "threshold", np.inf)
+    most = getattr(settings.speaking_rule, "most", 0)
+    period = getattr(settings.speaking_rule, "period", 1)
     for frame, count in enumerate(counts_of(events)):
         said = tokens[place : place + count]
         if not in_utterance and frame % period:
@@ -145,7 +170,7 @@ def check(model, tokenizer, frames, settings, events):
 
 
 def test_utterances_are_parted_and_decisions_have_no_text(model, tokenizer, decisions):
-    settings = StreamSettings(max_tail=4, decisions=decisions, speaking=speaking_of("decide:threshold=0.5,most=5"))
+    settings = StreamSettings(max_tail=4, decisions=decisions, speaking_rule=speaking_of("decide:threshold=0.5,most=5"))
     (events,) = watch(make_engine(model), tokenizer, [Request(QUESTION, make_frames(FRAMES, 8, GRID), settings)])
     words = told(events)
     pauses = [place for place, word in enumerate(words) if word.token_id in (decisions.skip, decisions.end)]
@@ -160,7 +185,7 @@ def test_decisions_are_no_repetition(model, tokenizer, decisions):
     """However dear repeating is, silence costs nothing: the penalty of one would forbid every second skip."""
     from swjax.inference import Sampling
 
-    plain = StreamSettings(max_tail=4, decisions=decisions, speaking=speaking_of("decide:most=1"))
+    plain = StreamSettings(max_tail=4, decisions=decisions, speaking_rule=speaking_of("decide:most=1"))
     frames = make_frames(FRAMES, 8, GRID)
     same = DecisionTokens(decisions.skip, decisions.skip)
     requests = [
@@ -176,15 +201,84 @@ def test_decisions_are_no_repetition(model, tokenizer, decisions):
     assert first is None or with_penalty[: first + 1] == without[: first + 1] or len(set(without)) < len(without)
 
 
+@pytest.mark.parametrize(("variant", "seed"), [("interleave", 21), ("ospe", 21), ("gdpe", 12), ("gipe", 21)])
+def test_a_question_in_mid_stream_begins_another_answer_that_decides(model, tokenizer, variant, seed):
+    """Every token is the likeliest by one pass over the conversation, and what was begun is finished before.
+
+    With these seeds no token is said that gives a chat its structure.
+    """
+    special, decisions = SpecialTokens.from_tokenizer(tokenizer), choose_decisions(model, tokenizer, variant, seed=seed)
+    settings = StreamSettings(
+        variant=variant, max_tail=3, decisions=decisions, speaking_rule=speaking_of("decide:threshold=0.1,most=4")
+    )
+    engine, frames = make_engine(model), make_frames(FRAMES, seed, GRID)
+    stream = engine.open(tokenizer, question=QUESTION, settings=settings)
+    told_events = []
+    for number, frame in enumerate(frames):
+        engine.see(stream, frame, last=number == FRAMES - 1)
+        if number in (1, 3):
+            engine.ask(stream, "And now?")
+    while engine.has_work:
+        told_events += [event for _, event in engine.step()]
+
+    events = [SourceText(tuple(encode_prompt(tokenizer, special, QUESTION).tolist()), is_item=False)]
+    first, tokens, asked = False, [], 0
+    for event in told_events:
+        match event:
+            case FrameSeen(index=index):
+                events.append(SourceFrame(2, 2))
+                if index == FRAMES - 1:
+                    events.append(SourceText(special.trailer, is_item=False))
+                if index == 0:
+                    events.append(Spoken(special.prefix))
+                first = not tokens or tokens[-1][0] in (decisions.skip, decisions.end)
+            case QuestionSeen():
+                asked += 1
+                events += [encode_question(tokenizer, special, "And now?"), Spoken(special.prefix)]
+                first = True
+            case TokenSpoken(token_id=token, question=question):
+                events.append(Spoken((token,)))
+                assert question == asked
+                tokens.append((token, first))
+                first = False
+    assert asked == 2
+    layout = pad_layout(build_conversation(events, variant=variant, special_tokens=special), ROW)
+    grid = read_events(events, special).video_grid_thw
+    scores = np.asarray(
+        forward(
+            model,
+            layout.token_ids[None],
+            layout.position_ids[:, None],
+            KeySpans(layout.spans.start[None], layout.spans.stop[None]),
+            pixel_values=np.concatenate([frame.patches for frame in frames])[None],
+            video_grid_thw=grid[None],
+        )
+    )[0]
+    line = read_events(events, special).token_ids
+    sources = read_events(events, special).num_sources
+    spoken = [number for number, event in enumerate(flat(events)) if event]
+    assert [int(line[sources + place]) for place in spoken] == [token for token, _ in tokens]
+    for place, (token, decides) in zip(spoken, tokens, strict=True):
+        (slot,) = np.flatnonzero(layout.chat_index == sources + place)
+        row = scores[slot + 1 if settings.design.grouped else slot - 1][None]
+        unwanted = skip_is_unwanted(row, np.array([decisions.skip]), np.array([0.1 if decides else 0.0]), xp=np)
+        assert token == int(np.where(unwanted, -np.inf, row).argmax())
+
+
+def flat(events):
+    """Whether each target is a word, and not of a prefix."""
+    return [len(event.token_ids) == 1 for event in events if isinstance(event, Spoken) for _ in event.token_ids]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"speaking": speaking_of("verify")}, "needs surprise, which the engine does not measure"),
-        ({"speaking": speaking_of("drop_trigger")}, "needs drop_ratio"),
-        ({"speaking": speaking_of("always:most=100000")}, "allows more than 10000 words"),
-        ({"speaking": speaking_of("decide"), "counts": (1,)}, "in the place of a schedule|takes the place"),
-        ({"speaking": speaking_of("decide"), "variant": "offline"}, "speak while they watch"),
-        ({"speaking": "decide"}, "must be a rule"),
+        ({"speaking_rule": speaking_of("verify")}, "needs surprise, which the engine does not measure"),
+        ({"speaking_rule": speaking_of("drop_trigger")}, "needs drop_ratio"),
+        ({"speaking_rule": speaking_of("always:most=100000")}, "allows more than 10000 words"),
+        ({"speaking_rule": speaking_of("decide"), "counts": (1,)}, "in the place of a schedule|takes the place"),
+        ({"speaking_rule": speaking_of("decide"), "variant": "offline"}, "speak while they watch"),
+        ({"speaking_rule": "decide"}, "must be a rule"),
     ],
 )
 def test_rules_that_cannot_be_followed_are_refused(changes, message):
