@@ -14,6 +14,8 @@
     gain    speed-up of parallel over sequential, on one device and on two, against r, perceiving over speaking, each
             measured alone: the time to watch the video without a word, and the words of a tail with half of the video
             in the cache; the paper's model gives (1 + r) / max(1, r)
+    endless 10,000 frames with each memory: slots, bytes on the device and of the process, what is compiled, time a
+            frame at first and at last, and what the memory costs. Hours of video, so only where it is asked for
 
 The model has random weights; the work does not depend on them. Times are by the clock. What is compared is run in
 turns, --repeats times, compiled before, and the least time of each counts, as other work on the machine only adds to
@@ -37,6 +39,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from endless import measure_endless, usual_policies  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
@@ -60,6 +63,7 @@ from swjax.streaming import (  # noqa: E402
 )
 
 STEPS = ("modes", "long", "again", "gain")
+ASKED_FOR = ("endless",)
 QUESTION = "What happens?"
 WAIT_K = 3
 SMALL_GRID = (4, 4)
@@ -313,7 +317,10 @@ def main() -> None:
         "--words", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="words a frame, for the gain"
     )
     parser.add_argument("--repeats", type=int, default=6, help="runs to take the least time of (6)")
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="what to measure (all)")
+    parser.add_argument("--only", nargs="+", choices=STEPS + ASKED_FOR, default=STEPS, help="what to measure")
+    parser.add_argument("--endless", type=int, default=10_000, help="frames of an endless stream (10000)")
+    parser.add_argument("--sources", type=int, default=4096, help="budget of its memories (4096)")
+    parser.add_argument("--memory", nargs="+", help="its memories (all, and keep_all as a control)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="add what is measured to a JSON file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (needs matplotlib)")
     args = parser.parse_args()
@@ -330,6 +337,10 @@ def main() -> None:
         found["costs"] |= measure_again(bench, args.frames)
     if "gain" in args.only:
         found["points"] = measure_gain(bench, max(4, args.frames // 3), args.words)
+    if "endless" in args.only:
+        policies = args.memory or usual_policies(args.sources)
+        of_frames = {"frames": bench.frames(8), "count": args.endless, "units": bench.units}
+        measure_endless(bench.model, bench.tokenizer, policies=policies, question=QUESTION, **of_frames)
     print(f"\n{load()}")
     if args.save:
         args.save.write_text(json.dumps(found))

@@ -41,15 +41,15 @@ def stream_with(weights, tokenizer, variant, frames=40, **memory):
 def unrotated(engine, stream):
     """Keys of the stored sources without their rotation: what they are however ids are set."""
     book = stream._scheduler._track.book
-    keys = engine._speaker.read(0, book.source_slots + stream.origin).keys
+    keys = engine._speaker.read(0, book.source_slots, stream.origin).keys
     return np.asarray(turned(keys, jnp.asarray(-book.ids), engine.config.text.rotary)), book
 
 
 def test_turning_is_rotating_at_other_ids(model):
     rotary, rng = model.config.text.rotary, np.random.default_rng(0)
     ids, turn = rng.integers(0, 5000, (3, 7)), rng.integers(-900, 900, (3, 7))
-    keys = rng.normal(size=(2, 7, rotary.head_dim)).astype(np.float32)
-    at = lambda ids: rotate(jnp.asarray(keys).swapaxes(0, 1)[None], rotary(ids[:, None]))[0].swapaxes(0, 1)  # noqa: E731
+    keys = rng.normal(size=(1, 2, 7, rotary.head_dim)).astype(np.float32)
+    at = lambda ids: rotate(jnp.asarray(keys).swapaxes(1, 2), rotary(ids[:, None])).swapaxes(1, 2)  # noqa: E731
     np.testing.assert_allclose(turned(at(ids), turn, rotary), at(ids + turn), atol=1e-3)
     np.testing.assert_allclose(turned(at(ids), -ids, rotary), keys, atol=1e-3)
 
@@ -122,7 +122,7 @@ def test_each_group_is_set_back_by_its_own_gap():
 def test_sinks_do_not_wear_out(model):
     """A hundred turns from a copy of what they were are one turn; in bfloat16 one after another they are not."""
     rotary, rng = model.config.text.rotary, np.random.default_rng(0)
-    first = jnp.asarray(rng.normal(size=(2, 16, rotary.head_dim)), jnp.bfloat16)
+    first = jnp.asarray(rng.normal(size=(1, 2, 16, rotary.head_dim)), jnp.bfloat16)
     step, again = np.full((3, 16), 17, np.int32), first
     for _ in range(100):
         again = turned(again, step, rotary)

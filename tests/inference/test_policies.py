@@ -15,6 +15,7 @@ from swjax.inference.memory import (
     Uniform,
     VisionSinkBuckets,
 )
+from swjax.inference.memory.scored import highest
 from swjax.inference.memory.vsb import spread
 from swjax.models.cache import KeyValueCache
 from swjax.models.rotary import rotate
@@ -186,6 +187,19 @@ def test_a_source_that_words_attend_to_survives(rotary, make):
     planted = (book.frames == 2) & (book.places == 3)
     assert planted.sum(axis=-1).tolist() == [[1]] * LAYERS
     assert np.count_nonzero((book.frames == 2) & (book.places == 1)) == 0, "others of its frame are gone"
+
+
+def test_the_highest_are_found_whatever_their_values():
+    scores = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
+    scores[0, 5:9] = scores[1, :4] = np.inf
+    scores[2] = np.round(scores[2])  # many are equal
+    scores[1, 30:] = -np.inf
+    for count in (1, 7, 25, 40):
+        order = np.argsort(-scores[:, ::-1], axis=-1, kind="stable")[:, :count]
+        expected = np.sort(39 - order, axis=-1)
+        found = np.asarray(highest(jnp.asarray(scores), count))
+        np.testing.assert_array_equal([np.flatnonzero(row) for row in found], expected)
+    assert not np.asarray(highest(jnp.asarray(scores), 0)).any()
 
 
 def test_buckets_fill_evenly():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from swjax.inference.memory.book import TEXT, Book, StoredKeys
-from swjax.inference.memory.scored import Scored, padded, rank
+from swjax.inference.memory.scored import Scored, highest, padded
 from swjax.inference.numbers import whole
 
 
@@ -51,7 +51,8 @@ def _scores(
     places, stays = jnp.broadcast_to(places, shape), jnp.broadcast_to(stays, shape)
     exists = jnp.arange(shape[-1]) < count
     unlike = jnp.where(exists & ~stays, -likeness(keys, places, stays & exists), -jnp.inf)
-    chosen = rank(unlike) < jnp.floor(alpha * (keep - (stays & exists).sum(axis=-1, keepdims=True)))
+    room = keep - (stays & exists).sum(axis=-1, keepdims=True)
+    chosen = highest(unlike, jnp.floor(alpha * room).astype(jnp.int32)) & (room > 0)
     norms = jnp.linalg.norm(values.astype(jnp.float32), axis=-1)
     return jnp.where(chosen, norms.max(axis=-1, keepdims=True) + 1, norms)
 

@@ -70,11 +70,24 @@ def padded(values: np.ndarray, stored: StoredKeys, *, fill: Any) -> Any:
 @jax.jit
 def best(scores: Float[Array, "L K P"], stays: Bool[Array, "#L #K P"], count: int, keep: int) -> Bool[Array, "L K P"]:
     """Which of the first `count` are kept: those that stay, and the highest scores; of equal ones the newer."""
-    scores = jnp.where(stays, jnp.inf, scores)
-    return rank(jnp.where(jnp.arange(scores.shape[-1]) < count, scores, -jnp.inf)) < keep
+    exists = jnp.arange(scores.shape[-1]) < count
+    return highest(jnp.where(exists, jnp.where(stays, jnp.inf, scores), -jnp.inf), keep)
 
 
-def rank(scores: Float[Array, "*L_K P"]) -> Int32[Array, "*L_K P"]:
-    """How many have higher scores, or the same and come later."""
-    falling = jnp.argsort(-scores[..., ::-1], axis=-1, stable=True)
-    return jnp.argsort(falling, axis=-1)[..., ::-1].astype(jnp.int32)
+def highest(scores: Float[Array, "*L_K P"], count: int | Int32[Array, "*#L_K 1"]) -> Bool[Array, "*L_K P"]:
+    """So many with the highest scores, of equal ones those that come later.
+
+    The lowest of them is found bit by bit, which takes a tenth of the time that sorting takes on a CPU.
+    """
+    scores = jnp.where(scores == 0, 0, scores.astype(jnp.float32))  # zeros have two signs
+    signed = jax.lax.bitcast_convert_type(scores, jnp.int32)
+    ordered = jnp.where(signed < 0, ~signed, signed ^ jnp.int32(-(2**31))).astype(jnp.uint32)
+
+    def add_bit(index: Array, least: Int32[Array, "*L_K 1"]) -> Int32[Array, "*L_K 1"]:
+        higher = least | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
+        return jnp.where((ordered >= higher).sum(axis=-1, keepdims=True) >= count, higher, least)
+
+    least = jax.lax.fori_loop(0, 32, add_bit, jnp.zeros((*scores.shape[:-1], 1), jnp.uint32))
+    above, equal = ordered > least, ordered == least
+    later = jnp.cumsum(equal[..., ::-1], axis=-1)[..., ::-1]
+    return above | (equal & (later <= count - above.sum(axis=-1, keepdims=True)))
