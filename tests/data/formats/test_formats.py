@@ -11,7 +11,7 @@ from video_files import numbered_frame, write_video
 
 from swjax.commands.main import main
 from swjax.data.example import Sentence, VideoExample, VideoFile
-from swjax.data.formats import FORMATS, choose_format, read_examples
+from swjax.data.formats import FORMATS, Format, choose_format, read_examples
 from swjax.data.manifest import ManifestError
 from swjax.data.records import open_records
 
@@ -233,6 +233,16 @@ def test_what_is_of_no_format_is_refused_by_its_fields(put, tmp_path: Path):
         choose_format(put("data.jsonl", {"film": "a.mp4", "words": "x"}))
     with pytest.raises(ManifestError, match=r"unknown format 'llava'; choose one of: auto, manifest, sharegpt"):
         choose_format(tmp_path, "llava")
+
+
+def test_a_format_is_added_by_one_row(put, monkeypatch):
+    def convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+        return {"video_path": record["film"], "human_caption": record["words"]}
+
+    mine = Format("mine", "films and words", {"film": "the video"}, lambda _, record: "film" in (record or {}), convert)
+    monkeypatch.setitem(FORMATS, "mine", mine)
+    examples, _ = read(put("data.jsonl", {"film": "videos/a.mp4", "words": CAPTION}), "mine")
+    assert [example.caption for example in examples] == [CAPTION]
 
 
 def test_every_format_says_what_becomes_of_its_fields_in_the_documentation():
