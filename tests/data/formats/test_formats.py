@@ -1,6 +1,7 @@
 """A small data set in the layout of each format: what is read of it, what is not and why, as commands see it."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from swjax.data.example import Sentence, VideoExample, VideoFile
 from swjax.data.formats import FORMATS, Format, choose_format, read_examples
 from swjax.data.manifest import ManifestError
 from swjax.data.records import open_records
+from swjax.data.video import iter_frames
 
 CAPTION = "The video shows a red square that turns and leaves."
 
@@ -226,6 +228,38 @@ def test_folders_of_hugging_face_datasets(put, tmp_path: Path):
     (saved / "data-00000-of-00001.arrow").write_bytes(b"not arrow")
     with pytest.raises(ManifestError, match=r"data-00000-of-00001\.arrow cannot be read"):
         read_examples(saved)
+
+
+def test_webdataset_films_stay_in_their_shards(film: Path, tmp_path: Path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    samples = {
+        "0001": {"caption": CAPTION, "question": "What?"},
+        "0002": {"messages": chat("Who?", "He.", "Why?", "So."), "videos": ["0002.mp4"]},
+        "0003": {"title": "none"},
+        "0004": {"caption": 5},
+    }
+    with tarfile.open(shards / "00000.tar", "w") as archive:
+        for name, fields in samples.items():
+            (tmp_path / "fields.json").write_text(json.dumps(fields))
+            archive.add(tmp_path / "fields.json", f"{name}.json")
+            archive.add(film, f"{name}.mp4")
+        archive.add(film, "0005.mp4")
+    examples, skipped = read(shards, "webdataset")
+    assert [(example.question, example.caption, example.later) for example in examples] == [
+        ("What?", CAPTION, ()),
+        ("Who?", "He.", (("Why?", "So."),)),
+    ]
+    assert len(list(iter_frames(examples[0].video, 2.0))) == 6
+    assert [reason.split(";")[0] for reason in skipped.values()] == [
+        "its JSON has none of the fields 'human_caption', 'caption', 'text', nor messages",
+        "the field 'caption' must be text, found the number 5",
+        "the archive has no 0005.json",
+    ]
+    assert [example.key for example in read_examples(shards / "00000.tar").examples] == [
+        "00000.tar:0001",
+        "00000.tar:0002",
+    ]
 
 
 def test_what_is_of_no_format_is_refused_by_its_fields(put, tmp_path: Path):
