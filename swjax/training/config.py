@@ -221,7 +221,7 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_key(path: str) -> str:
-    """What to say to somebody who wrote a key that is not there, such as `optimizer.lr` for `optimizer.learning_rate`."""
+    """What to say of a key that is not there, such as `optimizer.lr` for `optimizer.learning_rate`."""
     group, _, name = path.rpartition(".")
     known = [key for key in DEFAULTS if group and key.startswith(group + ".")] or list(DEFAULTS)
     names = {key.rpartition(".")[2]: key for key in reversed(known)}  # of two with one name, the first in the table
