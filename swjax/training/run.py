@@ -137,7 +137,7 @@ def _check_same_run(run_dir: Path, config: ConfigDict) -> None:
 
 
 def _write_run_folder(run_dir: Path, config: ConfigDict, model_config: ModelConfig, tokenizer: Any) -> None:
-    """Writes what does not change during the run."""
+    """Writes what does not change while the run goes on."""
     run_dir.mkdir(parents=True, exist_ok=True)
     source = Path(tokenizer.name_or_path)
     copy_tokenizer(source, run_dir / TOKENIZER)
