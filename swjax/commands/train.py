@@ -6,12 +6,12 @@ from pathlib import Path
 from swjax.commands.say import console, known_errors, refuse
 
 NAME = "train"
-HELP = "train a model; goes on by itself where a run was stopped"
+HELP = "train a model; resumes by itself where a run was stopped"
 
 DESCRIPTION = """\
 Train a streaming video-language model as a configuration file says. The run folder (config.run_dir) receives the
 configuration, checkpoints, metrics.jsonl and TensorBoard files. Started again with the same command, a run that was
-stopped goes on from its latest checkpoint and ends with the same parameters as if it had never stopped.
+stopped resumes from its latest checkpoint and ends with the same parameters as if it had never stopped.
 
 On TPU pods, GKE, Slurm and Open MPI, start the same command on every host (or for every task): the processes find each
 other. Elsewhere give each --coordinator, --processes and --process. They share one run folder.
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         out.print(str(error))
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        out.print("stopped; the same command goes on from the latest checkpoint")
+        out.print("stopped; the same command resumes from the latest checkpoint")
         return 130
     except Exception as error:
         if isinstance(error, (ConfigError, TooManyRejectedError, *known_errors())):

@@ -6,7 +6,7 @@ from swjax.storage import AnyPath
 
 
 class ExampleError(ValueError):
-    """One example cannot be used. The pipeline sets it aside and lists it; anything else that is raised is a fault."""
+    """One example cannot be used. The pipeline skips and lists it; anything else that is raised is a fault."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class VideoExample:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Something that was set aside: where it stood (a line of a manifest, the key of an example) and why."""
+    """Something that was skipped: where it stood (a line of a manifest, the key of an example) and why."""
 
     where: str
     reason: str

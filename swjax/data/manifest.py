@@ -36,7 +36,7 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The examples of a manifest, in its order, and the lines that were set aside."""
+    """The examples of a manifest, in its order, and the lines that were skipped."""
 
     examples: tuple[VideoExample, ...]
     rejected: tuple[Rejected, ...]

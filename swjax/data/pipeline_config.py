@@ -25,9 +25,9 @@ class PipelineConfig(StreamSpec):
 
     Attributes:
         batch_size: rows of a batch in this process (B).
-        max_tokens: tokens of a row (L); a longer example is set aside.
-        max_patches: patches of a row (P), a multiple of those of a token; a video of more is set aside.
-        max_labels: labelled tokens of a row; an example with a longer answer is set aside. None: as many as tokens.
+        max_tokens: tokens of a row (L); a longer example is skipped.
+        max_patches: patches of a row (P), a multiple of those of a token; a video of more is skipped.
+        max_labels: labelled tokens of a row; an example with a longer answer is skipped. None: as many as tokens.
         batching: how training fills its rows; evaluation pads.
         max_videos: videos of a row (V); more than one only by packing.
         window: examples that packing and bucketing choose from at a time. More fill rows better, and take their

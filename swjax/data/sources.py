@@ -17,7 +17,7 @@ class Source:
 
     Attributes:
         examples: with random access.
-        rejected: lines of a manifest that were set aside; records have none, these were set aside in preparing them.
+        rejected: what was skipped, and why; records have none, as these were skipped in preparing them.
     """
 
     examples: Sequence[VideoExample]

@@ -7,7 +7,7 @@ where the decoder is `model.language_model`), and adapter_config.json.
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from safetensors.numpy import load_file, save_file
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import read_json
 from swjax.hub.writer import UNFINISHED, write_json
-from swjax.models.adapters import adapter_paths, adapter_shapes
+from swjax.models.adapters import adapter_paths, adapter_shapes, is_adapter
+from swjax.models.config import ModelConfig
+from swjax.models.family import family_of
 from swjax.models.stored import StoredArray, in_memory
 from swjax.models.weights import WeightTable
 
@@ -56,9 +58,18 @@ def save_adapter(
     write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora))
 
 
-def peft_tensors(stored: Mapping[str, StoredArray], table: WeightTable) -> dict[str, np.ndarray]:
-    """A checkpoint's adapters by PEFT's names: `lora_A` [rank, inputs] and `lora_B` [outputs, rank]."""
-    tensors: dict[str, np.ndarray] = {}
+def peft_tensors(
+    stored: Mapping[str, StoredArray], config: ModelConfig, *, additional: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """A checkpoint's adapters by PEFT's names: `lora_A` [rank, inputs] and `lora_B` [outputs, rank].
+
+    Args:
+        stored: the parameters of model and adapters.
+        config: the model's.
+        additional: paths of parameters that were trained beside them; their modules are written whole.
+    """
+    table = family_of(config).weights
+    tensors = _whole_modules(stored, config, additional)
     for path, projection in table.projections().items():
         if path not in stored or adapter_paths(path)[0] not in stored:
             continue
@@ -78,7 +89,7 @@ class Adapter:
     """An adapter in PEFT's form.
 
     Attributes:
-        parameters: A and B by our paths; layers that it does not adapt are zero.
+        parameters: A and B by our paths, zero in layers without them, and what was trained beside them by its own.
         rank, alpha, rslora: its scale is alpha / rank, or alpha / sqrt(rank).
     """
 
@@ -88,17 +99,17 @@ class Adapter:
     rslora: bool
 
 
-def open_adapter(folder: str | Path, table: WeightTable, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+def open_adapter(folder: str | Path, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
     """Read an adapter that PEFT, LLaMA-Factory, ms-swift or `swjax export --format lora` wrote.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
-        table: the weights of the model's family.
+        model: the configuration of the model that it belongs to.
         shapes: path -> shape of the model's parameters.
 
     Raises:
         CheckpointError: it is not there, damaged, of another model, or of a kind that is not taken (DoRA, ranks by
-            pattern, biases, weights saved beside it).
+            pattern, biases).
     """
     folder = Path(folder)
     config = read_json(folder / ADAPTER_CONFIG, holder="a folder of an adapter in PEFT's form")
@@ -108,22 +119,39 @@ def open_adapter(folder: str | Path, table: WeightTable, shapes: Mapping[str, tu
         tensors = load_file(folder / ADAPTER)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / ADAPTER} cannot be read: {error}") from error
-    places = _places(table, shapes)
+    table = family_of(model).weights
+    places, whole_places = _places(table, shapes), table.hub_tensors(model, shapes)
     found: dict[str, np.ndarray] = {}
+    layers: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
+        if ".lora_" not in name:
+            where = whole_places.get(table.hub_name(name))
+            if where is None or tensor.shape != where.shape:
+                raise CheckpointError(f"{folder / ADAPTER} has {name} {tensor.shape}, which is nothing of this model")
+            whole = found.setdefault(where.path, np.zeros(shapes[where.path], np.float32))
+            ours = tensor.astype(np.float32).reshape(where.split_shape).transpose(where.to_ours)
+            whole[... if where.layer is None else where.layer] = ours
+            layers.setdefault(where.path, set()).add(where.layer or 0)
+            continue
         module, _, side = name.removesuffix(".weight").rpartition(".lora_")
         path, layer = places.get(table.hub_name(f"{module}.weight"), ("", None))
         if side not in ("A", "B") or not path:
             raise CheckpointError(f"{folder / ADAPTER} has {name}, which is of no linear layer of this model")
-        ours = adapter_paths(path)["AB".index(side)]
-        shape = adapter_shapes(shapes, [path], rank)[ours]
+        ours_path = adapter_paths(path)["AB".index(side)]
+        shape = adapter_shapes(shapes, [path], rank)[ours_path]
         of_layer = shape if layer is None else shape[1:]
         # PEFT's are [rank, inputs] and [outputs, rank]; ours are their transposes, with heads apart.
         if tensor.ndim != 2 or tensor.shape[side == "B"] != rank or tensor.size != math.prod(of_layer):
             raise CheckpointError(f"{folder / ADAPTER}: {name} has shape {tensor.shape}, which does not fit {path}")
-        whole = found.setdefault(ours, np.zeros(shape, np.float32))
+        whole = found.setdefault(ours_path, np.zeros(shape, np.float32))
         whole[... if layer is None else layer] = tensor.astype(np.float32).T.reshape(of_layer)
-    if lone := [path for path in found if _other_side(path, found)]:
+    for path, numbers in layers.items():
+        if any(
+            where.path == path and where.layer is not None and where.layer not in numbers
+            for where in whole_places.values()
+        ):
+            raise CheckpointError(f"{folder / ADAPTER} has {path} of some layers alone; merge it into its base")
+    if lone := [path for path in found if is_adapter(path) and _other_side(path, found)]:
         raise CheckpointError(f"{folder / ADAPTER} has one of the two matrices of {lone[0]} alone")
     parameters = {path: in_memory(array) for path, array in found.items()}
     return Adapter(parameters, rank, float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
@@ -151,7 +179,7 @@ def _refuse_kinds(folder: Path, config: Mapping[str, Any]) -> None:
     faults = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
     if faults or config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} is of no LoRA adapter: it needs r and lora_alpha")
-    others = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
+    others = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
     odd = [name for name in others if config.get(name)]
     if config.get("bias", "none") != "none":
         odd.append("bias")
@@ -160,6 +188,27 @@ def _refuse_kinds(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder / ADAPTER_CONFIG} has {', '.join(odd)}, which is not taken here; merge the adapter into its base "
             "(PEFT's merge_and_unload) and give that folder"
         )
+
+
+def _whole_modules(
+    stored: Mapping[str, StoredArray], config: ModelConfig, paths: Collection[str]
+) -> dict[str, np.ndarray]:
+    """All tensors of the modules that some parameters belong to, as PEFT keeps `modules_to_save`."""
+    table = family_of(config).weights
+    places = table.hub_tensors(config, {path: array.shape for path, array in stored.items()}) if paths else {}
+    modules = {name.rpartition(".")[0] for name, where in places.items() if where.path in paths}
+    tensors = {}
+    for name, where in places.items():
+        if name.rpartition(".")[0] in modules:
+            array = stored[where.path]
+            ours = (
+                array.read_rows(0, array.shape[0])
+                if where.layer is None
+                else array.read_rows(where.layer, where.layer + 1)[0]
+            )
+            hub = ours.astype(np.float32).transpose(np.argsort(where.to_ours)).reshape(where.shape)
+            tensors[f"base_model.model.{table.module_name(name)}"] = np.ascontiguousarray(hub)
+    return tensors
 
 
 def _module_name(table: WeightTable, hub_name: str, layer: int | None) -> str:
@@ -171,7 +220,9 @@ def _adapter_config(
     tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None, rslora: bool
 ) -> dict[str, Any]:
     """The keys of peft.LoraConfig that matter; the others have its defaults."""
-    modules = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors}
+    names = [name.removeprefix("base_model.model.") for name in tensors]
+    modules = {name.rpartition(".lora_")[0] for name in names if ".lora_" in name}
+    whole = sorted({name.rpartition(".")[0] for name in names if ".lora_" not in name})
     # An expression, and not names such as `gate_proj`, which the vision tower's layers have too.
     patterns = {re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(module)) for module in modules}
     return {
@@ -182,7 +233,7 @@ def _adapter_config(
         "init_lora_weights": True,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0,
-        "modules_to_save": None,
+        "modules_to_save": whole or None,
         "peft_type": "LORA",
         "r": rank,
         "target_modules": "|".join(sorted(patterns)),

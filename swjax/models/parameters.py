@@ -74,6 +74,12 @@ def match_paths(pattern: str, paths: Iterable[str], *, key: str) -> set[str]:
     return matched
 
 
+def match_all(patterns: Iterable[str], paths: Iterable[str], *, key: str) -> set[str]:
+    """The paths that one of several expressions matches; see `match_paths`."""
+    paths = list(paths)
+    return {path for pattern in patterns for path in match_paths(pattern, paths, key=key)}
+
+
 def fingerprint(parameters: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that change when any bit of any parameter does, wherever the parameters lie.
 

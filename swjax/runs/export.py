@@ -23,6 +23,7 @@ from swjax.hub.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
 from swjax.hub.writer import UNFINISHED, save_hf, write_json
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
+from swjax.models.parameters import match_all
 from swjax.runs.folder import MODEL, find_step, open_checkpoint, read_lora, read_model_config, read_run_config
 from swjax.runs.streaming_model import STREAMING, StoredModel, open_streaming_model
 from swjax.streaming import Variant
@@ -156,11 +157,6 @@ def export_adapter(
             f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter; "
             "export it without --format lora"
         )
-    if lora.additional:
-        raise CheckpointError(
-            f"{run_dir} trained {', '.join(lora.additional)} beside its adapter (config.lora.additional), which PEFT's "
-            "form does not hold here; export it without --format lora"
-        )
     if config.get("init_from") and (Path(config["init_from"]) / MODEL).exists():
         raise CheckpointError(
             f"{run_dir} started from the run {config['init_from']}, which is no base that PEFT loads; export it "
@@ -169,9 +165,9 @@ def export_adapter(
     folder = Path(output)
     if folder.exists() and not (folder.is_dir() and _is_adapter_export(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
-    tensors = peft_tensors(
-        open_checkpoint(run_dir, find_step(run_dir, step)), family_of(read_model_config(run_dir)).weights
-    )
+    stored = open_checkpoint(run_dir, find_step(run_dir, step))
+    beside = match_all(lora.additional, stored, key="lora.additional")
+    tensors = peft_tensors(stored, read_model_config(run_dir), additional=beside)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -15,9 +15,9 @@ from swjax.hub.peft import open_adapter
 from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json, stored_dtype
 from swjax.models.adapters import effective_alpha, is_adapter, merge_stored
 from swjax.models.config import ModelConfig
-from swjax.models.family import abstract_model, family_of
+from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import merge_parameters, split_parameters
+from swjax.models.parameters import match_all, merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
 from swjax.runs.folder import (
     MODEL,
@@ -95,8 +95,10 @@ def load_adapted_base(
         raise CheckpointError(f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter")
     model_config, stored = open_hf(base)
     rounded = {path: array.astype("float32") for path, array in stored.items()}
-    for path, array in open_checkpoint(run_dir, find_step(run_dir, step)).items():
-        if is_adapter(path):
+    found = open_checkpoint(run_dir, find_step(run_dir, step))
+    beside = match_all(lora.additional, found, key="lora.additional")
+    for path, array in found.items():
+        if is_adapter(path) or path in beside:
             rounded[path] = array.astype(adapter_dtype or array.dtype).astype("float32")
     structure, _ = split_parameters(abstract_model(model_config, param_dtype="float32"))
     merged = merge_stored(rounded, alpha=lora.effective_alpha)
@@ -122,7 +124,7 @@ def load_with_adapter(
     """
     source = open_streaming_model(base, step=step)
     shapes = {path: array.shape for path, array in source.parameters.items()}
-    found = open_adapter(adapter, family_of(source.config).weights, shapes)
+    found = open_adapter(adapter, source.config, shapes)
     alpha = effective_alpha(found.alpha, found.rank, rslora=found.rslora)
     merged = merge_stored({**source.parameters, **found.parameters}, alpha=alpha)
     kept = dtype or stored_dtype(source.parameters)

@@ -227,7 +227,7 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_key(path: str) -> str:
-    """What to tell somebody who wrote a key that is not there, such as `optimizer.lr` for `optimizer.learning_rate`."""
+    """What to say of a key that is not there, such as `optimizer.lr` for `optimizer.learning_rate`."""
     group, _, name = path.rpartition(".")
     known = [key for key in DEFAULTS if group and key.startswith(group + ".")] or list(DEFAULTS)
     names = {key.rpartition(".")[2]: key for key in reversed(known)}  # of two with one name, the first in the table
@@ -299,11 +299,11 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
 
 
 def changed_keys(recorded: Mapping[str, Any], config: ConfigDict | Mapping[str, Any]) -> list[str]:
-    """What keeps a run from going on with another configuration: a line for each key that must stay as it was.
+    """What keeps a run from being resumed with another configuration: a line for each key that must stay as it was.
 
     Args:
         recorded: the configuration in the run folder, nested.
-        config: the one to go on with.
+        config: the one to resume with.
     """
     later = {key.path: key.default for key in KEYS if key.later}
     old, new = later | dict(_walk(recorded, "")), flatten(config)
@@ -335,7 +335,7 @@ def _check_start(values: Mapping[str, Any]) -> None:
     if values["optimizer.name"] != "adamw" and values["optimizer.moments_dtype"] != "float32":
         raise ConfigError("config.optimizer.moments_dtype is of AdamW's moments; leave it at float32 with another rule")
     if values["lora.init_from"] and not values["lora.rank"]:
-        raise ConfigError("config.lora.init_from is an adapter to go on training; give its rank as config.lora.rank")
+        raise ConfigError("config.lora.init_from is an adapter to train further; give its rank as config.lora.rank")
     chosen = values["init_checkpoint"]
     if chosen not in ("latest", "best") and not chosen.isdecimal():
         raise ConfigError(f"config.init_checkpoint is {chosen!r}; give latest, best or the step of a checkpoint")

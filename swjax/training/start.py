@@ -18,7 +18,7 @@ from swjax.hub.progress import STDERR
 from swjax.models.adapters import choose_targets, is_adapter, new_adapters
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
-from swjax.models.parameters import Parameters, match_paths, split_parameters
+from swjax.models.parameters import Parameters, match_all, split_parameters
 from swjax.models.stored import place
 from swjax.streaming import SpecialTokens
 from swjax.training.config import ConfigError
@@ -108,7 +108,7 @@ def split_additional(parameters: Mapping[str, Any], config: ConfigDict) -> tuple
     Raises:
         ValueError: an expression of `config.lora.additional` is not valid, matches nothing or an adapted weight.
     """
-    chosen = {path for pattern in config.lora.additional for path in match_paths(pattern, parameters, key=_ADDITIONAL)}
+    chosen = match_all(config.lora.additional, parameters, key=_ADDITIONAL)
     both = chosen.intersection(choose_targets(config.lora.targets, parameters))
     if both:
         raise ValueError(f"config.{_ADDITIONAL}: {min(both)} has an adapter; leave it out of one of the two")
@@ -117,10 +117,10 @@ def split_additional(parameters: Mapping[str, Any], config: ConfigDict) -> tuple
 
 
 def _read_adapters(model_config: ModelConfig, config: ConfigDict, shapes: TrainState) -> Parameters:
-    """Those of `config.lora.init_from`."""
+    """Those of `config.lora.init_from`, and what was trained beside them."""
     folder = config.lora.init_from
     everything = {path: leaf.shape for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
-    found = open_adapter(folder, family_of(model_config).weights, everything)
+    found = open_adapter(folder, model_config, everything)
     wanted = {path: leaf for path, leaf in shapes.trainable.items() if is_adapter(path)}
     said = (config.lora.rank, config.lora.alpha, config.lora.rslora)
     if (found.rank, found.alpha, found.rslora) != said:
@@ -128,9 +128,13 @@ def _read_adapters(model_config: ModelConfig, config: ConfigDict, shapes: TrainS
             f"config.lora.rank, alpha and rslora are {said}, and those of the adapter {folder} are "
             f"{(found.rank, found.alpha, found.rslora)}; make them the same"
         )
-    if odd := sorted(found.parameters.keys() ^ wanted.keys()):
+    beside = {path for path in found.parameters if not is_adapter(path)}
+    if odd := sorted((found.parameters.keys() - beside) ^ wanted.keys()):
         raise ConfigError(f"config.lora.targets and the adapter {folder} differ in {odd[0]} and {len(odd) - 1} more")
-    return {path: place(found.parameters[path], leaf.sharding, leaf.dtype) for path, leaf in wanted.items()}
+    if odd := sorted(beside - shapes.trainable.keys()):
+        raise ConfigError(f"the adapter {folder} was trained with {odd[0]} beside it; name it in config.{_ADDITIONAL}")
+    places = {path: shapes.trainable[path] for path in found.parameters}
+    return {path: place(found.parameters[path], leaf.sharding, leaf.dtype) for path, leaf in places.items()}
 
 
 def make_state(
@@ -169,7 +173,7 @@ def make_state(
             make = functools.partial(make_adapters, {**shapes.trainable, **shapes.frozen}, config)
             places = {path: sharding for path, sharding in shardings.trainable.items() if is_adapter(path)}
             adapters = jax.jit(make, out_shardings=places)()
-        trainable = adapters | beside
+        trainable = beside | adapters
     else:
         trainable, frozen = split_frozen(parameters, config.frozen)
     warm = functools.partial(initial_state, optimizer=optimizer, ema=config.optimizer.ema)

@@ -127,7 +127,7 @@ def put_batch(
         Global arrays [B, ...], or [A, B, ...] where `accumulation` is given; with `slots` where rows are dealt out.
 
     Raises:
-        ValueError: a row has more labels than `max_labels` (the pipeline sets such examples aside), or the mesh does
+        ValueError: a row has more labels than `max_labels` (the pipeline skips such examples), or the mesh does
             not divide the batch.
     """
     most = int((batch["labels"] != IGNORED).sum(axis=-1).max())

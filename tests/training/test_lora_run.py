@@ -10,10 +10,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from swjax.commands.main import main
 from swjax.hub import CheckpointError, load_hf, save_hf, verify
+from swjax.hub.peft import ADAPTER
 from swjax.models.adapters import attach_adapters
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import WEIGHTS
@@ -174,8 +175,25 @@ def test_an_adapter_goes_on_training_with_the_merger_beside_it(trained, tmp_path
     for path, leaf in state.ema.items():
         np.testing.assert_array_equal(found.trainable[path], leaf, err_msg=path)
     assert "visual/merger/norm_d" not in found.frozen
-    with pytest.raises(CheckpointError, match=r"trained visual/merger/norm beside its adapter"):
-        export_adapter(again.run_dir, tmp_path / "other")
+
+    # What was trained beside it is another now, and goes along in PEFT's form as its module.
+    export_adapter(again.run_dir, tmp_path / "other")
+    settings = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
+    assert settings["modules_to_save"] == ["model.visual.merger.ln_q"]
+    tensors = load_file(tmp_path / "other" / "adapter_model.safetensors")
+    norm = tensors["base_model.model.model.visual.merger.ln_q.weight"]
+    np.testing.assert_array_equal(norm, found.trainable["visual/merger/norm_d"])
+    save_file(tensors | {"base_model.model.model.visual.merger.ln_q.weight": 3 * norm}, tmp_path / "other" / ADAPTER)
+    merged = split_parameters(load_with_adapter(tmp_path / "base", tmp_path / "other").model)[1]
+    trained_on = split_parameters(load_run(again.run_dir).model)[1]
+    for path, leaf in merged.items():
+        factor = 3 if path == "visual/merger/norm_d" else 1
+        np.testing.assert_allclose(leaf, factor * trained_on[path], atol=1e-6, err_msg=path)
+
+    again.lora.init_from, again.lora.additional = str(tmp_path / "other"), ()
+    again.run_dir = str(tmp_path / "second")
+    with pytest.raises(ConfigError, match=r"trained with visual/merger/norm_d beside it; name it in config\.lora\.add"):
+        train(again, console=SILENT)
     again.run_dir, again.lora.alpha = str(tmp_path / "third"), 5.0
     with pytest.raises(ConfigError, match=r"those of the adapter .* are \(3, 6\.0, False\); make them the same"):
         train(again, console=SILENT)

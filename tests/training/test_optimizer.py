@@ -6,8 +6,9 @@ import pytest
 
 from swjax.models.adapters import choose_targets
 from swjax.models.parameters import match_paths
+from swjax.training.config import base_config, check_config
 from swjax.training.mesh import make_mesh
-from swjax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
+from swjax.training.optimizer import OPTIMIZERS, SCHEDULES, learning_rate_schedule, make_optimizer, split_frozen
 from swjax.training.step import initial_state, state_shardings
 
 PARAMETERS = {"visual/patch_weight_cd": 1, "visual/blocks/norm_d": 2, "visual/merger/up_mf": 3, "decoder/head_vd": 4}
@@ -127,6 +128,17 @@ GRADIENTS = {
     "decoder/head_vd": jnp.asarray(np.random.default_rng(2).standard_normal((8, 6)), jnp.float32),
     "decoder/norm_d": jnp.full(6, -3.0),
 }
+
+
+def test_rules_and_schedules_are_added_by_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS, "descent", lambda rule: optax.sgd(rule.schedule))
+    monkeypatch.setitem(SCHEDULES, "half", lambda peak, steps, final, decay: optax.constant_schedule(peak / 2))
+    config = base_config()
+    config.data.train, config.model.preset = "manifest.jsonl", "tiny"
+    config.optimizer.name, config.optimizer.schedule = "descent", "half"
+    check_config(config)
+    assert learning_rate_schedule(1.0, steps=4, warmup_fraction=0.0, kind="half")(3) == 0.5
+    np.testing.assert_allclose(update_of("descent", GRADIENTS)["decoder/norm_d"], 0.5 * 3.0)
 
 
 def test_lion_steps_by_the_sign() -> None:

@@ -27,10 +27,11 @@ class Manifest(ReleaseBuilder):
     @classmethod
     def content(cls, part: Path) -> Iterator[bytes]:
         """The file, if it is one, what was read of it, and the sizes of its videos."""
-        if part.is_file():
+        is_list = part.is_file() and part.suffix != ".tar"
+        if is_list:
             yield part.read_bytes()
         for example in _read(part).examples:
-            if part.is_dir():
+            if not is_list:
                 yield f"{example.key} {example.caption} {example.sentences}\n".encode()
             path = example.video.path if isinstance(example.video, VideoFile) else Path(str(example.video))
             yield f"{path.stat().st_size}\n".encode()

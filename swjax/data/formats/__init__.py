@@ -10,13 +10,16 @@ from swjax.data.formats.records import OTHER_SUFFIXES
 from swjax.data.formats.sharegpt import SHAREGPT
 from swjax.data.formats.subtitles import SUBTITLES
 from swjax.data.formats.swift import SWIFT
+from swjax.data.formats.webdataset import WEBDATASET
 from swjax.data.manifest import Manifest, read_manifest
 
 AUTO = "auto"
 
 __all__ = ["AUTO", "FORMATS", "Format", "choose_format", "count_fields", "read_examples"]
 
-FORMATS: dict[str, Format] = {format.name: format for format in (MANIFEST, SHAREGPT, SWIFT, LIVECC, DENSE, SUBTITLES)}
+FORMATS: dict[str, Format] = {
+    format.name: format for format in (MANIFEST, SHAREGPT, SWIFT, LIVECC, DENSE, WEBDATASET, SUBTITLES)
+}
 """By name, in the order in which `auto` tries them."""
 
 

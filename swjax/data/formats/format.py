@@ -2,16 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.example import ArchiveMember, ExampleError, Rejected, Video, VideoExample, VideoFile
 from swjax.data.fields import FieldError
 from swjax.data.formats.records import Record, read_records
 from swjax.data.json_lines import JsonLineError
 from swjax.data.manifest import Manifest, ManifestError, parse_record
+
+MEMBER = "archive member"
+"""The key under which a converted record has its `ArchiveMember`, where `video_path` names an archive."""
 
 LOOKED_AT = 20
 """Records that are looked at to tell the format of a file."""
@@ -91,9 +94,10 @@ def read_source(path: Path, found: Format, *, root: str | Path | None = None) ->
         try:
             if isinstance(record, Exception):
                 raise record
-            example = parse_record(
-                found.convert(record, folder), folder, folder if root is None else Path(root), default_key=where
-            )
+            converted = found.convert(record, folder)
+            example = parse_record(converted, folder, folder if root is None else Path(root), default_key=where)
+            if isinstance(converted.get(MEMBER), ArchiveMember):
+                example = replace(example, video=_inside(example.video, converted[MEMBER]))
             if example.key in examples:
                 raise FieldError(f"{example.key!r} names an earlier record, too; every record needs its own name")
         except (FieldError, JsonLineError, ExampleError) as error:
@@ -104,6 +108,12 @@ def read_source(path: Path, found: Format, *, root: str | Path | None = None) ->
         first = f"; the first of {len(rejected)} is {rejected[0].where}: {rejected[0].reason}" if rejected else ""
         raise ManifestError(f"{path}, read as {found.name}, has no usable example{first or ': it is empty'}")
     return Manifest(tuple(examples.values()), tuple(rejected))
+
+
+def _inside(video: Video, member: ArchiveMember) -> VideoFile:
+    """A film, or a part of one, in the archive that was taken for it."""
+    part = video if isinstance(video, VideoFile) else VideoFile(Path(str(video)))
+    return replace(part, member=member)
 
 
 def count_fields(path: Path, found: Format, *, limit: int) -> list[tuple[str, int, str]]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from swjax.data.fields import FieldError
+from swjax.data.fields import MAX_SECONDS, FieldError
 from swjax.data.json_lines import json_type, shown
 from swjax.data.text import check_text, glue_pieces
 
@@ -26,8 +26,8 @@ def timed_sentences(entries: Any, name: str, *, since: float = 0.0) -> list[dict
         if not (isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[2], str)):
             raise FieldError(f"{where} must be [start, end, text], found {shown(entry)}")
         times = entry[:2]
-        if any(isinstance(time, bool) or not isinstance(time, int | float) or not time >= 0 for time in times):
-            raise FieldError(f"{where} must begin with two times in seconds, found {shown(entry)}")
+        if not all(type(time) in (int, float) and 0 <= time <= MAX_SECONDS for time in times):
+            raise FieldError(f"{where} must begin with two times from 0 to {MAX_SECONDS:g} s, found {shown(entry)}")
         pieces.append((check_text(entry[2], where), max(0.0, float(entry[0]) - since)))
     words = glue_pieces(sorted(pieces, key=lambda piece: piece[1]))
     if not words:

@@ -511,7 +511,10 @@ def load(
 
 
 def _merge(model: Any, tensors: dict[str, torch.Tensor], scale: float) -> None:
-    """W + alpha / r * B A, for each linear layer that has an adapter."""
+    """W + alpha / r * B A, for each linear layer that has an adapter; what was trained beside them as it is."""
+    for name in (name for name in tensors if ".lora_" not in name):
+        parameter = model.get_parameter(name.removeprefix("base_model.model."))
+        parameter.data = tensors[name].to(parameter.dtype)
     for name in (name for name in tensors if name.endswith(".lora_A.weight")):
         layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
         change = tensors[name.replace("lora_A", "lora_B")].float() @ tensors[name].float()

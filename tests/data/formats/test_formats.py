@@ -1,6 +1,7 @@
 """A small data set in the layout of each format: what is read of it, what is not and why, as commands see it."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from video_files import numbered_frame, write_video
 
 from swjax.commands.main import main
 from swjax.data.example import Sentence, VideoExample, VideoFile
-from swjax.data.formats import FORMATS, choose_format, read_examples
+from swjax.data.formats import FORMATS, Format, choose_format, read_examples
 from swjax.data.manifest import ManifestError
 from swjax.data.records import open_records
+from swjax.data.video import iter_frames
 
 CAPTION = "The video shows a red square that turns and leaves."
 
@@ -228,11 +230,53 @@ def test_folders_of_hugging_face_datasets(put, tmp_path: Path):
         read_examples(saved)
 
 
+def test_webdataset_films_stay_in_their_shards(film: Path, tmp_path: Path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    samples = {
+        "0001": {"caption": CAPTION, "question": "What?"},
+        "0002": {"messages": chat("Who?", "He.", "Why?", "So."), "videos": ["0002.mp4"]},
+        "0003": {"title": "none"},
+        "0004": {"caption": 5},
+    }
+    with tarfile.open(shards / "00000.tar", "w") as archive:
+        for name, fields in samples.items():
+            (tmp_path / "fields.json").write_text(json.dumps(fields))
+            archive.add(tmp_path / "fields.json", f"{name}.json")
+            archive.add(film, f"{name}.mp4")
+        archive.add(film, "0005.mp4")
+    examples, skipped = read(shards, "webdataset")
+    assert [(example.question, example.caption, example.later) for example in examples] == [
+        ("What?", CAPTION, ()),
+        ("Who?", "He.", (("Why?", "So."),)),
+    ]
+    assert len(list(iter_frames(examples[0].video, 2.0))) == 6
+    assert [reason.split(";")[0] for reason in skipped.values()] == [
+        "its JSON has none of the fields 'human_caption', 'caption', 'text', nor messages",
+        "the field 'caption' must be text, found the number 5",
+        "the archive has no 0005.json",
+    ]
+    assert [example.key for example in read_examples(shards / "00000.tar").examples] == [
+        "00000.tar:0001",
+        "00000.tar:0002",
+    ]
+
+
 def test_what_is_of_no_format_is_refused_by_its_fields(put, tmp_path: Path):
     with pytest.raises(ManifestError, match=r"of no known format; its first record has the fields 'film', 'words'"):
         choose_format(put("data.jsonl", {"film": "a.mp4", "words": "x"}))
     with pytest.raises(ManifestError, match=r"unknown format 'llava'; choose one of: auto, manifest, sharegpt"):
         choose_format(tmp_path, "llava")
+
+
+def test_a_format_is_added_by_one_row(put, monkeypatch):
+    def convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+        return {"video_path": record["film"], "human_caption": record["words"]}
+
+    mine = Format("mine", "films and words", {"film": "the video"}, lambda _, record: "film" in (record or {}), convert)
+    monkeypatch.setitem(FORMATS, "mine", mine)
+    examples, _ = read(put("data.jsonl", {"film": "videos/a.mp4", "words": CAPTION}), "mine")
+    assert [example.caption for example in examples] == [CAPTION]
 
 
 def test_every_format_says_what_becomes_of_its_fields_in_the_documentation():
