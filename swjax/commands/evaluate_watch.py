@@ -4,12 +4,12 @@ import argparse
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
 from swjax.commands.say import UsageError
+from swjax.storage import AnyPath
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.data.example import Rejected, VideoExample
@@ -56,7 +56,7 @@ class Watch:
     tokenizer: Any
     examples: "Sequence[VideoExample]"
     args: argparse.Namespace
-    folder: Path
+    folder: AnyPath
     mode: "Mode"
     seed: int | None
 

@@ -4,27 +4,27 @@ A folder holds adapter_model.safetensors, whose names are those of transformers'
 where the decoder is `model.language_model`), and adapter_config.json.
 """
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import DTypeLike
 from safetensors.numpy import save_file
 
-from swjax.hub.writer import UNFINISHED, write_json
+from swjax.atomic import replacing
+from swjax.hub.writer import write_json
 from swjax.models.adapters import adapter_paths
 from swjax.models.stored import StoredArray
 from swjax.models.weights import WeightTable
+from swjax.storage import AnyPath
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_adapter(
-    folder: Path,
+    folder: AnyPath,
     tensors: Mapping[str, np.ndarray],
     *,
     rank: int,
@@ -44,8 +44,8 @@ def save_adapter(
     """
     (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
     arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
-    save_file(arrays, folder / (ADAPTER + UNFINISHED), metadata={"format": "pt"})
-    os.replace(folder / (ADAPTER + UNFINISHED), folder / ADAPTER)
+    with replacing(folder / ADAPTER) as partial:
+        save_file(arrays, partial, metadata={"format": "pt"})
     write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base))
 
 

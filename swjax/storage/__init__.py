@@ -14,9 +14,11 @@ from swjax.storage.files import (
     read_range,
     remove_folder,
     upload,
+    write_object,
+    writing_file,
     writing_folder,
 )
-from swjax.storage.log import BucketLog, append_line, open_log, sync_logs
+from swjax.storage.log import BucketLog, append_line, forget_log, open_log, sync_logs
 from swjax.storage.paths import AnyPath, StorageError, absolute, as_path, check_access, refused_scheme, resolved
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "check_access",
     "copy_file",
     "file_size",
+    "forget_log",
     "is_remote",
     "kvstore_url",
     "list_files",
@@ -43,5 +46,7 @@ __all__ = [
     "resolved",
     "sync_logs",
     "upload",
+    "write_object",
+    "writing_file",
     "writing_folder",
 ]

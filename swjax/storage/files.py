@@ -174,6 +174,17 @@ def writing_folder(folder: AnyPath) -> Iterator[Path]:
             upload(Path(staged) / name, folder / name)
 
 
+@contextlib.contextmanager
+def writing_file(path: AnyPath) -> Iterator[Path]:
+    """A path on disk to write a file to: its own, or one that is uploaded at the end, unless writing it failed."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="swjax-") as staged:
+        yield Path(staged) / path.name
+        upload(Path(staged) / path.name, path)
+
+
 def kvstore_url(folder: AnyPath) -> str:
     """The folder as TensorStore names it."""
     return f"file://{folder.absolute()}/" if isinstance(folder, Path) else f"{os.fspath(folder)}/"

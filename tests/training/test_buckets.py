@@ -1,5 +1,6 @@
 """Runs whose folder is in a bucket: stopped, resumed, and the same bits as on disk."""
 
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 import swjax.training.loop
+from swjax.commands.main import main
+from swjax.hub import open_hf
 from swjax.runs.folder import list_steps, open_run_model
-from swjax.storage import as_path, list_files
+from swjax.storage import as_path, copy_file, list_files, sync_logs
 from swjax.training.run import train
 
 SILENT = Console(quiet=True)
@@ -24,16 +27,45 @@ def lines_of(folder) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
+def assert_same_arrays(left, right) -> None:
+    assert left.keys() == right.keys()
+    for path, array in left.items():
+        found = (stored.read_rows(0, stored.shape[0]) for stored in (array, right[path]))
+        np.testing.assert_array_equal(*(np.ascontiguousarray(rows).view(np.uint32) for rows in found), err_msg=path)
+
+
 def assert_same_run(left, right, step: int) -> None:
     assert lines_of(left) == lines_of(right)
-    arrays = [open_run_model(folder, step) for folder in (left, right)]
-    assert arrays[0].keys() == arrays[1].keys()
-    for path in arrays[0]:
-        found = (stored[path].read_rows(0, stored[path].shape[0]) for stored in arrays)
-        np.testing.assert_array_equal(*(rows.view(np.uint32) for rows in found), err_msg=path)
+    assert_same_arrays(*(open_run_model(folder, step) for folder in (left, right)))
     # What a start makes has other names each time.
     made = [{name.partition("/")[0] for name in list_files(folder)} for folder in (left, right)]
     assert made[0] == made[1]
+
+
+def check_what_follows(url: str, on_disk: Path, manifest: str) -> None:
+    """Evaluates, exports and imports within the bucket, and compares with the same on disk."""
+    evaluated = []
+    for folder in (url, str(on_disk)):
+        assert main(["evaluate", "--checkpoint", folder, "--data", manifest, "--limit", "1"]) == 0
+        sync_logs()
+        evaluated.append(json.loads((as_path(folder) / "evaluation" / "predictions.jsonl").read_text()))
+    assert [evaluated[0][name] for name in ("key", "text")] == [evaluated[1][name] for name in ("key", "text")]
+    exported, local = as_path("gs://bucket/exported"), on_disk.parent / "exported"
+    for folder, output in ((url, exported), (str(on_disk), local)):
+        assert main(["export", "--checkpoint", folder, "--output", str(output), "--max-shard-size", "100KB"]) == 0
+    assert main(["import", str(exported), "--out", "gs://bucket/imported"]) == 0
+    for folder in (exported, as_path("gs://bucket/imported")):
+        names = [name for name in list_files(folder) if name.endswith((".safetensors", ".json", ".jinja"))]
+        assert len(names) > 6
+        for name in names:
+            assert (folder / name).read_bytes() == (local / name).read_bytes(), name
+    assert_same_arrays(open_hf(exported)[1], open_hf(local)[1])
+
+
+def uploaded(folder: Path) -> str:
+    for name in list_files(folder):
+        copy_file(folder / name, as_path("gs://bucket/clips") / name)
+    return "gs://bucket/clips/manifest.jsonl"
 
 
 def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
@@ -59,9 +91,10 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
         monkeypatch.setattr(swjax.training.loop, "save_checkpoint", save)
         assert list_steps(config.run_dir) == [2]
         train(config, console=SILENT)
-    assert gcs.faults >= 5
-    assert_same_run(as_path(config.run_dir), tmp_path / "on_disk", 4)
-    assert {file.name for file in tmp_path.iterdir()} == {"on_disk"}, "nothing else is left on disk"
+        assert gcs.faults >= 5
+        assert_same_run(as_path(config.run_dir), tmp_path / "on_disk", 4)
+        check_what_follows(config.run_dir, tmp_path / "on_disk", uploaded(Path(config.data.train).parent))
+    assert {file.name for file in tmp_path.iterdir()} == {"on_disk", "exported"}, "nothing else is left on disk"
 
 
 @pytest.fixture
