@@ -42,6 +42,18 @@ def assert_same_run(left, right, step: int) -> None:
     assert made[0] == made[1]
 
 
+def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Lets runs end where they would save a step."""
+    save = swjax.training.loop.save_checkpoint
+
+    def save_before(checkpoints, at, *args, **kwargs):
+        if at == step:
+            raise RuntimeError("the machine is gone")
+        save(checkpoints, at, *args, **kwargs)
+
+    patch.setattr(swjax.training.loop, "save_checkpoint", save_before)
+
+
 def check_what_follows(url: str, on_disk: Path, manifest: str) -> None:
     """Evaluates, exports and imports within the bucket, and compares with the same on disk."""
     evaluated = []
@@ -77,18 +89,11 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
     train(config, console=SILENT)
     config.run_dir = "gs://bucket/runs/stopped"
-    save = swjax.training.loop.save_checkpoint
-
-    def save_once(checkpoints, step, *args, **kwargs):
-        if step > 2:
-            raise RuntimeError("the machine is gone")
-        save(checkpoints, step, *args, **kwargs)
-
-    with gcs.failing(every=40):
-        monkeypatch.setattr(swjax.training.loop, "save_checkpoint", save_once)
+    with gcs.failing(every=40), monkeypatch.context() as patch:
+        stop_at(patch, 4)
         with pytest.raises(RuntimeError, match="the machine is gone"):
             train(config, console=SILENT)
-        monkeypatch.setattr(swjax.training.loop, "save_checkpoint", save)
+        patch.undo()
         assert list_steps(config.run_dir) == [2]
         train(config, console=SILENT)
         assert gcs.faults >= 5
@@ -104,6 +109,26 @@ def compiled_once(tmp_path_factory) -> Iterator[None]:
     yield
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, compiled_once, tmp_path, monkeypatch) -> None:
+    config = make_config(tmp_path / "on_disk")
+    config.steps, config.data.validation, config.checkpoint_every, config.keep = 4, "", 1, 2
+    config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
+    train(config, console=SILENT)
+    url = config.run_dir = "s3://bucket/runs/staged"
+    with s3.failing(every=40), monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train(config, console=SILENT)
+        patch.undo()
+        assert list_steps(url) == [2, 3]
+        (as_path(url) / "checkpoints" / "3" / "commit_success.txt").unlink()  # as a kill within the upload leaves it
+        assert list_steps(url) == [2]
+        train(config, console=SILENT)
+    assert list_steps(url) == [3, 4]
+    assert_same_run(as_path(url), tmp_path / "on_disk", 4)
 
 
 @pytest.mark.slow
