@@ -1,6 +1,8 @@
 """Runs whose folder is in a bucket: stopped, resumed, and the same bits as on disk."""
 
 import json
+import re
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from swjax.commands.main import main
 from swjax.hub import open_hf
 from swjax.runs.folder import list_steps, open_run_model
 from swjax.storage import as_path, copy_file, list_files, sync_logs
+from swjax.training.config import flatten
 from swjax.training.run import train
 
 SILENT = Console(quiet=True)
@@ -54,52 +57,62 @@ def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(swjax.training.loop, "save_checkpoint", save_before)
 
 
-def check_what_follows(url: str, on_disk: Path, manifest: str) -> None:
-    """Evaluates, exports and imports within the bucket, and compares with the same on disk."""
-    evaluated = []
-    for folder in (url, str(on_disk)):
-        assert main(["evaluate", "--checkpoint", folder, "--data", manifest, "--limit", "1"]) == 0
-        sync_logs()
-        evaluated.append(json.loads((as_path(folder) / "evaluation" / "predictions.jsonl").read_text()))
-    assert [evaluated[0][name] for name in ("key", "text")] == [evaluated[1][name] for name in ("key", "text")]
-    exported, local = as_path("gs://bucket/exported"), on_disk.parent / "exported"
-    for folder, output in ((url, exported), (str(on_disk), local)):
-        assert main(["export", "--checkpoint", folder, "--output", str(output), "--max-shard-size", "100KB"]) == 0
-    assert main(["import", str(exported), "--out", "gs://bucket/imported"]) == 0
-    for folder in (exported, as_path("gs://bucket/imported")):
+def documented() -> Iterator[list[str]]:
+    """The words of the commands that docs/storage.md shows, in a bucket that is there."""
+    text = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
+    for line in re.findall(r"```bash\n(.*?)```", text, re.S)[0].splitlines():
+        yield shlex.split(line.replace("BUCKET", "bucket"))[1:]
+
+
+def check_what_follows(commands: Iterator[list[str]], on_disk: Path) -> None:
+    """Evaluates, exports and imports in the bucket as documented, and compares with the same on disk."""
+    url = "gs://bucket/runs/shapes"
+    evaluate, export, import_ = commands
+    assert main([*evaluate, "--limit", "1"]) == 0
+    assert main([*(str(on_disk) if word == url else word for word in evaluate), "--limit", "1"]) == 0
+    sync_logs()
+    lines = [(as_path(run) / "evaluation" / "predictions.jsonl").read_text() for run in (url, on_disk)]
+    left, right = map(json.loads, lines)
+    assert [left[name] for name in ("key", "text")] == [right[name] for name in ("key", "text")]
+    exported, imported, local = (as_path(name) for name in (export[-1], import_[-1], on_disk.parent / "exported"))
+    for words in (export, ["export", "--checkpoint", str(on_disk), "--output", str(local)]):
+        assert main([*words, "--max-shard-size", "100KB"]) == 0
+    assert main(import_) == 0
+    for folder in (exported, imported):
         names = [name for name in list_files(folder) if name.endswith((".safetensors", ".json", ".jinja"))]
         assert len(names) > 6
         for name in names:
             assert (folder / name).read_bytes() == (local / name).read_bytes(), name
-    assert_same_arrays(open_hf(exported)[1], open_hf(local)[1])
-
-
-def uploaded(folder: Path) -> str:
-    for name in list_files(folder):
-        copy_file(folder / name, as_path("gs://bucket/clips") / name)
-    return "gs://bucket/clips/manifest.jsonl"
+    assert_same_arrays(open_hf(imported)[1], open_hf(local)[1])
 
 
 def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
-    gcs, make_config, compiled_once, tmp_path, monkeypatch
+    gcs, moving_shapes, make_config, compiled_once, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path / "on_disk")
     config.steps, config.data.validation = 4, ""
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
     train(config, console=SILENT)
-    config.run_dir = "gs://bucket/runs/stopped"
+    for name in list_files(moving_shapes):
+        copy_file(moving_shapes / name, as_path("gs://bucket/clips") / name)
+    (tmp_path / "config.py").write_text(launched.CONFIG_FILE.format(content=json.dumps(flatten(config))))
+    commands = documented()
+    command = ["config.py" if word == "configs/moving_shapes.py" else word for word in next(commands)]
+    url = "gs://bucket/runs/shapes"
     with gcs.failing(every=40), monkeypatch.context() as patch:
         stop_at(patch, 4)
         with pytest.raises(RuntimeError, match="the machine is gone"):
-            train(config, console=SILENT)
+            main(command)
         patch.undo()
-        assert list_steps(config.run_dir) == [2]
-        train(config, console=SILENT)
-        assert gcs.faults >= 5
-        assert_same_run(as_path(config.run_dir), tmp_path / "on_disk", 4)
-        check_what_follows(config.run_dir, tmp_path / "on_disk", uploaded(Path(config.data.train).parent))
-    assert {file.name for file in tmp_path.iterdir()} == {"on_disk", "exported"}, "nothing else is left on disk"
+        assert list_steps(url) == [2]
+        assert main(command) == 0
+        assert_same_run(as_path(url), tmp_path / "on_disk", 4)
+        check_what_follows(commands, tmp_path / "on_disk")
+        assert gcs.faults >= 10
+    assert {file.name for file in tmp_path.iterdir()} == {"on_disk", "exported", "config.py"}, (
+        "nothing else is left on disk"
+    )
 
 
 @pytest.fixture
