@@ -8,6 +8,7 @@
       checkpoints/STEP/  parameters (path -> array), ema (the same, averaged, if the run averages), optimizer, data
                          (the input iterator's place)
       metrics.jsonl      a line a step
+      goodput.jsonl      where the time went, a line a checkpoint
       tensorboard/       the same for TensorBoard
       rejected/          examples that could not be used, and why
 

@@ -121,6 +121,13 @@ KEYS = (
     Key("keep", 2, "checkpoints kept, the latest", free=True),
     Key("keep_best", 0, "checkpoints kept beside them, those of the lowest validation loss", free=True),
     Key("max_bad_steps", 10, "steps that may be skipped as NaN or infinite; one more stops the run", free=True),
+    Key(
+        "watchdog_minutes",
+        30.0,
+        "minutes without the end of a step after which the stacks of all threads are written to the log; 0 = never",
+        free=True,
+        later=True,
+    ),
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
     Key("compilation_cache", "", "folder that keeps compiled programs for the next start; '' for none", free=True),
     Key("profile.steps", "", "first and last step of a trace for the profiler, such as 10:13; '' for none", free=True),
@@ -214,7 +221,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
-    for path in ("lora.rank", "keep_best", "max_bad_steps"):
+    for path in ("lora.rank", "keep_best", "max_bad_steps", "watchdog_minutes"):
         if values[path] < 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
     for path in ("run_dir", "init_from", "tokenizer", "compilation_cache", *(f"data.{name}" for name in _DATA_PATHS)):
