@@ -2,7 +2,7 @@
 # What all launchers share: source it, set what differs from one run to the next in the environment.
 #
 #   CONFIG       configuration file                          (configs/pe_video_7b.py)
-#   RUN_DIR      run folder, shared by all hosts             (a folder that is mounted on all of them)
+#   RUN_DIR      run folder, the same for all hosts          (gs://BUCKET/runs/7b, or a folder mounted on all of them)
 #   OVERRIDES    more arguments of `swjax train`             (--config.mesh.fsdp=64 --config.batch_size=64)
 #   CODE         where pip finds swjax on the hosts          (git+https://example.com/you/swjax.git or a path)
 #   RESTARTS     how often a run that was preempted is started again (100)

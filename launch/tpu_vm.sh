@@ -2,7 +2,7 @@
 # Train on a slice of TPU VMs: asks for the slice (a queued resource), installs swjax on all hosts, and trains. Run it
 # again to go on after a preemption; with spot capacity, --watch does that by itself.
 #
-#   NAME=swjax-7b TYPE=v5p-128 ZONE=us-east5-a RUN_DIR=/shared/run CODE=git+https://example.com/you/swjax.git \
+#   NAME=swjax-7b TYPE=v5p-128 ZONE=us-east5-a RUN_DIR=gs://bucket/runs/7b CODE=git+https://example.com/you/swjax.git \
 #     launch/tpu_vm.sh [--watch]
 #
 # Beside the variables of launch/common.sh:
@@ -47,7 +47,7 @@ on_all_hosts() {
 train_once() {
   wait_for_slice || return "$PREEMPTED"
   run gcloud compute tpus tpu-vm scp --recurse configs "$NAME:" "${where[@]}" --worker all
-  on_all_hosts "python3 -m venv ~/swjax-venv && ~/swjax-venv/bin/pip install --quiet 'swjax[tpu] @ $CODE'"
+  on_all_hosts "python3 -m venv ~/swjax-venv && ~/swjax-venv/bin/pip install --quiet 'swjax[tpu,gcs] @ $CODE'"
   on_all_hosts "PATH=~/swjax-venv/bin:\$PATH $(train_command)"
 }
 

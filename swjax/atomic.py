@@ -3,12 +3,11 @@
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from swjax.storage import AnyPath, is_remote, upload
+from swjax.storage import AnyPath, is_remote, writing_file
 
 
 @contextlib.contextmanager
@@ -23,9 +22,8 @@ def replacing(path: AnyPath) -> Iterator[Path]:
         For a file in a bucket, a path on disk.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="swjax-") as folder:
-            yield Path(folder) / path.name
-            upload(Path(folder) / path.name, path)
+        with writing_file(path) as staged:
+            yield staged
         return
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
 from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments
+from swjax.storage import AnyPath, as_path
 from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N videos")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=as_path,
         metavar="DIR",
         help="(default: evaluation, or evaluation_random_N, in the checkpoint); several seeds have folders in it",
     )
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    if args.output is None and not Path(args.checkpoint).is_dir():
+    if args.output is None and not as_path(args.checkpoint).is_dir():
         raise UsageError(f"{args.checkpoint} is no folder here to write the scores to; give --output")
     read_memory(args), read_drop(args)
     check_judge_arguments(args)
@@ -179,14 +179,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
     _own_metrics(args.metric)
 
 
-def _folder(args: argparse.Namespace, seed: int | None) -> Path:
+def _folder(args: argparse.Namespace, seed: int | None) -> AnyPath:
     """Where the files of a schedule go; several seeds have a folder each."""
     from swjax.evaluation.sweep import evaluation_folder
 
     several = args.schedule == "random" and len(args.schedule_seed) > 1
     if args.output is not None and not several:
         return args.output
-    return evaluation_folder(args.output or Path(args.checkpoint), args.schedule, seed)
+    return evaluation_folder(args.output or as_path(args.checkpoint), args.schedule, seed)
 
 
 def _write_scores(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from swjax.commands.evaluate_watch import Watch
 from swjax.commands.say import UsageError
+from swjax.storage import AnyPath, as_path
 
 if TYPE_CHECKING:
     from swjax.data.example import VideoExample
@@ -73,7 +74,7 @@ def score_baselines(task: Watch, truths: Truths, keys: Sequence[str]) -> dict[st
 
     args = task.args
     train = args.train_manifest
-    if train is None and (Path(args.checkpoint) / MODEL).exists():
+    if train is None and (as_path(args.checkpoint) / MODEL).exists():
         train = read_run_config(args.checkpoint)["data"]["train"]
     if train is None:
         raise UsageError("--baselines chooses a constant answer from training captions; give --train-manifest")
@@ -98,8 +99,8 @@ def score_baselines(task: Watch, truths: Truths, keys: Sequence[str]) -> dict[st
     return rows | {"model, blank frames": to_row(of_blank, videos=len(blank))}
 
 
-def _file(args: argparse.Namespace, name: str) -> Path:
-    return args.events or Path(args.data).parent / name
+def _file(args: argparse.Namespace, name: str) -> AnyPath:
+    return args.events or as_path(args.data).parent / name
 
 
 def _fitting(args: argparse.Namespace, out: Console) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 
 from swjax.commands.say import UsageError
+from swjax.storage import AnyPath
 
 if TYPE_CHECKING:
     from swjax.evaluation import Prediction, Score
@@ -49,7 +50,7 @@ def check_judge_arguments(args: argparse.Namespace) -> None:
         raise UsageError("a judge needs both --judge-url and --judge-model")
 
 
-def judge_fluency(args: argparse.Namespace, folder: Path, predictions: "Sequence[Prediction]") -> "Score":
+def judge_fluency(args: argparse.Namespace, folder: AnyPath, predictions: "Sequence[Prediction]") -> "Score":
     """Grades of a language model; judge.json records how they were asked for."""
     from swjax.evaluation.bootstrap import mean_score
     from swjax.evaluation.judge import Judge

@@ -4,7 +4,6 @@ import argparse
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
@@ -12,6 +11,7 @@ from rich.progress import track
 from swjax.commands.memory_arguments import read_drop, read_memory
 from swjax.commands.say import UsageError
 from swjax.commands.speaking_arguments import read_speaking
+from swjax.storage import AnyPath
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.data.example import Rejected, VideoExample
@@ -59,7 +59,7 @@ class Watch:
     tokenizer: Any
     examples: "Sequence[VideoExample]"
     args: argparse.Namespace
-    folder: Path
+    folder: AnyPath
     mode: "Mode"
     seed: int | None
 

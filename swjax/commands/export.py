@@ -2,9 +2,9 @@
 
 import argparse
 import re
-from pathlib import Path
 
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
+from swjax.storage import as_path, is_remote, list_files
 
 NAME = "export"
 HELP = "write a trained model as a Hugging Face folder"
@@ -35,7 +35,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--output", required=True, type=as_path, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--format",
         choices=["merged", "lora"],
@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.dry_run and not args.push:
         raise UsageError("--dry-run shows what --push would upload; give it with --push OWNER/NAME")
+    if is_remote(args.output) and (args.verify or args.push):
+        raise UsageError(f"--verify and --push need a folder on disk, and --output is {args.output}")
     if args.verify:
         require_torch()
     about = about_run(args.checkpoint)
@@ -98,12 +100,12 @@ def run(args: argparse.Namespace) -> int:
             about=about,
         )
     out = console()
-    for file in sorted(path for path in args.output.rglob("*") if path.is_file()):
-        out.print(f"{file.stat().st_size:>12,} bytes  {file}", soft_wrap=True)
+    for name, size in sorted(list_files(args.output).items()):
+        out.print(f"{size:>12,} bytes  {args.output / name}", soft_wrap=True)
     if args.verify and not _agrees(args):
         return 1
     if args.push:
-        size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
+        size = sum(list_files(args.output).values())
         if args.dry_run:
             out.print(f"these {size:,} bytes would be uploaded to {args.push}; nothing was", soft_wrap=True)
         else:

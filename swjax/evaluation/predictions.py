@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from swjax.atomic import write_json
 from swjax.data.json_lines import JsonLineError, cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.predict import LaterAnswer, Prediction
+from swjax.storage import AnyPath, append_line, forget_log, make_folder
 
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.jsonl"
@@ -25,18 +25,17 @@ class PredictionFile:
         found: predictions that are there, by key.
     """
 
-    def __init__(self, path: Path, found: dict[str, Prediction]):
+    def __init__(self, path: AnyPath, found: dict[str, Prediction]):
         self.path, self.found = path, found
 
     def append(self, prediction: Prediction) -> None:
-        """Write one more, to the disk at once."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(prediction)) + "\n")
+        """Write one more, to the disk at once, to a bucket within seconds."""
+        append_line(self.path, json.dumps(asdict(prediction)))
         self.found[prediction.key] = prediction
 
 
 def open_predictions(
-    folder: Path, settings: Mapping[str, Any], *, name: str = PREDICTIONS, overwrite: bool = False
+    folder: AnyPath, settings: Mapping[str, Any], *, name: str = PREDICTIONS, overwrite: bool = False
 ) -> PredictionFile:
     """Open the predictions of a folder, to go on where an evaluation with the same settings stopped.
 
@@ -52,7 +51,7 @@ def open_predictions(
     Raises:
         EvaluationError: if predictions are there that were made with other settings, or a line cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / name
     record = path.with_suffix(".settings.json")
     settings = json.loads(json.dumps(settings))
@@ -64,10 +63,11 @@ def open_predictions(
         write_json(record, settings)
         path.touch()
     cut_half_line(path)
+    forget_log(path)
     return PredictionFile(path, {p.key: p for p in read_predictions(path)})
 
 
-def read_predictions(path: Path) -> list[Prediction]:
+def read_predictions(path: AnyPath) -> list[Prediction]:
     """Read the predictions of a file, in its order.
 
     Raises:
@@ -91,7 +91,7 @@ def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def write_authors_results(path: Path, predictions: Iterable[Prediction], *, task: str | None = None) -> None:
+def write_authors_results(path: AnyPath, predictions: Iterable[Prediction], *, task: str | None = None) -> None:
     """Write predictions as the paper's authors keep theirs: JSON lines of video_id, annotation, task and result.
 
     Args:
@@ -112,7 +112,7 @@ def write_authors_results(path: Path, predictions: Iterable[Prediction], *, task
             file.write(json.dumps(record) + "\n")
 
 
-def _check_settings(path: Path, record: Path, settings: Mapping[str, Any]) -> None:
+def _check_settings(path: AnyPath, record: AnyPath, settings: Mapping[str, Any]) -> None:
     try:
         before = json.loads(record.read_text())
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from swjax.atomic import write_bytes
 from swjax.evaluation.errors import EvaluationError
-from swjax.storage import refused_scheme
+from swjax.storage import AnyPath, refused_scheme
 from swjax.streaming.spec import StreamSpec
 
 SWEEP = "sweep.json"
@@ -108,7 +108,7 @@ def group_seeds(schedules: Iterable[str]) -> dict[str, list[int]]:
     return kinds
 
 
-def evaluation_folder(run: Path, kind: str, seed: int | None) -> Path:
+def evaluation_folder(run: AnyPath, kind: str, seed: int | None) -> AnyPath:
     """The folder of a run that holds its evaluation under a schedule."""
     return run / ("evaluation" if seed is None else f"evaluation_{kind}_{seed}")
 

@@ -19,6 +19,7 @@ from swjax.hub.errors import CheckpointError
 from swjax.models.stored import Block, StoredArray
 from swjax.models.weights import EMBEDDING, HEAD, HubTensor, is_buffer
 from swjax.notice import notify
+from swjax.storage import AnyPath, file_size, is_remote, read_range
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,13 +54,20 @@ _PIECE_BYTES = 64 * 2**20
 class FileTensor:
     """A tensor of a safetensors file: the file, and the tensor's name, shape and dtype's name in it."""
 
-    file: Path
+    file: AnyPath
     name: str
     shape: Shape
     dtype: str
+    start: int = -1  # of its bytes in a file in a bucket
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of it, one slice an axis."""
+        """A part of it, one slice an axis; of a file in a bucket, the rows of the first axis that it lies in come."""
+        if self.start >= 0:
+            first, last = (index[0].start, index[0].stop) if index else (0, 1)
+            row = np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
+            content = read_range(self.file, self.start + first * row, self.start + last * row)
+            rows = np.frombuffer(content, self.dtype).reshape((last - first, *self.shape[1:]) if index else ())
+            return rows[(slice(None), *index[1:])] if index else rows
         with safe_open(self.file, framework="numpy") as opened:
             return opened.get_slice(self.name)[index]
 
@@ -68,7 +76,7 @@ Files = Mapping[str, FileTensor]
 """Tensors by the hub's names."""
 
 
-def find_tensors(folder: Path, hub_name: Callable[[str], str]) -> Files:
+def find_tensors(folder: AnyPath, hub_name: Callable[[str], str]) -> Files:
     """Finds the tensors in a folder's safetensors files, by the hub's names (`WeightTable.hub_name` of the family).
 
     As transformers does, it takes the single file where there is one, else those that the index names. Where the index
@@ -84,7 +92,7 @@ def find_tensors(folder: Path, hub_name: Callable[[str], str]) -> Files:
             raise CheckpointError(f"{folder / name} is missing; {_other_formats(folder)}fetch the checkpoint again")
         try:
             found = _tensors_of(folder / name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / name} is damaged ({error}); fetch it again") from error
         for tensor in found:
             if is_buffer(tensor.name) or weight_map.get(tensor.name, name) != name:
@@ -100,7 +108,7 @@ def find_tensors(folder: Path, hub_name: Callable[[str], str]) -> Files:
     return files
 
 
-def _choose_files(folder: Path) -> tuple[Sequence[str], Mapping[str, str]]:
+def _choose_files(folder: AnyPath) -> tuple[Sequence[str], Mapping[str, str]]:
     """The names of the files to read, and which of them the index says holds a tensor."""
     index = folder / INDEX
     if (folder / WEIGHTS).exists():
@@ -121,7 +129,7 @@ def _choose_files(folder: Path) -> tuple[Sequence[str], Mapping[str, str]]:
     return names, weight_map
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def _read_index(index: AnyPath) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         if not all(isinstance(name, str) and Path(name).name == name != "" for name in weight_map.values()):
@@ -131,7 +139,7 @@ def _read_index(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _complete_shards(folder: Path) -> list[str]:
+def _complete_shards(folder: AnyPath) -> list[str]:
     """The shards of a checkpoint of which none is missing; [] where there is no such set, or more than one."""
     sets: dict[int, list[str]] = defaultdict(list)
     for name in sorted(file.name for file in folder.glob("model-*-of-*.safetensors")):
@@ -141,12 +149,14 @@ def _complete_shards(folder: Path) -> list[str]:
     return whole[0] if len(whole) == 1 else []
 
 
-def _other_formats(folder: Path) -> str:
+def _other_formats(folder: AnyPath) -> str:
     others = [file.name for pattern in ("pytorch_model*.bin", "*.gguf", "*.pth") for file in folder.glob(pattern)]
     return f"{sorted(others)[0]} cannot be read, save the model as safetensors or " if others else ""
 
 
-def _tensors_of(file: Path) -> list[FileTensor]:
+def _tensors_of(file: AnyPath) -> list[FileTensor]:
+    if is_remote(file):
+        return _tensors_in_bucket(file)
     with safe_open(file, framework="numpy") as opened:
         found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         return [
@@ -155,7 +165,26 @@ def _tensors_of(file: Path) -> list[FileTensor]:
         ]
 
 
-def has_own_head(folder: Path, files: Files) -> bool:
+def _tensors_in_bucket(file: AnyPath) -> list[FileTensor]:
+    """What the header of a safetensors file says: 8 bytes of its length, then JSON."""
+    size = file_size(file)
+    length = int.from_bytes(read_range(file, 0, min(8, size)), "little")
+    if not 2 <= length <= size - 8:
+        raise SafetensorError(f"a header of {length} bytes in a file of {size}")
+    header = json.loads(read_range(file, 8, 8 + length))
+    header.pop("__metadata__", None)
+    found = []
+    for name, about in header.items():
+        dtype, shape, (start, stop) = _DTYPES.get(about["dtype"], about["dtype"]), about["shape"], about["data_offsets"]
+        if dtype in READABLE and stop - start != np.dtype(dtype).itemsize * math.prod(shape):
+            raise SafetensorError(f"{name} of shape {shape} takes {stop - start} bytes")
+        if 8 + length + stop > size:
+            raise SafetensorError(f"{name} goes beyond the end of the file")
+        found.append(FileTensor(file, name, tuple(shape), dtype, 8 + length + start))
+    return found
+
+
+def has_own_head(folder: AnyPath, files: Files) -> bool:
     """Whether the weights hold a head that is not the embedding; it reads both, piece by piece, if there is a head.
 
     Args:
@@ -180,7 +209,7 @@ def has_own_head(folder: Path, files: Files) -> bool:
     )
 
 
-def check_files(folder: Path, expected: Mapping[str, HubTensor], files: Files, *, tied: bool) -> None:
+def check_files(folder: AnyPath, expected: Mapping[str, HubTensor], files: Files, *, tied: bool) -> None:
     """Compares the names, shapes and dtypes of all tensors with those of a model.
 
     Args:
@@ -217,7 +246,7 @@ def _explain(names: Sequence[str]) -> str:
     return "is config.json the one of these weights?"
 
 
-def _refuse_dtypes(folder: Path, tensors: Iterable[FileTensor]) -> None:
+def _refuse_dtypes(folder: AnyPath, tensors: Iterable[FileTensor]) -> None:
     unknown = {tensor.dtype: tensor.name for tensor in tensors if tensor.dtype not in READABLE}
     if unknown:
         dtypes = ", ".join(sorted(unknown))

@@ -4,8 +4,7 @@ Training reads Hugging Face folders as they are, each process what its devices h
 format would take the disk twice and be read no faster.
 """
 
-import os
-import shutil
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from swjax.atomic import replacing
 from swjax.hub.errors import CheckpointError
 from swjax.hub.files import INDEX
 from swjax.hub.progress import STDERR
@@ -21,6 +21,7 @@ from swjax.hub.reader import HUB_PATTERNS, download, open_hf
 from swjax.hub.tokenizer_files import TEMPLATES
 from swjax.hub.writer import UNFINISHED
 from swjax.models.config import ModelConfig
+from swjax.storage import AnyPath, as_path, copy_file, is_remote, make_folder, resolved
 
 # Either of these holds the whole vocabulary.
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -39,14 +40,14 @@ class Checked:
         lacking: files of tokenizer or processor that are not there.
     """
 
-    folder: Path
+    folder: AnyPath
     config: ModelConfig
     parameters: int
     dtypes: tuple[str, ...]
     lacking: tuple[str, ...]
 
 
-def import_checkpoint(source: str | Path, out: Path | None) -> Checked:
+def import_checkpoint(source: str | AnyPath, out: AnyPath | None) -> Checked:
     """Fetch a checkpoint from the Hub, or copy one, and check that every tensor is there with the right shape.
 
     Cut off, the same call goes on with what is there; until the end, the folder does not load.
@@ -58,21 +59,24 @@ def import_checkpoint(source: str | Path, out: Path | None) -> Checked:
     Raises:
         CheckpointError: the source is not there or damaged, or `out` holds something else.
     """
-    folder = Path(source)
+    folder = as_path(source)
     if not folder.is_dir():
         if out is None:
             raise CheckpointError(f"{source} is no folder here; to fetch it from the Hub, say where to with --out")
         _refuse_other(out)
-        return check_checkpoint(download(str(source), out))
+        if not is_remote(out):
+            return check_checkpoint(download(str(source), Path(out)))
+        _copy(download(str(source)), out)  # by way of the Hub's own cache
+        return check_checkpoint(out)
     checked = check_checkpoint(folder)
-    if out is None or (out.exists() and out.samefile(folder)):
+    if out is None or resolved(out) == resolved(folder):
         return checked
     _refuse_other(out)
     _copy(folder, out)
     return check_checkpoint(out)
 
 
-def check_checkpoint(folder: Path) -> Checked:
+def check_checkpoint(folder: AnyPath) -> Checked:
     """Check that every tensor of a Hugging Face folder is there with the right shape, and look for its tokenizer.
 
     Raises:
@@ -87,18 +91,18 @@ def check_checkpoint(folder: Path) -> Checked:
     return Checked(folder, config, parameters, dtypes, tuple(lacking))
 
 
-def _refuse_other(out: Path) -> None:
+def _refuse_other(out: AnyPath) -> None:
     if not out.exists():
         return
     # `.cache` is where the Hub keeps account of a download.
-    known = (*HUB_PATTERNS, f"*{UNFINISHED}", ".cache", TEMPLATES, "*.md", "LICENSE*", ".git*")
+    known = (*HUB_PATTERNS, f"*{UNFINISHED}", "*.partial", ".cache", TEMPLATES, "*.md", "LICENSE*", ".git*")
     others = [file.name for file in out.iterdir() if not _matches(file.name, known)] if out.is_dir() else [out.name]
     if others:
         raise CheckpointError(f"{out} is there and holds {others[0]}, which is of no checkpoint; choose another --out")
 
 
-def _copy(folder: Path, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def _copy(folder: AnyPath, out: AnyPath) -> None:
+    make_folder(out)
     files = [file for file in folder.iterdir() if file.is_file() and _matches(file.name, HUB_PATTERNS)]
     files += (folder / TEMPLATES).glob("*.jinja")
     # Last what makes a checkpoint of a folder.
@@ -106,10 +110,9 @@ def _copy(folder: Path, out: Path) -> None:
     (out / "config.json").unlink(missing_ok=True)
     for file in track(files, "copying", transient=True, console=STDERR):
         target = out / file.relative_to(folder)
-        target.parent.mkdir(exist_ok=True)
-        unfinished = target.with_name(target.name + UNFINISHED)
-        shutil.copyfile(file, unfinished)
-        os.replace(unfinished, target)
+        make_folder(target.parent)
+        with replacing(target) if not is_remote(target) else contextlib.nullcontext(target) as unfinished:
+            copy_file(file, unfinished)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

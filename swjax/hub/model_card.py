@@ -6,6 +6,7 @@ from typing import Any
 
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
+from swjax.storage import AnyPath
 
 _CARD = """\
 ---
@@ -91,7 +92,7 @@ def model_card(
     )
 
 
-def read_licence(folder: Path) -> str | None:
+def read_licence(folder: AnyPath) -> str | None:
     """The licence that the README.md of a model's folder states in its header, by the Hub's name; None without one."""
     file = folder / "README.md"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []

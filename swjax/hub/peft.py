@@ -5,7 +5,6 @@ where the decoder is `model.language_model`), and adapter_config.json.
 """
 
 import math
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,21 +16,23 @@ from jaxtyping import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from swjax.atomic import replacing
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import read_json
-from swjax.hub.writer import UNFINISHED, write_json
+from swjax.hub.writer import write_json
 from swjax.models.adapters import adapter_paths, adapter_shapes, is_adapter
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
 from swjax.models.stored import StoredArray, in_memory
 from swjax.models.weights import WeightTable
+from swjax.storage import AnyPath
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_adapter(
-    folder: Path,
+    folder: AnyPath,
     tensors: Mapping[str, np.ndarray],
     *,
     rank: int,
@@ -53,8 +54,8 @@ def save_adapter(
     """
     (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
     arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
-    save_file(arrays, folder / (ADAPTER + UNFINISHED), metadata={"format": "pt"})
-    os.replace(folder / (ADAPTER + UNFINISHED), folder / ADAPTER)
+    with replacing(folder / ADAPTER) as partial:
+        save_file(arrays, partial, metadata={"format": "pt"})
     write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora))
 
 

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import split_parameters
 from swjax.models.stored import StoredArray
 from swjax.models.weights import HubTensor
+from swjax.storage import AnyPath, as_path, is_remote, make_folder, write_object, writing_file
 
 UNFINISHED = ".unfinished"
 """How the names of files end that are still being written."""
@@ -40,7 +40,7 @@ _TILE = 64
 
 def save_hf(
     model: VideoLanguageModel | Mapping[str, Any],
-    path: str | Path,
+    path: str | AnyPath,
     *,
     config: ModelConfig | None = None,
     dtype: DTypeLike | None = None,
@@ -51,7 +51,8 @@ def save_hf(
 
     All processes must call it, with a folder that they share; each writes a part of the files. An earlier checkpoint in
     the folder stays whole until the new files are complete. Killed at any time, it leaves either a whole checkpoint or
-    none that loads: files are written under other names first, and the index and config.json come last.
+    none that loads: files are written under other names first, and the index and config.json come last. In a bucket,
+    where nothing can be renamed, an earlier checkpoint's config.json goes first, and a file at a time is on disk.
 
     Args:
         model: a model, or its parameters by path: arrays of numpy or JAX, or `StoredArray`s.
@@ -64,14 +65,14 @@ def save_hf(
     Raises:
         CheckpointError: the processes do not see the same folder.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if isinstance(model, VideoLanguageModel):
         config, parameters = model.config, split_parameters(model)[1]
     elif config is not None:
         parameters = dict(model)
     else:
         raise TypeError("save_hf needs the configuration of a model of which it is given the parameters alone")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tensors = family_of(config).weights.hub_tensors(
         config, {name: tuple(leaf.shape) for name, leaf in parameters.items()}
     )
@@ -85,6 +86,9 @@ def save_hf(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
+    if is_remote(folder) and jax.process_index() == 0:
+        for name in ("config.json", INDEX):
+            (folder / name).unlink(missing_ok=True)
     _write_files(folder, plan.filename_to_tensors, tensors, parameters, dtype)
     _meet("written")
     if jax.process_index() == 0:
@@ -94,15 +98,19 @@ def save_hf(
     _meet("published")
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: AnyPath, content: Mapping[str, Any]) -> None:
     """Write a JSON file that is there whole or not at all."""
+    text = json.dumps(content, indent=2) + "\n"
+    if is_remote(file):
+        write_object(file, text.encode())
+        return
     unfinished = file.with_name(file.name + UNFINISHED)
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(text)
     os.replace(unfinished, file)
 
 
 def _write_files(
-    folder: Path,
+    folder: AnyPath,
     files: Mapping[str, Sequence[str]],
     tensors: Mapping[str, HubTensor],
     parameters: Mapping[str, Any],
@@ -120,7 +128,9 @@ def _write_files(
                 if found is not None:
                     arrays[name] = _to_hub(found, tensors[name], dtype)
         if arrays:
-            save_file(arrays, folder / (names[first + here] + UNFINISHED), metadata={"format": "pt"})
+            name = names[first + here] + ("" if is_remote(folder) else UNFINISHED)
+            with writing_file(folder / name) as file:
+                save_file(arrays, file, metadata={"format": "pt"})
 
 
 def _fetch(
@@ -184,16 +194,17 @@ def _to_hub(ours: np.ndarray, where: HubTensor, dtype: DTypeLike | None) -> np.n
     return copy.view(ours.dtype).reshape(where.shape)
 
 
-def _publish(folder: Path, files: Sequence[str], index: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+def _publish(folder: AnyPath, files: Sequence[str], index: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
     """Give the files their names; until the last one has its own, the folder is no checkpoint."""
-    absent = [name for name in files if not (folder / (name + UNFINISHED)).exists()]
+    end = "" if is_remote(folder) else UNFINISHED
+    absent = [name for name in files if not (folder / (name + end)).exists()]
     if absent:
         raise CheckpointError(
             f"{folder} lacks {absent[0]}, which another process wrote: give a folder that all processes share"
         )
     for name in ("config.json", INDEX):
         (folder / name).unlink(missing_ok=True)
-    for name in files:
+    for name in files if end else ():
         os.replace(folder / (name + UNFINISHED), folder / name)
     for file in (*folder.glob("model-*-of-*.safetensors"), folder / WEIGHTS, *folder.glob("*" + UNFINISHED)):
         if file.name not in files:

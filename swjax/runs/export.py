@@ -6,10 +6,8 @@ weights as it goes: the model is never in memory as a whole.
 """
 
 import importlib.resources
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +24,7 @@ from swjax.models.family import family_of
 from swjax.models.parameters import match_all
 from swjax.runs.folder import MODEL, find_step, open_checkpoint, read_lora, read_model_config, read_run_config
 from swjax.runs.streaming_model import STREAMING, StoredModel, open_streaming_model
+from swjax.storage import AnyPath, as_path, make_folder, remove_folder
 from swjax.streaming import Variant
 
 README = "README.md"
@@ -35,7 +34,7 @@ PYTORCH_FILES = ("streaming.py", "finetuning.py")
 
 def export_streaming_model(
     source: StoredModel,
-    output: str | Path,
+    output: str | AnyPath,
     *,
     dtype: DTypeLike | None = None,
     max_shard_size: int | str = "5GB",
@@ -56,7 +55,7 @@ def export_streaming_model(
         CheckpointError: if the folder is there and holds something else than an earlier export, or if weights turn out
             to be damaged when they are read.
     """
-    folder = Path(output)
+    folder = as_path(output)
     if folder.exists() and not (folder.is_dir() and _is_export(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported checkpoint; choose another --output")
     is_new = not folder.exists()
@@ -64,14 +63,14 @@ def export_streaming_model(
         _write_export(source, folder, dtype, max_shard_size, about or {})
     except BaseException:
         if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         raise
 
 
 def _write_export(
-    source: StoredModel, folder: Path, dtype: DTypeLike | None, max_shard_size: int | str, about: Mapping[str, Any]
+    source: StoredModel, folder: AnyPath, dtype: DTypeLike | None, max_shard_size: int | str, about: Mapping[str, Any]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if jax.process_index() == 0:
         # First, because the weights make a checkpoint of the folder.
         _write_companions(source, folder)
@@ -87,7 +86,7 @@ def _record(source: StoredModel) -> dict[str, Any]:
     return asdict(source.record) | {"variant": str(Variant(source.record.variant))}
 
 
-def _write_companions(source: StoredModel, folder: Path) -> None:
+def _write_companions(source: StoredModel, folder: AnyPath) -> None:
     """What stands beside the weights, or beside an adapter."""
     copy_tokenizer(source.tokenizer, folder)
     if not (folder / "generation_config.json").exists():
@@ -99,9 +98,9 @@ def _write_companions(source: StoredModel, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def about_run(path: str | Path) -> dict[str, Any]:
+def about_run(path: str | AnyPath) -> dict[str, Any]:
     """What a run folder knows of its model's origin: base, its licence, data and scores; {} for another folder."""
-    run_dir = Path(path)
+    run_dir = as_path(path)
     if not (run_dir / MODEL).exists():
         return {}
     config = read_run_config(run_dir)
@@ -109,13 +108,13 @@ def about_run(path: str | Path) -> dict[str, Any]:
     scores = run_dir / "evaluation" / "scores.json"
     return {
         "base": base,
-        "licence": read_licence(Path(base)) if base else None,
+        "licence": read_licence(as_path(base)) if base else None,
         "data": config["data"].get("train"),
         "scores": read_json(scores).get("model", {}) if scores.exists() else {},
     }
 
 
-def _leave_out_pixels(file: Path) -> None:
+def _leave_out_pixels(file: AnyPath) -> None:
     """Takes the base's sizes of pictures out of a processor_config.json: they would hide those of the training."""
     if file.exists():
         content = read_json(file)
@@ -124,16 +123,16 @@ def _leave_out_pixels(file: Path) -> None:
             write_json(file, kept)
 
 
-def _is_export(folder: Path) -> bool:
+def _is_export(folder: AnyPath) -> bool:
     """Whether it is an exported folder, or one that was cut off, or empty."""
     others = (*TOKENIZER_FILES, TEMPLATES, README, *PYTORCH_FILES)
-    known = (*others, "model*.safetensors", "model.safetensors.index.json", f"*{UNFINISHED}")
+    known = (*others, "model*.safetensors", "model.safetensors.index.json", f"*{UNFINISHED}", "*.partial")
     ours = {file for pattern in known for file in folder.glob(pattern)}
     return (folder / "config.json").exists() or set(folder.iterdir()) <= ours
 
 
 def export_adapter(
-    run_dir: str | Path, output: str | Path, *, step: int | None = None, dtype: DTypeLike | None = None
+    run_dir: str | AnyPath, output: str | AnyPath, *, step: int | None = None, dtype: DTypeLike | None = None
 ) -> None:
     """Write the adapter of a LoRA run, what it was trained to do (streaming.json), and the files that speak in PyTorch.
 
@@ -148,7 +147,7 @@ def export_adapter(
     Raises:
         CheckpointError: it is no run folder or no LoRA run, or the output is there and holds something else.
     """
-    if not (Path(run_dir) / MODEL).exists():
+    if not (as_path(run_dir) / MODEL).exists():
         raise CheckpointError(f"{run_dir} is no run folder, so it has no adapter; export it without --format lora")
     config = read_run_config(run_dir)
     lora = read_lora(config)
@@ -157,19 +156,19 @@ def export_adapter(
             f"{run_dir} trained all weights (config.lora.rank was 0) and has no adapter; "
             "export it without --format lora"
         )
-    if config.get("init_from") and (Path(config["init_from"]) / MODEL).exists():
+    if config.get("init_from") and (as_path(config["init_from"]) / MODEL).exists():
         raise CheckpointError(
             f"{run_dir} started from the run {config['init_from']}, which is no base that PEFT loads; export it "
             "without --format lora, or start from an exported folder"
         )
-    folder = Path(output)
+    folder = as_path(output)
     if folder.exists() and not (folder.is_dir() and _is_adapter_export(folder)):
         raise CheckpointError(f"{folder} is there and is not an exported adapter; choose another --output")
     stored = open_checkpoint(run_dir, find_step(run_dir, step))
     beside = match_all(lora.additional, stored, key="lora.additional")
     tensors = peft_tensors(stored, read_model_config(run_dir), additional=beside)
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         base = config.get("init_from")
         source = open_streaming_model(run_dir, step=step)
@@ -180,13 +179,23 @@ def export_adapter(
         save_adapter(folder, tensors, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora, base=base, dtype=dtype)
     except BaseException:
         if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         raise
 
 
-def _is_adapter_export(folder: Path) -> bool:
+def _is_adapter_export(folder: AnyPath) -> bool:
     """Whether it is an exported adapter, or one that was cut off, or empty."""
-    known = (*TOKENIZER_FILES, TEMPLATES, README, STREAMING, *PYTORCH_FILES, ADAPTER, ADAPTER_CONFIG, f"*{UNFINISHED}")
+    known = (
+        *TOKENIZER_FILES,
+        TEMPLATES,
+        README,
+        STREAMING,
+        *PYTORCH_FILES,
+        ADAPTER,
+        ADAPTER_CONFIG,
+        f"*{UNFINISHED}",
+        "*.partial",
+    )
     return set(folder.iterdir()) <= {file for pattern in known for file in folder.glob(pattern)}
 
 

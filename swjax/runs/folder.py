@@ -8,6 +8,7 @@
       checkpoints/STEP/  parameters (path -> array), ema (the same, averaged, if the run averages), optimizer, data
                          (the input iterator's place)
       metrics.jsonl      a line a step
+      goodput.jsonl      where the time went, a line a checkpoint
       tensorboard/       the same for TensorBoard
       rejected/          examples that could not be used, and why
 
@@ -31,7 +32,7 @@ from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
-from swjax.runs.orbax_files import open_arrays
+from swjax.runs.orbax_files import MARKER, is_staged, open_arrays
 from swjax.storage import AnyPath, absolute, as_path
 
 CONFIG = "config.json"
@@ -148,6 +149,8 @@ def list_steps(run_dir: str | AnyPath) -> list[int]:
     folder = as_path(run_dir) / CHECKPOINTS
     if not folder.is_dir():
         return []
+    if is_staged(folder):
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / MARKER).exists())
     return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
 
 

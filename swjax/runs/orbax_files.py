@@ -16,13 +16,21 @@ import tensorstore as ts
 
 from swjax.hub.errors import CheckpointError
 from swjax.models.stored import Block, StoredArray
-from swjax.storage import AnyPath, kvstore_url
+from swjax.storage import AnyPath, is_remote, kvstore
 
 # Orbax's own record of the tree: a folder without it was not written to its end, or lost a part.
 _RECORD = "_METADATA"
 
+MARKER = "commit_success.txt"
+"""The file that makes a finished checkpoint of a folder in a bucket, as Orbax has it."""
+
 # The two ways in which TensorStore's messages name a tensor; other paths in them are of files and begin with a slash.
 _TENSOR_IN_ERROR = re.compile(r"""Error reading "(.+?)/[^/"]*" in|'path': '([^/'][^']*)/'""")
+
+
+def is_staged(folder: AnyPath) -> bool:
+    """Whether checkpoints in a folder are written on disk and uploaded, as Orbax does not write to its store."""
+    return is_remote(folder) and not str(folder).startswith("gs://")
 
 
 def open_arrays(folder: AnyPath) -> dict[str, StoredArray]:
@@ -36,7 +44,7 @@ def open_arrays(folder: AnyPath) -> dict[str, StoredArray]:
     """
     with reading(folder):
         (folder / _RECORD).stat()
-        base = {"driver": "ocdbt", "base": kvstore_url(folder)}
+        base = {"driver": "ocdbt", "base": kvstore(folder)}
         keys = [key.decode() for key in ts.KvStore.open(base).result().list().result()]
         names = sorted({key.rpartition("/")[0] for key in keys})
         opened = {

@@ -5,7 +5,6 @@ It is read from a run folder or from a Hugging Face folder.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import DTypeLike
@@ -30,6 +29,7 @@ from swjax.runs.folder import (
     read_model_config,
     read_run_config,
 )
+from swjax.storage import AnyPath, as_path
 from swjax.streaming import StreamSpec
 
 STREAMING = "streaming.json"
@@ -42,7 +42,7 @@ class StoredModel:
 
     config: ModelConfig
     parameters: Mapping[str, StoredArray]
-    tokenizer: Path
+    tokenizer: AnyPath
     record: StreamSpec
 
 
@@ -51,12 +51,12 @@ class StreamingModel:
     """A model with its tokenizer's folder and what it was trained to do."""
 
     model: VideoLanguageModel
-    tokenizer: Path
+    tokenizer: AnyPath
     record: StreamSpec
 
 
 def load_streaming_model(
-    path: str | Path, *, step: int | None = None, dtype: DTypeLike | None = None
+    path: str | AnyPath, *, step: int | None = None, dtype: DTypeLike | None = None
 ) -> StreamingModel:
     """Load the model of a run folder, or of a Hugging Face folder or Hub id.
 
@@ -68,7 +68,7 @@ def load_streaming_model(
     Raises:
         CheckpointError: if it cannot be used.
     """
-    if (Path(path) / MODEL).exists():
+    if (as_path(path) / MODEL).exists():
         run = load_run(path, step) if dtype is None else load_run(path, step, dtype=dtype)
         return StreamingModel(run.model, run.tokenizer, _run_record(run.config))
     folder = _hub_folder(path, step)
@@ -76,7 +76,7 @@ def load_streaming_model(
 
 
 def load_adapted_base(
-    run_dir: str | Path, base: str | Path, *, step: int | None = None, adapter_dtype: DTypeLike | None = None
+    run_dir: str | AnyPath, base: str | AnyPath, *, step: int | None = None, adapter_dtype: DTypeLike | None = None
 ) -> StreamingModel:
     """Load the model that a run's adapter makes of its base, in float32, whatever dtype the run computed in.
 
@@ -103,11 +103,11 @@ def load_adapted_base(
     structure, _ = split_parameters(abstract_model(model_config, param_dtype="float32"))
     merged = merge_stored(rounded, alpha=lora.effective_alpha)
     parameters = {path: place(array, None, "float32") for path, array in merged.items()}
-    return StreamingModel(merge_parameters(structure, parameters), Path(run_dir) / TOKENIZER, _run_record(config))
+    return StreamingModel(merge_parameters(structure, parameters), as_path(run_dir) / TOKENIZER, _run_record(config))
 
 
 def load_with_adapter(
-    base: str | Path, adapter: str | Path, *, step: int | None = None, dtype: DTypeLike | None = None
+    base: str | AnyPath, adapter: str | AnyPath, *, step: int | None = None, dtype: DTypeLike | None = None
 ) -> StreamingModel:
     """Load a model with an adapter in PEFT's form merged into it.
 
@@ -131,30 +131,30 @@ def load_with_adapter(
     structure, _ = split_parameters(abstract_model(source.config, param_dtype=kept))
     parameters = {path: place(array, None, kept) for path, array in merged.items()}
     record = source.record
-    if (Path(adapter) / STREAMING).exists():
+    if (as_path(adapter) / STREAMING).exists():
         try:
-            record = StreamSpec(**read_json(Path(adapter) / STREAMING))
+            record = StreamSpec(**read_json(as_path(adapter) / STREAMING))
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{Path(adapter) / STREAMING}: {error}") from error
+            raise CheckpointError(f"{as_path(adapter) / STREAMING}: {error}") from error
     return StreamingModel(merge_parameters(structure, parameters), source.tokenizer, record)
 
 
-def open_streaming_model(path: str | Path, *, step: int | None = None) -> StoredModel:
+def open_streaming_model(path: str | AnyPath, *, step: int | None = None) -> StoredModel:
     """Open what `load_streaming_model` loads: names and shapes of all weights are checked, and none is read.
 
     Raises:
         CheckpointError: if it cannot be used.
     """
-    if (Path(path) / MODEL).exists():
+    if (as_path(path) / MODEL).exists():
         parameters = open_run_model(path, find_step(path, step))
         record = _run_record(read_run_config(path))
-        return StoredModel(read_model_config(path), parameters, Path(path) / TOKENIZER, record)
+        return StoredModel(read_model_config(path), parameters, as_path(path) / TOKENIZER, record)
     folder = _hub_folder(path, step)
     config, parameters = open_hf(folder)
     return StoredModel(config, parameters, folder, read_record(folder))
 
 
-def _hub_folder(path: str | Path, step: int | None) -> Path:
+def _hub_folder(path: str | AnyPath, step: int | None) -> AnyPath:
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, so it has no checkpoint of step {step}")
     return find_checkpoint(path)
@@ -165,7 +165,7 @@ def _run_record(config: Mapping[str, Any]) -> StreamSpec:
     return StreamSpec(**{field.name: keys[field.name] for field in fields(StreamSpec) if field.name in keys})
 
 
-def read_record(folder: Path) -> StreamSpec:
+def read_record(folder: AnyPath) -> StreamSpec:
     """What a Hugging Face folder's model was trained to do, by the block `streaming` of its config.json.
 
     Raises:

@@ -8,15 +8,17 @@ from swjax.storage.files import (
     copy_file,
     file_size,
     is_remote,
-    kvstore_url,
+    kvstore,
     list_files,
     make_folder,
     read_range,
     remove_folder,
     upload,
+    write_object,
+    writing_file,
     writing_folder,
 )
-from swjax.storage.log import BucketLog, append_line, open_log, sync_logs
+from swjax.storage.log import BucketLog, append_line, forget_log, open_log, sync_logs
 from swjax.storage.paths import AnyPath, StorageError, absolute, as_path, check_access, refused_scheme, resolved
 
 __all__ = [
@@ -30,8 +32,9 @@ __all__ = [
     "check_access",
     "copy_file",
     "file_size",
+    "forget_log",
     "is_remote",
-    "kvstore_url",
+    "kvstore",
     "list_files",
     "local_file",
     "local_folder",
@@ -43,5 +46,7 @@ __all__ = [
     "resolved",
     "sync_logs",
     "upload",
+    "write_object",
+    "writing_file",
     "writing_folder",
 ]

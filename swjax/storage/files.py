@@ -174,9 +174,27 @@ def writing_folder(folder: AnyPath) -> Iterator[Path]:
             upload(Path(staged) / name, folder / name)
 
 
-def kvstore_url(folder: AnyPath) -> str:
-    """The folder as TensorStore names it."""
-    return f"file://{folder.absolute()}/" if isinstance(folder, Path) else f"{os.fspath(folder)}/"
+@contextlib.contextmanager
+def writing_file(path: AnyPath) -> Iterator[Path]:
+    """A path on disk to write a file to: its own, or one that is uploaded at the end, unless writing it failed."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="swjax-") as staged:
+        yield Path(staged) / path.name
+        upload(Path(staged) / path.name, path)
+
+
+def kvstore(folder: AnyPath) -> str | dict[str, str]:
+    """The folder as TensorStore names it; for S3 with the endpoint and region that the environment names."""
+    if isinstance(folder, Path):
+        return f"file://{folder.absolute()}/"
+    scheme, _, rest = os.fspath(folder).partition("://")
+    if scheme != "s3":
+        return f"{scheme}://{rest}/"
+    bucket, _, path = rest.partition("/")
+    named = {"endpoint": os.environ.get("AWS_ENDPOINT_URL"), "aws_region": os.environ.get("AWS_DEFAULT_REGION")}
+    return {"driver": "s3", "bucket": bucket, "path": f"{path}/"} | {key: name for key, name in named.items() if name}
 
 
 def remove_folder(folder: AnyPath) -> None:

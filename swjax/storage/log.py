@@ -69,6 +69,12 @@ class BucketLog:
             self.sync()
             _open_logs.discard(self)
 
+    def discard(self) -> None:
+        """Writes no more."""
+        self.closed = True
+        self._closing.set()
+        _open_logs.discard(self)
+
     def _write_from_time_to_time(self) -> None:
         pause = EVERY_S
         while not self._closing.wait(pause):
@@ -107,6 +113,13 @@ def append_line(path: AnyPath, line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def forget_log(path: AnyPath) -> None:
+    """Lets `append_line` look anew at a file in a bucket, which was replaced or removed."""
+    log = _appended.pop(str(path), None)
+    if log is not None:
+        log.discard()
 
 
 @contextlib.contextmanager

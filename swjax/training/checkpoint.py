@@ -14,9 +14,10 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from swjax.data.place import divide_place
 from swjax.hub.errors import CheckpointError
 from swjax.runs.folder import CHECKPOINTS, EMA, PARAMETERS, read_parameters
-from swjax.runs.orbax_files import reading
+from swjax.runs.orbax_files import is_staged, reading
 from swjax.storage import AnyPath, absolute, as_path, sync_logs
 from swjax.training.origin import BEST_BY
+from swjax.training.staged_checkpoints import StagedCheckpoints
 from swjax.training.step import TrainState
 
 OPTIMIZER = "optimizer"
@@ -38,13 +39,14 @@ def open_checkpoints(run_dir: str | AnyPath, *, keep: int, keep_best: int = 0) -
         reverse=True,
         keep_checkpoints_without_metrics=False,
     )
-    return ocp.CheckpointManager(
-        absolute(as_path(run_dir)) / CHECKPOINTS,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if keep_best else [])]),
-            cleanup_tmp_directories=True,
-        ),
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if keep_best else [])]),
+        cleanup_tmp_directories=True,
     )
+    folder = absolute(as_path(run_dir))
+    if is_staged(folder):
+        return StagedCheckpoints(folder, options, keep=None if keep_best else keep)
+    return ocp.CheckpointManager(folder / CHECKPOINTS, options=options)
 
 
 def save_checkpoint(

@@ -158,6 +158,13 @@ KEYS = (
     Key("keep", 2, "checkpoints kept, the latest", free=True),
     Key("keep_best", 0, "checkpoints kept beside them, those of the lowest validation loss", free=True),
     Key("max_bad_steps", 10, "steps that may be skipped as NaN or infinite; one more stops the run", free=True),
+    Key(
+        "watchdog_minutes",
+        30.0,
+        "minutes without the end of a step after which the stacks of all threads are written to the log; 0 = never",
+        free=True,
+        later=True,
+    ),
     Key("eval_every", 50, "steps between validations; the last step always has one", free=True),
     Key("compilation_cache", "", "folder that keeps compiled programs for the next start; '' for none", free=True),
     Key("profile.steps", "", "first and last step of a trace for the profiler, such as 10:13; '' for none", free=True),
@@ -275,6 +282,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
         "lora.rank",
         "keep_best",
         "max_bad_steps",
+        "watchdog_minutes",
     ):
         if values[path] < 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")

@@ -1,6 +1,7 @@
 """The steps of a run: train, tell, validate, save, until the last step or until the run is asked to stop."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -10,9 +11,11 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from swjax.runs.folder import METRICS
 from swjax.storage import as_path
 from swjax.training.checkpoint import save_checkpoint
 from swjax.training.compilations import count_compilations
+from swjax.training.goodput import Goodput, last_step
 from swjax.training.inputs import Inputs
 from swjax.training.metrics import Write, log_lines, open_metrics, progress_bar
 from swjax.training.origin import BEST_BY
@@ -22,6 +25,7 @@ from swjax.training.profiling import trace_steps
 from swjax.training.program import Program
 from swjax.training.speed import StepClock
 from swjax.training.step import Metrics, TrainState, put_batch
+from swjax.training.watch import InputWatch, LossWatch, watchdog
 
 
 class TooManyBadStepsError(RuntimeError):
@@ -55,24 +59,43 @@ def run_steps(
     Raises:
         PreemptedError, TooManyBadStepsError: as for `swjax.training.run.train`.
     """
+    run_dir, bad_before = as_path(config.run_dir), int(state.bad_steps)
+    goodput = Goodput(run_dir, start=start, lost_steps=max(0, last_step(run_dir / METRICS) - start))
+    losses, waits = LossWatch(), InputWatch()
     with (
         _tellers(config, start, console) as (write, show),
-        trace_steps(as_path(config.run_dir), config.profile.steps) as (before_step, after_step),
+        watchdog(config.watchdog_minutes) as step_ended,
+        trace_steps(run_dir, config.profile.steps) as (before_step, after_step),
         count_compilations("train_step") as compilations,
     ):
+
+        def tell(taken: tuple[int, Metrics] | None) -> Mapping[str, float] | None:
+            told = _tell(taken, write, show, clock)
+            if told is not None:
+                _warn(console, step, losses.see(told["loss"]))
+            return told
+
         untold: tuple[int, Metrics] | None = None
         for step in range(start + 1, config.steps + 1):
             before_step(step)
-            rows = next(inputs.batches)
+            began = time.perf_counter()
+            with goodput.spending("input"):
+                rows = next(inputs.batches)
+            waited = time.perf_counter() - began
             batch = _put(rows, program, config, accumulation=config.accumulation)
             compiled, seconds = compilations.count, compilations.seconds
             clock.begin(step, rows)
-            state, metrics = program.train_step(state, batch)
+            # What moves between host and devices here is moved by `put_batch` and `_tell`, and by nothing else.
+            with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = program.train_step(state, batch)
             if compilations.count > compiled:
                 seconds = compilations.seconds - seconds
+                goodput.spend("compile", seconds)
                 console.print(f"step {step}: compiled for {_describe_rows(batch)} in {seconds:.1f} s")
             after_step(step, metrics)
-            told = _tell(untold, write, show, clock)
+            told = tell(untold)
+            step_ended()
+            _warn(console, step, waits.see(waited, time.perf_counter() - began))
             untold = step, metrics | {"compilations": jnp.float32(compilations.count)}
 
             is_last = step == config.steps
@@ -80,24 +103,34 @@ def run_steps(
             validation = None
             # The best checkpoints are chosen among those that were validated.
             if inputs.validation is not None and (validates or (saves and config.keep_best)):
-                told, untold = _tell(untold, write, show, clock), None
-                validation = _validate(config, program, inputs, state)
+                told, untold = tell(untold), None
+                with goodput.spending("validation"):
+                    validation = _validate(config, program, inputs, state)
                 write(step, validation)
                 console.print(f"step {step}: validation loss {validation[BEST_BY]:.4f}")
                 clock.pause()
             stops = is_preempted(step) and not is_last
             if untold is not None and (saves or stops or is_last):  # a checkpoint follows its step's line
-                told, untold = _tell(untold, write, show, clock), None
+                told, untold = tell(untold), None
+            bad_steps = bad_before if told is None else int(told["bad_steps"])
             is_bad = told is not None and told["bad_steps"] > config.max_bad_steps
             if saves or stops or is_bad:
-                save_checkpoint(checkpoints, step, state, inputs.batches, parts=inputs.part[1], metrics=validation)
+                with goodput.spending("checkpoint"):
+                    save_checkpoint(checkpoints, step, state, inputs.batches, parts=inputs.part[1], metrics=validation)
+                goodput.record(step, bad_steps - bad_before)
             if is_bad:
                 raise TooManyBadStepsError(_describe_bad(config, step))
             if stops:
-                _tell(untold, write, show, clock)
                 checkpoints.wait_until_finished()
                 raise PreemptedError(f"asked to stop: step {step} is saved, the same command goes on from it")
+            if is_last:
+                console.print(goodput.describe(step, bad_steps - bad_before))
     return state
+
+
+def _warn(console: Console, step: int, said: str) -> None:
+    if said:
+        console.print(f"[bold]step {step}[/]: {said}")
 
 
 def _put(

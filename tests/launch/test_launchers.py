@@ -45,7 +45,7 @@ def test_tpu_vm():
     assert "--spot" in create
     assert create[create.index("--accelerator-type") + 1] == "v5p-128"
     assert "scp" in copy
-    assert "swjax[tpu] @ /code" in install[-1]
+    assert "swjax[tpu,gcs] @ /code" in install[-1]
     assert train[-1].endswith(TRAIN)
     assert train[train.index("--worker") + 1] == "all"
 
@@ -67,8 +67,10 @@ def test_slurm_requeues_what_was_preempted_and_nothing_else(tmp_path, status, re
     assert ("scontrol requeue 7" in done.stdout) is requeued
 
 
-def test_gke():
-    done = launch("gke.sh", NAME="seven", IMAGE="image", TYPE="tpu-v5p-slice", TOPOLOGY="4x4x4", HOSTS="16", CHIPS="4")
+@pytest.mark.parametrize("claim", ["", "disk"])
+def test_gke(claim):
+    slice_ = {"TYPE": "tpu-v5p-slice", "TOPOLOGY": "4x4x4", "HOSTS": "16", "CHIPS": "4"}
+    done = launch("gke.sh", NAME="seven", IMAGE="image", ACCOUNT="trainer", CLAIM=claim, **slice_)
     assert done.returncode == 0, done.stderr
     jobset = yaml.safe_load(done.stdout)
     assert "${" not in done.stdout
@@ -80,8 +82,10 @@ def test_gke():
     (container,) = hosts["template"]["spec"]["containers"]
     assert container["command"] == ["bash", "-c", f"exec {TRAIN}"]
     assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
-    claimed = {volume["name"] for volume in hosts["template"]["spec"]["volumes"]}
-    assert {mount["name"] for mount in container["volumeMounts"]} == claimed
+    assert hosts["template"]["spec"]["serviceAccountName"] == "trainer"
+    volumes = hosts["template"]["spec"].get("volumes", [])
+    assert [volume["persistentVolumeClaim"]["claimName"] for volume in volumes] == ([claim] if claim else [])
+    assert [mount["name"] for mount in container.get("volumeMounts", [])] == [volume["name"] for volume in volumes]
 
 
 def test_skypilot():

@@ -1,5 +1,8 @@
 """Runs whose folder is in a bucket: stopped, resumed, and the same bits as on disk."""
 
+import json
+import re
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -13,8 +16,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 import swjax.training.loop
+from swjax.commands.main import main
+from swjax.hub import open_hf
 from swjax.runs.folder import list_steps, open_run_model
-from swjax.storage import as_path, list_files
+from swjax.storage import as_path, copy_file, list_files, sync_logs
+from swjax.training.config import flatten
 from swjax.training.run import train
 
 SILENT = Console(quiet=True)
@@ -24,44 +30,89 @@ def lines_of(folder) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
+def assert_same_arrays(left, right) -> None:
+    assert left.keys() == right.keys()
+    for path, array in left.items():
+        found = (stored.read_rows(0, stored.shape[0]) for stored in (array, right[path]))
+        np.testing.assert_array_equal(*(np.ascontiguousarray(rows).view(np.uint32) for rows in found), err_msg=path)
+
+
 def assert_same_run(left, right, step: int) -> None:
     assert lines_of(left) == lines_of(right)
-    arrays = [open_run_model(folder, step) for folder in (left, right)]
-    assert arrays[0].keys() == arrays[1].keys()
-    for path in arrays[0]:
-        found = (stored[path].read_rows(0, stored[path].shape[0]) for stored in arrays)
-        np.testing.assert_array_equal(*(rows.view(np.uint32) for rows in found), err_msg=path)
+    assert_same_arrays(*(open_run_model(folder, step) for folder in (left, right)))
     # What a start makes has other names each time.
     made = [{name.partition("/")[0] for name in list_files(folder)} for folder in (left, right)]
     assert made[0] == made[1]
 
 
+def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Lets runs end where they would save a step."""
+    save = swjax.training.loop.save_checkpoint
+
+    def save_before(checkpoints, at, *args, **kwargs):
+        if at == step:
+            raise RuntimeError("the machine is gone")
+        save(checkpoints, at, *args, **kwargs)
+
+    patch.setattr(swjax.training.loop, "save_checkpoint", save_before)
+
+
+def documented() -> Iterator[list[str]]:
+    """The words of the commands that docs/storage.md shows, in a bucket that is there."""
+    text = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
+    for line in re.findall(r"```bash\n(.*?)```", text, re.S)[0].splitlines():
+        yield shlex.split(line.replace("BUCKET", "bucket"))[1:]
+
+
+def check_what_follows(commands: Iterator[list[str]], on_disk: Path) -> None:
+    """Evaluates, exports and imports in the bucket as documented, and compares with the same on disk."""
+    url = "gs://bucket/runs/shapes"
+    evaluate, export, import_ = commands
+    assert main([*evaluate, "--limit", "1"]) == 0
+    assert main([*(str(on_disk) if word == url else word for word in evaluate), "--limit", "1"]) == 0
+    sync_logs()
+    lines = [(as_path(run) / "evaluation" / "predictions.jsonl").read_text() for run in (url, on_disk)]
+    left, right = map(json.loads, lines)
+    assert [left[name] for name in ("key", "text")] == [right[name] for name in ("key", "text")]
+    exported, imported, local = (as_path(name) for name in (export[-1], import_[-1], on_disk.parent / "exported"))
+    for words in (export, ["export", "--checkpoint", str(on_disk), "--output", str(local)]):
+        assert main([*words, "--max-shard-size", "100KB"]) == 0
+    assert main(import_) == 0
+    for folder in (exported, imported):
+        names = [name for name in list_files(folder) if name.endswith((".safetensors", ".json", ".jinja"))]
+        assert len(names) > 6
+        for name in names:
+            assert (folder / name).read_bytes() == (local / name).read_bytes(), name
+    assert_same_arrays(open_hf(imported)[1], open_hf(local)[1])
+
+
 def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
-    gcs, make_config, compiled_once, tmp_path, monkeypatch
+    gcs, moving_shapes, make_config, compiled_once, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path / "on_disk")
     config.steps, config.data.validation = 4, ""
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
     train(config, console=SILENT)
-    config.run_dir = "gs://bucket/runs/stopped"
-    save = swjax.training.loop.save_checkpoint
-
-    def save_once(checkpoints, step, *args, **kwargs):
-        if step > 2:
-            raise RuntimeError("the machine is gone")
-        save(checkpoints, step, *args, **kwargs)
-
-    with gcs.failing(every=40):
-        monkeypatch.setattr(swjax.training.loop, "save_checkpoint", save_once)
+    for name in list_files(moving_shapes):
+        copy_file(moving_shapes / name, as_path("gs://bucket/clips") / name)
+    (tmp_path / "config.py").write_text(launched.CONFIG_FILE.format(content=json.dumps(flatten(config))))
+    commands = documented()
+    command = ["config.py" if word == "configs/moving_shapes.py" else word for word in next(commands)]
+    url = "gs://bucket/runs/shapes"
+    with gcs.failing(every=40), monkeypatch.context() as patch:
+        stop_at(patch, 4)
         with pytest.raises(RuntimeError, match="the machine is gone"):
-            train(config, console=SILENT)
-        monkeypatch.setattr(swjax.training.loop, "save_checkpoint", save)
-        assert list_steps(config.run_dir) == [2]
-        train(config, console=SILENT)
-    assert gcs.faults >= 5
-    assert_same_run(as_path(config.run_dir), tmp_path / "on_disk", 4)
-    assert {file.name for file in tmp_path.iterdir()} == {"on_disk"}, "nothing else is left on disk"
+            main(command)
+        patch.undo()
+        assert list_steps(url) == [2]
+        assert main(command) == 0
+        assert_same_run(as_path(url), tmp_path / "on_disk", 4)
+        check_what_follows(commands, tmp_path / "on_disk")
+        assert gcs.faults >= 10
+    assert {file.name for file in tmp_path.iterdir()} == {"on_disk", "exported", "config.py"}, (
+        "nothing else is left on disk"
+    )
 
 
 @pytest.fixture
@@ -71,6 +122,26 @@ def compiled_once(tmp_path_factory) -> Iterator[None]:
     yield
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, compiled_once, tmp_path, monkeypatch) -> None:
+    config = make_config(tmp_path / "on_disk")
+    config.steps, config.data.validation, config.checkpoint_every, config.keep = 4, "", 1, 2
+    config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
+    train(config, console=SILENT)
+    url = config.run_dir = "s3://bucket/runs/staged"
+    with s3.failing(every=40), monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train(config, console=SILENT)
+        patch.undo()
+        assert list_steps(url) == [2, 3]
+        (as_path(url) / "checkpoints" / "3" / "commit_success.txt").unlink()  # as a kill within the upload leaves it
+        assert list_steps(url) == [2]
+        train(config, console=SILENT)
+    assert list_steps(url) == [3, 4]
+    assert_same_run(as_path(url), tmp_path / "on_disk", 4)
 
 
 @pytest.mark.slow
