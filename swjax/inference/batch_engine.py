@@ -215,7 +215,7 @@ class BatchEngine:
             _stops=frozenset({special.im_end, *settings.stop_tokens}),
             _origin=self._speaker.left if settings.design.grouped else 0,
             _cells=list(range(self._perceiver.inbox_frames)),
-            _watcher=None if settings.drop is None else Watcher(settings.drop),
+            _watcher=None if settings.looks_by is None else Watcher(settings.looks_by),
         )
         self._streams[row] = stream
         for lane in self._lanes:

@@ -64,7 +64,7 @@ class Scheduler:
         watches_on: bool = False,
     ):
         mode.check(settings.variant)
-        if mode is Mode.RECOMPUTE and (settings.memory != KEEP_ALL or settings.drop is not None):
+        if mode is Mode.RECOMPUTE and (settings.memory != KEEP_ALL or settings.looks_by is not None):
             raise ValueError(
                 f"mode {mode} runs all again at each frame, so nothing may be dropped; use memory keep_all, and "
                 "no rule of dropping"
@@ -246,15 +246,21 @@ class Scheduler:
 
     def _is_looked_at(self) -> bool:
         """Whether the next frame has been encoded and its tokens chosen, where some may be dropped."""
-        if self.settings.drop is None:
+        if self.settings.looks_by is None:
             return True
         if self._next is None and self._arrivals and isinstance(self._arrivals[0], Arrival):
             self._next = cast(Arrival, self._next_arrival())
         return self._next is None or self._next.keep is not None
 
+    def _drop_ratio(self, arrival: Arrival) -> float | None:
+        """Share of a frame's tokens that say nothing new, where it has been looked at."""
+        if arrival.keep is None:
+            return None
+        return 1 - float(np.asarray(arrival.keep)[: len(arrival.frame.patches) // self._merge_size**2].mean())
+
     def _places(self, arrival: Arrival, units: int) -> Int32[np.ndarray, "n"]:
         """Places of a frame's tokens that become slots."""
-        if arrival.keep is None:
+        if arrival.keep is None or self.settings.drop is None:
             return np.arange(units, dtype=np.int32)
         places = np.flatnonzero(np.asarray(arrival.keep)[:units]).astype(np.int32)
         # The next word follows from the last token that is stored, so in order of arrival there must be one.
@@ -441,8 +447,12 @@ class Scheduler:
                 (self._open.appendleft if interrupts else self._open.append)(number)
                 if interrupts or self.answering is None:
                     self._begin_answer()
-        if self._voice is not None and self._ahead is not None:
-            self._voice.arrive(self._laid - 1, self._ahead.frame.video_s if isinstance(self._ahead, Arrival) else None)
+        if self._voice is not None:
+            match self._ahead:
+                case Arrival(frame=frame) as arrival:
+                    self._voice.arrive(self._laid - 1, frame.video_s, self._drop_ratio(arrival))
+                case Asked():
+                    self._voice.arrive(self._laid - 1, None)
         share.revealed += [self._ahead] if self._ahead is not None else []
         self._ahead = None
         self._closed = self._closing

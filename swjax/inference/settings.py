@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from swjax.inference.dropping import Drop
+from swjax.inference.dropping import DTD, Drop
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.numbers import real, shown, whole
 from swjax.inference.sampler import GREEDY, Sampling
 from swjax.inference.voice import check_rule
 from swjax.streaming import DESIGNS, QWEN_DECISIONS, DecisionTokens, Design, Speaking, Storage, StreamSpec, Variant
+from swjax.streaming.speaking import DIFFERENT_BELOW, DropTrigger
 
 LONGEST_GRID_S = 3600.0
 """The most seconds from one frame to the next: temporal ids of a hundred thousand such frames are within int32."""
@@ -92,6 +93,12 @@ class StreamSettings:
     def design(self) -> Design:
         """The variant's row in the table of designs."""
         return DESIGNS[self.variant]
+
+    @property
+    def looks_by(self) -> Drop | None:
+        """What frames are looked at by before they are laid out: the rule of dropping, or `drop_trigger`'s measure."""
+        measures = DTD(tau=DIFFERENT_BELOW) if isinstance(self.speaking_rule, DropTrigger) else None
+        return measures if self.drop is None else self.drop
 
     @property
     def step(self) -> int:

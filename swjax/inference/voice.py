@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from swjax.data.decisions import find_decisions
 from swjax.inference.numbers import shown
-from swjax.streaming import Decide, DecisionTokens, Moment, Speaking, StreamSpec, speaking_of
+from swjax.streaming import Decide, DecisionTokens, DropTrigger, Moment, Speaking, StreamSpec, speaking_of
 
 NO_DECISIONS = DecisionTokens(-2, -2)
 """Of models that do not decide: what a rule lets them say is as long as it may be."""
@@ -46,9 +46,9 @@ def check_rule(rule: Speaking) -> int:
     """
     if isinstance(rule, type) or not all(hasattr(rule, name) for name in ("needs", "speaks")):
         raise ValueError(f"speaking must be a rule, such as Decide() or speaking_of('decide'), got {shown(rule)}")
-    if rule.needs and not isinstance(rule, Decide):
+    if rule.needs and not isinstance(rule, Decide | DropTrigger):
         raise ValueError(f"{rule} needs {', '.join(sorted(rule.needs))}, which the engine does not measure")
-    begun = Moment(0, 0.0, in_utterance=True)
+    begun = Moment(0, 0.0, in_utterance=True, drop_ratio=0.0)
     most = next((words for words in range(MOST_WORDS + 1) if not rule.speaks(begun._replace(words=words))), None)
     if most is None:
         raise ValueError(f"{rule} allows more than {MOST_WORDS} words after a frame; bound them")
@@ -68,10 +68,19 @@ class Voice:
         self._rule, self._tokens, self._on_pause = rule, decisions, on_pause
         self._now = Moment(-1, 0.0)
 
-    def arrive(self, item: int, time_s: float | None) -> None:
-        """A source item has arrived: a frame, or with None for its time a question, to which an answer begins."""
-        begun = {"in_utterance": False} if time_s is None else {"time_s": time_s}
-        self._now = self._now._replace(item=item, words=0, **begun)
+    def arrive(self, item: int, time_s: float | None, drop_ratio: float | None = None) -> None:
+        """A source item has arrived: a frame, or a question, to which an answer begins.
+
+        Args:
+            item: its number.
+            time_s: when it arrived; None for a question.
+            drop_ratio: share of a frame's tokens that say nothing new, where it has been looked at.
+        """
+        self._now = self._now._replace(item=item, words=0)
+        if time_s is None:
+            self._now = self._now._replace(in_utterance=False, drop_ratio=0.0)
+        else:
+            self._now = self._now._replace(time_s=time_s, drop_ratio=drop_ratio)
 
     def spoke(self, token: int) -> None:
         """A word has been spoken."""
@@ -84,6 +93,8 @@ class Voice:
     def may_speak(self) -> bool:
         """Whether another word may be spoken before the next item; where tokens decide, the next one may be skip."""
         # Where it is measured, by the model's scores, is where the token is chosen (`Deciding`).
+        if self._now.item < 0:
+            return True  # whoever asks for words now is told that nothing has been seen
         return self._rule.speaks(self._now._replace(skip_probability=1.0, skip_is_likeliest=False))
 
     @property

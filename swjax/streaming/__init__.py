@@ -63,6 +63,7 @@ from swjax.streaming.spans import KeySpans
 from swjax.streaming.speaking import (
     SPEAKING,
     Decide,
+    DropTrigger,
     Moment,
     Speaking,
     count_words,
@@ -91,6 +92,7 @@ __all__ = [
     "Decide",
     "DecisionTokens",
     "Design",
+    "DropTrigger",
     "Event",
     "Geometry",
     "KeySpans",

@@ -274,7 +274,6 @@ def flat(events):
     ("changes", "message"),
     [
         ({"speaking_rule": speaking_of("verify")}, "needs surprise, which the engine does not measure"),
-        ({"speaking_rule": speaking_of("drop_trigger")}, "needs drop_ratio"),
         ({"speaking_rule": speaking_of("always:most=100000")}, "allows more than 10000 words"),
         ({"speaking_rule": speaking_of("decide"), "counts": (1,)}, "in the place of a schedule|takes the place"),
         ({"speaking_rule": speaking_of("decide"), "variant": "offline"}, "speak while they watch"),
@@ -284,3 +283,24 @@ def flat(events):
 def test_rules_that_cannot_be_followed_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         StreamSettings(**changes)
+
+
+@pytest.mark.parametrize("variant", ["gdpe", "interleave"])
+def test_the_drop_trigger_speaks_of_frames_that_are_new(model, tokenizer, variant):
+    """Two frames shown again and again: it speaks of the first, of each change, and of nothing that stays."""
+    first, second = make_frames(2, 8, GRID)
+    shown = [first, first, second, second, second, first]
+    frames = [replace(frame, video_s=number + 0.5) for number, frame in enumerate(shown)]
+    settings = StreamSettings(
+        variant=variant, max_tail=2, speaking_rule=speaking_of("drop_trigger:most=2"), decisions=UNSAID
+    )
+    (events,) = watch(make_engine(model), tokenizer, [Request(QUESTION, frames, settings)])
+    # Nothing ends an utterance here, so what was begun goes on for as many words an item.
+    assert counts_of(events)[0] == 2
+    ended = replace(settings, decisions=DecisionTokens(-2, told(events)[1].token_id))
+    (events,) = watch(make_engine(model), tokenizer, [Request(QUESTION, frames, ended)])
+    counts = counts_of(events)
+    assert (counts[0], counts[1]) == (2, 0)
+    assert counts[2] > 0
+    session = StreamSession(model, tokenizer, question=QUESTION, settings=ended)
+    assert told_of(session.run(frames)) == told_of(events)
