@@ -5,13 +5,14 @@ need a measurement that costs something, a probability or how much a frame diffe
 names it, so that nothing else is measured. A new rule is a class here, or anywhere else, and a row of `SPEAKING`.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
+
+from swjax.streaming.named import make_named
 
 DIFFERENT_BELOW = 0.5
 """Cosine with the feature at the same place of the frame before, above which one says nothing new (TimeChat-Online)."""
@@ -200,22 +201,7 @@ def speaking_of(text: str) -> Speaking:
     Raises:
         ValueError: if there is no such rule, it has no such number, or a number is given twice or out of range.
     """
-    name, _, given = text.partition(":")
-    if name not in SPEAKING:
-        raise ValueError(f"unknown rule of speaking {name!r}; choose one of {', '.join(SPEAKING)}")
-    make = SPEAKING[name]
-    fields: tuple[Any, ...] = dataclasses.fields(make) if dataclasses.is_dataclass(make) else ()
-    known = {one.name: type(one.default) for one in fields}
-    numbers: dict[str, float] = {}
-    for one in given.split(",") if given else []:
-        key, _, value = one.partition("=")
-        if key not in known or key in numbers:
-            raise ValueError(f"{name} takes each of {', '.join(known) or 'no numbers'} once, got {one!r} in {text!r}")
-        try:
-            numbers[key] = known[key](value)
-        except ValueError:
-            raise ValueError(f"{key} of {name} must be a number ({known[key].__name__}), got {value!r}") from None
-    return make(**numbers)
+    return make_named(text, SPEAKING, "rule of speaking")
 
 
 def measured(moment: Moment, name: str) -> Any:

@@ -24,7 +24,7 @@ def test_numbers_of_a_policy_have_arguments_of_their_own():
     assert read() == KEEP_ALL
     assert read("--memory", "window", "--memory.sources", "300", "--memory.words=7") == Window(sources=300, words=7)
     assert read("--memory", "window:frames=3", "--memory.first_words", "2") == Window(frames=3, first_words=2)
-    with pytest.raises(UsageError, match="--memory: memory keep_all has no numbers"):
+    with pytest.raises(UsageError, match="--memory: memory keep_all takes no numbers"):
         read("--memory.sources", "4")
     with pytest.raises(UsageError, match="words is given twice"):
         read("--memory", "window:words=3", "--memory.words", "4")

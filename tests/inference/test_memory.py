@@ -312,11 +312,11 @@ def test_policies_have_names_and_numbers():
         ("window:frames", "got 'frames'"),
         ("window:frames=3,", "got ''"),
         ("window:frames=3,frames=4", "frames is given twice"),
-        ("window:frames=-1", "got 'frames=-1'"),
-        ("window:frames=1.5", "got 'frames=1.5'"),
+        ("window:frames=-1", "a window's frames must be a whole number from 1"),
+        ("window:frames=1.5", "frames of memory window must be of type int, got '1.5'"),
         ("window:frames=0", "a window's frames must be a whole number from 1"),
         ("window:frames=9999999999", "a window's frames must be a whole number from 1"),
-        ("keep_all:frames=1", "memory keep_all has no numbers"),
+        ("keep_all:frames=1", "memory keep_all takes no numbers"),
     ],
 )
 def test_what_is_no_policy_is_refused(text, message):

@@ -153,9 +153,9 @@ def test_the_share_of_a_frame_that_says_nothing_new(xp):
     [
         ("sometimes", r"unknown rule of speaking 'sometimes'; choose one of wait_k, always, never"),
         ("wait_k:k=0", "k of WaitK must be at least 1, got 0"),
-        ("wait_k:k=two", r"k of wait_k must be a number \(int\), got 'two'"),
-        ("wait_k:k=1,k=2", "wait_k takes each of k once, got 'k=2'"),
-        ("never:k=1", "never takes each of no numbers once, got 'k=1'"),
+        ("wait_k:k=two", "k of rule of speaking wait_k must be of type int, got 'two'"),
+        ("wait_k:k=1,k=2", "'wait_k:k=1,k=2': k is given twice"),
+        ("never:k=1", "never takes no numbers, got 'k=1'"),
         ("timer:period=0", "period of Timer must be at least 1, got 0"),
         ("decide:threshold=nan", "threshold of Decide must be at least 0, got nan"),
         ("decide:most=0", "most of Decide must be at least 1, got 0"),

@@ -6,9 +6,7 @@ follow it. Where sources and words are stored in one order of arrival it keeps i
 follows.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from swjax.inference.dropping.controls import Random, Uniform
 from swjax.inference.dropping.dtd import DTD, PixelDTD
@@ -16,6 +14,7 @@ from swjax.inference.dropping.evs import EVS
 from swjax.inference.dropping.mssavt import MSSAVT
 from swjax.inference.dropping.vidcom2 import VidCom2
 from swjax.inference.dropping.view import Drop, FrameView
+from swjax.streaming.named import make_named
 
 DROPS: dict[str, Callable[..., Drop]] = {
     "dtd": DTD,
@@ -37,21 +36,5 @@ def drop_of(text: str) -> Drop | None:
     Raises:
         ValueError: if there is no such rule, it has no such number, or a number is given twice or out of range.
     """
-    name, _, given = text.partition(":")
-    if name == "none" and not given:
-        return None
-    if name not in DROPS:
-        raise ValueError(f"unknown rule of dropping {name!r}; choose one of none, {', '.join(DROPS)}")
-    make = DROPS[name]
-    fields: tuple[Any, ...] = dataclasses.fields(make) if dataclasses.is_dataclass(make) else ()
-    known = {one.name: type(one.default) for one in fields}
-    values: dict[str, Any] = {}
-    for one in given.split(",") if given else []:
-        key, _, value = one.partition("=")
-        if key not in known or key in values:
-            raise ValueError(f"{name} takes each of {', '.join(known) or 'no numbers'} once, got {one!r} in {text!r}")
-        try:
-            values[key] = known[key](value)
-        except ValueError:
-            raise ValueError(f"{key} of {name} must be a number ({known[key].__name__}), got {value!r}") from None
-    return make(**values)
+    table: dict[str, Callable[..., Drop | None]] = {"none": lambda: None, **DROPS}
+    return make_named(text, table, "rule of dropping")

@@ -4,9 +4,7 @@ After each frame a policy may drop tokens. What stays keeps its ids and its rota
 so that what every query sees remains one span.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, Memory, Moves, StoredKeys
 from swjax.inference.memory.infinipot_v import InfiniPotV
@@ -17,6 +15,7 @@ from swjax.inference.memory.streammem import StreamMem
 from swjax.inference.memory.uniform import Uniform
 from swjax.inference.memory.vsb import VisionSinkBuckets
 from swjax.inference.memory.window import Window
+from swjax.streaming.named import make_named
 
 MEMORIES: dict[str, Callable[..., Memory]] = {
     "keep_all": KeepAll,
@@ -73,22 +72,4 @@ def memory_of(text: str) -> Memory:
     Raises:
         ValueError: if there is no such policy, it has no such number, or a number is given twice or out of range.
     """
-    name, _, given = text.partition(":")
-    if name not in MEMORIES:
-        raise ValueError(f"unknown memory {name!r}; choose one of {', '.join(MEMORIES)}")
-    make = MEMORIES[name]
-    fields: tuple[Any, ...] = dataclasses.fields(make) if dataclasses.is_dataclass(make) else ()
-    known, words = [one.name for one in fields], {one.name for one in fields if isinstance(one.default, str)}
-    numbers: dict[str, int | str] = {}
-    for one in given.split(",") if given else []:
-        key, _, value = one.partition("=")
-        is_number = value.isascii() and value.isdecimal() and len(value) <= 10
-        if key not in known or not (is_number or key in words):
-            has = f"numbers {', '.join(known)}" if known else "no numbers"
-            raise ValueError(
-                f"memory {name} has {has}, written as {name}:{known[0] if known else 'name'}=8, got {one!r}"
-            )
-        if key in numbers:
-            raise ValueError(f"memory {text!r}: {key} is given twice")
-        numbers[key] = value if key in words else int(value)
-    return make(**numbers)
+    return make_named(text, MEMORIES, "memory")
