@@ -271,8 +271,15 @@ class Lane:
             tokens = token_ids.astype(np.int32), positions.astype(np.int32), *spans
             return self._compiled.attend(self._parameters, self._cache, np.int32(row), padded, *tokens)
 
+        def surprise(
+            token_ids: np.ndarray, following: np.ndarray, positions: np.ndarray, at: np.ndarray, sources: np.ndarray
+        ) -> Array:
+            spans = np.minimum(at, 0) + origin, np.where(at < 0, sources, at + 1) + origin
+            tokens = token_ids, following, positions, *spans
+            return self._compiled.surprise(self._parameters, self._cache, np.int32(row), *tokens)
+
         keys, values = stored(self._cache, np.int32(row), padded)
-        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention)
+        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention, surprise)
 
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
@@ -346,6 +353,7 @@ class _Compiled(NamedTuple):
     encode: Any
     advance: Any
     attend: Any
+    surprise: Any
 
 
 @functools.cache
@@ -356,6 +364,7 @@ def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
         jit(functools.partial(_encode, structure), donate_argnums=1),
         jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
         jit(functools.partial(_attend, structure)),
+        jit(functools.partial(_surprise, structure)),
     )
 
 
@@ -408,8 +417,27 @@ def _attend(
     decoder = merge_parameters(structure, parameters).decoder
     of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
     spans = KeySpans(start[None], stop[None])
-    mass = decoder.attention_mass(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
+    _, mass = decoder.reread(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
     return mass[:, 0][:, :, slots]
+
+
+def _surprise(
+    structure: nnx.GraphDef,
+    parameters: Parameters,
+    cache: KeyValueCache,
+    row: Array,
+    token_ids: Int32[Array, "n"],
+    following: Int32[Array, "n"],
+    positions: Int32[Array, "3 n"],
+    start: Int32[Array, "n"],
+    stop: Int32[Array, "n"],
+) -> Float[Array, "n"]:
+    model = merge_parameters(structure, parameters)
+    of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
+    spans, x = KeySpans(start[None], stop[None]), model.decoder.embed(token_ids[None])
+    hidden, _ = model.decoder.reread(x, positions[:, None], spans, of_row)
+    scores = jax.nn.log_softmax(model.logits(hidden)[0].astype(jnp.float32), axis=-1)
+    return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
