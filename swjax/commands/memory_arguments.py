@@ -15,7 +15,7 @@ MEMORY_NUMBERS = {
     "words": "newest words that stay",
     "first_words": "words from the beginning of the answer that stay beside them",
     "frames": "newest frames that stay (window)",
-    "recent": "percent of the budget for the newest frames, which stay whole (infinipot_v, keydiff, streammem, vsb)",
+    "recent": "percent of the budget for the newest frames, which stay whole (all that score)",
     "alpha": "percent of the rest for keys unlike the newest, before norms of values (infinipot_v)",
     "proxy": "newest words that are run again to see what they attend to (streammem, vsb)",
     "buckets": "stretches of time over which sources are spread (vsb)",
@@ -46,7 +46,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="what is kept of what has been seen and said: keep_all (default), or a policy with a budget, with which a "
         "video may be of any length: window (the question, the first words, and the newest frames and words), uniform, "
-        "random, infinipot_v, keydiff, streammem, vsb",
+        "random, infinipot_v, keydiff, streammem, vsb, peak_end",
     )
     _add_numbers(group, "memory", MEMORY_NUMBERS)
     group.add_argument(

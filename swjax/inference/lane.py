@@ -18,9 +18,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.compiler import STREAMING_OPTIONS
+from swjax.inference import rows
 from swjax.inference.memory import Moves, StoredKeys
 from swjax.inference.memory.moved import moved, stored, turned
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
+from swjax.inference.rows import Piece
 from swjax.inference.sampler import GREEDY, SamplingRows, mark_said, sample
 from swjax.inference.weights import Weights
 from swjax.models.cache import KeyValueCache
@@ -33,13 +35,6 @@ MAX_FRAME_SIZES = 8
 """Numbers of patches that the vision tower is compiled for in lanes that are not warmed up, beside the largest."""
 
 _COMPILER = ThreadPoolExecutor(1, "swjax-compiler")
-
-
-class Piece(NamedTuple):
-    """Keys and values of some slots of one row: [layers, K, n, H] each."""
-
-    keys: Float[Array, "layers K n H"]
-    values: Float[Array, "layers K n H"]
 
 
 class Lane:
@@ -144,7 +139,7 @@ class Lane:
         values by zero, and zero times a NaN is a NaN.
         """
         self._sinks = {key: piece for key, piece in self._sinks.items() if key[0] != row}
-        self._cache, self._said = _clean(self._cache, self._said, np.int32(row))
+        self._cache, self._said = rows.clean(self._cache, self._said, np.int32(row))
 
     def warm_up(self, grid_hw: tuple[int, int] | None, passes: Collection[tuple[int, bool]]) -> None:
         """Compile what streams need, at the same time where there are cores for it, and run it once.
@@ -193,7 +188,7 @@ class Lane:
 
     def features(self, row: int, cell: int) -> Float[Array, "U D"]:
         """A copy of what a cell of a row's inbox holds; returns before it is there."""
-        return _features(self._inbox, np.int32(row), np.int32(cell))
+        return rows.features(self._inbox, np.int32(row), np.int32(cell))
 
     def advance(
         self,
@@ -223,11 +218,11 @@ class Lane:
 
     def take(self, row: int, first: int, count: int) -> Piece:
         """A copy of the keys and values of `count` slots of a row."""
-        return _take(self._cache, np.int32(row), np.int32(first), count)
+        return rows.take(self._cache, np.int32(row), np.int32(first), count)
 
     def put(self, row: int, first: int, piece: Piece) -> None:
         """Store keys and values that another lane has computed; they are moved to this lane's devices first."""
-        self._cache = _store(self._cache, np.int32(row), np.int32(first), self.fetch(piece))
+        self._cache = rows.store(self._cache, np.int32(row), np.int32(first), self.fetch(piece))
 
     def move(self, row: int, moves: Moves, origin: int) -> None:
         """Move keys and values of a row, all at once; returns before it is done.
@@ -253,7 +248,7 @@ class Lane:
         """Forget of what has been said in a row all but some words, so that a repetition penalty is for these alone."""
         padded = np.full(self.slots, self._config.text.vocab_size, np.int32)
         padded[: len(words)] = words
-        self._said = _remember(self._said, np.int32(row), padded)
+        self._said = rows.remember(self._said, np.int32(row), padded)
 
     def read(self, row: int, slots: Int32[np.ndarray, "S"], origin: int) -> StoredKeys:
         """A copy of the keys and values of some slots of a row, and what may be asked about them.
@@ -271,8 +266,15 @@ class Lane:
             tokens = token_ids.astype(np.int32), positions.astype(np.int32), *spans
             return self._compiled.attend(self._parameters, self._cache, np.int32(row), padded, *tokens)
 
+        def surprise(
+            token_ids: np.ndarray, following: np.ndarray, positions: np.ndarray, at: np.ndarray, sources: np.ndarray
+        ) -> Array:
+            spans = np.minimum(at, 0) + origin, np.where(at < 0, sources, at + 1) + origin
+            tokens = token_ids, following, positions, *spans
+            return self._compiled.surprise(self._parameters, self._cache, np.int32(row), *tokens)
+
         keys, values = stored(self._cache, np.int32(row), padded)
-        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention)
+        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention, surprise)
 
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
@@ -346,6 +348,7 @@ class _Compiled(NamedTuple):
     encode: Any
     advance: Any
     attend: Any
+    surprise: Any
 
 
 @functools.cache
@@ -356,6 +359,7 @@ def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
         jit(functools.partial(_encode, structure), donate_argnums=1),
         jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
         jit(functools.partial(_attend, structure)),
+        jit(functools.partial(_surprise, structure)),
     )
 
 
@@ -408,36 +412,24 @@ def _attend(
     decoder = merge_parameters(structure, parameters).decoder
     of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
     spans = KeySpans(start[None], stop[None])
-    mass = decoder.attention_mass(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
+    _, mass = decoder.reread(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
     return mass[:, 0][:, :, slots]
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def _clean(cache: KeyValueCache, said: Bool[Array, "B V"], row: Array) -> tuple[KeyValueCache, Bool[Array, "B V"]]:
-    return KeyValueCache(*(x.at[:, row].set(0) for x in cache)), said.at[row].set(False)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _remember(said: Bool[Array, "B V"], row: Array, words: Int32[Array, "S"]) -> Bool[Array, "B V"]:
-    return said.at[row].set(jnp.zeros(said.shape[1], bool).at[words].set(True, mode="drop"))
-
-
-@jax.jit
-def _features(inbox: Float[Array, "B R U D"], row: Array, cell: Array) -> Float[Array, "U D"]:
-    return inbox[row, cell]
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _take(cache: KeyValueCache, row: Array, first: Array, count: int) -> Piece:
-    layers, _, heads, _, width = cache.keys.shape
-    where, size = (0, row, 0, first, 0), (layers, 1, heads, count, width)
-    return Piece(*(jax.lax.dynamic_slice(x, where, size)[:, 0] for x in cache))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _store(cache: KeyValueCache, row: Array, first: Array, piece: Piece) -> KeyValueCache:
-    pairs = zip(cache, piece, strict=True)
-    where = (0, row, 0, first, 0)
-    return KeyValueCache(
-        *(jax.lax.dynamic_update_slice(old, new[:, None].astype(old.dtype), where) for old, new in pairs)
-    )
+def _surprise(
+    structure: nnx.GraphDef,
+    parameters: Parameters,
+    cache: KeyValueCache,
+    row: Array,
+    token_ids: Int32[Array, "n"],
+    following: Int32[Array, "n"],
+    positions: Int32[Array, "3 n"],
+    start: Int32[Array, "n"],
+    stop: Int32[Array, "n"],
+) -> Float[Array, "n"]:
+    model = merge_parameters(structure, parameters)
+    of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
+    spans, x = KeySpans(start[None], stop[None]), model.decoder.embed(token_ids[None])
+    hidden, _ = model.decoder.reread(x, positions[:, None], spans, of_row)
+    scores = jax.nn.log_softmax(model.logits(hidden)[0].astype(jnp.float32), axis=-1)
+    return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]

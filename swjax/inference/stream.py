@@ -11,12 +11,13 @@ from tokenizers.decoders import DecodeStream
 from swjax.inference.dropping.watcher import Watcher
 from swjax.inference.events import EndReason, FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame
-from swjax.inference.lane import Lane, Piece
+from swjax.inference.lane import Lane
 from swjax.inference.memory import KEEP_ALL, Book, StoredKeys
 from swjax.inference.packing import RowTokens, row_tokens
 from swjax.inference.parts import Arrival, Part, Share, Tally
 from swjax.inference.prompt import encode_later
 from swjax.inference.room import bounded_room, padded_size
+from swjax.inference.rows import Piece
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
 from swjax.inference.scheduler import Scheduler
 from swjax.inference.settings import StreamSettings

@@ -83,6 +83,7 @@ class Track:
         self._moved = self._sinks_moved = np.zeros((2, 3), np.int32)  # of sources, and of words
         self.book = None if settings.memory == KEEP_ALL else Book()
         self.frames = self._questions = 0
+        self._newest = self._newest_laid = TEXT
         self._piece: int | None = None
         self._next_word = -len(self.waiting)
 
@@ -140,6 +141,7 @@ class Track:
             self._design, self._ahead or self._words, number - self._piece, rows, columns, self._stride
         )
         self.frames += 1
+        self._newest_laid = number
         positions = positions + self._moved[0][:, None]
         places = np.arange(rows * columns, dtype=np.int32) if places is None else places
         tokens = np.full(len(places), self._special.video_pad, np.int32)
@@ -153,7 +155,7 @@ class Track:
         """Let the words that follow see all that has been laid out."""
         if self._ahead is not None:
             self._words = reveal(self._design, self._words, self._ahead)
-        self._ahead, self._visible = None, self._stored.sources
+        self._ahead, self._visible, self._newest = None, self._stored.sources, self._newest_laid
 
     def feed(self, count: int | None = None) -> Tokens:
         """Store the first `count` of the waiting tokens (None: all); they see what has been revealed."""
@@ -162,7 +164,9 @@ class Track:
         stored, slots, spans = store_targets(self._design, self._stored._replace(sources=self._visible), count)
         self._stored = self._stored._replace(targets=stored.targets)
         if self.book is not None:
-            self.book.add_words(slots, positions[:, :count], self._next_word, self.waiting[:count], self._said[:count])
+            self.book.add_words(
+                slots, positions[:, :count], self._next_word, self.waiting[:count], self._said[:count], self._newest
+            )
         self._next_word += count
         fed = np.array(self.waiting[:count], np.int32)
         self.waiting, self._waiting_positions = self.waiting[count:], positions[:, count:]

@@ -141,10 +141,10 @@ class Decoder(nnx.Module):
             x, cache = scan_layers(layer_step, (x, cache), self.layers, index)
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps), cache
 
-    def attention_mass(
+    def reread(
         self, x: Float[Array, "B L D"], position_ids: Int32[Array, "3 B L"], spans: KeySpans, cache: KeyValueCache
-    ) -> Float[Array, "layers B K S"]:
-        """How much of their attention tokens give to each slot; they are run against a cache and not stored.
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "layers B K S"]]:
+        """Run tokens that are in a cache once more: what they are, and how much of their attention each slot gets.
 
         Args:
             x: embeddings of the tokens.
@@ -153,8 +153,8 @@ class Decoder(nnx.Module):
             cache: keys and values.
 
         Returns:
-            Softmax weights, the mean over tokens and over the query heads of a key head: of each layer and key head
-            their sum over slots is 1. Float32.
+            Hidden states after the final norm; and softmax weights, the mean over tokens and over the query heads of a
+            key head: of each layer and key head their sum over slots is 1. Float32.
         """
         rotation, slots = self.config.rotary(position_ids), jnp.arange(cache.slots)
         seen = (slots >= spans.start[..., None]) & (slots < spans.stop[..., None])
@@ -170,7 +170,8 @@ class Decoder(nnx.Module):
             attended = jnp.einsum("bkgls,bksh->blkgh", weights, values).reshape(batch, length, heads, width)
             return layer.finish(x, attended.astype(x.dtype)), mass.at[index].set(weights.mean(axis=(2, 3)))
 
-        with jax.named_scope("attention_mass"):
+        with jax.named_scope("reread"):
             index = np.arange(self.config.num_layers, dtype=np.int32)
             mass = jnp.zeros((len(index), len(x), self.config.num_kv_heads, cache.slots), jnp.float32)
-            return scan_layers(layer_step, (x, mass), self.layers, index)[1]
+            x, mass = scan_layers(layer_step, (x, mass), self.layers, index)
+            return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps), mass

@@ -128,7 +128,7 @@ BUDGET = "sources=60,words=8,first_words=2"
     + [(*way, toy) for way in WAYS[:2] + WAYS[5:6] for toy in (Alternate(), Unlike())]
     + [
         (*WAYS[0], memory_of(f"{name}:{BUDGET}"))
-        for name in ("uniform", "random", "infinipot_v", "keydiff", "streammem")
+        for name in ("uniform", "random", "infinipot_v", "keydiff", "streammem", "peak_end")
     ]
     + [(*WAYS[1], memory_of(f"streammem:{BUDGET}")), (*WAYS[5], memory_of(f"streammem:{BUDGET}"))]
     + [(*WAYS[0], memory_of(f"vsb:{BUDGET},buckets=4"))],
@@ -239,6 +239,28 @@ class Asks:
         norms = np.linalg.norm(np.asarray(stored.keys), axis=-1)
         kept = np.sort(np.argsort(norms, axis=-1)[..., -self.most // 2 :], axis=-1)
         return Kept(kept, np.arange(len(book.words)))
+
+
+def test_peak_end_knows_how_likely_the_words_were(model, tokenizer, scores):
+    """At its first compaction, by the scores with which they were chosen; some frames have no words."""
+    policy = memory_of("peak_end:sources=60,words=64")
+    notes: dict[int, float] = {}
+
+    class First(Noting):
+        def keep(self, book, read):
+            kept = super().keep(book, read)
+            notes.update(book.notes) if len(self.kept) == 1 else None
+            return kept
+
+    settings = StreamSettings(counts=COUNTS, max_tail=TAIL, memory=First(policy), sampling=WATCHED)
+    scores.clear()
+    answer = run(make_engine(model), tokenizer, settings)[0].answer
+    jax.effects_barrier()
+    after = np.repeat(np.arange(len(COUNTS)), COUNTS)
+    nats = [-float(jax.nn.log_softmax(scores[WATCHED.seed, index])[answer[index]]) for index in range(len(after))]
+    assert len(notes) >= 3
+    for frame, noted in notes.items():
+        np.testing.assert_allclose(noted, np.mean(np.array(nats)[after == frame]), atol=1e-4)
 
 
 def test_a_policy_may_read_keys_and_values(model, tokenizer, scores):

@@ -9,6 +9,7 @@ from swjax.inference.memory import (
     Book,
     InfiniPotV,
     KeyDiff,
+    PeakEnd,
     Random,
     StoredKeys,
     StreamMem,
@@ -43,13 +44,13 @@ def add_frames(book, numbers):
         book.add_sources(slots, ids, number, places)
 
 
-def make_stored(rotary, count, seed=0, mass=None, keys=None):
+def make_stored(rotary, count, seed=0, mass=None, keys=None, surprise=None):
     rng = np.random.default_rng(seed)
     shape = (LAYERS, HEADS, PADDED, rotary.head_dim)
     made = [np.asarray(rng.normal(size=shape), np.float32) for _ in range(2)]
     keys = made[0] if keys is None else keys
     attention = lambda tokens, ids, slots: jnp.asarray(mass)  # noqa: E731
-    return StoredKeys(jnp.asarray(keys), jnp.asarray(made[1]), count, rotary, attention)
+    return StoredKeys(jnp.asarray(keys), jnp.asarray(made[1]), count, rotary, attention, surprise)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,33 @@ def test_the_highest_are_found_whatever_their_values():
     assert not np.asarray(highest(jnp.asarray(scores), 0)).any()
 
 
+def test_peak_end_keeps_frames_whose_words_were_likely(rotary):
+    """A word after each frame but the third; frames without one have that of the frame before."""
+    book = make_book(8, words=0)
+    for number in (0, 1, 2, 4, 5, 6, 7):
+        slot = np.array([-1 - number], np.int32)
+        book.add_words(slot, np.full((3, 1), number), number, [10 + number], [10 + number], number)
+    # A word that follows one after frame f, [f] of these, tells of f; of the newest frame nothing is known yet.
+    nats, asked = {0: 3.0, 1: 1.0, 2: 2.0, 4: 9.0, 5: 0.5, 6: 8.0}, []
+
+    def surprise(tokens, following, ids, slots, sources):
+        asked.append((tokens.tolist(), following.tolist(), sources.tolist()))
+        return jnp.array([nats[token - 10] for token in tokens.tolist()])
+
+    policy = PeakEnd(sources=32, recent=25)
+    kept = policy.keep(book, lambda: make_stored(rotary, 34, surprise=surprise)).sources
+    ((tokens, following, sources),) = asked
+    assert tokens[:6] == [10, 11, 12, 14, 15, 16]
+    assert following[:6] == [11, 12, 14, 15, 16, 17]
+    assert sources[:6] == [6, 10, 14, 22, 26, 30]
+    # Beside the prompt and the newest frame, five frames of four fit: 4 and 6 go, and 3 stays for 2's word.
+    assert np.unique(book.frames[kept]).tolist() == [TEXT, 0, 1, 2, 3, 5, 7]
+    assert set(book.notes) == {0, 1, 2, 5}
+    book.keep(policy_kept(kept, book), np.arange(len(kept), dtype=np.int32), book.word_slots)
+    again = PeakEnd(sources=20).keep(book, lambda: make_stored(rotary, 26)).sources  # nothing has to be run again
+    assert np.unique(book.frames[again]).tolist() == [TEXT, 1, 3, 5, 7]
+
+
 def test_buckets_fill_evenly():
     frames = np.repeat(np.arange(8), 10).astype(np.int32)
     score = np.linspace(1, 0, 80)  # the oldest most
@@ -228,16 +256,17 @@ def test_attention_mass_is_the_softmax_of_its_definition(model):
     held = model.with_layers_apart()
     for layer in held.decoder.layers:
         layer.attention = lambda q, k, v, spans: noted.append((q, k)) or naive(q, k, v)[0]
-    held.decoder(held.decoder.embed(ids), positions, spans)
+    whole = held.decoder(held.decoder.embed(ids), positions, spans)
     expected = np.stack([np.asarray(naive(q, k, k)[1])[0, :, :, -3:].mean(axis=(1, 2)) for q, k in noted])
     cache = KeyValueCache.empty(text, batch=1, slots=16)
     _, cache = model.decoder.extend(model.decoder.embed(ids), positions, spans, cache, slots)
     last = slice(length - 3, length)
     of_last = KeySpans(spans.start[:, last], spans.stop[:, last])
-    mass = model.decoder.attention_mass(model.decoder.embed(ids[:, last]), positions[..., last], of_last, cache)
+    hidden, mass = model.decoder.reread(model.decoder.embed(ids[:, last]), positions[..., last], of_last, cache)
     assert mass.shape == (text.num_layers, 1, text.num_kv_heads, 16)
     np.testing.assert_allclose(mass[:, 0, :, :length], expected, atol=1e-5)
     np.testing.assert_allclose(mass.sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(hidden, whole[:, last], atol=1e-4)
 
 
 def naive(q, k, v):

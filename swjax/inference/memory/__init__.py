@@ -10,6 +10,7 @@ from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, Memory, Moves,
 from swjax.inference.memory.infinipot_v import InfiniPotV
 from swjax.inference.memory.keep_all import KeepAll
 from swjax.inference.memory.keydiff import KeyDiff
+from swjax.inference.memory.peak_end import PeakEnd
 from swjax.inference.memory.random import Random
 from swjax.inference.memory.streammem import StreamMem
 from swjax.inference.memory.uniform import Uniform
@@ -26,6 +27,7 @@ MEMORIES: dict[str, Callable[..., Memory]] = {
     "keydiff": KeyDiff,
     "streammem": StreamMem,
     "vsb": VisionSinkBuckets,
+    "peak_end": PeakEnd,
 }
 """Policies by name: frozen dataclasses whose fields are whole numbers or words. Others may be added from outside."""
 
@@ -43,6 +45,7 @@ __all__ = [
     "KeyDiff",
     "Memory",
     "Moves",
+    "PeakEnd",
     "Random",
     "StoredKeys",
     "StreamMem",

@@ -33,6 +33,8 @@ class StoredKeys:
         attention: attention mass on each source (padded likewise), of tokens that are run again as they were: their
             ids, position ids and slots. Softmax over sources and words, mean over tokens and over the queries of a key
             head. Float32.
+        surprise: how unlikely, in nats, the words were that followed some, which are run again with as many of the
+            sources as they saw: ids, ids of those that followed, position ids, slots, and the number of sources.
     """
 
     padded_keys: Float[Array, "layers K P H"]
@@ -41,6 +43,16 @@ class StoredKeys:
     rotary: Rotary
     attention: Callable[
         [Int32[np.ndarray, "n"], Int32[np.ndarray, "3 n"], Int32[np.ndarray, "n"]], Float[Array, "layers K P"]
+    ]
+    surprise: Callable[
+        [
+            Int32[np.ndarray, "n"],
+            Int32[np.ndarray, "n"],
+            Int32[np.ndarray, "3 n"],
+            Int32[np.ndarray, "n"],
+            Int32[np.ndarray, "n"],
+        ],
+        Float[Array, "n"],
     ]
 
     @property
@@ -113,6 +125,8 @@ class Book:
         places: for each source its place in its frame, by rows; `TEXT` for text. With the axes of `frames`.
         word_tokens: for each stored word its id.
         said: the same, but below 0 where it was not chosen, like the assistant prefix.
+        word_after: for each stored word the number of the newest frame that it saw, below 0 for none.
+        notes: what a policy has noted of frames, by their numbers.
         open_question: number of the oldest question that is not answered; 0 for the one in the prompt.
     """
 
@@ -125,6 +139,8 @@ class Book:
     places: Int32[np.ndarray, "*L_K S"] = field(default_factory=_none)
     word_tokens: Int32[np.ndarray, "W"] = field(default_factory=_none)
     said: Int32[np.ndarray, "W"] = field(default_factory=_none)
+    word_after: Int32[np.ndarray, "W"] = field(default_factory=_none)
+    notes: dict[int, float] = field(default_factory=dict)
     open_question: int = 0
 
     @property
@@ -161,8 +177,10 @@ class Book:
         first: int,
         token_ids: Sequence[int],
         said: Sequence[int],
+        after: int = TEXT,
     ) -> None:
-        """Words are stored; `first` is the number of the first of them."""
+        """Words are stored; `first` is the number of the first, and `after` of the newest frame that they see."""
+        self.word_after = np.concatenate([self.word_after, np.full(len(slots), after, np.int32)])
         self.word_tokens = np.concatenate([self.word_tokens, np.array(token_ids, np.int32)])
         self.word_ids = np.concatenate([self.word_ids, ids], axis=-1)
         self.words = np.concatenate([self.words, first + np.arange(len(slots), dtype=np.int32)])
@@ -206,7 +224,7 @@ class Book:
         self.frames, self.places = (_taken(one, index) for one in (self.frames, self.places))
         self.ids = np.stack([_taken(one, index) for one in self.ids])
         self.words, self.said, self.word_ids = self.words[words], self.said[words], self.word_ids[:, words]
-        self.word_tokens = self.word_tokens[words]
+        self.word_tokens, self.word_after = self.word_tokens[words], self.word_after[words]
         self.source_slots, self.word_slots = source_slots, word_slots
         return Moves(
             source=np.concatenate([old_words, old_sources], axis=-1), target=np.concatenate([word_slots, source_slots])
