@@ -36,6 +36,7 @@ class Key(NamedTuple):
         default: its value unless an experiment changes it.
         meaning: for `swjax train --help`.
         free: whether a run may be resumed with another value.
+        grows: whether a run may be resumed with another value, which is the run's from then on.
         later: the key came after the first runs: one that was recorded without it had the default.
     """
 
@@ -43,6 +44,7 @@ class Key(NamedTuple):
     default: Any
     meaning: str
     free: bool = False
+    grows: bool = False
     later: bool = False
 
 
@@ -120,9 +122,11 @@ KEYS = (
     Key("data.max_rejected", 0.05, "share of unusable examples that stops the run", free=True),
     Key("data.workers", 0, "processes that decode videos; 0 decodes in threads", free=True),
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
-    Key("steps", 313, "optimizer steps of the whole run, where epochs is 0; a run may be resumed with more", free=True),
-    Key("epochs", 0.0, "passes over the training data, which then set the steps; 0 = as steps says", free=True),
-    Key("batch_size", 4, "rows that run through the model at once, over all devices; 0 = one for each that takes rows"),
+    Key(
+        "steps", 313, "optimizer steps of the whole run, where epochs is 0; a run may be resumed with more", grows=True
+    ),
+    Key("epochs", 0.0, "passes over the training data, which set the steps; 0 = as steps says", grows=True, later=True),
+    Key("batch_size", 4, "rows that run through the model at once, over all devices; 0 = one for each device"),
     Key("accumulation", 16, "batches whose gradients make one step: batch_size x accumulation rows a step"),
     Key("optimizer.name", "adamw", f"rule of the updates: {', '.join(OPTIMIZERS)}", later=True),
     Key("optimizer.learning_rate", 2e-5, "peak learning rate; unless it is given, 1e-4 where adapters train"),
@@ -315,7 +319,7 @@ def changed_keys(recorded: Mapping[str, Any], config: ConfigDict | Mapping[str, 
     """
     later = {key.path: key.default for key in KEYS if key.later}
     old, new = later | dict(_walk(recorded, "")), flatten(config)
-    free = {key.path for key in KEYS if key.free}
+    free = {key.path for key in KEYS if key.free or key.grows}
     return [
         f"config.{path} was {_plain(old.get(path))!r}, is {_plain(new.get(path))!r}"
         for path in dict.fromkeys([*new, *old])

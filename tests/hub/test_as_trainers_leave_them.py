@@ -256,10 +256,16 @@ def test_folders_of_runs_and_adapters_are_named_as_what_they_are(tmp_path, capsy
     (adapter / "adapter_model.safetensors").write_bytes(b"")
     data = "--config.data.train=none.jsonl"
     train = ["train", "--config", "configs/pe_video_7b.py", "--run-dir", str(tmp_path / "new"), data]
-    for folder, said in ((run, "is the folder of a run, not a Hugging"), (adapter, "holds a LoRA adapter and not the")):
-        for words in ([*train, f"--config.init_from={folder}"], ["import", str(folder)]):
-            assert main(words) == 2
-            assert said in capsys.readouterr().err
+    # A run is a start for training, if it has a checkpoint.
+    for folder, verb, said in (
+        (run, "train", "holds no finished checkpoint"),
+        (run, "import", "is the folder of a run, not a Hugging"),
+        (adapter, "train", "holds a LoRA adapter and not the"),
+        (adapter, "import", "holds a LoRA adapter and not the"),
+    ):
+        words = [*train, f"--config.init_from={folder}"] if verb == "train" else ["import", str(folder)]
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
     assert main(["export", "--checkpoint", str(adapter), "--output", str(tmp_path / "out")]) == 2
     assert "holds a LoRA adapter" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
