@@ -140,6 +140,10 @@ def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, compiled
         (as_path(url) / "checkpoints" / "3" / "commit_success.txt").unlink()  # as a kill within the upload leaves it
         assert list_steps(url) == [2]
         train(config, console=SILENT)
+        exported, local = as_path("s3://bucket/exported"), tmp_path / "exported"
+        for run, output in ((url, exported), (tmp_path / "on_disk", local)):
+            assert main(["export", "--checkpoint", str(run), "--output", str(output)]) == 0
+        assert_same_arrays(open_hf(exported)[1], open_hf(local)[1])
     assert list_steps(url) == [3, 4]
     assert_same_run(as_path(url), tmp_path / "on_disk", 4)
 
