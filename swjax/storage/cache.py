@@ -87,6 +87,8 @@ def _fetch_all(url: str, files: Mapping[str, Mapping[str, Any]], folder: AnyPath
     if _touch(entry):
         return entry
     cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    if cache_folder().stat().st_uid != os.getuid():  # whoever made it could change what is read from it
+        raise StorageError(f"{cache_folder()} belongs to another user; name a folder of your own with SWJAX_CACHE")
     _make_room(size)
     partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=cache_folder()))
     try:
