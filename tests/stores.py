@@ -28,6 +28,7 @@ class Proxy:
     def __init__(self) -> None:
         self.port = 0
         self.every = 0
+        self.always: str | None = None
         self.faults = 0
         self.requests = 0
         self._lock = threading.Lock()
@@ -52,6 +53,8 @@ class Proxy:
     def _choose(self) -> str | None:
         with self._lock:
             self.requests += 1
+            if self.always:
+                return self.always
             if not self.every or self.requests % self.every:
                 return None
             self.faults += 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import track
 from rich.table import Table
 
-from swjax.commands.say import SMALL_TOKENIZER, UsageError, console, refusing
+from swjax.commands.say import SMALL_TOKENIZER, UsageError, any_path, console, refusing
 from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=1000, help="look at the first so many examples (default: 1000)")
     parser.add_argument("--sheets", type=int, default=4, help="contact sheets to draw (default: 4)")
     parser.add_argument("--tokenizer", help="folder of the tokenizer (default: the small one of Moving Shapes)")
-    parser.add_argument("--root", type=Path, help="folder that a manifest's videos must lie in (default: its own)")
+    parser.add_argument("--root", type=any_path, help="folder that a manifest's videos must lie in (default: its own)")
     parser.add_argument(
         "--fps", type=float, default=StreamSpec.fps, help="frames taken a second (default: %(default)g)"
     )

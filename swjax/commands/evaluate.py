@@ -19,7 +19,7 @@ from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_argum
 from swjax.commands.evaluate_table import show_scores
 from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
 from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
-from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
+from swjax.commands.say import UsageError, add_checkpoint_arguments, any_path, console, refuse, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments
 from swjax.storage import AnyPath, as_path
 from swjax.streaming.spec import StreamSpec
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N videos")
     parser.add_argument(
         "--output",
-        type=as_path,
+        type=any_path,
         metavar="DIR",
         help="(default: evaluation, or evaluation_random_N, in the checkpoint); several seeds have folders in it",
     )

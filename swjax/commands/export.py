@@ -3,8 +3,8 @@
 import argparse
 import re
 
-from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
-from swjax.storage import as_path, is_remote, list_files
+from swjax.commands.say import UsageError, add_checkpoint_arguments, any_path, console, refusing
+from swjax.storage import is_remote, list_files
 
 NAME = "export"
 HELP = "write a trained model as a Hugging Face folder"
@@ -35,7 +35,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--output", required=True, type=as_path, metavar="DIR", help="folder to write")
+    parser.add_argument("--output", required=True, type=any_path, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--format",
         choices=["merged", "lora"],

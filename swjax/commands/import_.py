@@ -2,8 +2,7 @@
 
 import argparse
 
-from swjax.commands.say import console, refusing
-from swjax.storage import as_path
+from swjax.commands.say import any_path, console, refusing
 
 NAME = "import"
 HELP = "fetch released weights from the Hub and check them"
@@ -29,7 +28,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Hub id or folder")
-    parser.add_argument("--out", type=as_path, metavar="DIR", help="folder to make (default: check where it lies)")
+    parser.add_argument("--out", type=any_path, metavar="DIR", help="folder to make (default: check where it lies)")
 
 
 @refusing

@@ -23,7 +23,7 @@ from swjax.commands import (
     train,
 )
 from swjax.commands.say import printing_notices, refuse
-from swjax.storage import StorageError, as_path, is_remote
+from swjax.storage import StorageError, as_path, describe_failure, is_remote, sync_logs
 
 VERBS = (quickstart, prepare, data, train, evaluate, sweep, report, stream, serve, export, import_, layout, plan)
 
@@ -69,11 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with printing_notices():
             status = args.run(args, extra)
+            sync_logs()
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output has seen enough (`swjax stream ... | head`). Python would flush once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        said = str(error) if isinstance(error, StorageError) else describe_failure(error)
+        if not said:
+            raise
+        return refuse(said)
     return status
 
 

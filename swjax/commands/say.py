@@ -4,11 +4,13 @@ import argparse
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from swjax.notice import Notice
+from swjax.storage import AnyPath, StorageError, as_path
 
 
 class UsageError(ValueError):
@@ -17,6 +19,14 @@ class UsageError(ValueError):
 
 SMALL_TOKENIZER = "tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer for your model's"
 """What to say where a tokenizer was not chosen and its counts matter."""
+
+
+def any_path(word: str) -> AnyPath:
+    """An argument that takes a path on disk or in a bucket; what is neither stays as it is, for `main` to refuse."""
+    try:
+        return as_path(word)
+    except StorageError:
+        return Path(word)
 
 
 def console() -> Console:
@@ -79,7 +89,6 @@ def known_errors() -> tuple[type[Exception], ...]:
     from swjax.data.tokenizer import TokenizerError
     from swjax.evaluation import EvaluationError
     from swjax.hub import CheckpointError
-    from swjax.storage import StorageError
 
     errors: tuple[Any, ...] = (
         UsageError,

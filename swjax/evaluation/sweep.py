@@ -12,7 +12,7 @@ from typing import Any
 
 from swjax.atomic import write_bytes
 from swjax.evaluation.errors import EvaluationError
-from swjax.storage import AnyPath, refused_scheme
+from swjax.storage import AnyPath, as_path, is_remote, refused_scheme
 from swjax.streaming.spec import StreamSpec
 
 SWEEP = "sweep.json"
@@ -59,6 +59,8 @@ class Sweep:
         if not self.schedules or not all(values for grid in self.grids for values in grid.values()):
             raise EvaluationError("a sweep needs at least one schedule, and a value for each key of its grids")
         refused = refused_scheme(self.output) or refused_scheme(self.data)
+        if not refused and is_remote(as_path(self.output)):
+            refused = f"{self.output} is in a bucket, and a sweep locks and tabulates its runs on disk; give a folder"
         if refused:
             raise EvaluationError(refused)
 

@@ -19,7 +19,7 @@ from swjax.hub.errors import CheckpointError
 from swjax.models.stored import Block, StoredArray
 from swjax.models.weights import EMBEDDING, HEAD, HubTensor, is_buffer
 from swjax.notice import notify
-from swjax.storage import AnyPath, file_size, is_remote, read_range
+from swjax.storage import AnyPath, StorageError, file_size, is_remote, read_range
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,7 +92,9 @@ def find_tensors(folder: AnyPath, hub_name: Callable[[str], str]) -> Files:
             raise CheckpointError(f"{folder / name} is missing; {_other_formats(folder)}fetch the checkpoint again")
         try:
             found = _tensors_of(folder / name)
-        except (SafetensorError, OSError, KeyError, TypeError) as error:
+        except StorageError:
+            raise
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / name} is damaged ({error}); fetch it again") from error
         for tensor in found:
             if is_buffer(tensor.name) or weight_map.get(tensor.name, name) != name:

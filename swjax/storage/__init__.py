@@ -19,7 +19,16 @@ from swjax.storage.files import (
     writing_folder,
 )
 from swjax.storage.log import BucketLog, append_line, forget_log, open_log, sync_logs
-from swjax.storage.paths import AnyPath, StorageError, absolute, as_path, check_access, refused_scheme, resolved
+from swjax.storage.paths import (
+    AnyPath,
+    StorageError,
+    absolute,
+    as_path,
+    check_access,
+    describe_failure,
+    refused_scheme,
+    resolved,
+)
 
 __all__ = [
     "AnyPath",
@@ -31,6 +40,7 @@ __all__ = [
     "cache_bytes",
     "check_access",
     "copy_file",
+    "describe_failure",
     "file_size",
     "forget_log",
     "is_remote",

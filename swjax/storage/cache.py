@@ -87,6 +87,8 @@ def _fetch_all(url: str, files: Mapping[str, Mapping[str, Any]], folder: AnyPath
     if _touch(entry):
         return entry
     cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    if cache_folder().stat().st_uid != os.getuid():  # whoever made it could change what is read from it
+        raise StorageError(f"{cache_folder()} belongs to another user; name a folder of your own with SWJAX_CACHE")
     _make_room(size)
     partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=cache_folder()))
     try:
@@ -117,7 +119,7 @@ def _touch(entry: Path) -> bool:
 
 def _make_room(size: int) -> None:
     """Removes what was used longest ago until so many bytes more fit, and what a killed process left half-fetched."""
-    entries = []
+    entries, bound = [], cache_bytes()
     for entry in os.scandir(cache_folder()):
         name, _, partial = entry.name.partition(".")
         bytes_text = name.rpartition("-")[2]
@@ -131,6 +133,6 @@ def _make_room(size: int) -> None:
     now, kept = time.time(), sum(taken for _, taken, _, _ in entries)
     for used, taken, is_partial, path in sorted(entries, key=lambda entry: entry[0]):
         is_left = is_partial and now - used > 24 * 3600
-        if is_left or (kept + size > cache_bytes() and not is_partial and now - used > _IN_USE_S):
+        if is_left or (kept + size > bound and not is_partial and now - used > _IN_USE_S):
             shutil.rmtree(path, ignore_errors=True)
             kept -= taken

@@ -115,6 +115,15 @@ def check_access(path: AnyPath) -> None:
         raise StorageError(f"{scheme}://{bucket} cannot be used ({reason}); for credentials, {credentials}") from error
 
 
+def describe_failure(error: BaseException) -> str:
+    """What to say of an error that the client of a store has raised after all its tries; '' for any other error."""
+    client = type(error).__module__.partition(".")[0]
+    if client not in ("gcsfs", "google", "s3fs", "botocore", "aiobotocore", "aiohttp", "adlfs", "azure"):
+        return ""
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    return f"the store failed ({reason}); when it answers again, the same command resumes"
+
+
 @functools.cache
 def _set_up() -> None:
     """Settings of fsspec and epath for what is written by several programs; a user's own (fsspec's config) win."""

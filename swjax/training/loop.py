@@ -62,6 +62,7 @@ def run_steps(
     run_dir, bad_before = as_path(config.run_dir), int(state.bad_steps)
     goodput = Goodput(run_dir, start=start, lost_steps=max(0, last_step(run_dir / METRICS) - start))
     losses, waits = LossWatch(), InputWatch()
+    seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     with (
         _tellers(config, start, console) as (write, show),
         watchdog(config.watchdog_minutes) as step_ended,
@@ -85,9 +86,14 @@ def run_steps(
             batch = _put(rows, program, config, accumulation=config.accumulation)
             compiled, seconds = compilations.count, compilations.seconds
             clock.begin(step, rows)
-            # What moves between host and devices here is moved by `put_batch` and `_tell`, and by nothing else.
-            with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
+            # What moves between host and devices is moved by `put_batch` and `_tell`; compiling may move constants.
+            shape = batch["token_ids"].shape, batch["pixel_values"].shape
+            with (
+                jax.transfer_guard("disallow" if shape in seen else "allow"),
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+            ):
                 state, metrics = program.train_step(state, batch)
+            seen.add(shape)
             if compilations.count > compiled:
                 seconds = compilations.seconds - seconds
                 goodput.spend("compile", seconds)

@@ -14,7 +14,7 @@ from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokeniz
 from swjax.hub.tokenizer_files import copy_tokenizer, write_added_tokens
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
-from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder
+from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder, sync_logs
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
@@ -111,6 +111,7 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         clock = start_clock(config, model_config, program.shapes, inputs.part[1])
         state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console, clock)
     report_rejected(inputs, console)
+    sync_logs()
     return state
 
 

@@ -93,6 +93,19 @@ def test_the_cache_stays_within_its_bound(gcs, monkeypatch, tmp_path):
     assert local_file(folder / "0.bin").read_bytes() == bytes(1000)
 
 
+def test_a_cache_that_cannot_be_trusted_or_measured_is_refused(gcs, monkeypatch, tmp_path):
+    monkeypatch.setenv("SWJAX_CACHE", str(tmp_path))
+    file = as_path("gs://bucket/refused/a.bin")
+    file.write_bytes(CONTENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: -1)
+        with pytest.raises(StorageError, match="belongs to another user; name a folder of your own with SWJAX_CACHE"):
+            local_file(file)
+    monkeypatch.setenv("SWJAX_CACHE_GB", "much")
+    with pytest.raises(StorageError, match="SWJAX_CACHE_GB is 'much'; give a number of gigabytes"):
+        local_file(file)
+
+
 def test_a_log_grows_and_is_there_when_it_is_asked_for(store):
     file = as_path(store[0]) / "log.jsonl"
     file.write_text("before\n")

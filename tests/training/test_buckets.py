@@ -12,6 +12,7 @@ import jax
 import launched
 import numpy as np
 import pytest
+import stores
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
@@ -19,7 +20,7 @@ import swjax.training.loop
 from swjax.commands.main import main
 from swjax.hub import open_hf
 from swjax.runs.folder import list_steps, open_run_model
-from swjax.storage import as_path, copy_file, list_files, sync_logs
+from swjax.storage import as_path, copy_file, list_files, remove_folder, sync_logs
 from swjax.training.config import flatten
 from swjax.training.run import train
 
@@ -140,8 +141,31 @@ def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, compiled
         (as_path(url) / "checkpoints" / "3" / "commit_success.txt").unlink()  # as a kill within the upload leaves it
         assert list_steps(url) == [2]
         train(config, console=SILENT)
+        exported, local = as_path("s3://bucket/exported"), tmp_path / "exported"
+        for run, output in ((url, exported), (tmp_path / "on_disk", local)):
+            assert main(["export", "--checkpoint", str(run), "--output", str(output)]) == 0
+        assert_same_arrays(open_hf(exported)[1], open_hf(local)[1])
     assert list_steps(url) == [3, 4]
     assert_same_run(as_path(url), tmp_path / "on_disk", 4)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_bucket_and_one_resumes(gcs, make_config, tmp_path) -> None:
+    config = make_config(tmp_path / "shared")
+    config.steps, config.data.validation, config.batch_size, config.mesh.fsdp = 4, "", 4, 2
+    config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
+    url = "gs://bucket/runs/shared"
+    named = ["--coordinator", f"localhost:{stores.free_port()}", "--processes", "2"]
+    words = [[f"--config.run_dir={url}", *named, "--process", str(index)] for index in range(2)]
+    launched.finish([launched.launch(config, *some) for some in words])
+    assert list_steps(url) == [2, 4]
+    before = [json.loads(line) for line in lines_of(as_path(url))]
+    remove_folder(as_path(url) / "checkpoints" / "4")
+    launched.finish([launched.launch(config, f"--config.run_dir={url}", devices=2)])
+    after = [json.loads(line) for line in lines_of(as_path(url))]
+    assert [line["step"] for line in after] == [1, 2, 3, 4]
+    assert after[:2] == before[:2]
+    np.testing.assert_allclose([line["loss"] for line in after], [line["loss"] for line in before], rtol=1e-4)
 
 
 @pytest.mark.slow
