@@ -48,7 +48,7 @@ def test_dtd_compares_place_by_place():
     assert kept(DTD(tau=-1), make_view()) == list(range(UNITS)), "the first frame is kept whole"
 
 
-def test_mssavt_drops_one_of_like_neighbours():
+def test_mssavt_drops_one_of_like_neighbors():
     features = np.random.default_rng(4).normal(size=(PADDED, WIDTH)) + 0.8
     previous = np.random.default_rng(5).normal(size=(PADDED, WIDTH)) + 0.3
     rule, expected = MSSAVT(temporal=0.3, spatial=0.5), []
