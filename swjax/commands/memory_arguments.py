@@ -30,7 +30,7 @@ DROP_NUMBERS = {
     "tau": "bound on the likeness to the frame before (dtd), or on the difference of pixels from it (dtd_pixels)",
     "against": "what a place is compared with (dtd): previous, last_kept",
     "temporal": "bound on the likeness to the frame before (mssavt)",
-    "spatial": "bound on the likeness to a neighbour (mssavt)",
+    "spatial": "bound on the likeness to a neighbor (mssavt)",
     "share": "of a frame's tokens that stays (evs, vidcom2, random, uniform)",
     "seed": "of what is drawn (random)",
 }

@@ -1,9 +1,11 @@
 """Tokens dropped before the decoder: each rule against loops over places, and streams against a masked model."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from full_passes import QUESTION, make_frames
+from jax.sharding import SingleDeviceSharding
 from replay import replayed_scores
 
 from swjax.inference import BatchEngine, Mode, Request, StreamSession, StreamSettings, run_streams
@@ -46,7 +48,7 @@ def test_dtd_compares_place_by_place():
     assert kept(DTD(tau=-1), make_view()) == list(range(UNITS)), "the first frame is kept whole"
 
 
-def test_mssavt_drops_one_of_like_neighbours():
+def test_mssavt_drops_one_of_like_neighbors():
     features = np.random.default_rng(4).normal(size=(PADDED, WIDTH)) + 0.8
     previous = np.random.default_rng(5).normal(size=(PADDED, WIDTH)) + 0.3
     rule, expected = MSSAVT(temporal=0.3, spatial=0.5), []
@@ -141,7 +143,6 @@ def test_a_slow_drift_is_seen_by_what_was_kept_last():
 
 
 FRAMES, GRID, COUNTS, TAIL = 8, (4, 4), (2, 1, 0, 2, 1, 2, 2), 4
-DEVICES = 2
 
 
 class Noted(Watcher):
@@ -161,11 +162,12 @@ class EveryOther:
         return Random(share=0.5).keep(view) & (view.number % 3 != 1)
 
 
-def run(model, tokenizer, monkeypatch, variant, mode, drop):
+def run(model, tokenizer, monkeypatch, variant, mode, drop, **placed):
     monkeypatch.setattr("swjax.inference.batch_engine.Watcher", Noted)
     monkeypatch.setattr(Noted, "masks", [], raising=False)
     settings = StreamSettings(variant=variant, counts=COUNTS, max_tail=TAIL, drop=drop)
-    engine = BatchEngine(model, rows=1, frame_units=4, slots=256, word_slots=64, max_slots=256, chunk_sizes=(16,))
+    sizes = {"rows": 1, "frame_units": 4, "slots": 256, "word_slots": 64, "max_slots": 256, "chunk_sizes": (16,)}
+    engine = BatchEngine(model, **sizes, **placed)
     requests = [Request(QUESTION, make_frames(FRAMES, 2, GRID), settings, mode)]
     *_, (_, stream, _) = run_streams(engine, tokenizer, requests)
     assert stream.fault is None
@@ -189,6 +191,15 @@ def test_what_is_dropped_is_as_if_masked(model, weights, tokenizer, monkeypatch,
     assert np.abs(whole - scores).max() > 0.01, "what is dropped makes no difference, so this test shows nothing"
     assert stream.tally.tokens_dropped == np.count_nonzero(~masks)
     assert stream.tally.frames_seen == FRAMES
+
+
+def test_on_two_devices_the_same_is_dropped(model, tokenizer, weights, monkeypatch):
+    devices = tuple(SingleDeviceSharding(jax.devices()[number]) for number in (0, 1))
+    _, alone, masks = run(weights, tokenizer, monkeypatch, "gdpe", Mode.PARALLEL, EVS(share=0.5))
+    _, apart, same = run(model, tokenizer, monkeypatch, "gdpe", Mode.PARALLEL, EVS(share=0.5), placement=devices)
+    np.testing.assert_array_equal(masks, same)
+    assert masks.sum(axis=1).tolist() == [4] + [2] * 7
+    assert alone.answer == apart.answer
 
 
 def test_a_still_video_costs_its_first_frame(weights, tokenizer):

@@ -4,10 +4,13 @@ from obvious_stream import ObviousStream
 from serving_clients import QUESTION, make_pictures
 
 from swjax.data.patches import resized_size
-from swjax.inference import Request, StreamSettings, TokenSpoken, run_streams
+from swjax.inference import Mode, Request, StreamSettings, TokenSpoken, run_streams
+from swjax.inference.dropping import EVS
 from swjax.inference.frames import make_frame
 from swjax.inference.memory import Window
 from swjax.serving import EngineSize, Limits
+from swjax.serving.offer import Offer
+from swjax.serving.protocol import Open
 from swjax.streaming import StreamSpec
 
 
@@ -35,6 +38,14 @@ def test_with_a_memory_rows_are_as_long_as_its_budget_and_not_as_the_video():
     assert short.word_slots == 90 + 16 + 300 + 9
     with pytest.raises(ValueError, match="the memory needs 1695 slots a row, got 1000"):
         EngineSize.of(record, Limits(), rows=2, slots=1000, memory=memory)
+
+
+def test_all_streams_have_the_memory_and_the_rule_that_a_server_offers():
+    offer = Offer("a model", StreamSpec(), memory=Window(sources=1000), drop=EVS())
+    chosen = offer.choose(Open()).settings
+    assert (chosen.memory, chosen.drop) == (Window(sources=1000), EVS())
+    with pytest.raises(ValueError, match="mode recompute keeps all; leave it out, or the memory"):
+        Offer("a model", StreamSpec(), modes=(Mode.PARALLEL, Mode.RECOMPUTE), drop=EVS())
 
 
 @pytest.mark.parametrize("shape", [(60, 200), (100, 40)])

@@ -1,6 +1,6 @@
 """Masked spatial and temporal dropping of StreamingAssistant (2025, arXiv 2512.12560).
 
-Beside what is as it was, tokens are dropped that are like a neighbour; of two neighbours never both, as only every
+Beside what is as it was, tokens are dropped that are like a neighbor; of two neighbors never both, as only every
 second place, in a checkerboard, may be dropped for that.
 """
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Bool
 
-from swjax.inference.dropping.view import FrameView, checkerboard, likeness_to_neighbours, likeness_to_previous
+from swjax.inference.dropping.view import FrameView, checkerboard, likeness_to_neighbors, likeness_to_previous
 from swjax.inference.numbers import real
 
 
 @dataclass(frozen=True)
 class MSSAVT:
-    """Tokens that are unlike what was at their place, and unlike their neighbours.
+    """Tokens that are unlike what was at their place, and unlike their neighbors.
 
     Attributes:
         temporal: cosine with the frame before above which a token is dropped.
-        spatial: cosine with a neighbour above which one of the checkerboard is; the paper has 0.2 and 0.5.
+        spatial: cosine with a neighbor above which one of the checkerboard is; the paper has 0.2 and 0.5.
     """
 
     temporal: float = 0.2
@@ -29,6 +29,6 @@ class MSSAVT:
         real("mssavt's spatial", self.spatial, least=-1, most=1)
 
     def keep(self, view: FrameView) -> Bool[Array, "U"]:
-        """Those that neither mask drops. A neighbour counts whether or not it is itself dropped for being as it was."""
-        like_a_neighbour = checkerboard(view) & (likeness_to_neighbours(view) > self.spatial)
-        return (likeness_to_previous(view) <= self.temporal) & ~like_a_neighbour
+        """Those that neither mask drops. A neighbor counts whether or not it is itself dropped for being as it was."""
+        like_a_neighbor = checkerboard(view) & (likeness_to_neighbors(view) > self.spatial)
+        return (likeness_to_previous(view) <= self.temporal) & ~like_a_neighbor

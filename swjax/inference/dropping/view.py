@@ -60,7 +60,7 @@ def likeness_to_previous(view: FrameView) -> Float[Array, "U"]:
     return jnp.where(view.has_previous, cosine(view.features, view.previous), -jnp.inf)
 
 
-def likeness_to_neighbours(view: FrameView) -> Float[Array, "U"]:
+def likeness_to_neighbors(view: FrameView) -> Float[Array, "U"]:
     """Largest cosine with the feature above, below, to the left or to the right; beyond an edge there is none."""
     index = jnp.arange(view.features.shape[0])
     column = index % view.columns
@@ -77,7 +77,7 @@ def likeness_to_neighbours(view: FrameView) -> Float[Array, "U"]:
 
 
 def checkerboard(view: FrameView) -> Bool[Array, "U"]:
-    """Every second place, no two of which are neighbours; the first is not among them."""
+    """Every second place, no two of which are neighbors; the first is not among them."""
     index = jnp.arange(view.features.shape[0])
     return (index // view.columns + index % view.columns) % 2 == 1
 

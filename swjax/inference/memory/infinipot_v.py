@@ -1,7 +1,7 @@
 """InfiniPot-V (Kim et al., NeurIPS 2025): temporal redundancy of keys, and norms of values, in each layer and key head.
 
 Differences: a frame's number and a token's place in it are kept, so that places are compared with their own also after
-the first compaction, when heads hold unlike tokens; and norms are not pooled over neighbours.
+the first compaction, when heads hold unlike tokens; and norms are not pooled over neighbors.
 """
 
 from dataclasses import dataclass
