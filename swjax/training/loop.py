@@ -55,7 +55,7 @@ def run_steps(
         PreemptedError, TooManyBadStepsError: as for `swjax.training.run.train`.
     """
     run_dir, bad_before = as_path(config.run_dir), int(state.bad_steps)
-    clock = Goodput(run_dir, start=start, lost_steps=max(0, last_step(run_dir / METRICS) - start))
+    goodput = Goodput(run_dir, start=start, lost_steps=max(0, last_step(run_dir / METRICS) - start))
     losses, waits = LossWatch(), InputWatch()
     seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     with (
@@ -75,7 +75,7 @@ def run_steps(
         for step in range(start + 1, config.steps + 1):
             before_step(step)
             began = time.perf_counter()
-            with clock.spending("input"):
+            with goodput.spending("input"):
                 rows = next(inputs.batches)
             waited = time.perf_counter() - began
             batch = _put(rows, program, config, accumulation=config.accumulation)
@@ -90,7 +90,7 @@ def run_steps(
             seen.add(shape)
             if compilations.count > compiled:
                 seconds = compilations.seconds - seconds
-                clock.spend("compile", seconds)
+                goodput.spend("compile", seconds)
                 console.print(f"step {step}: compiled for {_describe_rows(batch)} in {seconds:.1f} s")
             after_step(step, metrics)
             told = tell(untold)
@@ -104,7 +104,7 @@ def run_steps(
             # The best checkpoints are chosen among those that were validated.
             if inputs.validation is not None and (validates or (saves and config.keep_best)):
                 told, untold = tell(untold), None
-                with clock.spending("validation"):
+                with goodput.spending("validation"):
                     validation = _validate(config, program, inputs, state)
                 write(step, validation)
                 console.print(f"step {step}: validation loss {validation[BEST_BY]:.4f}")
@@ -114,16 +114,16 @@ def run_steps(
             bad_steps = bad_before if told is None else int(told["bad_steps"])
             is_bad = told is not None and told["bad_steps"] > config.max_bad_steps
             if saves or stops or is_bad:
-                with clock.spending("checkpoint"):
+                with goodput.spending("checkpoint"):
                     save_checkpoint(checkpoints, step, state, inputs.batches, parts=inputs.part[1], metrics=validation)
-                clock.record(step, bad_steps - bad_before)
+                goodput.record(step, bad_steps - bad_before)
             if is_bad:
                 raise TooManyBadStepsError(_describe_bad(config, step))
             if stops:
                 checkpoints.wait_until_finished()
                 raise PreemptedError(f"asked to stop: step {step} is saved, the same command goes on from it")
             if is_last:
-                console.print(clock.describe(step, bad_steps - bad_before))
+                console.print(goodput.describe(step, bad_steps - bad_before))
     return state
 
 
