@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
 )
 
 from swjax.inference.sampler import Sampling, SamplingRows, keep_likely, mark_said, penalize, sample
+from swjax.inference.voice import UNDECIDED, Deciding
 
 CHOICES = (
     Sampling(temperature=0.7, top_k=5, top_p=0.8, repetition_penalty=1.15),
@@ -96,8 +97,13 @@ def test_greedy_takes_the_likeliest_and_a_penalty_what_has_not_been_said():
 
 
 def test_only_rows_that_speak_are_noted():
-    said = mark_said(jnp.zeros((3, 4), bool), jnp.asarray([1, 2, 3]), jnp.asarray([True, False, True]))
+    speaks, chosen = jnp.asarray([True, False, True]), jnp.asarray([1, 2, 3])
+    rows = SamplingRows.of([Sampling()] * 3, [0] * 3)
+    said = mark_said(jnp.zeros((3, 4), bool), chosen, speaks, rows)
     assert np.argwhere(np.asarray(said)).tolist() == [[0, 1], [2, 3]]
+    rows = SamplingRows.of([Sampling()] * 3, [0] * 3, [UNDECIDED, UNDECIDED, Deciding(skip=0, end=3)])
+    said = mark_said(jnp.zeros((3, 4), bool), chosen, speaks, rows)
+    assert np.argwhere(np.asarray(said)).tolist() == [[0, 1]], "an end of thought is no word"
 
 
 @pytest.mark.parametrize(
