@@ -13,8 +13,13 @@ help: ## show what can be made
 quickstart: install ## make a data set, train, evaluate, stream and export, in under ten minutes on two cores
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/swjax quickstart
 
+# A worker keeps what it has compiled, and beside a gigabyte or more of that each test of large weights needs twelve. So
+# these have workers of their own.
+LARGE := tests/hub tests/training tests/planning
+
 test: dev lint ## everything that a change must pass
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(LARGE)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(addprefix --ignore=,$(LARGE))
 
 # The Python and the packages that are there, as a machine with a GPU brings its own.
 gpu: ## measure what is claimed of an NVIDIA GPU, in ten minutes; benchmarks/gpu.py --help says what
