@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from swjax.storage import AnyPath, as_path
 from swjax.training.config import flatten
 from swjax.training.speed import SPEED
 
@@ -117,7 +118,7 @@ def _ended(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
             process.wait()
 
 
-def metric_lines(run_dir: str | Path) -> list[dict]:
+def metric_lines(run_dir: str | AnyPath) -> list[dict]:
     """The lines of metrics.jsonl, without the run's speed, which is never twice the same."""
-    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (as_path(run_dir) / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]

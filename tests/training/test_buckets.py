@@ -27,10 +27,6 @@ from swjax.training.run import train
 SILENT = Console(quiet=True)
 
 
-def lines_of(folder) -> list[str]:
-    return (folder / "metrics.jsonl").read_text().splitlines()
-
-
 def assert_same_arrays(left, right) -> None:
     assert left.keys() == right.keys()
     for path, array in left.items():
@@ -39,7 +35,7 @@ def assert_same_arrays(left, right) -> None:
 
 
 def assert_same_run(left, right, step: int) -> None:
-    assert lines_of(left) == lines_of(right)
+    assert launched.metric_lines(left) == launched.metric_lines(right)
     assert_same_arrays(*(open_run_model(folder, step) for folder in (left, right)))
     # What a start makes has other names each time.
     made = [{name.partition("/")[0] for name in list_files(folder)} for folder in (left, right)]
@@ -159,17 +155,19 @@ def test_two_processes_write_one_bucket_and_one_resumes(gcs, make_config, tmp_pa
     words = [[f"--config.run_dir={url}", *named, "--process", str(index)] for index in range(2)]
     launched.finish([launched.launch(config, *some) for some in words])
     assert list_steps(url) == [2, 4]
-    before = [json.loads(line) for line in lines_of(as_path(url))]
+    before = launched.metric_lines(url)
     remove_folder(as_path(url) / "checkpoints" / "4")
     launched.finish([launched.launch(config, f"--config.run_dir={url}", devices=2)])
-    after = [json.loads(line) for line in lines_of(as_path(url))]
+    after = launched.metric_lines(url)
     assert [line["step"] for line in after] == [1, 2, 3, 4]
     assert after[:2] == before[:2]
     np.testing.assert_allclose([line["loss"] for line in after], [line["loss"] for line in before], rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_survives_a_storm_of_kills(gcs, make_config, tmp_path: Path) -> None:
+def test_a_run_in_a_bucket_survives_a_storm_of_kills(gcs, make_config, tmp_path: Path, request) -> None:
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("twenty starts take half an hour; -m slow was not given")
     config = make_config(tmp_path / "on_disk")
     config.steps, config.batch_size, config.eval_every = 24, 2, 12
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
