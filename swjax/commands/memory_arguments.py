@@ -1,14 +1,16 @@
 """Arguments that say what a stream keeps: `--memory window --memory.sources 4096`, `--drop dtd --drop.tau 0.25`."""
 
 import argparse
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from swjax.commands.say import UsageError
 
 if TYPE_CHECKING:  # at run time it is imported where it is used, so that --help is quick
     from swjax.inference.dropping import Drop
     from swjax.inference.memory import Memory
+
+Made = TypeVar("Made")
 
 MEMORY_NUMBERS = {
     "sources": "tokens of the prompt and of frames that may be stored",
@@ -67,10 +69,7 @@ def read_memory(args: argparse.Namespace) -> "Memory":
     """
     from swjax.inference.memory import memory_of
 
-    try:
-        return memory_of(_named(args, "memory", MEMORY_NUMBERS))
-    except ValueError as error:
-        raise UsageError(f"--memory: {error}") from error
+    return _read(args, "memory", MEMORY_NUMBERS, memory_of)
 
 
 def read_drop(args: argparse.Namespace) -> "Drop | None":
@@ -81,15 +80,19 @@ def read_drop(args: argparse.Namespace) -> "Drop | None":
     """
     from swjax.inference.dropping import drop_of
 
-    try:
-        return drop_of(_named(args, "drop", DROP_NUMBERS))
-    except ValueError as error:
-        raise UsageError(f"--drop: {error}") from error
+    return _read(args, "drop", DROP_NUMBERS, drop_of)
 
 
 def _add_numbers(group: Any, of: str, numbers: Mapping[str, str]) -> None:
     for name, meaning in numbers.items():
         group.add_argument(f"--{of}.{name}", metavar="N", help=f"{meaning} (default: its own)")
+
+
+def _read(args: argparse.Namespace, of: str, numbers: Mapping[str, str], make: Callable[[str], Made]) -> Made:
+    try:
+        return make(_named(args, of, numbers))
+    except ValueError as error:
+        raise UsageError(f"--{of}: {error}") from error
 
 
 def _named(args: argparse.Namespace, of: str, numbers: Mapping[str, str]) -> str:

@@ -134,7 +134,7 @@ def encode_text(
     """
     merge_size, chat = config.geometry.merge_size, config.chat
     if config.speaking == "decide":
-        arrival_s = frame_arrivals(grid[0], config)
+        arrival_s = frame_arrivals(grid[0], fps=config.fps, pictures=config.geometry.temporal_patch_size)
         return encode_decisions(
             example, tokenizer, question=question, grid=grid, arrival_s=arrival_s, merge_size=merge_size, chat=chat
         )
@@ -150,9 +150,15 @@ def encode_text(
     return ids, answer_schedule(example, ids, grid, config, tokenizer, special_tokens)
 
 
-def frame_arrivals(frames: int, config: PipelineConfig) -> Float[np.ndarray, "F"]:
-    """When each frame has arrived, in seconds: when the later of its pictures is on screen."""
-    return (np.arange(1, frames + 1) * config.geometry.temporal_patch_size - 1) / config.fps
+def frame_arrivals(frames: int, *, fps: float, pictures: int) -> Float[np.ndarray, "F"]:
+    """When each frame has arrived, in seconds: when the last of its pictures is on screen.
+
+    Args:
+        frames: how many there are.
+        fps: pictures a second.
+        pictures: of a frame.
+    """
+    return (np.arange(1, frames + 1) * pictures - 1) / fps
 
 
 def answer_schedule(
@@ -184,7 +190,7 @@ def answer_schedule(
                 f"frame ({needed}); cut the video or lower wait_k"
             )
         return config.wait_k
-    arrival_s = frame_arrivals(grid[0], config)
+    arrival_s = frame_arrivals(grid[0], fps=config.fps, pictures=config.geometry.temporal_patch_size)
     starts = [sentence.time_s for sentence in example.sentences]
     end_s = grid[0] * config.geometry.temporal_patch_size / config.fps
     if starts[-1] > end_s:

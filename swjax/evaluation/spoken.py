@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from swjax.data.encoding import frame_arrivals
 from swjax.data.example import VideoExample
 from swjax.evaluation.predict import Prediction
 from swjax.evaluation.timing import Episode
@@ -35,7 +36,7 @@ def read_episodes(
         sentences = examples[one.key].sentences
         if not sentences:
             continue
-        arrival_s = (np.arange(1, one.frames + 1) * pictures - 1) / fps
+        arrival_s = frame_arrivals(one.frames, fps=fps, pictures=pictures)
         due = np.searchsorted(arrival_s, np.minimum([sentence.time_s for sentence in sentences], arrival_s[-1]))
         pauses = (decisions.skip, decisions.end)
         begun = [

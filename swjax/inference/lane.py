@@ -398,6 +398,11 @@ def _advance(
     return chosen, cache, mark_said(said, chosen, batch.speaks, batch.choices)
 
 
+def _row_of(cache: KeyValueCache, row: Array) -> KeyValueCache:
+    """The cache of one row alone."""
+    return KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
+
+
 def _attend(
     structure: nnx.GraphDef,
     parameters: Parameters,
@@ -410,7 +415,7 @@ def _attend(
     stop: Int32[Array, "n"],
 ) -> Float[Array, "layers K P"]:
     decoder = merge_parameters(structure, parameters).decoder
-    of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
+    of_row = _row_of(cache, row)
     spans = KeySpans(start[None], stop[None])
     _, mass = decoder.reread(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
     return mass[:, 0][:, :, slots]
@@ -428,7 +433,7 @@ def _surprise(
     stop: Int32[Array, "n"],
 ) -> Float[Array, "n"]:
     model = merge_parameters(structure, parameters)
-    of_row = KeyValueCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in cache))
+    of_row = _row_of(cache, row)
     spans, x = KeySpans(start[None], stop[None]), model.decoder.embed(token_ids[None])
     hidden, _ = model.decoder.reread(x, positions[:, None], spans, of_row)
     scores = jax.nn.log_softmax(model.logits(hidden)[0].astype(jnp.float32), axis=-1)
