@@ -1,4 +1,4 @@
-"""What the compiler is told beside a program."""
+"""What the compilers of platforms want beside a program."""
 
 from types import MappingProxyType
 
@@ -21,3 +21,6 @@ TRAINING_OPTIONS = MappingProxyType({"gpu": _TRAINING})
 
 STREAMING_OPTIONS = MappingProxyType({"gpu": _STREAMING})
 """The same for passes of a few tokens."""
+
+WIDTH_TILES = MappingProxyType({"gpu": 64})
+"""By platform, what widths of MLPs are filled up to a multiple of (`swjax.models.parameters.widened`)."""

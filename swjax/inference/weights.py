@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from swjax.compiler import WIDTH_TILES
 from swjax.hub import CheckpointError
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import Parameters, split_parameters
+from swjax.models.parameters import Parameters, split_parameters, widened
 
 Model = VideoLanguageModel
 """What can stream: a model of any family."""
@@ -38,7 +39,8 @@ class Weights:
         device: jax.Device = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
         self.platform: str = device.platform
         held = model if self.platform == "tpu" else model.with_layers_apart()
-        self.structure, self.parameters = split_parameters(held)
+        self.structure, parameters = split_parameters(held)
+        self.parameters = widened(parameters, WIDTH_TILES.get(self.platform, 1))
         check_finite(self.parameters)
 
 

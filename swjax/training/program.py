@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
+from swjax.compiler import WIDTH_TILES
 from swjax.models.adapters import effective_alpha
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
@@ -94,6 +95,7 @@ def make_program(
         lora_alpha=effective_alpha(config.lora.alpha, config.lora.rank, rslora=config.lora.rslora),
         ema=config.optimizer.ema,
         objective=find_objective(config.objective),
+        width_tile=WIDTH_TILES.get(mesh.devices.flat[0].platform, 1),
     )
     decoder, vision = make_attention(config, model_config, mesh, stripe)
     model = abstract_model(

@@ -16,7 +16,7 @@ from swjax.attention import stripe_order
 from swjax.compiler import TRAINING_OPTIONS
 from swjax.models.adapters import attach_adapters
 from swjax.models.layers import Constrain, unconstrained
-from swjax.models.parameters import Parameters, merge_parameters
+from swjax.models.parameters import Parameters, merge_parameters, widened
 from swjax.training.mesh import BATCH_AXES, batch_sharding, parameter_shardings, replicated, row_share
 from swjax.training.objectives import LOSS, NEXT_TOKEN, Batch, Objective
 from swjax.training.objectives.labels import IGNORED, count_labels, count_tokens
@@ -57,6 +57,7 @@ class StepOptions:
         lora_alpha: numerator of the scale of the adapters among the parameters, if there are any.
         ema: decay of the running mean of the parameters; 0 keeps none.
         objective: what is made small.
+        width_tile: what the widths of MLPs are filled up to a multiple of while they are computed with.
     """
 
     compute_dtype: jnp.dtype
@@ -65,6 +66,7 @@ class StepOptions:
     lora_alpha: float = 1.0
     ema: float = 0.0
     objective: Objective = NEXT_TOKEN
+    width_tile: int = 1
 
 
 def initial_state(
@@ -259,7 +261,7 @@ def _sums(
     structure: nnx.GraphDef, trainable: Parameters, frozen: Parameters, batch: Batch, options: StepOptions
 ) -> dict[str, Float[Array, ""]]:
     parameters = attach_adapters(trainable | frozen, alpha=options.lora_alpha, dtype=options.compute_dtype)
-    model = merge_parameters(structure, parameters)
+    model = merge_parameters(structure, widened(parameters, options.width_tile))
     sums = options.objective.sums(model, batch, max_labels=options.max_labels, constrain=options.constrain)
     return dict(sums)
 
