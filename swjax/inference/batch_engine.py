@@ -81,19 +81,20 @@ class BatchEngine:
         grow_ahead: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        word_slots = slots // 2 if word_slots is None else word_slots
-        sizes = Sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes, apart=placement is not None)
         if placement and isinstance(model, Weights):
             raise ValueError("an engine in two places needs a copy of the weights at each; give it the model itself")
+        word_slots = slots // 2 if word_slots is None else word_slots
+        at = [model] if isinstance(model, Weights) else [Weights(model, one) for one in placement or (None,)]
+        fewest = at[-1].fewest_tokens
+        sizes = Sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes, placement is not None, fewest)
         self.config, self._clock, self._sizes = model.config, clock, sizes
 
-        def lane(index: int, left: int) -> Lane:
-            engine = model if isinstance(model, Weights) else Weights(model, placement[index] if placement else None)
+        def lane(weights: Weights, left: int) -> Lane:
             inbox_frames, right = sizes.inbox_frames(frame_units), slots - word_slots
-            return Lane(engine, rows=rows, left=left, right=right, frame_units=frame_units, inbox_frames=inbox_frames)
+            return Lane(weights, rows=rows, left=left, right=right, frame_units=frame_units, inbox_frames=inbox_frames)
 
-        self._speaker = lane(1, word_slots)
-        self._perceiver = lane(0, 0) if placement else self._speaker
+        self._speaker = lane(at[-1], word_slots)
+        self._perceiver = lane(at[0], 0) if placement else self._speaker
         self._growth = Growth(self._speaker, self._perceiver, max_slots=max_slots, ahead=grow_ahead)
         self._streams: list[Stream | None] = [None] * rows
 

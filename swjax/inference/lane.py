@@ -24,11 +24,11 @@ from swjax.inference.memory.moved import moved, stored, turned
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
 from swjax.inference.rows import Piece
 from swjax.inference.sampler import GREEDY, SamplingRows, mark_said, sample
-from swjax.inference.weights import Weights
+from swjax.inference.weights import Weights, assembled
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig, TextConfig
 from swjax.models.family import abstract_model
-from swjax.models.parameters import Parameters, merge_parameters
+from swjax.models.parameters import Parameters
 from swjax.streaming import KeySpans
 
 MAX_FRAME_SIZES = 8
@@ -56,11 +56,11 @@ class Lane:
         frame_units: int,
         inbox_frames: int,
     ):
-        self._compiled = _compiled(weights.structure, weights.platform)
+        self._compiled = _compiled(weights.decoder.structure, weights.visual.structure, weights.platform)
         self._config, self._rows, self._sharding = weights.config, rows, weights.sharding
         self.left = left
-        self._parameters = self._put(weights.parameters)
-        text, dtype = self._config.text, self._parameters["decoder/embedding_vd"].dtype
+        self._decoder, self._visual = self._put(weights.decoder.parameters), self._put(weights.visual.parameters)
+        text, dtype = self._config.text, self._decoder["embedding_vd"].dtype
         self._cache = self._put(KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype))
         self._said = self._put(jnp.zeros((rows, text.vocab_size), bool))
         self._sinks: dict[tuple[int, bool], Piece] = {}
@@ -122,7 +122,7 @@ class Lane:
             _lower(
                 self._compiled,
                 with_head,
-                self._parameters,
+                self._decoder,
                 text=self._config.text,
                 rows=self._rows,
                 size=size,
@@ -157,10 +157,10 @@ class Lane:
         nobody = SamplingRows.of([GREEDY] * self._rows, [0] * self._rows)
         grid, zero = np.array([[1, *(grid_hw or (0, 0))]], np.int32), np.int32(0)
         state = self._cache, self._said, self._inbox
-        lowered = [self._compiled.encode.lower(self._parameters, self._inbox, x, grid, zero, zero) for x in frames]
+        lowered = [self._compiled.encode.lower(self._visual, self._inbox, x, grid, zero, zero) for x in frames]
         for size, speaks in passes:
             packed = pack({}, size, [0] if speaks else [], nobody, rows=self._rows, slots=self.slots)
-            lowered.append(self._compiled.advance.lower(speaks, self._parameters, *state, packed))
+            lowered.append(self._compiled.advance.lower(speaks, self._decoder, *state, packed))
         with ThreadPoolExecutor(os.cpu_count(), "swjax-compiler") as pool:
             list(pool.map(jax.stages.Lowered.compile, lowered))
         for patches in frames:
@@ -184,7 +184,7 @@ class Lane:
         padding = self._frame_size(len(patches)) - len(patches)
         patches = np.pad(patches, ((0, padding), (0, 0))) if padding else patches
         grid = np.array([[1, *grid_hw]], np.int32)
-        self._inbox = self._compiled.encode(self._parameters, self._inbox, patches, grid, np.int32(row), np.int32(cell))
+        self._inbox = self._compiled.encode(self._visual, self._inbox, patches, grid, np.int32(row), np.int32(cell))
 
     def features(self, row: int, cell: int) -> Float[Array, "U D"]:
         """A copy of what a cell of a row's inbox holds; returns before it is there."""
@@ -211,7 +211,7 @@ class Lane:
         packed = pack(tokens, size, speaking, choices, rows=self._rows, slots=self.slots)
         self._passes_run.add((size, bool(speaking)))
         chosen, self._cache, self._said = self._compiled.advance(
-            bool(speaking), self._parameters, self._cache, self._said, self._inbox, packed
+            bool(speaking), self._decoder, self._cache, self._said, self._inbox, packed
         )
         self.passes += 1
         return chosen
@@ -264,14 +264,14 @@ class Lane:
         def attention(token_ids: np.ndarray, positions: np.ndarray, at: np.ndarray) -> Array:
             spans = np.minimum(at, 0) + origin, np.maximum(at, slots[-1]) + 1 + origin
             tokens = token_ids.astype(np.int32), positions.astype(np.int32), *spans
-            return self._compiled.attend(self._parameters, self._cache, np.int32(row), padded, *tokens)
+            return self._compiled.attend(self._decoder, self._cache, np.int32(row), padded, *tokens)
 
         def surprise(
             token_ids: np.ndarray, following: np.ndarray, positions: np.ndarray, at: np.ndarray, sources: np.ndarray
         ) -> Array:
             spans = np.minimum(at, 0) + origin, np.where(at < 0, sources, at + 1) + origin
             tokens = token_ids, following, positions, *spans
-            return self._compiled.surprise(self._parameters, self._cache, np.int32(row), *tokens)
+            return self._compiled.surprise(self._decoder, self._cache, np.int32(row), *tokens)
 
         keys, values = stored(self._cache, np.int32(row), padded)
         return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention, surprise)
@@ -299,10 +299,11 @@ def lower_pass(
     """
     weights = Weights(abstract_model(config, param_dtype=dtype), sharding)
     placed = {
-        name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for name, one in weights.parameters.items()
+        path: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding)
+        for path, one in weights.decoder.parameters.items()
     }
     return _lower(
-        _compiled(weights.structure, weights.platform),
+        _compiled(weights.decoder.structure, weights.visual.structure, weights.platform),
         True,
         placed,
         text=config.text,
@@ -352,14 +353,14 @@ class _Compiled(NamedTuple):
 
 
 @functools.cache
-def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
-    """Bound to its structure, whose hash, were it an argument, each call would compute: half a millisecond."""
+def _compiled(decoder: nnx.GraphDef, visual: nnx.GraphDef, platform: str) -> _Compiled:
+    """Bound to the structures, whose hash, were it an argument, each call would compute: half a millisecond."""
     jit = functools.partial(jax.jit, compiler_options=STREAMING_OPTIONS.get(platform))
     return _Compiled(
-        jit(functools.partial(_encode, structure), donate_argnums=1),
-        jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
-        jit(functools.partial(_attend, structure)),
-        jit(functools.partial(_surprise, structure)),
+        jit(functools.partial(_encode, visual), donate_argnums=1),
+        jit(functools.partial(_advance, decoder), static_argnums=0, donate_argnums=(2, 3)),
+        jit(functools.partial(_attend, decoder)),
+        jit(functools.partial(_surprise, decoder)),
     )
 
 
@@ -372,8 +373,8 @@ def _encode(
     row: Array,
     cell: Array,
 ) -> Array:
-    features = merge_parameters(structure, parameters).encode_video(patches, grid_thw)
-    return jax.lax.dynamic_update_slice(inbox, features[None, None].astype(inbox.dtype), (row, cell, 0, 0))
+    features = assembled(structure, parameters)(patches[None], grid_thw[None])
+    return jax.lax.dynamic_update_slice(inbox, features[None].astype(inbox.dtype), (row, cell, 0, 0))
 
 
 def _advance(
@@ -385,16 +386,16 @@ def _advance(
     inbox: Float[Array, "B R U D"],
     packed: Int32[Array, "B L+1 C"],
 ) -> tuple[Int32[Array, "B"], KeyValueCache, Bool[Array, "B V"]]:
-    model, batch = merge_parameters(structure, parameters), Batch.unpack(packed)
-    x = model.decoder.embed(batch.token_ids)
+    decoder, batch = assembled(structure, parameters), Batch.unpack(packed)
+    x = decoder.embed(batch.token_ids)
     rows = jnp.arange(x.shape[0])
     flat = inbox.reshape(inbox.shape[0], -1, inbox.shape[-1])
     features = flat[rows[:, None], jnp.maximum(batch.features, 0)]
     x = jnp.where(batch.features[..., None] >= 0, features.astype(x.dtype), x)
-    hidden, cache = model.decoder.extend(x, batch.positions, batch.spans, cache, batch.slots)
+    hidden, cache = decoder.extend(x, batch.positions, batch.spans, cache, batch.slots)
     if not with_head:
         return jnp.zeros(len(rows), jnp.int32), cache, said
-    chosen = sample(model.logits(hidden[rows, batch.last]), said, batch.choices)
+    chosen = sample(decoder.logits(hidden[rows, batch.last]), said, batch.choices)
     return chosen, cache, mark_said(said, chosen, batch.speaks, batch.choices)
 
 
@@ -414,7 +415,7 @@ def _attend(
     start: Int32[Array, "n"],
     stop: Int32[Array, "n"],
 ) -> Float[Array, "layers K P"]:
-    decoder = merge_parameters(structure, parameters).decoder
+    decoder = assembled(structure, parameters)
     of_row = _row_of(cache, row)
     spans = KeySpans(start[None], stop[None])
     _, mass = decoder.reread(decoder.embed(token_ids[None]), positions[:, None], spans, of_row)
@@ -432,9 +433,9 @@ def _surprise(
     start: Int32[Array, "n"],
     stop: Int32[Array, "n"],
 ) -> Float[Array, "n"]:
-    model = merge_parameters(structure, parameters)
+    decoder = assembled(structure, parameters)
     of_row = _row_of(cache, row)
-    spans, x = KeySpans(start[None], stop[None]), model.decoder.embed(token_ids[None])
-    hidden, _ = model.decoder.reread(x, positions[:, None], spans, of_row)
-    scores = jax.nn.log_softmax(model.logits(hidden)[0].astype(jnp.float32), axis=-1)
+    spans, x = KeySpans(start[None], stop[None]), decoder.embed(token_ids[None])
+    hidden, _ = decoder.reread(x, positions[:, None], spans, of_row)
+    scores = jax.nn.log_softmax(decoder.logits(hidden)[0].astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]

@@ -17,6 +17,7 @@ class Sizes:
     Attributes:
         rows, frame_units, slots, word_slots, max_slots, chunk_sizes: as `BatchEngine` is given them.
         apart: whether sources and words are stored in different lanes.
+        fewest_tokens: of a pass, in all rows together (`Weights.fewest_tokens`).
 
     Raises:
         ValueError: if they do not fit together.
@@ -29,6 +30,7 @@ class Sizes:
     max_slots: int
     chunk_sizes: Sequence[int]
     apart: bool
+    fewest_tokens: int = 1
 
     def __post_init__(self) -> None:
         chunks = tuple(self.chunk_sizes)
@@ -56,7 +58,7 @@ class Sizes:
     def passes(self) -> tuple[int, ...]:
         """Lengths to which the rows of a pass are padded, ascending: one word, and chunks beside one."""
         tiles = (-(-(1 + size) // TILE) * TILE for size in self.chunk_sizes)
-        return tuple(sorted({1, *(size for size in tiles if size <= self._room)}))
+        return tuple(sorted({-(-self.fewest_tokens // self.rows), *(size for size in tiles if size <= self._room)}))
 
     def pass_for(self, tokens: int) -> int:
         """The shortest pass that holds so many tokens of a row, or the longest one."""

@@ -1,6 +1,7 @@
 """The usual layer of a decoder: grouped-query attention and a gated MLP, with what its configuration asks for."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
@@ -32,6 +33,7 @@ class GatedLayer(nnx.Module):
         self.attention = attention
         self.constrain = constrain
         self.config = config
+        self.is_merged = False
         self.attention_norm_d = draw.ones(d)
         self.q_weight_dnh = draw.weight(d, n, h)
         self.k_weight_dkh = draw.weight(d, k, h)
@@ -52,9 +54,14 @@ class GatedLayer(nnx.Module):
         """Rotated queries and keys, and values."""
         eps = self.config.rms_norm_eps
         normed = rms_norm(x, self.attention_norm_d[...], eps)
-        q = project(normed, self.q_weight_dnh[...], "BLNH", self.constrain)
-        k = project(normed, self.k_weight_dkh[...], "BLKH", self.constrain)
-        v = project(normed, self.v_weight_dkh[...], "BLKH", self.constrain)
+        if self.is_merged:
+            ends = [self.config.num_heads, self.config.num_heads + self.config.num_kv_heads]
+            heads = project(normed, self.qkv_weight_dxh[...], "BLXH", self.constrain)
+            q, k, v = jnp.split(heads, ends, axis=2)
+        else:
+            q = project(normed, self.q_weight_dnh[...], "BLNH", self.constrain)
+            k = project(normed, self.k_weight_dkh[...], "BLKH", self.constrain)
+            v = project(normed, self.v_weight_dkh[...], "BLKH", self.constrain)
         if self.config.qkv_bias:
             q, k, v = q + self.q_bias_nh[...], k + self.k_bias_kh[...], v + self.v_bias_kh[...]
         if self.config.qk_norm:
@@ -66,6 +73,22 @@ class GatedLayer(nnx.Module):
         x = x + project(attended, self.o_weight_nhd[...], "BLD", self.constrain)
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], self.config.rms_norm_eps)
-            gate = jax.nn.silu(project(normed, self.gate_weight_df[...], "BLF", self.constrain))
-            up = project(normed, self.up_weight_df[...], "BLF", self.constrain)
-            return x + project(gate * up, self.down_weight_fd[...], "BLD", self.constrain)
+            if self.is_merged:
+                gate, up = jnp.split(project(normed, self.gate_up_weight_dx[...], "BLX", self.constrain), 2, axis=-1)
+            else:
+                gate = project(normed, self.gate_weight_df[...], "BLF", self.constrain)
+                up = project(normed, self.up_weight_df[...], "BLF", self.constrain)
+            return x + project(jax.nn.silu(gate) * up, self.down_weight_fd[...], "BLD", self.constrain)
+
+    def merge_products(self) -> None:
+        """Make one weight of those of queries, keys and values, and one of the gate's and what it gates.
+
+        Fewer and larger products are quicker where tokens are few, and each array that a program is given takes time.
+        The names that conversion, training and LoRA know are gone then.
+        """
+        self.qkv_weight_dxh = nnx.Param(
+            jnp.concatenate([self.q_weight_dnh[...], self.k_weight_dkh[...], self.v_weight_dkh[...]], axis=1)
+        )
+        self.gate_up_weight_dx = nnx.Param(jnp.concatenate([self.gate_weight_df[...], self.up_weight_df[...]], axis=1))
+        del self.q_weight_dnh, self.k_weight_dkh, self.v_weight_dkh, self.gate_weight_df, self.up_weight_df
+        self.is_merged = True

@@ -30,7 +30,11 @@ def test_filled_up_widths_give_the_same_features_and_logits() -> None:
             filled.encode_video(pixels, grid), held.encode_video(pixels, grid), rtol=1e-5, atol=1e-6
         )
         hidden = jnp.ones((1, 3, model.config.text.hidden_size))
-        layer = (lambda m: m.decoder.layers[0]) if held is not model else (lambda m: jax.tree.map(lambda x: x[0], m.decoder.layers))
+        layer = (
+            (lambda m: m.decoder.layers[0])
+            if held is not model
+            else (lambda m: jax.tree.map(lambda x: x[0], m.decoder.layers))
+        )
         attended = jnp.ones((1, 3, model.config.text.num_heads, model.config.text.head_dim))
         np.testing.assert_allclose(
             layer(filled).finish(hidden, attended), layer(held).finish(hidden, attended), rtol=1e-5, atol=1e-6

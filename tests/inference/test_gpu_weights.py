@@ -1,0 +1,31 @@
+"""Weights as a GPU is given them: merged products, filled-up widths, stacks of small arrays; the words are the same."""
+
+from flax import nnx
+from full_passes import make_frames
+
+from swjax.inference import BatchEngine, Mode, Request, StreamSettings, Weights, run_streams
+from swjax.inference import weights as weights_module
+from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+
+ODD = {"intermediate_size": 90}
+
+
+def words(model: Weights, tokenizer, rows: int) -> list[list[int]]:
+    engine = BatchEngine(model, rows=rows, frame_units=4, slots=256, chunk_sizes=(16,))
+    settings = StreamSettings(wait_k=2, max_tail=4)
+    requests = [Request("What happens?", make_frames(3, seed), settings, Mode.PARALLEL) for seed in range(rows)]
+    streams = {number: stream for number, stream, _ in run_streams(engine, tokenizer, requests)}
+    return [streams[number].answer for number in sorted(streams)]
+
+
+def test_words_are_those_of_the_model_as_it_is(tokenizer, monkeypatch):
+    config = Qwen2_5_VLConfig.preset("tiny", text={"vocab_size": len(tokenizer), **ODD}, vision=ODD)
+    model = Qwen2_5_VL(config, rngs=nnx.Rngs(0))
+    plain = Weights(model)
+    monkeypatch.setattr(weights_module, "_platform", lambda sharding: "gpu")
+    held = Weights(model)
+    assert held.fewest_tokens > plain.fewest_tokens == 1
+    assert held.decoder.parameters["layers/*/attention_norm_d"].shape == (4, 128)
+    assert held.decoder.parameters["layers/0/gate_up_weight_dx"].shape == (128, 256)
+    for rows in (1, 2):
+        assert words(held, tokenizer, rows) == words(plain, tokenizer, rows)
