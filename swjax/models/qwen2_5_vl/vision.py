@@ -62,7 +62,8 @@ def vision_layout(grid_thw: Int32[Array, "videos 3"], num_patches: int, config: 
 
     index = jnp.arange(num_patches // unit, dtype=jnp.int32)
     unit_ends = jnp.cumsum(steps * rows * columns)
-    video = jnp.searchsorted(unit_ends, index, side="right").astype(jnp.int32)
+    # Not by halves, which is a loop of small kernels on a GPU: there are few videos.
+    video = jnp.searchsorted(unit_ends, index, side="right", method="compare_all").astype(jnp.int32)
     is_padding = index >= unit_ends[-1]
     video = jnp.minimum(video, len(grid_thw) - 1)
 
@@ -90,9 +91,11 @@ def vision_layout(grid_thw: Int32[Array, "videos 3"], num_patches: int, config: 
 
 def _equal_runs(keys: Int32[Array, "U"], repeat: int) -> KeySpans:
     """Spans in which each element sees the run of equal keys that it is in; keys are sorted."""
-    start = jnp.searchsorted(keys, keys, side="left")
-    stop = jnp.searchsorted(keys, keys, side="right")
-    return KeySpans(*(jnp.repeat(edge.astype(jnp.int32) * repeat, repeat) for edge in (start, stop)))
+    index, edge = jnp.arange(len(keys), dtype=jnp.int32), jnp.ones(1, bool)
+    differs = keys[1:] != keys[:-1]
+    start = jax.lax.cummax(jnp.where(jnp.concatenate([edge, differs]), index, 0))
+    stop = jax.lax.cummin(jnp.where(jnp.concatenate([differs, edge]), index + 1, len(keys)), reverse=True)
+    return KeySpans(*(jnp.repeat(one * repeat, repeat) for one in (start, stop)))
 
 
 class VisionBlock(nnx.Module):
