@@ -52,9 +52,9 @@ class GatedLayer(nnx.Module):
         """Rotated queries and keys, and values."""
         eps = self.config.rms_norm_eps
         normed = rms_norm(x, self.attention_norm_d[...], eps)
-        q = project(normed, self.q_weight_dnh[...], "BLNH", self.constrain)
-        k = project(normed, self.k_weight_dkh[...], "BLKH", self.constrain)
-        v = project(normed, self.v_weight_dkh[...], "BLKH", self.constrain)
+        q = project(normed, self.q_weight_dnh, "BLNH", self.constrain)
+        k = project(normed, self.k_weight_dkh, "BLKH", self.constrain)
+        v = project(normed, self.v_weight_dkh, "BLKH", self.constrain)
         if self.config.qkv_bias:
             q, k, v = q + self.q_bias_nh[...], k + self.k_bias_kh[...], v + self.v_bias_kh[...]
         if self.config.qk_norm:
@@ -63,9 +63,9 @@ class GatedLayer(nnx.Module):
 
     def finish(self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """What follows attention: its output projection and the MLP."""
-        x = x + project(attended, self.o_weight_nhd[...], "BLD", self.constrain)
+        x = x + project(attended, self.o_weight_nhd, "BLD", self.constrain)
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], self.config.rms_norm_eps)
-            gate = jax.nn.silu(project(normed, self.gate_weight_df[...], "BLF", self.constrain))
-            up = project(normed, self.up_weight_df[...], "BLF", self.constrain)
-            return x + project(gate * up, self.down_weight_fd[...], "BLD", self.constrain)
+            gate = jax.nn.silu(project(normed, self.gate_weight_df, "BLF", self.constrain))
+            up = project(normed, self.up_weight_df, "BLF", self.constrain)
+            return x + project(gate * up, self.down_weight_fd, "BLD", self.constrain)
