@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, UInt8
 
 from swjax.models.adapters import AdaptedWeight
-from swjax.models.remat import PROJECTION, rematerialized
+from swjax.models.remat import PROJECTION, WIDE_PROJECTION, rematerialized
 from swjax.streaming import Geometry, KeySpans
 
 UNROLLED_LAYERS = 8
@@ -59,11 +59,13 @@ def project(
         constrain: lays the result out.
     """
     held = weight.get_value()
-    if not isinstance(held, AdaptedWeight):
-        return checkpoint_name(_product(x, held, axes, constrain), PROJECTION)
-    down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
-    added = _product(_product(x, down, f"{axes[:2]}r", constrain), up, axes, constrain)
-    return checkpoint_name(_product(x, held.weight.astype(held.dtype), axes, constrain) + added, PROJECTION)
+    if isinstance(held, AdaptedWeight):
+        down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
+        added = _product(_product(x, down, f"{axes[:2]}r", constrain), up, axes, constrain)
+        product = _product(x, held.weight.astype(held.dtype), axes, constrain) + added
+    else:
+        product = _product(x, held, axes, constrain)
+    return checkpoint_name(product, WIDE_PROJECTION if axes[-1] == "F" else PROJECTION)
 
 
 def _product(x: Array, weight: Array, axes: str, constrain: Constrain) -> Array:
