@@ -1,9 +1,10 @@
 """Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685): which parameters they are, and what they add.
 
 An adapter of the weight W is two parameters beside it: A takes W's inputs to `rank` numbers, B these to its outputs,
-and the model computes with W + alpha / rank * A B. They are stacked over layers like W, and named like it with the
-letter r for the rank, so that whatever reads the letters, as sharding does, treats them as any other: beside
-`decoder/layers/o_weight_nhd` stand `decoder/layers/o_lora_a_nhr` and `decoder/layers/o_lora_b_rd`.
+and the model computes x W + alpha / rank * (x A) B, which is x (W + alpha / rank * A B). They are stacked over layers
+like W, and named like it with the letter r for the rank, so that whatever reads the letters, as sharding does, treats
+them as any other: beside `decoder/layers/o_weight_nhd` stand `decoder/layers/o_lora_a_nhr` and
+`decoder/layers/o_lora_b_rd`.
 """
 
 import math
@@ -111,17 +112,17 @@ def new_adapters(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AdaptedWeight:
-    """A weight and its adapter, in the place of an array: what a model takes from it, `weight[...]`, is the sum.
+    """A weight and its adapter, in the place of an array.
 
-    A scan over layers takes one layer's slice of all three, so no more than one layer's sum is ever there, nor, in the
-    backward pass, more than the gradient of one layer's whole weight.
+    A projection adds the adapter's own product (`swjax.models.layers.project`), so that no gradient of a whole weight
+    is ever made. Whatever else reads the weight, `weight[...]`, gets the sum.
 
     Attributes:
         weight: of the model; it may have a leading axis of layers, which the adapter then has too.
         down, up: A and B.
         path: of the weight.
         alpha: numerator of the scale.
-        dtype: of the sum.
+        dtype: of the computations.
     """
 
     weight: Any
@@ -136,18 +137,22 @@ class AdaptedWeight:
         """That of the weight."""
         return self.weight.shape
 
+    @property
+    def scaled_down(self) -> Array:
+        """A times the scale, which in float32 costs nothing and leaves no number of a product to be scaled."""
+        return self.down * (self.alpha / self.down.shape[-1])
+
     def __getitem__(self, index: Any) -> Array:
         # Every process, and the export, must come to the same weights: no bfloat16 passes on a TPU.
         axes = _product_axes(self.path, self.weight.ndim)
-        product = jnp.einsum(axes, self.down, self.up, precision=jax.lax.Precision.HIGHEST)
-        return (self.weight + (self.alpha / self.down.shape[-1]) * product).astype(self.dtype)[index]
+        product = jnp.einsum(axes, self.scaled_down, self.up, precision=jax.lax.Precision.HIGHEST)
+        return (self.weight + product).astype(self.dtype)[index]
 
 
 def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DTypeLike) -> Parameters:
     """The parameters of the plain model in the dtype that it computes in, adapted weights as `AdaptedWeight`.
 
-    So no model knows of adapters. A step makes every adapted weight anew (2 x rank operations and one write a number,
-    little beside the products that use it), one layer after another.
+    So no model knows of adapters.
 
     Args:
         parameters: of the model and of its adapters, if it has any, by path.

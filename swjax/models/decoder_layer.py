@@ -56,12 +56,12 @@ class GatedLayer(nnx.Module):
         normed = rms_norm(x, self.attention_norm_d[...], eps)
         if self.is_merged:
             ends = [self.config.num_heads, self.config.num_heads + self.config.num_kv_heads]
-            heads = project(normed, self.qkv_weight_dxh[...], "BLXH", self.constrain)
+            heads = project(normed, self.qkv_weight_dxh, "BLXH", self.constrain)
             q, k, v = jnp.split(heads, ends, axis=2)
         else:
-            q = project(normed, self.q_weight_dnh[...], "BLNH", self.constrain)
-            k = project(normed, self.k_weight_dkh[...], "BLKH", self.constrain)
-            v = project(normed, self.v_weight_dkh[...], "BLKH", self.constrain)
+            q = project(normed, self.q_weight_dnh, "BLNH", self.constrain)
+            k = project(normed, self.k_weight_dkh, "BLKH", self.constrain)
+            v = project(normed, self.v_weight_dkh, "BLKH", self.constrain)
         if self.config.qkv_bias:
             q, k, v = q + self.q_bias_nh[...], k + self.k_bias_kh[...], v + self.v_bias_kh[...]
         if self.config.qk_norm:
@@ -70,15 +70,15 @@ class GatedLayer(nnx.Module):
 
     def finish(self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """What follows attention: its output projection and the MLP."""
-        x = x + project(attended, self.o_weight_nhd[...], "BLD", self.constrain)
+        x = x + project(attended, self.o_weight_nhd, "BLD", self.constrain)
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], self.config.rms_norm_eps)
             if self.is_merged:
-                gate, up = jnp.split(project(normed, self.gate_up_weight_dx[...], "BLX", self.constrain), 2, axis=-1)
+                gate, up = jnp.split(project(normed, self.gate_up_weight_dx, "BLX", self.constrain), 2, axis=-1)
             else:
-                gate = project(normed, self.gate_weight_df[...], "BLF", self.constrain)
-                up = project(normed, self.up_weight_df[...], "BLF", self.constrain)
-            return x + project(jax.nn.silu(gate) * up, self.down_weight_fd[...], "BLD", self.constrain)
+                gate = project(normed, self.gate_weight_df, "BLF", self.constrain)
+                up = project(normed, self.up_weight_df, "BLF", self.constrain)
+            return x + project(jax.nn.silu(gate) * up, self.down_weight_fd, "BLD", self.constrain)
 
     def merge_products(self) -> None:
         """Make one weight of those of queries, keys and values, and one of the gate's and what it gates.

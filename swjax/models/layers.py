@@ -17,7 +17,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, UInt8
 
-from swjax.models.remat import PROJECTION, rematerialized
+from swjax.models.adapters import AdaptedWeight
+from swjax.models.remat import PROJECTION, WIDE_PROJECTION, rematerialized
 from swjax.streaming import Geometry, KeySpans
 
 UNROLLED_LAYERS = 8
@@ -47,28 +48,37 @@ def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) ->
 
 
 def project(
-    x: Float[Array, "B L *D"], weight: Float[Array, "*weight"], axes: str, constrain: Constrain = unconstrained
+    x: Float[Array, "B L *D"], weight: nnx.Param[Any], axes: str, constrain: Constrain = unconstrained
 ) -> Float[Array, "B L *F"]:
-    """Contract the last axes of x with the first ones of a weight.
-
-    On one device as one product of two matrices: the weight gradient of a product of three axes and more takes XLA
-    twice as long on a CPU. Where rows and slots are divided over devices they stay two axes, as one axis of both could
-    not be laid out.
+    """Contract the last axes of x with the first ones of a weight, and add what its adapter makes of x, if it has one.
 
     Args:
         x: rows, slots or patches, and the axes to contract.
-        weight: the axes to contract, and those of the result.
+        weight: the parameter: the axes to contract, and those of the result.
         axes: a letter for each axis of the result.
         constrain: lays the result out.
     """
-    contracted = weight.ndim - (len(axes) - 2)
-    if constrain is unconstrained:
-        rows, inputs = math.prod(x.shape[:2]), math.prod(weight.shape[:contracted])
-        product = x.reshape(rows, inputs) @ weight.reshape(inputs, -1)
-        product = product.reshape(*x.shape[:2], *weight.shape[contracted:])
+    held = weight.get_value()
+    if isinstance(held, AdaptedWeight):
+        down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
+        added = _product(_product(x, down, f"{axes[:2]}r", constrain), up, axes, constrain)
+        product = _product(x, held.weight.astype(held.dtype), axes, constrain) + added
     else:
-        product = constrain(jnp.tensordot(x, weight, axes=contracted), axes)
-    return checkpoint_name(product, PROJECTION)
+        product = _product(x, held, axes, constrain)
+    return checkpoint_name(product, WIDE_PROJECTION if axes[-1] == "F" else PROJECTION)
+
+
+def _product(x: Array, weight: Array, axes: str, constrain: Constrain) -> Array:
+    """On one device one product of two matrices: XLA takes twice as long on a CPU for the gradient of one of more axes.
+
+    Where rows and slots are divided over devices they stay two axes, as one axis of both could not be laid out.
+    """
+    contracted = weight.ndim - (len(axes) - 2)
+    if constrain is not unconstrained:
+        return constrain(jnp.tensordot(x, weight, axes=contracted), axes)
+    rows, inputs = math.prod(x.shape[:2]), math.prod(weight.shape[:contracted])
+    product = x.reshape(rows, inputs) @ weight.reshape(inputs, -1)
+    return product.reshape(*x.shape[:2], *weight.shape[contracted:])
 
 
 def scan_layers(

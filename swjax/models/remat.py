@@ -10,7 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 from swjax.attention import ATTENTION_LSE, ATTENTION_OUT
 
 PROJECTION = "projection"
-"""Outputs of the products with weights."""
+"""Outputs of the products with weights, but for those in the width of MLPs."""
+
+WIDE_PROJECTION = "wide_projection"
+"""Outputs of those, several times as large."""
 
 LAYER_INPUT = "layer_input"
 """What goes into a layer."""
@@ -20,7 +23,8 @@ _policies = jax.checkpoint_policies
 REMAT: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
     {
         "nothing": None,
-        "minimal": _policies.save_only_these_names(PROJECTION, ATTENTION_OUT, ATTENTION_LSE),
+        "minimal": _policies.save_only_these_names(PROJECTION, WIDE_PROJECTION, ATTENTION_OUT, ATTENTION_LSE),
+        "attention": _policies.save_only_these_names(PROJECTION, ATTENTION_OUT, ATTENTION_LSE),
         "full": _policies.nothing_saveable,
         "offload": _policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
@@ -32,8 +36,9 @@ REMAT: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
 )
 """Name -> policy of `jax.checkpoint` around a layer; what is computed again in the backward pass:
 
-`nothing`; `minimal`: norms, rotary and activations, but neither products with weights nor attention; `full`: the whole
-layer, of which only the input is kept; `offload`: all but attention, and what is kept lies in the host's memory.
+`nothing`; `minimal`: norms, rotary and activations, but neither products with weights nor attention; `attention`: those
+and the MLP, but not attention and its projections, which are small for what they cost; `full`: the whole layer, of
+which only the input is kept; `offload`: all but attention, and what is kept lies in the host's memory.
 """
 
 

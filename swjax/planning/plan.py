@@ -270,7 +270,7 @@ def candidates(config: ConfigDict, model: ModelConfig, num_devices: int, *, slic
             fsdp, left = divmod(num_devices, context * tensor * data)
             if left or model.text.num_kv_heads % tensor or model.text.hidden_size % (fsdp * context):
                 continue
-            for remat in ("minimal", "full"):
+            for remat in ("minimal", "attention", "full"):
                 tried = ConfigDict(config.to_dict())
                 tried.mesh.data, tried.mesh.fsdp, tried.mesh.context, tried.mesh.tensor = data, fsdp, context, tensor
                 tried.batch_size = rows_a_chip * data * fsdp

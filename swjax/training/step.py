@@ -260,8 +260,9 @@ def _striped(
 def _sums(
     structure: nnx.GraphDef, trainable: Parameters, frozen: Parameters, batch: Batch, options: StepOptions
 ) -> dict[str, Float[Array, ""]]:
-    parameters = attach_adapters(trainable | frozen, alpha=options.lora_alpha, dtype=options.compute_dtype)
-    model = merge_parameters(structure, widened(parameters, options.width_tile))
+    wide = widened(trainable | frozen, options.width_tile)
+    parameters = attach_adapters(wide, alpha=options.lora_alpha, dtype=options.compute_dtype)
+    model = merge_parameters(structure, parameters)
     sums = options.objective.sums(model, batch, max_labels=options.max_labels, constrain=options.constrain)
     return dict(sums)
 

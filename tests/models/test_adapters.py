@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import subjaxprs
 
 from swjax.hub import load_hf
 from swjax.models.adapters import adapter_paths, adapter_shapes, attach_adapters, choose_targets, merge_stored
@@ -11,6 +14,10 @@ from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.models.stored import StoredArray
 from swjax.streaming import KeySpans
+
+SPAN = np.arange(19, dtype=np.int32)[None]
+ARGUMENTS = SPAN + 1, np.tile(SPAN, (3, 1, 1)), KeySpans(np.zeros_like(SPAN), SPAN + 1)
+"""A row of 19 tokens for the model."""
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_qwen2_5_vl"
 
@@ -86,12 +93,42 @@ def test_an_adapter_of_full_rank_makes_any_change_of_a_weight(model):
     for path, weight in changed.items():
         np.testing.assert_allclose(merged[path], weight, atol=1e-6, err_msg=path)
 
-    ids = np.arange(1, 20, dtype=np.int32)[None]
-    span = np.arange(19, dtype=np.int32)[None]
-    arguments = ids, np.tile(span, (3, 1, 1)), KeySpans(np.zeros_like(span), span + 1)
-    logits = [np.asarray(merge_parameters(structure, found)(*arguments)) for found in (merged, changed, parameters)]
+    found = (merged, changed, parameters, attached)
+    logits = [np.asarray(merge_parameters(structure, one)(*ARGUMENTS)) for one in found]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    np.testing.assert_allclose(logits[3], logits[1], atol=1e-5)
     assert np.abs(logits[1] - logits[2]).max() > 0.01
+
+
+@pytest.mark.parametrize("remat", ["minimal", "full"])
+def test_no_gradient_of_a_whole_weight_is_made_and_adapters_get_that_of_the_merged_weights(model, remat):
+    structure, parameters = model
+    rng = np.random.default_rng(0)
+    # Not keys and values: some product of attention has the shape of their weights.
+    targets = choose_targets(("decoder/layers/(q|o|gate|up|down)_",), parameters)
+    shapes = adapter_shapes(shapes_of(parameters), targets, rank=3)
+    adapters = {path: 0.1 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+
+    def loss_of(adapters, is_merged):
+        weights = attach_adapters(parameters | adapters, alpha=6.0, dtype=np.float32)
+        weights = {path: weight[...] for path, weight in weights.items()} if is_merged else weights
+        adapted = merge_parameters(structure, weights)
+        adapted.decoder.remat = remat
+        return jnp.square(adapted(*ARGUMENTS)).mean()
+
+    inside, merged = (jax.grad(loss_of)(adapters, is_merged) for is_merged in (False, True))
+    for path, gradient in merged.items():
+        np.testing.assert_allclose(inside[path], gradient, atol=1e-5 * np.abs(gradient).max(), err_msg=path)
+    whole = {matrix_of(path, parameters[path]).shape[1:] for path in targets}
+    found = product_shapes(jax.make_jaxpr(jax.grad(loss_of), static_argnums=1)(adapters, False).jaxpr)
+    assert (64, 3) in found  # the gradient of an adapter's A
+    assert not found & (whole | {shape[::-1] for shape in whole})
+
+
+def product_shapes(jaxpr):
+    """Shapes of all products of two matrices, those inside of loops among them."""
+    found = {eqn.outvars[0].aval.shape for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
+    return found.union(*map(product_shapes, subjaxprs(jaxpr)))
 
 
 def test_weights_on_disk_are_merged_block_by_block(model):

@@ -81,8 +81,8 @@ class Block(nnx.Module):
         self.down_weight_fd = draw.weight(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x):
-        up = project(rms_norm(x, self.norm_d[...], NORM_EPS), self.up_weight_df[...], "BPF", self.constrain)
-        return x + project(jax.nn.silu(up), self.down_weight_fd[...], "BPD", self.constrain)
+        up = project(rms_norm(x, self.norm_d[...], NORM_EPS), self.up_weight_df, "BPF", self.constrain)
+        return x + project(jax.nn.silu(up), self.down_weight_fd, "BPD", self.constrain)
 
 
 class Tower(nnx.Module):
@@ -97,10 +97,10 @@ class Tower(nnx.Module):
 
     def __call__(self, pixel_values, grid_thw):
         pixels = normalize_pixels(pixel_values, self.geometry).astype(self.patch_weight_cd.dtype)
-        x = project(pixels, self.patch_weight_cd[...], "BPD", self.constrain)
+        x = project(pixels, self.patch_weight_cd, "BPD", self.constrain)
         x = scan_layers(lambda x, block: block(x), x, self.blocks, remat=self.remat)
         x = x.reshape(x.shape[0], -1, self.merger_weight_md.shape[0])
-        return project(x, self.merger_weight_md[...], "BPD", self.constrain)
+        return project(x, self.merger_weight_md, "BPD", self.constrain)
 
 
 class ToyModel(VideoLanguageModel):

@@ -61,13 +61,15 @@ def make_rows(seed):
     }
 
 
-def train(*, devices=8, remat="nothing", attention="auto", **mesh):
+def train(*, devices=8, remat="nothing", attention="auto", rank=0, **mesh):
     config = base_config()
     config.dtype, config.frozen, config.remat, config.attention = "float32", (), remat, attention
     config.data.max_tokens, config.data.max_patches, config.data.max_labels = LENGTH, int(np.prod(GRID)), 16
     config.steps, config.batch_size, config.accumulation = STEPS, ROWS, 1
     config.optimizer.learning_rate = 1e-3
     config.mesh.update(mesh)
+    if rank:
+        config.lora.rank, config.optimizer.learning_rate = rank, 7e-3  # adapters learn slowly
     program = make_program(config, MODEL, devices=jax.devices()[:devices])
     state = make_state(MODEL, config, program.optimizer, program.shapes)
     batches = [
@@ -118,6 +120,12 @@ def test_every_mesh_trains_as_one_device(on_one_device, mesh, capfd):
     assert "nvoluntary full rematerialization" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("remat", ["minimal", "full", "offload"])
+@pytest.mark.parametrize("remat", ["minimal", "attention", "full", "offload"])
 def test_what_is_computed_again_is_the_same(on_one_device, remat):
     assert_same(train(devices=1, remat=remat), on_one_device)
+
+
+def test_adapters_train_on_a_mesh_as_on_one_device(capfd):
+    mesh = {"data": 1, "fsdp": 2, "context": 2, "tensor": 2}
+    assert_same(train(rank=8, remat="attention", **mesh), train(devices=1, rank=8, remat="full"))
+    assert "nvoluntary full rematerialization" not in capfd.readouterr().err

@@ -132,15 +132,15 @@ class VisionBlock(nnx.Module):
         """The block on rows of patches in window order."""
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm_d[...], NORM_EPS)
-            qkv = project(normed, self.qkv_weight_dxnh[...], "BP-NH", self.constrain) + self.qkv_bias_xnh[...]
+            qkv = project(normed, self.qkv_weight_dxnh, "BP-NH", self.constrain) + self.qkv_bias_xnh[...]
             q, k, v = jnp.moveaxis(qkv, 2, 0)
             attended = self.attention(rotate(q, rotation), rotate(k, rotation), v, spans)
-            x = x + project(attended, self.o_weight_nhd[...], "BPD", self.constrain) + self.o_bias_d[...]
+            x = x + project(attended, self.o_weight_nhd, "BPD", self.constrain) + self.o_bias_d[...]
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], NORM_EPS)
-            gate = project(normed, self.gate_weight_df[...], "BPF", self.constrain) + self.gate_bias_f[...]
-            up = project(normed, self.up_weight_df[...], "BPF", self.constrain) + self.up_bias_f[...]
-            down = project(jax.nn.silu(gate) * up, self.down_weight_fd[...], "BPD", self.constrain)
+            gate = project(normed, self.gate_weight_df, "BPF", self.constrain) + self.gate_bias_f[...]
+            up = project(normed, self.up_weight_df, "BPF", self.constrain) + self.up_bias_f[...]
+            down = project(jax.nn.silu(gate) * up, self.down_weight_fd, "BPD", self.constrain)
             return x + down + self.down_bias_d[...]
 
 
@@ -161,9 +161,9 @@ class PatchMerger(nnx.Module):
         """Merge each run of 4 patches into one token."""
         normed = rms_norm(x, self.norm_d[...], NORM_EPS)
         merged = normed.reshape(x.shape[0], -1, self.up_weight_mf.shape[0])
-        up = project(merged, self.up_weight_mf[...], "BPF", self.constrain) + self.up_bias_f[...]
+        up = project(merged, self.up_weight_mf, "BPF", self.constrain) + self.up_bias_f[...]
         hidden = jax.nn.gelu(up, approximate=False)
-        return project(hidden, self.down_weight_fd[...], "BPD", self.constrain) + self.down_bias_d[...]
+        return project(hidden, self.down_weight_fd, "BPD", self.constrain) + self.down_bias_d[...]
 
 
 class VisionTower(nnx.Module):
@@ -214,7 +214,7 @@ class VisionTower(nnx.Module):
         dtype = self.patch_weight_cd.dtype
         with jax.named_scope("vision"):
             pixels = normalize_pixels(pixel_values, self.geometry).astype(dtype)
-            x = project(pixels, self.patch_weight_cd[...], "BPD", self.constrain)
+            x = project(pixels, self.patch_weight_cd, "BPD", self.constrain)
             units = self._reordered(x.reshape(num_rows, -1, unit * config.hidden_size), layout.order)
             x = self.constrain(units, "BPD").reshape(x.shape)
             rotation = planar_rotation(layout.rows, layout.columns, head_dim=config.head_dim, theta=config.rope_theta)
