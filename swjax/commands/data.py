@@ -204,6 +204,7 @@ def _write(
     (args.output / "statistics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     draw_histograms(found, COLUMNS, args.output / "histograms.png")
     usable = {size.key for size in found.sizes}
-    shown = (example for example in _usable(readable_examples(examples), []) if example.key in usable)
+    # A sheet has what may be said after each frame of one video.
+    shown = (one for one in _usable(readable_examples(examples), []) if one.key in usable and one.video is not None)
     for number, example in enumerate(itertools.islice(shown, args.sheets)):
         draw_sheet(example, config, tokenizer, args.output / f"example_{number}.png")

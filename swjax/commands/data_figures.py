@@ -45,7 +45,7 @@ def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Any, fi
     """The frames of an example, and below each what may be said after it and no earlier.
 
     Args:
-        example: one that can be used.
+        example: one about a video that can be used.
         config: sampling and wait-k.
         tokenizer: the model's.
         file: PNG file to write.
@@ -54,6 +54,7 @@ def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Any, fi
         UsageError: if matplotlib is not installed.
     """
     figure = _figure()
+    assert example.video is not None, "it is about one video"
     _, grid = load_patches(example.video, config)
     depth = config.geometry.temporal_patch_size
     frames = decode_video(

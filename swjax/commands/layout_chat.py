@@ -123,6 +123,8 @@ def manifest_chat(
         min_pixels=pixels[0],
         max_pixels=pixels[1],
     )
+    if example.video is None:
+        raise UsageError(f"{example.key} is about images, several videos or none; `swjax layout --chat` lays those out")
     _, grid = load_patches(example.video, config)
     asked = question or example.question or EVALUATION_QUESTION
     tokenizer = load_tokenizer(tokenizer_path)

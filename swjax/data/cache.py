@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from swjax.data.example import Video
+from swjax.data.example import Picture, Video
 
 Patches = tuple[UInt8[np.ndarray, "patches pixels"], tuple[int, int, int]]
 
@@ -21,13 +22,13 @@ class PatchCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._kept: dict[Video, Patches] = {}
+        self._kept: dict[Picture | Video, Patches] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["PatchCache"], tuple[int]]:
         return PatchCache, (self.max_bytes,)
 
-    def get(self, video: Video, load: Callable[[Video], Patches]) -> Patches:
+    def get(self, video: Picture | Video, load: Callable[[Any], Patches]) -> Patches:
         """The patches and grid of a video, from memory or loaded; what `load` raises is passed on."""
         kept = self._kept.get(video)
         if kept is not None:

@@ -3,14 +3,16 @@
 The order is the paper's: system, then the user's question and after it the video, then the answer.
 """
 
+import math
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.data.example import ExampleError
+from swjax.data.example import IMAGE_TAG, VIDEO_TAG, ExampleError
 from swjax.data.text import check_text, join_texts
 from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
 
@@ -59,33 +61,83 @@ def encode_chat(
     """
     if answer is None and later:
         raise ValueError("the first answer is open, so no turn can follow it")
-    texts = [("question", question), ("answer", answer or "")]
-    texts += [pair for asked, answered in later for pair in (("question", asked), ("answer", answered))]
+    first: list[dict[str, str]] = [{"type": "text", "text": question.strip()}, {"type": "video"}]
+    turns: list[tuple[Any, str | None]] = [(first, answer), *((asked.strip(), answered) for asked, answered in later)]
+    return _encode_turns(tokenizer, turns, [video_grid_thw], merge_size, chat)
+
+
+def encode_mixed(
+    tokenizer: Any,
+    turns: Sequence[tuple[str, str | None]],
+    *,
+    grid_thw: Sequence[Sequence[int]],
+    merge_size: int = Geometry.merge_size,
+    chat: ChatRule = DEFAULT_CHAT,
+) -> Int32[np.ndarray, "L"]:
+    """Encode a chat about images and videos, each where its tag stands in a question, or about nothing to look at.
+
+    Args:
+        tokenizer: the model's.
+        turns: questions, with `IMAGE_TAG` and `VIDEO_TAG`, and answers; None for an answer ends the chat at its prompt.
+        grid_thw: (t, h, w) of the images and videos in patches, in the order of their tags.
+        merge_size, chat: as for `encode_chat`.
+
+    Raises:
+        ExampleError, ValueError: as `encode_chat`.
+    """
+    return _encode_turns(tokenizer, [(_parts(asked), said) for asked, said in turns], grid_thw, merge_size, chat)
+
+
+def _parts(question: str) -> str | list[dict[str, str]]:
+    """A question as parts of text, images and videos; one of text alone as it is."""
+    kinds = {IMAGE_TAG: {"type": "image"}, VIDEO_TAG: {"type": "video"}}
+    pieces = re.split(f"({'|'.join(kinds)})", question.strip())
+    return [kinds.get(piece, {"type": "text", "text": piece}) for piece in pieces if piece] if pieces[1:] else pieces[0]
+
+
+def _encode_turns(
+    tokenizer: Any,
+    turns: Sequence[tuple[str | list[dict[str, str]], str | None]],
+    grids: Sequence[Sequence[int] | np.ndarray],
+    merge_size: int,
+    chat: ChatRule,
+) -> Int32[np.ndarray, "L"]:
     structure = _structural_tokens(tokenizer, chat)
-    for name, text in texts:
+
+    def checked(text: str, name: str) -> str:
         check_text(text, name)
         written = [token for token in structure if token in text]
         if written:
             raise ExampleError(f"the {name} contains the special token {written[0]}; remove it from the text")
-    messages: list[dict[str, Any]] = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-    messages.append({"role": "user", "content": [{"type": "text", "text": question.strip()}, {"type": "video"}]})
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer.strip()})
-    for asked, answered in later:
-        messages.append({"role": "user", "content": asked.strip()})
-        messages.append({"role": "assistant", "content": answered.strip()})
+        return text
+
+    prompt = checked(chat.system_prompt, "system prompt")
+    messages: list[dict[str, Any]] = [{"role": "system", "content": prompt}] if prompt else []
+    for question, answer in turns:
+        for text in [question] if isinstance(question, str) else [part.get("text", "") for part in question]:
+            checked(text, "question")
+        messages.append({"role": "user", "content": question})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": checked(answer, "answer").strip()})
     template_ids = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=answer is None, return_dict=False
+        messages, tokenize=True, add_generation_prompt=turns[-1][1] is None, return_dict=False
     )
     ids = np.asarray(template_ids, np.int32)
-    is_video = ids == tokenizer.convert_tokens_to_ids(chat.video_pad)
-    if is_video.sum() != 1:
+    pads = tokenizer.convert_tokens_to_ids([chat.video_pad, chat.image_pad])
+    is_pad = np.isin(ids, pads)
+    shown = [part["type"] for question, _ in turns if not isinstance(question, str) for part in question]
+    kinds = [pads[kind == "image"] for kind in shown if kind != "text"]
+    if ids[is_pad].tolist() != kinds or len(kinds) != len(grids):
+        what, once = "the video", f"{chat.video_pad} once"
+        if kinds != pads[:1]:
+            what, once = f"{len(kinds)} images and videos", f"{chat.image_pad} or {chat.video_pad} once for each"
         raise ValueError(
-            f"the chat template of the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} places the video "
-            f"{int(is_video.sum())} times; a {chat.name} tokenizer places {chat.video_pad} once"
+            f"the chat template of the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} places {what} "
+            f"{int(is_pad.sum())} times; a {chat.name} tokenizer places {once}"
         )
-    t, h, w = (int(size) for size in np.asarray(video_grid_thw).reshape(3))
-    return np.repeat(ids, np.where(is_video, t * h * w // merge_size**2, 1))
+    counts = np.ones(len(ids), np.int64)
+    counts[is_pad] = [math.prod(map(int, np.asarray(grid).reshape(3))) // merge_size**2 for grid in grids]
+    return np.repeat(ids, counts)
 
 
 def _structural_tokens(tokenizer: Any, chat: ChatRule) -> list[str]:

@@ -1,5 +1,6 @@
 """From an example to the row of a batch: its video decoded and cut up, its chat tokenised, its tokens laid out."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,15 +11,19 @@ from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import encode_chat, sentence_tokens
 from swjax.data.decisions import encode_decisions
-from swjax.data.example import EncodedClip, ExampleError, Video, VideoExample
+from swjax.data.example import EncodedClip, ExampleError, Picture, Video, VideoExample
+from swjax.data.mixed import encode_mixed_text
 from swjax.data.patches import resize, size_for_model, video_to_patches
+from swjax.data.pictures import read_picture
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.video import iter_frames
-from swjax.streaming import SpecialTokens, aligned_schedule, build_layout
+from swjax.streaming import ChatRule, SpecialTokens, aligned_schedule, build_layout
 
 
-def load_patches(video: Video, config: PipelineConfig) -> Patches:
-    """Decode a video, or a clip of a record, and cut it up, as the config says.
+def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
+    """Decode a video, a clip of a record or an image, and cut it up, as the config says.
+
+    An image is one frame, of as many copies as a frame has pictures, as Qwen2-VL's processor makes it.
 
     Frames are resized as they come, and no more of them are decoded than a row has room for.
 
@@ -27,6 +32,10 @@ def load_patches(video: Video, config: PipelineConfig) -> Patches:
     """
     budget = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
     geometry, depth = config.geometry, config.geometry.temporal_patch_size
+    if isinstance(video, Picture):
+        picture, shrunk_from = read_picture(video)
+        pictures = np.stack([picture] * depth)
+        return video_to_patches(pictures, original_size=shrunk_from, geometry=geometry, **budget)
     original_size = video.original_size if isinstance(video, EncodedClip) else None
     frames: list[np.ndarray] = []
     most = height = width = 0
@@ -81,8 +90,41 @@ def encode_example(
     """
     answer = example.caption if answer is None else answer
     load = functools.partial(load_patches, config=config)
-    patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
-    ids, schedule = encode_text(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
+    media = example.media if example.video is None else (example.video,)
+    if len(media) > config.max_videos:
+        raise ExampleError(
+            f"the example has {len(media)} images and videos, and a row has room for {config.max_videos}; raise "
+            "max_videos"
+        )
+    pieces, grids, kinds = [np.zeros((0, config.geometry.patch_dim), np.uint8)], list[Any](), list[bool]()
+    for item in media:
+        patches, grid = load(item) if cache is None else cache.get(item, load)
+        pieces.append(patches)
+        grids.append(grid)
+        kinds.append(isinstance(item, Picture))
+    if (total := sum(map(len, pieces))) > config.max_patches:
+        raise ExampleError(
+            f"the example's images and videos have {total} patches, and a row has room for {config.max_patches}; raise "
+            "max_patches or lower max_pixels"
+        )
+    grid_thw, is_image = np.array(grids, np.int64).reshape(-1, 3), np.array(kinds, bool)
+    if example.video is None:
+        ids = encode_mixed_text(
+            example,
+            config,
+            tokenizer,
+            special_tokens,
+            question=question,
+            answer=answer,
+            grid_thw=grid_thw,
+            is_image=is_image,
+            chat=chat_of(example, config),
+        )
+        schedule: int | list[int] = config.wait_k
+    else:
+        ids, schedule = encode_text(
+            example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grids[0]
+        )
     if len(ids) > config.max_tokens:
         raise ExampleError(
             f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
@@ -90,7 +132,8 @@ def encode_example(
         )
     layout = build_layout(
         ids,
-        np.array([grid]),
+        grid_thw[~is_image],
+        image_grid_thw=grid_thw[is_image],
         variant=config.variant,
         schedule=schedule,
         gap=config.gap,
@@ -105,7 +148,12 @@ def encode_example(
             f"the example has {num_labels} labelled tokens, and a row has room for {config.max_labels}; raise "
             "max_labels or cut the caption"
         )
-    return make_row(layout, patches, np.array([grid]))
+    return make_row(layout, pieces[1] if len(pieces) == 2 else np.concatenate(pieces), grid_thw)
+
+
+def chat_of(example: VideoExample, config: PipelineConfig) -> ChatRule:
+    """How an example chats: with its own system prompt, if it has one."""
+    return config.chat if example.system is None else dataclasses.replace(config.chat, system_prompt=example.system)
 
 
 def encode_text(
@@ -132,7 +180,7 @@ def encode_text(
     Raises:
         ExampleError: if question or answer cannot be used, or the answer does not fit the video.
     """
-    merge_size, chat = config.geometry.merge_size, config.chat
+    merge_size, chat = config.geometry.merge_size, chat_of(example, config)
     if config.speaking == "decide":
         arrival_s = frame_arrivals(grid[0], fps=config.fps, pictures=config.geometry.temporal_patch_size)
         return encode_decisions(

@@ -72,6 +72,20 @@ Video = AnyPath | VideoFile | EncodedClip
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A still picture: a JPEG, PNG or WebP file, or a clip of one picture from a record."""
+
+    file: AnyPath | EncodedClip
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
+"""Where the questions of a mixed chat show its images and videos."""
+
+
+@dataclass(frozen=True)
 class Sentence:
     """A part of an answer that may not be spoken before its time, in seconds after the beginning of the video."""
 
@@ -81,11 +95,12 @@ class Sentence:
 
 @dataclass(frozen=True)
 class VideoExample:
-    """A video and what is said about it.
+    """A video and what is said about it, or a chat about images, several videos or nothing to look at.
 
     Attributes:
         key: names the example in messages; unique in its data set.
-        video: where its frames come from.
+        video: where its frames come from; they follow the first question. None for a mixed chat, whose `question` and
+            `later` have the tags `IMAGE_TAG` and `VIDEO_TAG` where `media` are shown.
         duration_s: length in seconds that the data set claims, None where it claims none: a hint, as the file is
             measured.
         caption: the answer to learn.
@@ -95,16 +110,20 @@ class VideoExample:
         later: questions and answers of the turns that follow.
         others: further questions about the same video and their answers. Training draws one of all each epoch,
             evaluation asks the first.
+        media: images and videos of a mixed chat in the order of their tags; none for text alone.
+        system: the system prompt; None for that of the model's family.
     """
 
     key: str
-    video: Video
+    video: Video | None
     duration_s: float | None
     caption: str
     question: str | None = None
     sentences: tuple[Sentence, ...] = ()
     later: tuple[tuple[str, str], ...] = ()
     others: tuple[tuple[str, str], ...] = ()
+    media: tuple[Picture | Video, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,34 @@ Beside them may stand
                           instead of human_caption
     turns                 [{"question": "What is it?", "answer": "A dog."}, ...]: a chat; instead of question and
                           human_caption
+    images, videos        files that the questions show where they have the tags <image> and <video>, in their order;
+                          instead of video_path. A chat about nothing to look at has the video_path null
+    system                the system prompt; by default that of the model's family
 
 Other fields are left alone. Times are in seconds, up to `MAX_SECONDS`.
 """
 
 import os
 import posixpath
+import re
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swjax.data.example import ExampleError, Rejected, Sentence, VideoExample, VideoFile
+from swjax.data.example import (
+    IMAGE_TAG,
+    VIDEO_TAG,
+    ExampleError,
+    Picture,
+    Rejected,
+    Sentence,
+    VideoExample,
+    VideoFile,
+)
 from swjax.data.fields import FieldError, key, objects, optional_seconds, seconds, text
 from swjax.data.json_lines import JsonLineError, parse_line, read_lines, shown
-from swjax.data.text import join_texts
+from swjax.data.text import check_text, join_texts
 from swjax.storage import AnyPath, as_path, is_remote, list_files, refused_scheme
 
 
@@ -120,11 +133,20 @@ def parse_record(
     Raises:
         FieldError, ExampleError: what is wrong with it.
     """
-    name = _path(record)
-    video, duration_s = _video(record, as_path(name) if "://" in name else folder / name)
     sentences = _sentences(record)
-    (question, caption), *later = _turns(record, sentences)
-    example = VideoExample(
+    (question, caption), *later = turns = _turns(record, sentences)
+    video: AnyPath | VideoFile | None = None
+    duration_s, media = None, list[Picture | AnyPath]()
+    if _is_mixed(record):
+        if question is None or sentences:
+            raise FieldError("a chat without 'video_path' has a 'question' and 'human_caption', or 'turns'")
+        media = _media(record, folder, [asked or "" for asked, _ in turns])
+    else:
+        video, duration_s = _video(record, _path(text(record, "video_path"), "video_path", folder))
+    for shown_one in media if video is None else [video]:
+        kind, file = ("image", shown_one.file) if isinstance(shown_one, Picture) else ("video", shown_one)
+        _check_file(file.path if isinstance(file, VideoFile) else file, kind, root, there)
+    return VideoExample(
         key=key(record, default_key),
         video=video,
         duration_s=duration_s,
@@ -132,18 +154,45 @@ def parse_record(
         question=question,
         sentences=sentences,
         later=tuple((asked or "", answered) for asked, answered in later),
+        media=tuple(media),
+        system=None if record.get("system") is None else text(record, "system"),
     )
-    path = video.path if isinstance(video, VideoFile) else video
+
+
+def _is_mixed(record: dict[str, Any]) -> bool:
+    """Whether it is a chat about images, several videos or nothing to look at."""
+    named = [name for name in ("images", "videos") if record.get(name) is not None]
+    if named and record.get("video_path") is not None:
+        raise FieldError(f"the fields 'video_path' and {named[0]!r} exclude each other")
+    return bool(named) or ("video_path" in record and record["video_path"] is None)
+
+
+def _media(record: dict[str, Any], folder: AnyPath, questions: list[str]) -> list[Picture | AnyPath]:
+    """The images and videos of a chat, in the order of their tags."""
+    waiting: dict[str, list[Picture | AnyPath]] = {}
+    for name, tag in (("images", IMAGE_TAG), ("videos", VIDEO_TAG)):
+        names = [] if record.get(name) is None else record[name]
+        if not (isinstance(names, list) and all(isinstance(one, str) and one.strip() for one in names)):
+            raise FieldError(f"the field {name!r} must be a list of files, found {shown(names)}")
+        tags = sum(question.count(tag) for question in questions)
+        if len(names) != tags:
+            raise FieldError(f"the field {name!r} has {len(names)} files, and the questions have {tags} times {tag}")
+        paths = [_path(check_text(one, f"field {name!r}"), name, folder) for one in names]
+        waiting[tag] = [Picture(path) for path in paths] if tag == IMAGE_TAG else [*paths]
+    return [waiting[tag].pop(0) for tag in re.findall(f"{IMAGE_TAG}|{VIDEO_TAG}", "".join(questions))]
+
+
+def _check_file(path: AnyPath, kind: str, root: AnyPath, there: Set[str] | None) -> None:
+    """Refuse a file that is not there, or lies outside of the root."""
     within = _within(path, root)
     if within is None:
-        raise FieldError(f"the video {path} lies outside of the data root {root}; move it there, or name another root")
+        raise FieldError(f"the {kind} {path} lies outside of the data root {root}; move it there, or name another root")
     try:
         is_file = path.is_file() if there is None else within in there
     except OSError as error:
-        raise FieldError(f"there can be no video file {shown(path)}: {error.strerror}") from error
+        raise FieldError(f"there can be no {kind} file {shown(path)}: {error.strerror}") from error
     if not is_file:
-        raise FieldError(f"there is no video file {path}")
-    return example
+        raise FieldError(f"there is no {kind} file {path}")
 
 
 def _within(path: AnyPath, root: AnyPath) -> str | None:
@@ -157,13 +206,13 @@ def _within(path: AnyPath, root: AnyPath) -> str | None:
     return os.path.relpath(whole, above) if Path(whole).is_relative_to(above) else None
 
 
-def _path(record: dict[str, Any]) -> str:
-    path = text(record, "video_path")
+def _path(path: str, name: str, folder: AnyPath) -> AnyPath:
+    """The path that a field names, from the manifest's folder."""
     if "\0" in path:
-        raise FieldError("the field 'video_path' has a NUL character, which no file name has")
+        raise FieldError(f"the field {name!r} has a NUL character, which no file name has")
     if "://" in path and refused_scheme(path):
-        raise FieldError(f"the field 'video_path' is the address {shown(path)}; fetch the video, and name the file")
-    return path
+        raise FieldError(f"the field {name!r} is the address {shown(path)}; fetch the video, and name the file")
+    return as_path(path) if "://" in path else folder / path
 
 
 def _video(record: dict[str, Any], path: AnyPath) -> tuple[AnyPath | VideoFile, float | None]:

@@ -8,13 +8,16 @@ are counted first, at the cost of a look at each.
 import io
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from swjax.data.example import ExampleError
+from swjax.data.clips import decode_clip
+from swjax.data.example import EncodedClip, ExampleError, Picture
 from swjax.data.patches import video_to_patches
+from swjax.storage import local_file
 from swjax.streaming import DEFAULT_GEOMETRY, Geometry
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -88,6 +91,23 @@ def decode_picture(data: bytes, size: tuple[int, int]) -> UInt8[np.ndarray, "hei
         raise PictureError(_unreadable("")) from error
     except Exception as error:  # decoders raise what they like; a file is all that they are given
         raise PictureError(_unreadable(str(error))) from error
+
+
+def read_picture(image: Picture) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int] | None]:
+    """The pixels of an image, and the height and width that it had if a record holds it at another size.
+
+    Raises:
+        ExampleError: if it is missing or cannot be decoded.
+    """
+    if isinstance(image.file, EncodedClip):
+        return decode_clip(image.file, fps=image.file.fps)[0], image.file.original_size
+    try:
+        data = Path(local_file(image.file)).read_bytes()
+        return decode_picture(data, measure(data)), None
+    except OSError as error:
+        raise ExampleError(f"{image} cannot be read: {error.strerror or error}") from error
+    except PictureError as error:
+        raise ExampleError(f"{image} {str(error).partition(';')[0]}; give a JPEG, PNG or WebP file") from error
 
 
 def pictures_to_patches(

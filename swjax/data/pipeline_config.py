@@ -29,7 +29,7 @@ class PipelineConfig(StreamSpec):
         max_patches: patches of a row (P), a multiple of those of a token; a video of more is skipped.
         max_labels: labelled tokens of a row; an example with a longer answer is skipped. None: as many as tokens.
         batching: how training fills its rows; evaluation pads.
-        max_videos: videos of a row (V); more than one only by packing.
+        max_videos: images and videos of a row (V); more than one by packing, or in a mixed chat.
         window: examples that packing and bucketing choose from at a time. More fill rows better, and take their
             patches' memory.
         buckets: (tokens, patches) of rows for bucketing, the smallest first; max_tokens and max_patches are the last.

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 import tensorflow_datasets as tfds
 
-from swjax.data.example import EncodedClip, ExampleError, Sentence, VideoExample
+from swjax.data.example import EncodedClip, ExampleError, Picture, Sentence, VideoExample
 from swjax.data.shards import BucketRecords
 from swjax.storage import AnyPath, StorageError, as_path, is_remote, list_files, local_folder
 
@@ -33,12 +33,20 @@ FEATURES = tfds.features.FeaturesDict(
         "sentence_times": tfds.features.Sequence(np.float64),
         "later_questions": _TEXTS,
         "later_answers": _TEXTS,
+        "system": tfds.features.Text(),
+        "media": tfds.features.Sequence(np.int32),
+        "media_heights": tfds.features.Sequence(np.int32),
+        "media_widths": tfds.features.Sequence(np.int32),
     }
 )
 """What a record holds: its key and where it came from; frames as JPEG files, the size that they had in the video,
-and how many there are a second; questions
-(empty for a generic one) and answers about the video, of which training draws one each epoch; the parts of the first
-answer and when each may be said, if known; the turns that follow."""
+and how many there are a second; questions (empty for a generic one) and answers about the video, of which training
+draws one each epoch; the parts of the first answer and when each may be said, if known; the turns that follow; the
+system prompt, if it has one of its own. A mixed chat has the height 0: `frames` are those of all its images and videos,
+`media` says how many each has, 0 for an image, and `media_heights` and `media_widths` what size they had."""
+
+_LATER = frozenset({"system", "media", "media_heights", "media_widths"})
+"""Fields that data sets of older versions lack."""
 
 
 class RecordsError(ValueError):
@@ -106,7 +114,7 @@ def open_records(folder: str | AnyPath, split: str) -> Records:
     if split not in builder.info.splits:
         raise RecordsError(f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     info = builder.info.splits[split]
-    if set(builder.info.features or ()) != set(FEATURES):
+    if not set(FEATURES) - _LATER <= set(builder.info.features or ()) <= set(FEATURES):
         raise RecordsError(f"{folder} holds other fields than swjax's records; make it with `swjax prepare`")
     if is_remote(folder):
         there = list_files(folder)
@@ -156,13 +164,13 @@ def _example(record: dict[str, Any]) -> VideoExample:
     questions, answers = ([_text(text) for text in record[name]] for name in ("questions", "answers"))
     (question, caption), *others = zip(questions, answers, strict=True)
     key, frames = _text(record["key"]), tuple(bytes(frame) for frame in record["frames"])
-    fps = float(record["fps"])
+    fps, name = float(record["fps"]), f"{key} ({_text(record['source'])})"
+    media = tuple(_media(record, frames, fps, name))
+    is_mixed = not int(record["height"])
     return VideoExample(
         key=key,
-        video=EncodedClip(
-            f"{key} ({_text(record['source'])})", frames, fps, (int(record["height"]), int(record["width"]))
-        ),
-        duration_s=len(frames) / fps,
+        video=None if is_mixed else EncodedClip(name, frames, fps, (int(record["height"]), int(record["width"]))),
+        duration_s=None if is_mixed else len(frames) / fps,
         caption=caption,
         question=question or None,
         sentences=tuple(
@@ -174,7 +182,19 @@ def _example(record: dict[str, Any]) -> VideoExample:
             for asked, answered in zip(record["later_questions"], record["later_answers"], strict=True)
         ),
         others=tuple(others),
+        media=media,
+        system=_text(record.get("system", b"")) or None,
     )
+
+
+def _media(record: dict[str, Any], frames: tuple[bytes, ...], fps: float, name: str) -> Iterator[Picture | EncodedClip]:
+    """The images and videos of a mixed chat."""
+    sizes = zip(*(map(int, record.get(field, ())) for field in ("media_heights", "media_widths")), strict=True)
+    first = 0
+    for count, size in zip(map(int, record.get("media", ())), sizes, strict=True):
+        clip = EncodedClip(name, frames[first : first + (count or 1)], fps, size)
+        first += count or 1
+        yield clip if count else Picture(clip)
 
 
 def _text(value: Any) -> str:

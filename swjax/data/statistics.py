@@ -10,7 +10,7 @@ from jaxtyping import Float
 from swjax.data.batching import Row, pack_rows
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.data.encoding import encode_example, encode_text, first_answer
-from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.example import ExampleError, Picture, Rejected, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.streaming import SpecialTokens, last_visible_frame, tokens_per_frame_schedule
 
@@ -21,7 +21,7 @@ class ExampleSizes:
 
     Attributes:
         seconds: length of the video that is used.
-        frames: temporal steps of the vision tower.
+        frames: temporal steps of the vision tower, of videos.
         tokens: of the whole row; visual_tokens of them stand for frames, labels are learned.
         patches: of all frames.
     """
@@ -36,8 +36,8 @@ class ExampleSizes:
 
     @property
     def answer_rate(self) -> float:
-        """Labelled tokens to a second of video."""
-        return self.labels / self.seconds
+        """Labelled tokens to a second of video; 0 where there is none."""
+        return self.labels / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def measure(examples: Iterable[VideoExample], config: PipelineConfig, tokenizer:
         except ExampleError as error:
             rejected.append(Rejected(example.key, str(error)))
             continue
-        sizes.append(_sizes(example.key, row, config, special))
+        sizes.append(_sizes(example, row, config, special))
         rows.append({**row, "pixel_values": row["pixel_values"][:, :1]})  # their number counts, not what they show
     used = sum(size.tokens for size in sizes)
     return Statistics(
@@ -87,14 +87,15 @@ def measure(examples: Iterable[VideoExample], config: PipelineConfig, tokenizer:
     )
 
 
-def _sizes(key: str, row: Row, config: PipelineConfig, special: SpecialTokens) -> ExampleSizes:
-    frames = int(row["video_grid_thw"][0, 0])
+def _sizes(example: VideoExample, row: Row, config: PipelineConfig, special: SpecialTokens) -> ExampleSizes:
+    is_video = [not isinstance(item, Picture) for item in (example.media if example.video is None else [example.video])]
+    frames = int(row["video_grid_thw"][is_video, 0].sum())
     return ExampleSizes(
-        key=key,
+        key=example.key,
         seconds=frames * config.geometry.temporal_patch_size / config.fps,
         frames=frames,
         tokens=len(row["token_ids"]),
-        visual_tokens=int(np.count_nonzero(row["token_ids"] == special.video_pad)),
+        visual_tokens=int(np.isin(row["token_ids"], [special.video_pad, special.image_pad]).sum()),
         labels=int(np.count_nonzero(row["labels"] >= 0)),
         patches=len(row["pixel_values"]),
     )

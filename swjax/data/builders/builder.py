@@ -64,10 +64,11 @@ class RecipeConfig(tfds.core.BuilderConfig):
 class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A builder over a local copy of a release."""
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "Frames as JPEG, several questions to a record.",
         "1.1.0": "The size of the video's own frames.",
+        "1.2.0": "Images, several videos and text alone, and system prompts.",
     }
     HUB_ID = ""
     HUB_PATTERNS: tuple[str, ...] = ()

@@ -33,8 +33,9 @@ class Manifest(ReleaseBuilder):
         for example in _read(part).examples:
             if not is_list:
                 yield f"{example.key} {example.caption} {example.sentences}\n".encode()
-            path = example.video.path if isinstance(example.video, VideoFile) else Path(str(example.video))
-            yield f"{path.stat().st_size}\n".encode()
+            for item in example.media if example.video is None else (example.video,):
+                path = item.path if isinstance(item, VideoFile) else Path(str(item))
+                yield f"{path.stat().st_size}\n".encode()
 
     def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
         """The examples of a source."""

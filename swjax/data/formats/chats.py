@@ -1,14 +1,14 @@
-"""Chats as others write them, as questions and answers about one video."""
+"""Chats as others write them, as questions and answers about images and videos."""
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from swjax.data.example import IMAGE_TAG, VIDEO_TAG
 from swjax.data.fields import FieldError
 from swjax.data.json_lines import json_type, shown
 from swjax.data.text import check_text
-
-VIDEO_TAG, IMAGE_TAG, AUDIO_TAG = "<video>", "<image>", "<audio>"
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 _ROLES = {
@@ -20,11 +20,11 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a chat: who says it, what, and the videos that it names itself."""
+    """One message of a chat: who says it, what, and by their tags in the text the files that it names itself."""
 
     role: str
     text: str
-    videos: tuple[str, ...] = ()
+    media: dict[str, list[str]] = field(default_factory=lambda: {VIDEO_TAG: [], IMAGE_TAG: []})
 
 
 def read_messages(
@@ -53,52 +53,76 @@ def read_messages(
         yield Message(who, *_content(message[content], f"{where}.{content}"))
 
 
-def as_turns(
-    messages: Sequence[Message], videos: Sequence[str], images: Sequence[Any], name: str
-) -> tuple[str, list[dict[str, str]]]:
-    """The video of a chat, and its questions and answers as the `turns` of a manifest.
+def as_record(
+    messages: Sequence[Message], videos: Sequence[str], images: Sequence[str], name: str, system: Any = None
+) -> dict[str, Any]:
+    """The fields of a manifest for a chat.
 
-    The system prompt is left out, as the model's family has its own.
+    One about one video, which the first question shows, has the question before the video, as the paper does. In the
+    others images stay where they are shown, and a question stands before the videos that begin its message. Files
+    without a tag are shown by the first question, as ms-swift does.
 
     Args:
         messages: of the chat.
         videos, images: those that the record names beside the chat.
         name: the field of the chat.
+        system: the system prompt that the record names beside the chat, if any.
 
     Raises:
-        FieldError: it is no chat about one video, in its first question.
+        FieldError: it is no chat of questions and answers in turn, or a tag has no file.
     """
-    if images or any(IMAGE_TAG in message.text for message in messages):
-        raise FieldError(f"{'the field images' if images else name} has an image; images cannot be trained on yet")
-    said = [message for message in messages if message.role != SYSTEM]
-    expected = [USER, ASSISTANT] * (len(said) // 2)
-    if not said or [message.role for message in said] != expected:
-        order = ", ".join(message.role for message in said) or "nobody"
+    if messages and messages[0].role == SYSTEM:
+        system, messages = messages[0].text, messages[1:]
+    expected = [USER, ASSISTANT] * (len(messages) // 2)
+    if not messages or [message.role for message in messages] != expected:
+        order = ", ".join(message.role for message in messages) or "nobody"
         raise FieldError(f"{name} must be questions and answers in turn, user first; there speak {shown(order)}")
-    named = [*videos, *(video for message in said for video in message.videos)]
-    if len(named) != 1:
-        raise FieldError(
-            f"{name} is about {len(named)} videos; one is trained on" + ("" if named else ", text alone is not yet")
-        )
-    for number, message in enumerate(said):
-        if number and (VIDEO_TAG in message.text or message.videos):
-            raise FieldError(f"{name} shows its video in message {number}; the first question must show it")
-    texts = [message.text.replace(VIDEO_TAG, "").strip() for message in said]
-    for number, text in enumerate(texts):
-        if not text and number:
-            raise FieldError(f"message {number} of {name} is empty")
-    return named[0], [
-        {"question": question, "answer": answer} for question, answer in zip(texts[::2], texts[1::2], strict=True)
+    asked, answers = list(messages[::2]), [message.text.strip() for message in messages[1::2]]
+    beside = {VIDEO_TAG: list(videos), IMAGE_TAG: list(images)}
+    for tag, files in beside.items():
+        if files and not any(tag in message.text and not message.media[tag] for message in asked):
+            asked[0] = replace(asked[0], text=tag * len(files) + asked[0].text)
+            asked[0].media[tag][:0] = files
+            files.clear()
+    named: dict[str, list[str]] = {VIDEO_TAG: [], IMAGE_TAG: []}
+    for tag, files in named.items():
+        for message in asked:
+            tags = message.text.count(tag)
+            files += message.media[tag] or beside[tag][:tags]
+            if not message.media[tag]:
+                del beside[tag][:tags]
+        files += beside[tag]
+    prompt = {} if system is None or system == "" else {"system": system}
+    is_classic = len(named[VIDEO_TAG]) == 1 and not named[IMAGE_TAG] and VIDEO_TAG in asked[0].text
+    questions = [message.text.replace(VIDEO_TAG, "") if is_classic else _question_first(message) for message in asked]
+    turns = [
+        {"question": question.strip(), "answer": answer} for question, answer in zip(questions, answers, strict=True)
     ]
-
-
-def as_record(video: str, turns: list[dict[str, str]]) -> dict[str, Any]:
-    """The fields of a manifest for a chat; a first question that only shows the video is the generic one."""
+    for number, turn in enumerate(turns):
+        for place, text in ((2 * number, turn["question"]), (2 * number + 1, turn["answer"])):
+            if not text and place:
+                raise FieldError(f"message {place} of {name} is empty")
+    if not is_classic:
+        if not turns[0]["question"]:
+            raise FieldError(f"message 0 of {name} is empty")
+        media = {"images": named[IMAGE_TAG], "videos": named[VIDEO_TAG]}
+        return {"video_path": None, **{key: files for key, files in media.items() if files}, "turns": turns, **prompt}
     if turns[0]["question"]:
-        return {"video_path": video, "turns": turns}
+        return {"video_path": named[VIDEO_TAG][0], "turns": turns, **prompt}
     if len(turns) > 1:
         raise FieldError("the first question is empty and others follow it; write it out")
-    return {"video_path": video, "human_caption": turns[0]["answer"]}
+    return {"video_path": named[VIDEO_TAG][0], "human_caption": turns[0]["answer"], **prompt}
+
+
+def _question_first(message: Message) -> str:
+    """The text of a question before the videos that begin it."""
+    text = message.text.strip()
+    leading = re.match(rf"(?:(?:{IMAGE_TAG}|{VIDEO_TAG})\s*)*", text)
+    assert leading is not None, "it matches nothing, too"
+    videos = leading[0].count(VIDEO_TAG)
+    if not videos:
+        return text
+    return leading[0].replace(VIDEO_TAG, "").strip() + text[leading.end() :] + VIDEO_TAG * videos
 
 
 def one_path(value: Any, name: str) -> list[str]:
@@ -121,21 +145,29 @@ def one_path(value: Any, name: str) -> list[str]:
     return paths
 
 
-def _content(content: Any, where: str) -> tuple[str, tuple[str, ...]]:
-    """Text and videos of a message, which is text or a list of parts."""
+def _content(content: Any, where: str) -> tuple[str, dict[str, list[str]]]:
+    """Text of a message, which is text or a list of parts, and the files that it names, by the tags of the text."""
+    media: dict[str, list[str]] = {VIDEO_TAG: [], IMAGE_TAG: []}
     if isinstance(content, str):
-        return check_text(content, where), ()
+        return check_text(content, where), media
     if not isinstance(content, list):
         raise FieldError(f"{where} must be text or a list of parts, found {json_type(content)}")
-    texts, videos = [], []
+    tags, texts = [], list[str]()
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(check_text(part["text"], f"{where}[{number}].text"))
-        elif kind == "video":
-            videos += one_path(part.get("video"), f"{where}[{number}].video")
-        elif kind in ("image", "image_url"):
-            raise FieldError(f"{where}[{number}] is an image; images cannot be trained on yet")
+        elif kind in ("video", "image"):
+            tag = VIDEO_TAG if kind == "video" else IMAGE_TAG
+            files = one_path(part.get(kind), f"{where}[{number}].{kind}")
+            media[tag] += files
+            tags += [(len(texts), tag)] * max(1, len(files))
         else:
-            raise FieldError(f"{where}[{number}] is a part of type {shown(kind)!r}; known are text and video")
-    return "\n".join(texts), tuple(videos)
+            known = "text, image and video"
+            raise FieldError(f"{where}[{number}] is a part of type {shown(kind)!r}; known are {known}")
+    for _, tag in tags:  # tags that are written out as well show nothing more
+        texts = [text.replace(tag, "") for text in texts]
+    pieces = [("\n" if place else "") + text for place, text in enumerate(texts)]
+    for place, tag in reversed(tags):
+        pieces.insert(place, tag)
+    return "".join(pieces), media

@@ -25,7 +25,7 @@ def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
             "the assistant; one of each is trained on"
         )
     if any(part.get("type") == "image" for _, part in parts):
-        raise FieldError(f"{CHAT} has an image; images cannot be trained on yet")
+        raise FieldError(f"{CHAT} has an image, and words with times are about one video")
     video = one_path(shown[0].get("video"), "video")
     if len(video) != 1:
         raise FieldError("the field 'video' must name one file")

@@ -29,6 +29,9 @@ MANIFEST = Format(
             "end_s": "where the part of the video ends",
             "sentences": "the answer, each sentence from its second on",
             "turns": "questions and answers",
+            "images": "the images, where the questions have <image>",
+            "videos": "the videos, where the questions have <video>",
+            "system": "the system prompt",
         }
     ),
     _fits,

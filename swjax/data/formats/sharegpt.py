@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from swjax.data.fields import FieldError
-from swjax.data.formats.chats import ASSISTANT, SYSTEM, USER, as_record, as_turns, one_path, read_messages
+from swjax.data.formats.chats import ASSISTANT, SYSTEM, USER, as_record, one_path, read_messages
 from swjax.data.formats.format import Format
 
 _CHATS = ("messages", "conversations")
@@ -43,8 +43,9 @@ def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     column = columns.get("videos") or ("videos" if "videos" in record else "video")
     videos = one_path(record.get(column), column)
-    images = record.get(columns.get("images", "images")) or record.get("image") or ()
-    return _named(record, as_record(*as_turns(chat, videos, images, name)))
+    column = columns.get("images") or ("images" if "images" in record else "image")
+    system = record.get(columns.get("system") or "system")
+    return _named(record, as_record(chat, videos, one_path(record.get(column), column), name, system))
 
 
 def _named(record: dict[str, Any], converted: dict[str, Any]) -> dict[str, Any]:
@@ -71,16 +72,16 @@ def _described(folder: Path) -> dict[str, Any]:
 
 SHAREGPT = Format(
     "sharegpt",
-    "LLaMA-Factory, ms-swift: messages or conversations, with <video> and videos",
+    "LLaMA-Factory, ms-swift: messages or conversations, with <video> and videos, <image> and images",
     MappingProxyType(
         {
-            "messages": "questions and answers; <video> is taken out, as the question stands before the video",
-            "conversations": "questions and answers; <video> is taken out, as the question stands before the video",
-            "videos": "the video, one",
+            "messages": "questions and answers; a question stands before the video that it begins with",
+            "conversations": "questions and answers; a question stands before the video that it begins with",
+            "videos": "the videos",
             "video": "the video",
-            "images": "refused: images cannot be trained on yet",
-            "image": "refused: images cannot be trained on yet",
-            "system": "left out: the model's own system prompt is used",
+            "images": "the images",
+            "image": "the image",
+            "system": "the system prompt",
             "id": "names the example",
             "video_id": "names the example",
         }

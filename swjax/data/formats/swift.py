@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from swjax.data.fields import FieldError, text
-from swjax.data.formats.chats import ASSISTANT, USER, Message, as_record, as_turns, one_path
+from swjax.data.formats.chats import ASSISTANT, USER, Message, as_record, one_path
 from swjax.data.formats.format import Format
 
 
@@ -22,7 +22,8 @@ def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     pairs = [*_history(record.get("history")), ("\n".join(part for part in asked if part), text(record, answer))]
     chat = [Message(role, said) for pair in pairs for role, said in zip((USER, ASSISTANT), pair, strict=True)]
     videos = one_path(record.get("videos"), "videos") + one_path(record.get("video"), "video")
-    return as_record(*as_turns(chat, videos, record.get("images") or (), name))
+    images = one_path(record.get("images"), "images") + one_path(record.get("image"), "image")
+    return as_record(chat, videos, images, name, record.get("system"))
 
 
 def _history(history: Any) -> list[tuple[str, str]]:
@@ -41,16 +42,17 @@ SWIFT = Format(
     "ms-swift: query, response and videos; Alpaca: instruction, input and output",
     MappingProxyType(
         {
-            "query": "the question; <video> is taken out",
-            "instruction": "the question; <video> is taken out",
+            "query": "the question; it stands before the video that it begins with",
+            "instruction": "the question; it stands before the video that it begins with",
             "input": "follows the question",
             "response": "the answer",
             "output": "the answer",
             "history": "earlier questions and answers",
-            "videos": "the video, one",
+            "videos": "the videos",
             "video": "the video",
-            "images": "refused: images cannot be trained on yet",
-            "system": "left out: the model's own system prompt is used",
+            "images": "the images",
+            "image": "the image",
+            "system": "the system prompt",
         }
     ),
     _fits,

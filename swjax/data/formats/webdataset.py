@@ -37,7 +37,10 @@ def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(record.get("messages") or record.get("conversations"), list):
         # What the sample itself calls its film is a name in the shard.
         chat = {name: value for name, value in record.items() if name != "videos"}
-        return {**SHAREGPT.convert(chat, folder), MEMBER: record[MEMBER]}
+        converted = SHAREGPT.convert(chat, folder)
+        if converted["video_path"] is None:
+            raise FieldError("its chat is not about its film alone; images and several videos are read from files")
+        return {**converted, MEMBER: record[MEMBER]}
     caption = next((name for name in _CAPTIONS if record.get(name) is not None), None)
     if caption is None:
         raise FieldError(f"its JSON has none of the fields {', '.join(map(repr, _CAPTIONS))}, nor messages")

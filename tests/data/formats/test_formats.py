@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import numbered_frame, write_video
 
 from swjax.commands.main import main
-from swjax.data.example import Sentence, VideoExample, VideoFile
+from swjax.data.example import Picture, Sentence, VideoExample, VideoFile
 from swjax.data.formats import FORMATS, Format, choose_format, read_examples
 from swjax.data.manifest import ManifestError
 from swjax.data.records import open_records
@@ -32,6 +33,7 @@ def put(film: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write a file of JSON lines, or of one JSON document, beside videos/a.mp4."""
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(film.read_bytes())
+    Image.new("RGB", (56, 56), "red").save(tmp_path / "a.jpg")
 
     def write(name: str, *records: Any) -> Path:
         path = tmp_path / name
@@ -76,23 +78,54 @@ def test_sharegpt(put):
         ("What happens?", CAPTION, ()),
         (None, CAPTION, ()),
         ("Who?", "He.", (("Why?", "So."),)),
+        ("Hello", "Hello.", ()),
+        ("Which?<video><video>", "This.", ()),
+        ("What?", "It.", (("And?<video>", "That."),)),
     ]
-    assert [example.key for example in examples] == ["first", "data.jsonl:2", "data.jsonl:3"]
+    assert [example.key for example in examples[:3]] == ["first", "data.jsonl:2", "data.jsonl:3"]
+    assert [example.system for example in examples] == [None, None, "Be short.", None, None, None]
+    assert [example.video is None for example in examples] == [False, False, False, True, True, True]
     for line, words in {
-        4: "the field images has an image; images cannot be trained on yet",
-        5: "messages is about 0 videos; one is trained on, text alone is not yet",
-        6: "messages is about 2 videos; one is trained on",
+        4: "b.jpg",
         7: "messages[0].content must be text or a list of parts, found the number 3",
         8: "messages[0] is said by 'tool'; known are user, human",
         9: "messages must be questions and answers in turn, user first; there speak user",
         10: "there is no video file",
-        11: "messages shows its video in message 2; the first question must show it",
     }.items():
         assert words in skipped[f"data.jsonl:{line}"]
     with pytest.raises(
         ManifestError, match=r"read as sharegpt, has no usable example; the first of 1 is data\.jsonl:1"
     ):
         read_examples(put("data.jsonl", image))
+
+
+def test_chats_about_images_and_several_videos(put, tmp_path: Path):
+    def shown(*content: Any, answer: str = "It.") -> list[dict]:
+        return [{"role": "user", "content": [*content]}, {"role": "assistant", "content": answer}]
+
+    image, film, text = {"type": "image", "image": "a.jpg"}, {"type": "video"}, {"type": "text", "text": "Which?"}
+    records = [
+        {"messages": chat("<image>\nWhat?", "Red.", "And <image>?", "Too."), "images": ["a.jpg"] * 2, "system": "Hi."},
+        {"messages": chat("What?", "Red."), "images": [{"path": "a.jpg", "bytes": None}]},
+        {"messages": shown(image, film, text), "videos": ["videos/a.mp4"]},
+        {"messages": chat("<image><image>Which?", "This."), "images": ["a.jpg"]},
+        {"messages": chat("<image>", "Red."), "images": [{"path": None, "bytes": "x"}]},
+        {"messages": chat("<image>", "Red."), "images": ["../a.jpg"]},
+    ]
+    examples, skipped = read(put("data.jsonl", *records), "sharegpt")
+    picture, video = Picture(tmp_path / "a.jpg"), tmp_path / "videos" / "a.mp4"
+    assert [(example.question, example.later, example.media) for example in examples] == [
+        ("<image>\nWhat?", (("And <image>?", "Too."),), (picture, picture)),
+        ("<image>What?", (), (picture,)),
+        ("<image>Which?<video>", (), (picture, video)),
+    ]
+    assert examples[0].system == "Hi."
+    assert list(skipped.values()) == [
+        "the field 'images' has 1 files, and the questions have 2 times <image>",
+        "the field 'images' must name files, found the file itself; write it to a file, and name that",
+        f"the image {tmp_path / '../a.jpg'} lies outside of the data root {tmp_path}; move it there, or name another "
+        "root",
+    ]
 
 
 def test_a_dataset_info_names_columns_and_tags(put, tmp_path: Path):
@@ -123,7 +156,7 @@ def test_swift_and_alpaca(put):
     ]
     assert skipped["data.jsonl:4"] == "the field 'response' must be text, found the number 5"
     assert skipped["data.jsonl:5"] == "history[0] must be a pair of question and answer"
-    assert "images cannot be trained on yet" in skipped["data.jsonl:6"]
+    assert "there is no image file" in skipped["data.jsonl:6"]
 
 
 def test_livecc_words_wait_for_their_times(put):
