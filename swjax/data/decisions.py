@@ -69,9 +69,9 @@ def encode_decisions(
         Its token ids, and the answer tokens after each frame.
 
     Raises:
-        ExampleError: if the example has no sentences with times.
+        ExampleError: if the example has a caption without times.
     """
-    if not example.sentences:
+    if example.caption and not example.sentences:
         raise ExampleError("the caption has no times, and when to speak is learned from them; give `sentences`")
     decisions = find_decisions(tokenizer)
     due = [(min(one.time_s, float(arrival_s[-1])), (number,)) for number, one in enumerate(example.sentences)]

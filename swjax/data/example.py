@@ -88,7 +88,7 @@ class VideoExample:
         video: where its frames come from.
         duration_s: length in seconds that the data set claims, None where it claims none: a hint, as the file is
             measured.
-        caption: the answer to learn.
+        caption: the answer to learn; empty where it is to keep silent.
         question: what to ask about the video; None leaves it to the pipeline.
         sentences: the caption cut into sentences with times, if these are known; `swjax.data.text.join_texts` makes the
             caption of them.

@@ -9,7 +9,7 @@ Beside them may stand
     question              what to ask; by default a generic question
     start_s, end_s        the part of the file that is meant, in seconds after its first frame
     sentences             [{"text": "A dog runs in.", "start_s": 2.5}, ...]: the caption, and when it may be said;
-                          instead of human_caption
+                          instead of human_caption; an empty list says that nothing is to be said
     turns                 [{"question": "What is it?", "answer": "A dog."}, ...]: a chat; instead of question and
                           human_caption
 
@@ -183,7 +183,7 @@ def _turns(record: dict[str, Any], sentences: tuple[Sentence, ...]) -> list[tupl
     """Questions and answers."""
     if record.get("turns") is None:
         question = None if record.get("question") is None else text(record, "question")
-        if sentences:
+        if record.get("sentences") is not None:
             return [(question, join_texts([sentence.text for sentence in sentences])[0])]
         return [(question, text(record, "human_caption"))]
     for other in ("question", "human_caption", "sentences"):
@@ -199,7 +199,8 @@ def _sentences(record: dict[str, Any]) -> tuple[Sentence, ...]:
     if record.get("human_caption") is not None:
         raise FieldError("the fields 'sentences' and 'human_caption' exclude each other")
     sentences = tuple(
-        Sentence(text(entry, "text"), seconds(entry, "start_s", or_zero=True)) for entry in objects(record, "sentences")
+        Sentence(text(entry, "text"), seconds(entry, "start_s", or_zero=True))
+        for entry in objects(record, "sentences", least=0)
     )
     times = [sentence.time_s for sentence in sentences]
     if times != sorted(times):

@@ -26,18 +26,18 @@ def read_episodes(
 
     Args:
         predictions: what was said.
-        examples: by key; those without times are left out.
+        examples: by key; those that have a caption without times are left out.
         decisions: the tokens that say that nothing, or no more, is to be said.
         fps: pictures a second.
         pictures: of a frame.
     """
     episodes = []
     for one in predictions:
-        sentences = examples[one.key].sentences
-        if not sentences:
+        example = examples[one.key]
+        if example.caption and not example.sentences:
             continue
         arrival_s = frame_arrivals(one.frames, fps=fps, pictures=pictures)
-        due = np.searchsorted(arrival_s, np.minimum([sentence.time_s for sentence in sentences], arrival_s[-1]))
+        due = np.searchsorted(arrival_s, np.minimum([sentence.time_s for sentence in example.sentences], arrival_s[-1]))
         pauses = (decisions.skip, decisions.end)
         begun = [
             frame
@@ -45,5 +45,6 @@ def read_episodes(
             if token not in pauses and (number == 0 or one.token_ids[number - 1] in pauses)
         ]
         frames = tuple(sorted(set(due.tolist())))
-        episodes.append(Episode(tuple(begun), frames, num_frames=one.frames, frame_s=pictures / fps))
+        kind = example.question or ""
+        episodes.append(Episode(tuple(begun), frames, num_frames=one.frames, frame_s=pictures / fps, kind=kind))
     return episodes
