@@ -9,12 +9,12 @@ from jaxtyping import Float, Int32
 from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import encode_chat, sentence_tokens
-from swjax.data.decisions import encode_decisions
+from swjax.data.decisions import encode_decisions, encode_questions
 from swjax.data.example import EncodedClip, ExampleError, Video, VideoExample
 from swjax.data.patches import resize, size_for_model, video_to_patches
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.video import iter_frames
-from swjax.streaming import SpecialTokens, aligned_schedule, build_layout
+from swjax.streaming import SpecialTokens, StreamLayout, aligned_schedule, build_conversation, build_layout
 
 
 def load_patches(video: Video, config: PipelineConfig) -> Patches:
@@ -82,23 +82,12 @@ def encode_example(
     answer = example.caption if answer is None else answer
     load = functools.partial(load_patches, config=config)
     patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
-    ids, schedule = encode_text(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
-    if len(ids) > config.max_tokens:
+    layout = _lay_out(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
+    if len(layout) > config.max_tokens:
         raise ExampleError(
-            f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
-            "max_pixels, or cut the video or its caption"
+            f"the example has {len(layout)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, "
+            "lower max_pixels, or cut the video or its caption"
         )
-    layout = build_layout(
-        ids,
-        np.array([grid]),
-        variant=config.variant,
-        schedule=schedule,
-        gap=config.gap,
-        second_per_grid_t=config.geometry.frame_seconds(config.fps),
-        tokens_per_second=config.geometry.tokens_per_second,
-        merge_size=config.geometry.merge_size,
-        special_tokens=special_tokens,
-    )
     num_labels = int(np.count_nonzero(layout.labels >= 0))
     if config.max_labels is not None and num_labels > config.max_labels:
         raise ExampleError(
@@ -106,6 +95,43 @@ def encode_example(
             "max_labels or cut the caption"
         )
     return make_row(layout, patches, np.array([grid]))
+
+
+def _lay_out(
+    example: VideoExample,
+    config: PipelineConfig,
+    tokenizer: Any,
+    special_tokens: SpecialTokens,
+    *,
+    question: str,
+    answer: str,
+    grid: tuple[int, int, int],
+) -> StreamLayout:
+    place: dict[str, Any] = {
+        "variant": config.variant,
+        "gap": config.gap,
+        "second_per_grid_t": config.geometry.frame_seconds(config.fps),
+        "tokens_per_second": config.geometry.tokens_per_second,
+        "merge_size": config.geometry.merge_size,
+        "special_tokens": special_tokens,
+    }
+    if not example.questions:
+        text = encode_text(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
+        return build_layout(text[0], np.array([grid]), schedule=text[1], **place)
+    if config.speaking != "decide":
+        raise ExampleError("questions in mid-video are answered by a model that decides; train with speaking='decide'")
+    arrival_s = frame_arrivals(grid[0], fps=config.fps, pictures=config.geometry.temporal_patch_size)
+    events = encode_questions(
+        example,
+        tokenizer,
+        special_tokens,
+        question=question,
+        grid=grid,
+        arrival_s=arrival_s,
+        merge_size=config.geometry.merge_size,
+        chat=config.chat,
+    )
+    return build_conversation(events, **place)
 
 
 def encode_text(
