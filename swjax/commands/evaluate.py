@@ -201,7 +201,7 @@ def _write_scores(
     from swjax.evaluation.benchmarks import find_benchmark
     from swjax.evaluation.predictions import RESULTS, write_authors_results
     from swjax.evaluation.scores import to_row
-    from swjax.evaluation.spoken import SPEAKERS
+    from swjax.evaluation.spoken import SPEAKERS, answer_scores
     from swjax.evaluation.timing import score_constants, timing_scores
 
     args, folder = task.args, task.folder
@@ -212,9 +212,10 @@ def _write_scores(
     }
     if args.judge_url:
         scores["fluency"] = judge_fluency(args, folder, predictions)
-    episodes = task.episodes(predictions)
+    answers = task.answers(predictions)
+    episodes = [answer.episode for answer in answers]
     if episodes:
-        scores |= timing_scores(episodes)
+        scores |= timing_scores(episodes) | answer_scores(answers)
     row = to_row(scores, videos=len(predictions))
     if losses.videos != len(predictions):
         row["loss_videos"] = losses.videos
@@ -224,6 +225,11 @@ def _write_scores(
             name: {one.key: one.reference for one in later} for name in truths if find_benchmark(name).read is None
         }
         rows["later turns"] = to_row(score_predictions(later, truths=references, own=own), videos=len(later))
+    kinds = sorted({question.kind for example in task.examples for question in example.questions})
+    for kind in kinds if any(kinds) else ():
+        of_kind = [answer for answer in answers if answer.kind == kind]
+        found = timing_scores([answer.episode for answer in of_kind]) | answer_scores(of_kind)
+        rows[f"questions: {kind}" if kind else "questions"] = to_row(found, videos=len(of_kind))
     blind = score_constants(episodes, periods=(2,)) if episodes else {}
     rows |= {SPEAKERS[name]: to_row(found, videos=len(episodes)) for name, found in blind.items() if name in SPEAKERS}
     if args.baselines:

@@ -16,7 +16,7 @@ from swjax.storage import AnyPath
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Prediction
-    from swjax.evaluation.timing import Episode
+    from swjax.evaluation.spoken import TimedAnswer
     from swjax.inference import Mode
     from swjax.runs.streaming_model import StreamingModel
 
@@ -121,15 +121,15 @@ class Watch:
                 rejected.append(outcome)
         return [file.found[example.key] for example in self.examples if example.key in file.found], rejected
 
-    def episodes(self, predictions: "Sequence[Prediction]") -> "list[Episode]":
-        """When a model that decides has spoken about the videos whose sentences have times; none of other models."""
+    def answers(self, predictions: "Sequence[Prediction]") -> "list[TimedAnswer]":
+        """What a model that decides has said, and when, where it is known when what is due; none of other models."""
         from swjax.data.decisions import find_decisions
-        from swjax.evaluation.spoken import read_episodes
+        from swjax.evaluation.spoken import read_answers
 
         record = self.source.record
         if record.speaking != "decide":
             return []
-        return read_episodes(
+        return read_answers(
             predictions,
             {example.key: example for example in self.examples},
             find_decisions(self.tokenizer),
@@ -150,8 +150,10 @@ class Watch:
         record = self.source.record
         speaks_while_watching = DESIGNS[Variant(record.variant)].speaks_while_watching
         turns = sum(len(example.later) for example in self.examples)
+        questions = sum(len(example.questions) for example in self.examples)
         return {
             **({"later turns": turns} if turns else {}),
+            **({"questions in mid-video": questions} if questions else {}),
             **({"speak": self.args.speak} if self.args.speak else {}),
             "weights": fingerprint(split_parameters(self.source.model)[1]),
             "data": str(self.args.data),

@@ -1,16 +1,29 @@
 """Decision tokens in a tokenizer, and answers that decide after each frame whether there is something to say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32
 from tokenizers import AddedToken
 
+from swjax.data.between_frames import encode_question
 from swjax.data.chat import encode_chat
-from swjax.data.example import ExampleError, VideoExample
+from swjax.data.example import ExampleError, Sentence, VideoExample
 from swjax.data.text import check_text, join_texts
 from swjax.data.tokenizer import TokenizerError
-from swjax.streaming import ChatRule, DecisionTokens, thoughts_by_item
+from swjax.streaming import (
+    ChatRule,
+    DecisionTokens,
+    SourceFrame,
+    SourceText,
+    SpecialTokens,
+    Spoken,
+    number_items,
+    order_by_time,
+    speak_after_items,
+    thoughts_by_item,
+)
 
 SKIP, END = "<skip>", "</think>"
 
@@ -69,19 +82,15 @@ def encode_decisions(
         Its token ids, and the answer tokens after each frame.
 
     Raises:
-        ExampleError: if the example has no sentences with times.
+        ExampleError: if the example has a caption without times.
     """
-    if not example.sentences:
+    if example.caption and not example.sentences:
         raise ExampleError("the caption has no times, and when to speak is learned from them; give `sentences`")
     decisions = find_decisions(tokenizer)
-    due = [(min(one.time_s, float(arrival_s[-1])), (number,)) for number, one in enumerate(example.sentences)]
-    said: list[list[int]] = []
-    for numbers in thoughts_by_item(due, arrival_s):
-        text, _ = join_texts([check_text(example.sentences[number].text, "caption") for number in numbers])
-        words = tokenizer.encode(text, add_special_tokens=False) if text else []
-        if {decisions.skip, decisions.end} & set(words):
-            raise ExampleError(f"the caption contains {SKIP} or {END} written out; remove it from the text")
-        said.append([*words, decisions.end] if words else [decisions.skip])
+    said = [
+        [*words, decisions.end] if words else [decisions.skip]
+        for words in _thoughts(example.sentences, tokenizer, decisions, arrival_s)
+    ]
     begun, whole = (
         encode_chat(
             tokenizer,
@@ -96,3 +105,97 @@ def encode_decisions(
     )
     answer = np.concatenate([np.array(words, np.int32) for words in said])
     return np.concatenate([begun, answer, whole[len(begun) :]]), [len(words) for words in said]
+
+
+def encode_questions(
+    example: VideoExample,
+    tokenizer: Any,
+    special: SpecialTokens,
+    *,
+    question: str,
+    grid: tuple[int, int, int],
+    arrival_s: Float[np.ndarray, "F"],
+    merge_size: int,
+    chat: ChatRule,
+) -> tuple[SourceFrame | SourceText | Spoken, ...]:
+    """The conversation about a video in which questions are asked, as a stream has it that decides when to speak.
+
+    A question comes behind the frames that have arrived by its time. It breaks off the answer before it, so what is due
+    is due of the newest question alone.
+
+    Args:
+        example: its questions, and what is due of the one before the video and of each.
+        tokenizer, question, grid, arrival_s, merge_size, chat: as for `encode_decisions`.
+        special: ids of the tokens that give the chat its structure.
+
+    Raises:
+        ExampleError: if a question comes behind the last frame, or what is due of one is due behind the next one.
+    """
+    if example.caption and not example.sentences:
+        raise ExampleError("the caption has no times, and when to speak is learned from them; give `sentences`")
+    if example.later:
+        raise ExampleError("questions in mid-video and turns that follow the video exclude each other")
+    decisions = find_decisions(tokenizer)
+    frames, rows, columns = grid
+    begun = encode_chat(
+        tokenizer, question=question, answer=None, video_grid_thw=grid, merge_size=merge_size, chat=chat
+    )
+    prompt = begun[: int(np.flatnonzero(begun == special.video_pad)[0])]
+    asked_s = [float(time) for time in question_times([one.time_s for one in example.questions], arrival_s)]
+    texts = [encode_question(tokenizer, special, one.text, chat) for one in example.questions]
+    sources, item_s = order_by_time(
+        [SourceFrame(rows // merge_size, columns // merge_size)] * frames,
+        arrival_s,
+        list(zip(asked_s, texts, strict=True)),
+        prompt=SourceText(tuple(prompt.tolist()), is_item=False),
+        close=SourceText(special.trailer, is_item=False),
+    )
+    asked = [item for source, item in zip(sources, number_items(sources), strict=True) if source in texts]
+    begins, spoken = [0, *asked], [list[int]() for _ in item_s]
+    for begin, stop, sentences in zip(
+        begins,
+        [*asked, len(item_s)],
+        [example.sentences, *(one.sentences for one in example.questions)],
+        strict=True,
+    ):
+        # An answer that is due when its question comes is due behind it, not behind the frame before.
+        thoughts = _thoughts(sentences, tokenizer, decisions, item_s[begin:])
+        if any(thoughts[stop - begin :]):
+            raise ExampleError(f"of the question at {item_s[begin]:g} s something is due behind the next question")
+        spoken[begin] += special.prefix
+        for item, words in enumerate(thoughts[: stop - begin], start=begin):
+            spoken[item] += [*words, decisions.end] if words else [decisions.skip]
+    spoken[-1] += special.im_end, special.newline
+    return speak_after_items(sources, spoken)
+
+
+def question_times(asked_s: Sequence[float], arrival_s: Float[np.ndarray, "F"]) -> Float[np.ndarray, "questions"]:
+    """When questions come: at the first frame those before it.
+
+    Args:
+        asked_s: when they are asked.
+        arrival_s: when each frame arrives.
+
+    Raises:
+        ExampleError: if one comes behind the last frame, where a turn of its own would follow.
+    """
+    if len(asked_s) and max(asked_s) >= arrival_s[-1]:
+        raise ExampleError(
+            f"a question is asked at {max(asked_s):g} s, and the last frame arrives at {arrival_s[-1]:g} s; ask before"
+        )
+    return np.maximum(np.asarray(asked_s, np.float64), arrival_s[0])
+
+
+def _thoughts(
+    sentences: Sequence[Sentence], tokenizer: Any, decisions: DecisionTokens, item_s: Float[np.ndarray, "items"]
+) -> list[list[int]]:
+    """The words after each source item, without what ends them."""
+    due = [(min(one.time_s, float(item_s[-1])), (number,)) for number, one in enumerate(sentences)]
+    thoughts = []
+    for numbers in thoughts_by_item(due, item_s):
+        text, _ = join_texts([check_text(sentences[number].text, "caption") for number in numbers])
+        words = tokenizer.encode(text, add_special_tokens=False) if text else []
+        if {decisions.skip, decisions.end} & set(words):
+            raise ExampleError(f"the caption contains {SKIP} or {END} written out; remove it from the text")
+        thoughts.append(words)
+    return thoughts

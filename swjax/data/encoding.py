@@ -10,14 +10,21 @@ from jaxtyping import Float, Int32
 from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
 from swjax.data.chat import encode_chat, sentence_tokens
-from swjax.data.decisions import encode_decisions
+from swjax.data.decisions import encode_decisions, encode_questions
 from swjax.data.example import EncodedClip, ExampleError, Picture, Video, VideoExample
 from swjax.data.mixed import encode_mixed_text
 from swjax.data.patches import resize, size_for_model, video_to_patches
 from swjax.data.pictures import read_picture
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.video import iter_frames
-from swjax.streaming import ChatRule, SpecialTokens, aligned_schedule, build_layout
+from swjax.streaming import (
+    ChatRule,
+    SpecialTokens,
+    StreamLayout,
+    aligned_schedule,
+    build_conversation,
+    build_layout,
+)
 
 
 def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
@@ -108,7 +115,9 @@ def encode_example(
             "max_patches or lower max_pixels"
         )
     grid_thw, is_image = np.array(grids, np.int64).reshape(-1, 3), np.array(kinds, bool)
-    if example.video is None:
+    if example.video is not None:
+        layout = _lay_out(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grids[0])
+    else:
         ids = encode_mixed_text(
             example,
             config,
@@ -120,28 +129,18 @@ def encode_example(
             is_image=is_image,
             chat=chat_of(example, config),
         )
-        schedule: int | list[int] = config.wait_k
-    else:
-        ids, schedule = encode_text(
-            example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grids[0]
+        layout = build_layout(
+            ids,
+            grid_thw[~is_image],
+            image_grid_thw=grid_thw[is_image],
+            schedule=config.wait_k,
+            **_placing(config, special_tokens),
         )
-    if len(ids) > config.max_tokens:
+    if len(layout) > config.max_tokens:
         raise ExampleError(
-            f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
-            "max_pixels, or cut the video or its caption"
+            f"the example has {len(layout)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, "
+            "lower max_pixels, or cut the video or its caption"
         )
-    layout = build_layout(
-        ids,
-        grid_thw[~is_image],
-        image_grid_thw=grid_thw[is_image],
-        variant=config.variant,
-        schedule=schedule,
-        gap=config.gap,
-        second_per_grid_t=config.geometry.frame_seconds(config.fps),
-        tokens_per_second=config.geometry.tokens_per_second,
-        merge_size=config.geometry.merge_size,
-        special_tokens=special_tokens,
-    )
     num_labels = int(np.count_nonzero(layout.labels >= 0))
     if config.max_labels is not None and num_labels > config.max_labels:
         raise ExampleError(
@@ -154,6 +153,47 @@ def encode_example(
 def chat_of(example: VideoExample, config: PipelineConfig) -> ChatRule:
     """How an example chats: with its own system prompt, if it has one."""
     return config.chat if example.system is None else dataclasses.replace(config.chat, system_prompt=example.system)
+
+
+def _placing(config: PipelineConfig, special_tokens: SpecialTokens) -> dict[str, Any]:
+    return {
+        "variant": config.variant,
+        "gap": config.gap,
+        "second_per_grid_t": config.geometry.frame_seconds(config.fps),
+        "tokens_per_second": config.geometry.tokens_per_second,
+        "merge_size": config.geometry.merge_size,
+        "special_tokens": special_tokens,
+    }
+
+
+def _lay_out(
+    example: VideoExample,
+    config: PipelineConfig,
+    tokenizer: Any,
+    special_tokens: SpecialTokens,
+    *,
+    question: str,
+    answer: str,
+    grid: tuple[int, int, int],
+) -> StreamLayout:
+    place = _placing(config, special_tokens)
+    if not example.questions:
+        text = encode_text(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
+        return build_layout(text[0], np.array([grid]), schedule=text[1], **place)
+    if config.speaking != "decide":
+        raise ExampleError("questions in mid-video are answered by a model that decides; train with speaking='decide'")
+    arrival_s = frame_arrivals(grid[0], fps=config.fps, pictures=config.geometry.temporal_patch_size)
+    events = encode_questions(
+        example,
+        tokenizer,
+        special_tokens,
+        question=question,
+        grid=grid,
+        arrival_s=arrival_s,
+        merge_size=config.geometry.merge_size,
+        chat=chat_of(example, config),
+    )
+    return build_conversation(events, **place)
 
 
 def encode_text(

@@ -94,6 +94,23 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question that is asked while the video runs.
+
+    Attributes:
+        text: what is asked.
+        time_s: when, in seconds after the beginning of the video; it comes behind a frame that arrives then.
+        sentences: the answer, and when each part of it is due: at `time_s` at once. None where there is nothing to say.
+        kind: what sort of question it is, by which scores are kept apart.
+    """
+
+    text: str
+    time_s: float
+    sentences: tuple[Sentence, ...] = ()
+    kind: str = ""
+
+
+@dataclass(frozen=True)
 class VideoExample:
     """A video and what is said about it, or a chat about images, several videos or nothing to look at.
 
@@ -103,10 +120,11 @@ class VideoExample:
             `later` have the tags `IMAGE_TAG` and `VIDEO_TAG` where `media` are shown.
         duration_s: length in seconds that the data set claims, None where it claims none: a hint, as the file is
             measured.
-        caption: the answer to learn.
+        caption: the answer to learn; empty where it is to keep silent.
         question: what to ask about the video; None leaves it to the pipeline.
         sentences: the caption cut into sentences with times, if these are known; `swjax.data.text.join_texts` makes the
             caption of them.
+        questions: those that are asked in mid-video, in the order of time; each takes the place of the one before.
         later: questions and answers of the turns that follow.
         others: further questions about the same video and their answers. Training draws one of all each epoch,
             evaluation asks the first.
@@ -120,6 +138,7 @@ class VideoExample:
     caption: str
     question: str | None = None
     sentences: tuple[Sentence, ...] = ()
+    questions: tuple[Question, ...] = ()
     later: tuple[tuple[str, str], ...] = ()
     others: tuple[tuple[str, str], ...] = ()
     media: tuple[Picture | Video, ...] = ()

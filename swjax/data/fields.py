@@ -13,11 +13,12 @@ class FieldError(ValueError):
     """What is wrong with one record."""
 
 
-def objects(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """A list of objects, with one at least."""
+def objects(record: dict[str, Any], name: str, *, least: int = 1) -> list[dict[str, Any]]:
+    """A list of objects, with one at least, or as many as `least` says."""
     value = record[name]
-    if not (isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)):
-        raise FieldError(f"the field {name!r} must be a list of objects, with one at least, found {json_type(value)}")
+    if not (isinstance(value, list) and len(value) >= least and all(isinstance(entry, dict) for entry in value)):
+        at_least = ", with one at least" if least else ""
+        raise FieldError(f"the field {name!r} must be a list of objects{at_least}, found {json_type(value)}")
     return value
 
 

@@ -9,7 +9,9 @@ Beside them may stand
     question              what to ask; by default a generic question
     start_s, end_s        the part of the file that is meant, in seconds after its first frame
     sentences             [{"text": "A dog runs in.", "start_s": 2.5}, ...]: the caption, and when it may be said;
-                          instead of human_caption
+                          instead of human_caption; an empty list says that nothing is to be said
+    questions             [{"text": "What is it?", "video_s": 4, "answer": "A dog."}, ...]: asked in mid-video; in the
+                          place of an answer, which is due at once, `sentences` with times; `kind` names what sort it is
     turns                 [{"question": "What is it?", "answer": "A dog."}, ...]: a chat; instead of question and
                           human_caption
     images, videos        files that the questions show where they have the tags <image> and <video>, in their order;
@@ -32,6 +34,7 @@ from swjax.data.example import (
     VIDEO_TAG,
     ExampleError,
     Picture,
+    Question,
     Rejected,
     Sentence,
     VideoExample,
@@ -153,6 +156,7 @@ def parse_record(
         caption=caption,
         question=question,
         sentences=sentences,
+        questions=_questions(record),
         later=tuple((asked or "", answered) for asked, answered in later),
         media=tuple(media),
         system=None if record.get("system") is None else text(record, "system"),
@@ -232,10 +236,11 @@ def _turns(record: dict[str, Any], sentences: tuple[Sentence, ...]) -> list[tupl
     """Questions and answers."""
     if record.get("turns") is None:
         question = None if record.get("question") is None else text(record, "question")
-        if sentences:
+        silent = record.get("questions") is not None and record.get("human_caption") is None
+        if silent or record.get("sentences") is not None:
             return [(question, join_texts([sentence.text for sentence in sentences])[0])]
         return [(question, text(record, "human_caption"))]
-    for other in ("question", "human_caption", "sentences"):
+    for other in ("question", "human_caption", "sentences", "questions"):
         if record.get(other) is not None:
             raise FieldError(f"the fields 'turns' and {other!r} exclude each other")
     turns = objects(record, "turns")
@@ -248,9 +253,32 @@ def _sentences(record: dict[str, Any]) -> tuple[Sentence, ...]:
     if record.get("human_caption") is not None:
         raise FieldError("the fields 'sentences' and 'human_caption' exclude each other")
     sentences = tuple(
-        Sentence(text(entry, "text"), seconds(entry, "start_s", or_zero=True)) for entry in objects(record, "sentences")
+        Sentence(text(entry, "text"), seconds(entry, "start_s", or_zero=True))
+        for entry in objects(record, "sentences", least=0)
     )
-    times = [sentence.time_s for sentence in sentences]
-    if times != sorted(times):
-        raise FieldError(f"the sentences' start_s run backwards: {shown(times)}")
+    _check_order("sentences' start_s", [sentence.time_s for sentence in sentences])
     return sentences
+
+
+def _questions(record: dict[str, Any]) -> tuple[Question, ...]:
+    """What is asked in mid-video; an answer without times is due at once."""
+    if record.get("questions") is None:
+        return ()
+    questions = []
+    for entry in objects(record, "questions"):
+        asked_s = seconds(entry, "video_s", or_zero=True)
+        if (entry.get("answer") is None) == (entry.get("sentences") is None):
+            raise FieldError(f"a question needs either an 'answer' or 'sentences', found {shown(entry)}")
+        at_once = entry.get("answer") is not None
+        sentences = (Sentence(text(entry, "answer"), asked_s),) if at_once else _sentences(entry)
+        if sentences and sentences[0].time_s < asked_s:
+            raise FieldError(f"an answer is due at {sentences[0].time_s:g} s, before its question at {asked_s:g} s")
+        kind = "" if entry.get("kind") is None else text(entry, "kind")
+        questions.append(Question(text(entry, "text"), asked_s, sentences, kind))
+    _check_order("questions' video_s", [question.time_s for question in questions])
+    return tuple(questions)
+
+
+def _check_order(name: str, times: list[float]) -> None:
+    if times != sorted(times):
+        raise FieldError(f"the {name} run backwards: {shown(times)}")

@@ -5,6 +5,7 @@ read five seconds, and its questions and answers. Any record can be read alone, 
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import tensorflow_datasets as tfds
 
-from swjax.data.example import EncodedClip, ExampleError, Picture, Sentence, VideoExample
+from swjax.data.example import EncodedClip, ExampleError, Picture, Question, Sentence, VideoExample
 from swjax.data.shards import BucketRecords
 from swjax.storage import AnyPath, StorageError, as_path, is_remote, list_files, local_folder
 
@@ -31,6 +32,7 @@ FEATURES = tfds.features.FeaturesDict(
         "answers": _TEXTS,
         "sentences": _TEXTS,
         "sentence_times": tfds.features.Sequence(np.float64),
+        "asked": _TEXTS,
         "later_questions": _TEXTS,
         "later_answers": _TEXTS,
         "system": tfds.features.Text(),
@@ -41,11 +43,12 @@ FEATURES = tfds.features.FeaturesDict(
 )
 """What a record holds: its key and where it came from; frames as JPEG files, the size that they had in the video,
 and how many there are a second; questions (empty for a generic one) and answers about the video, of which training
-draws one each epoch; the parts of the first answer and when each may be said, if known; the turns that follow; the
-system prompt, if it has one of its own. A mixed chat has the height 0: `frames` are those of all its images and videos,
-`media` says how many each has, 0 for an image, and `media_heights` and `media_widths` what size they had."""
+draws one each epoch; the parts of the first answer and when each may be said, if known; the questions in mid-video,
+each as JSON; the turns that follow; the system prompt, if it has its own. A mixed chat has the height 0: `frames`
+are those of all its images and videos, `media` says how many each has, 0 for an image, and `media_heights` and
+`media_widths` what size they had."""
 
-_LATER = frozenset({"system", "media", "media_heights", "media_widths"})
+_ADDED = frozenset({"asked", "system", "media", "media_heights", "media_widths"})
 """Fields that data sets of older versions lack."""
 
 
@@ -114,7 +117,7 @@ def open_records(folder: str | AnyPath, split: str) -> Records:
     if split not in builder.info.splits:
         raise RecordsError(f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     info = builder.info.splits[split]
-    if not set(FEATURES) - _LATER <= set(builder.info.features or ()) <= set(FEATURES):
+    if not set(FEATURES) - _ADDED <= set(builder.info.features or ()) <= set(FEATURES):
         raise RecordsError(f"{folder} holds other fields than swjax's records; make it with `swjax prepare`")
     if is_remote(folder):
         there = list_files(folder)
@@ -177,6 +180,7 @@ def _example(record: dict[str, Any]) -> VideoExample:
             Sentence(_text(text), float(time))
             for text, time in zip(record["sentences"], record["sentence_times"], strict=True)
         ),
+        questions=tuple(_question(json.loads(_text(asked))) for asked in record.get("asked", ())),
         later=tuple(
             (_text(asked), _text(answered))
             for asked, answered in zip(record["later_questions"], record["later_answers"], strict=True)
@@ -195,6 +199,10 @@ def _media(record: dict[str, Any], frames: tuple[bytes, ...], fps: float, name: 
         clip = EncodedClip(name, frames[first : first + (count or 1)], fps, size)
         first += count or 1
         yield clip if count else Picture(clip)
+
+
+def _question(values: dict[str, Any]) -> Question:
+    return Question(**values | {"sentences": tuple(Sentence(**sentence) for sentence in values["sentences"])})
 
 
 def _text(value: Any) -> str:

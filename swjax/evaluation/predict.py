@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from swjax.data.decisions import question_times
 from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.text import join_texts
 from swjax.evaluation.ahead import work_ahead
 from swjax.inference import (
     BatchEngine,
@@ -46,12 +48,14 @@ SLOTS_OF_ALL_ROWS = 2**20
 
 @dataclass(frozen=True)
 class LaterAnswer:
-    """The answer of a later turn, which is asked when the video has ended and the answer before it too.
+    """The answer to a question in mid-video, or of a later turn, which is asked when the video and all answers ended.
 
     Attributes:
         question: what was asked.
         reference: the example's answer.
         text, ended, token_ids, words, wall_s: as for `Prediction`.
+        after_frame: for each token, the newest frame that it could see, of a question in mid-video.
+        asked_after: the newest frame when it was asked; None for a later turn.
     """
 
     question: str
@@ -61,6 +65,8 @@ class LaterAnswer:
     token_ids: tuple[int, ...]
     words: tuple[str, ...]
     wall_s: tuple[float, ...]
+    after_frame: tuple[int, ...] = ()
+    asked_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Prediction:
         frame_wall_s: for each token, seconds since the stream began until that frame could be seen by words.
         mode: the engine's; the two times above depend on it, on the rows and on the machine.
         rows: videos at a time.
-        later: the answers of the turns that follow, in their order.
+        later: the answers to questions in mid-video, then those of the turns that follow, in their order.
     """
 
     key: str
@@ -202,9 +208,8 @@ class _Book:
 
     example: VideoExample
     duration_s: float
-    questions: tuple[str, ...]
     seen: list[FrameSeen] = field(default_factory=list)
-    asked: list[QuestionSeen] = field(default_factory=list)
+    asked: list[tuple[QuestionSeen, int]] = field(default_factory=list)
     spoken: list[TokenSpoken] = field(default_factory=list)
 
     def answer(self, number: int) -> list[TokenSpoken]:
@@ -245,14 +250,20 @@ class _Books:
             if patches > self.frame_patches:
                 self.larger.append((example, patches))
                 continue
+            try:
+                times = question_times([one.time_s for one in example.questions], np.array([f.video_s for f in video]))
+            except ExampleError as error:
+                self._ready.append(Rejected(example.key, str(error)))
+                continue
             settings = self.settings
             if self.schedule is not None:
-                settings = replace(settings, counts=tuple(self.schedule(example.key, len(video))))
-            first, *later = (
-                asked or self.question for asked in (example.question, *(turn for turn, _ in example.later))
-            )
-            self._open[next(numbers)] = _Book(example, video[-1].video_s, tuple(later))
-            yield Request(first, _hand_out(video), settings, self.mode, later=tuple(later))
+                items = len(video) + len(example.questions)
+                settings = replace(settings, counts=tuple(self.schedule(example.key, items)))
+            asked = tuple((float(time), one.text) for time, one in zip(times, example.questions, strict=True))
+            later = tuple(turn or self.question for turn, _ in example.later)
+            self._open[next(numbers)] = _Book(example, video[-1].video_s)
+            first = example.question or self.question
+            yield Request(first, _hand_out(video), settings, self.mode, asked=asked, later=later)
 
     def note(self, number: int, stream: Stream, event: StreamEvent) -> None:
         """Something has happened in the stream of a request."""
@@ -262,7 +273,7 @@ class _Books:
         elif isinstance(event, TokenSpoken):
             book.spoken.append(event)
         elif isinstance(event, QuestionSeen):
-            book.asked.append(event)
+            book.asked.append((event, len(book.seen) - 1))
         elif isinstance(event, StreamEnded):
             self._ready.append(self._outcome(self._open.pop(number), event, stream.fault))
 
@@ -280,7 +291,7 @@ class _Books:
                 f"it does not fit into the {self.max_slots} slots that a row may have with {self.rows} rows; "
                 "give fewer rows, or smaller frames (max_pixels)",
             )
-        ended = [not event.cut_off for event in book.asked] + [end.reason == "end_token"]
+        ended = [not event.cut_off for event, _ in book.asked] + [end.reason == "end_token"]
         spoken = book.answer(0)
         return Prediction(
             key=book.example.key,
@@ -294,13 +305,31 @@ class _Books:
             mode=str(self.mode),
             rows=self.rows,
             later=tuple(
-                LaterAnswer(question, answer, ended=ended[number], **_said(book.answer(number)))
-                for number, (question, (_, answer)) in enumerate(
-                    zip(book.questions, book.example.later, strict=True), 1
-                )
+                self._later(book, number, reference, ended[number])
+                for number, reference in enumerate(_references(book.example), 1)
             ),
             **_said(spoken),
         )
+
+    def _later(self, book: _Book, number: int, reference: str, ended: bool) -> LaterAnswer:
+        """The answer to a question behind the first."""
+        spoken, of_video = book.answer(number), book.example.questions
+        in_video = number <= len(of_video)
+        question = of_video[number - 1].text if in_video else book.example.later[number - 1 - len(of_video)][0]
+        return LaterAnswer(
+            question or self.question,
+            reference,
+            ended=ended,
+            after_frame=tuple(event.after_frame for event in spoken) if in_video else (),
+            asked_after=book.asked[number - 1][1] if in_video else None,
+            **_said(spoken),
+        )
+
+
+def _references(example: VideoExample) -> list[str]:
+    """The answers to all questions behind the first."""
+    in_video = [join_texts([sentence.text for sentence in one.sentences])[0] for one in example.questions]
+    return in_video + [answer for _, answer in example.later]
 
 
 def _said(spoken: Sequence[TokenSpoken]) -> dict[str, Any]:
@@ -332,7 +361,7 @@ def later_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
             later=(),
         )
         for of_video in predictions
-        for turn, later in enumerate(of_video.later, start=1)
+        for turn, later in enumerate((one for one in of_video.later if one.asked_after is None), start=1)
     ]
 
 

@@ -8,6 +8,8 @@ _TIMING = {
     "precision_0": Metric("precision, same frame", "{:.2f}", is_main=False),
     "recall_0": Metric("recall, same frame", "{:.2f}", is_main=False),
     "exact": Metric("all at its frame", "{:.1%}"),
+    "right_words": Metric("right words", "{:.1%}", is_main=False),
+    "right_words_in_time": Metric("right words at their frame", "{:.1%}"),
     "delay_s_1": Metric("delay (s)", "{:.2f}", is_main=False),
     "false_alarms_per_minute_0": Metric("false alarms a minute", "{:.1f}", is_main=False),
 }

@@ -1,7 +1,7 @@
 """Whole videos through a batched engine: frames are handed over by the clock or as fast as they are taken in."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,10 @@ class Request:
         mode: what happens at a time; by default the quickest that the variant allows.
         speed: 1 hands frames over at the video's own pace, 2 twice as fast; None as fast as they are taken in.
         when_behind: what becomes of frames that the engine cannot take in in time, where a speed is given.
+        asked: questions in mid-video, each with its time in seconds, ascending: it is asked behind the frames that have
+            come by then.
         later: questions of the turns that follow the video, each asked when the answer before has ended or has reached
-            its limit. The video is watched to its end for them.
+            its limit. The video is watched to its end for both.
     """
 
     question: str
@@ -40,6 +42,7 @@ class Request:
     mode: Mode | None = None
     speed: float | None = None
     when_behind: WhenBehind = "delay"
+    asked: tuple[tuple[float, str], ...] = ()
     later: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,18 +57,27 @@ class _Feed:
     frames: Iterator[tuple[Frame, bool]]
     began_s: float
     next: tuple[Frame, bool] | None
+    num_asked: int = 0
 
     def hand_over(self, engine: BatchEngine, clock: Callable[[], float]) -> None:
         """Hand over the frames that are due; an error of theirs ends their stream at the engine's next step."""
         try:
             while self.due_s <= clock():
                 assert self.next is not None
+                for _, question in self._asked_before(self.next[0].video_s):
+                    engine.ask(self.stream, question)
                 engine.see(self.stream, self.next[0], last=self.next[1])
                 self.next = next(self.frames, None)
                 for question in () if self.next else self.request.later:
                     engine.ask(self.stream, question)
         except Exception as error:
             self.stream.fault = error
+
+    def _asked_before(self, video_s: float) -> Sequence[tuple[float, str]]:
+        """The questions that come before a frame, once."""
+        first, asked = self.num_asked, self.request.asked
+        self.num_asked += sum(time_s < video_s for time_s, _ in asked[first:])
+        return asked[first : self.num_asked]
 
     @property
     def due_s(self) -> float:
@@ -142,7 +154,7 @@ def _begin(engine: BatchEngine, tokenizer: Any, index: int, request: Request, cl
         settings=request.settings,
         mode=request.mode,
         when_behind=None if request.speed is None else request.when_behind,
-        watches_on=bool(request.later),
+        watches_on=bool(request.asked or request.later),
     )
     return _Feed(index, request, stream, frames, clock(), first)
 

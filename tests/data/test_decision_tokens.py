@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swjax.data.between_frames import encode_question
 from swjax.data.chat import encode_chat
-from swjax.data.decisions import DECISION_TEXTS, add_decisions, encode_decisions, find_decisions
-from swjax.data.example import ExampleError, Sentence, VideoExample
+from swjax.data.decisions import DECISION_TEXTS, add_decisions, encode_decisions, encode_questions, find_decisions
+from swjax.data.example import ExampleError, Question, Sentence, VideoExample
 from swjax.data.tokenizer import SHIPPED_TOKENIZER, TokenizerError, load_tokenizer
 from swjax.hub.tokenizer_files import copy_tokenizer, write_added_tokens
 from swjax.streaming import (
@@ -18,6 +19,7 @@ from swjax.streaming import (
     SourceFrame,
     SourceText,
     SpecialTokens,
+    Spoken,
     Variant,
     build_conversation,
     build_layout,
@@ -35,9 +37,9 @@ def tokenizer():
     return made
 
 
-def example(*sentences, later=()):
+def example(*sentences, later=(), questions=(), caption=""):
     timed = tuple(Sentence(text, time) for text, time in sentences)
-    return VideoExample("k", Path("x.mp4"), None, "", sentences=timed, later=later)
+    return VideoExample("k", Path("x.mp4"), None, caption, sentences=timed, questions=questions, later=later)
 
 
 def encode(tokenizer, one):
@@ -88,6 +90,55 @@ def test_the_layout_is_that_of_a_conversation_that_decides(tokenizer, variant):
     np.testing.assert_array_equal(layout.spans, other.spans)
 
 
+def test_nothing_to_say_is_silence_throughout(tokenizer):
+    ids, counts = encode(tokenizer, example())
+    skip = find_decisions(tokenizer).skip
+    assert counts == [1] * GRID[0]
+    assert np.count_nonzero(ids == skip) == GRID[0]
+
+
+def encode_all(tokenizer, one):
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    how = {"question": "Wait.", "grid": GRID, "arrival_s": ARRIVALS, "merge_size": 2, "chat": DEFAULT_CHAT}
+    return encode_questions(one, tokenizer, special, **how)
+
+
+def test_questions_in_mid_video_are_answered_at_once_or_when_it_is_time(tokenizer):
+    """One at a frame's own time comes behind it, with what is due then; one before the first frame, behind that."""
+    questions = (
+        Question("What is there?", 0.2, (Sentence("A dog.", 0.2),)),
+        Question("When does it bark?", 3.0, (Sentence("Now.", 3.0), Sentence("Again.", 4.5))),
+    )
+    special, decisions = SpecialTokens.from_tokenizer(tokenizer), find_decisions(tokenizer)
+    skip = decisions.skip
+
+    def say(text):
+        return [*tokenizer.encode(text), decisions.end]
+
+    frame, prefix = SourceFrame(2, 2), special.prefix
+    begun = encode_chat(tokenizer, question="Wait.", answer=None, video_grid_thw=GRID)
+    prompt = SourceText(tuple(begun[: begun.tolist().index(special.video_pad)].tolist()), is_item=False)
+    first, second = (encode_question(tokenizer, special, one.text) for one in questions)
+    assert encode_all(tokenizer, example(questions=questions)) == (
+        *(prompt, frame, Spoken((*prefix, skip)), first, Spoken((*prefix, *say("A dog.")))),
+        *(frame, Spoken((skip,)), frame, Spoken((skip,)), second, Spoken((*prefix, *say("Now.")))),
+        *(frame, Spoken((skip,)), frame, SourceText(special.trailer, is_item=False)),
+        Spoken((*say("Again."), special.im_end, special.newline)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        ([Question("Late?", 5.0)], "asked at 5 s, and the last frame arrives at 5 s"),
+        ([Question("One?", 1.0, (Sentence("Much later.", 4.0),)), Question("Two?", 2.0)], "behind the next question"),
+    ],
+)
+def test_questions_that_cannot_be_answered_are_refused(tokenizer, questions, message):
+    with pytest.raises(ExampleError, match=message):
+        encode_all(tokenizer, example(questions=tuple(questions)))
+
+
 def test_later_turns_follow(tokenizer):
     ids, counts = encode(tokenizer, example(("One.", 1.0), later=(("And?", "No."),)))
     plain, _ = encode(tokenizer, example(("One.", 1.0)))
@@ -98,7 +149,7 @@ def test_later_turns_follow(tokenizer):
 
 def test_what_cannot_decide_is_refused(tokenizer):
     with pytest.raises(ExampleError, match="has no times"):
-        encode(tokenizer, example())
+        encode(tokenizer, example(caption="A dog."))
     with pytest.raises(ExampleError, match="written out"):
         encode(tokenizer, example(("A <skip> here.", 1.0)))
     with pytest.raises(TokenizerError, match="has no <skip> and no </think>: its model was not trained to decide"):

@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swjax.data.chat import encode_chat
-from swjax.data.example import ExampleError
+from swjax.data.example import ExampleError, Question, Sentence
 from swjax.data.manifest import ManifestError, read_manifest
 from swjax.streaming import DEFAULT_CHAT
 
 GOOD = {"video_path": "videos/a.mp4", "video_duration_in_s": 1.0, "human_caption": " The video shows a square. "}
 FIELDS = (
     *("video_path", "video_duration_in_s", "human_caption", "video_id", "question", "start_s", "end_s", "sentences"),
-    *("turns", "text", "answer"),
+    *("turns", "text", "answer", "questions", "video_s"),
 )
 
 
@@ -71,6 +71,17 @@ def test_good_lines(manifest_file, tmp_path):
             without("human_caption") | {"sentences": [{"text": "a", "start_s": 2}, {"text": "b", "start_s": 1}]},
             "start_s run backwards: [2.0, 1.0]",
         ),
+        (without("human_caption") | {"questions": []}, "the field 'questions' must be a list of objects, with one"),
+        (GOOD | {"questions": [{"text": "?", "video_s": 1}]}, "a question needs either an 'answer' or 'sentences'"),
+        (GOOD | {"questions": [{"video_s": 1, "answer": "!"}]}, "the field 'text' is missing"),
+        (
+            GOOD | {"questions": [{"text": "?", "video_s": 2, "sentences": [{"text": "!", "start_s": 1}]}]},
+            "an answer is due at 1 s, before its question at 2 s",
+        ),
+        (
+            GOOD | {"questions": [{"text": "?", "video_s": time, "answer": "!"} for time in (2, 1)]},
+            "the questions' video_s run backwards: [2.0, 1.0]",
+        ),
         ("[" * 100_000, "not JSON"),
         (json.dumps(GOOD).replace("1.0", "1" * 5000), "not JSON that can be read: a number has too many digits"),
         (GOOD | {"video_duration_in_s": 10**400}, "must be at most 1e+09 seconds, found 1000"),
@@ -105,6 +116,25 @@ def test_bad_lines_are_set_aside(manifest_file, line, reason):
         read_manifest(path, strict=True)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert reason in str(caught.value)
+
+
+def test_questions_in_mid_video_have_their_times_and_answers(manifest_file):
+    """At once, when it is time, or never; where no caption is given, nothing is to be said before."""
+    questions = [
+        {"text": "What is it?", "video_s": 1, "answer": " A dog. ", "kind": "present"},
+        {"text": "When?", "video_s": 2.5, "sentences": [{"text": "Now.", "start_s": 3}]},
+        {"text": "Never?", "video_s": 4, "sentences": []},
+    ]
+    path = manifest_file(without("human_caption") | {"questions": questions}, GOOD | {"questions": questions[:1]})
+    silent, captioned = read_manifest(path, strict=True).examples
+    assert (silent.caption, silent.sentences) == ("", ())
+    assert silent.questions == (
+        Question("What is it?", 1.0, (Sentence("A dog.", 1.0),), "present"),
+        Question("When?", 2.5, (Sentence("Now.", 3.0),)),
+        Question("Never?", 4.0),
+    )
+    assert captioned.caption == GOOD["human_caption"].strip()
+    assert captioned.questions == silent.questions[:1]
 
 
 def test_characters_that_end_no_line_stay_in_captions(manifest_file):

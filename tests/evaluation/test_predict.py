@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from obvious_stream import ObviousStream
 
-from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.example import ExampleError, Question, Rejected, Sentence, VideoExample
 from swjax.data.tokenizer import load_tokenizer
 from swjax.evaluation import (
     EvaluationError,
@@ -26,7 +26,7 @@ from swjax.evaluation.scores import average_lagging
 from swjax.inference import BatchEngine, Frame, FrameSeen, Mode, StreamSettings, TokenSpoken
 from swjax.inference.memory import Window
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from swjax.streaming import SpecialTokens, Variant
+from swjax.streaming import DecisionTokens, SpecialTokens, Variant, speaking_of
 
 FRAMES = 5
 LENGTHS = {"a": 5, "b": 2, "c": 7, "d": 1, "e": 4}
@@ -75,8 +75,9 @@ def model(tokenizer):
 def watch(model, tokenizer):
     """Predictions of a model with random weights, by key."""
 
-    def watch(*keys, settings=SHORT, duration_s=5.0, later=(), **changes):
-        examples = [VideoExample(key, Path("x.mp4"), duration_s, "A caption.", later=later) for key in keys]
+    def watch(*keys, settings=SHORT, duration_s=5.0, later=(), questions=(), **changes):
+        more = {"later": later, "questions": questions}
+        examples = [VideoExample(key, Path("x.mp4"), duration_s, "A caption.", **more) for key in keys]
         how = {"question": "What?", "settings": settings, "read": read, "frame_units": 1, "rows": 2, **changes}
         outcomes = list(predict(model, tokenizer, examples, **how))
         found = {one.where if isinstance(one, Rejected) else one.key: one for one in outcomes}
@@ -274,6 +275,25 @@ PREDICTION = Prediction(
     mode="parallel",
     rows=8,
 )
+
+
+def test_questions_in_mid_video_come_behind_the_frames_of_their_time(watch, tmp_path):
+    """At 1.5 s with the second frame, behind it; at 0 s behind the first, the earliest that a question can come."""
+    asked = (Question("And now?", 0.0, (Sentence("This.", 0.0),), "present"), Question("When?", 1.5))
+    rule = {"speaking_rule": speaking_of("always:most=2"), "decisions": DecisionTokens(-2, -2)}
+    settings = StreamSettings(max_tail=4, **rule)
+    (found,) = watch("a", questions=asked, settings=settings)
+    assert [answer.asked_after for answer in found.later] == [0, 1]
+    assert [answer.reference for answer in found.later] == ["This.", ""]
+    assert all(answer.token_ids for answer in found.later)
+    for answer in found.later:
+        assert len(answer.after_frame) == len(answer.token_ids)
+        assert min(answer.after_frame) >= answer.asked_after
+    open_predictions(tmp_path, SETTINGS).append(found)
+    assert read_predictions(tmp_path / "predictions.jsonl") == [found]
+    assert later_predictions([found]) == [], "they are no turns behind the video"
+    (late,) = watch("b", questions=(Question("Late?", 1.5),))
+    assert "asked at 1.5 s, and the last frame arrives at 1.5 s" in late.reason
 
 
 def test_predictions_are_found_again_and_half_a_line_is_cut_off(tmp_path):

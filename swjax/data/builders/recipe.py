@@ -4,6 +4,7 @@ There is no model yet, so frames are kept at sizes of the default geometry; a mo
 """
 
 import functools
+import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,7 +93,8 @@ def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
     check_text(example.key, "key")
     check_text(_source(example), "path of the video")
     check_text(example.system or "", "system prompt")
-    for question, answer in (*texts, *example.later):
+    asked = [(one.text, sentence.text) for one in example.questions for sentence in one.sentences]
+    for question, answer in (*texts, *asked, *example.later):
         check_text(question or "", "question")
         check_text(answer, "answer")
     texts = [(question, answer) for question, answer in texts if answer.startswith(recipe.prefix)]
@@ -134,6 +136,7 @@ def _make_record(example: VideoExample, recipe: Recipe) -> Record | LeftOut:
         "answers": [answer for _, answer in texts],
         "sentences": [sentence.text for sentence in example.sentences],
         "sentence_times": [sentence.time_s for sentence in example.sentences],
+        "asked": [json.dumps(asdict(question)) for question in example.questions],
         "later_questions": [question for question, _ in example.later],
         "later_answers": [answer for _, answer in example.later],
         "system": example.system or "",

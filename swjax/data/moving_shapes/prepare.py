@@ -5,6 +5,7 @@
         videos/train-00000.mp4 ...       H.264, 24 fps, 5 to 12 s
         events.jsonl                     a line a video: its events and their times, in seconds
         timed.jsonl                      the same videos, each event told when it can be seen: `speaking=decide`
+        asked.jsonl                      each video once for each of `ASKED`: events of that kind alone are told
         manifest.jsonl                   a line a video, in the fields of PE-Video; written last
 
 Scene number i of a split depends on the seed, the split and i alone, so that neither the number of workers nor that of
@@ -17,7 +18,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from swjax.atomic import write_text
-from swjax.data.moving_shapes.grammar import split_tokens, write_sentence
+from swjax.data.moving_shapes.grammar import KINDS, Kind, split_tokens, write_sentence
 from swjax.data.moving_shapes.narration import MAX_TOKENS_PER_SECOND, MIN_TOKENS_PER_SECOND
 from swjax.data.moving_shapes.render import FPS, SIZE, is_whole, render
 from swjax.data.moving_shapes.scene import Scene, draw_scene, scene_identity
@@ -35,6 +36,13 @@ from swjax.data.tokenizer import load_tokenizer
 SPLITS = ("train", "validation", "test")
 RECIPE_VERSION = 1  # to be raised whenever the same seed makes something else
 TIMED_QUESTION = "Tell each event as soon as it can be seen."
+ASKED: dict[Kind, str] = {
+    "turn": "Tell me when it turns.",
+    "hit": "Tell me when it hits a shape.",
+    "recolour": "Tell me when it becomes another colour.",
+    "leave": "Tell me when it leaves.",
+}
+"""Kinds of events, and the question that asks for them. In a third of the episodes there is nothing to tell."""
 
 _CHUNK = 8  # videos that a worker takes at a time
 
@@ -76,6 +84,7 @@ class _Job:
 class _Done:
     manifest_line: str
     timed_line: str
+    asked_lines: tuple[str, ...]
     events_line: str
     caption: str
     duration_s: int
@@ -178,6 +187,7 @@ def _work(job: _Job) -> _Done:
     return _Done(
         json.dumps(_manifest_line(job, scene)),
         json.dumps(_timed_line(job, scene)),
+        tuple(json.dumps(line) for line in _asked_lines(job, scene)),
         json.dumps(_events_line(job, scene)),
         scene.caption,
         scene.duration_s,
@@ -191,11 +201,22 @@ def _manifest_line(job: _Job, scene: Scene) -> dict[str, object]:
 
 
 def _timed_line(job: _Job, scene: Scene) -> dict[str, object]:
-    """A sentence an event, from when the first sample shows it."""
-    sentences = [
-        {"text": write_sentence(timed.event, None), "start_s": float(timed.visible_s)} for timed in scene.events
+    return {**_video(job, scene), "question": TIMED_QUESTION, "sentences": _sentences(scene, KINDS)}
+
+
+def _asked_lines(job: _Job, scene: Scene) -> Iterator[dict[str, object]]:
+    for kind, question in ASKED.items():
+        of_kind = {**_video(job, scene), "video_id": f"{job.key}-{kind}"}
+        yield {**of_kind, "question": question, "sentences": _sentences(scene, (kind,))}
+
+
+def _sentences(scene: Scene, kinds: Collection[Kind]) -> list[dict[str, object]]:
+    """A sentence an event of these kinds, from when the first sample shows it."""
+    return [
+        {"text": write_sentence(timed.event, None), "start_s": float(timed.visible_s)}
+        for timed in scene.events
+        if timed.event.kind in kinds
     ]
-    return {**_video(job, scene), "question": TIMED_QUESTION, "sentences": sentences}
 
 
 def _video(job: _Job, scene: Scene) -> dict[str, object]:
@@ -265,6 +286,7 @@ def _write_split(folder: Path, name: str, results: list[_Done]) -> PreparedSplit
     events, manifest = folder / "events.jsonl", folder / "manifest.jsonl"
     _write(events, [result.events_line for result in results])
     _write(folder / "timed.jsonl", [result.timed_line for result in results])
+    _write(folder / "asked.jsonl", [line for result in results for line in result.asked_lines])
     _write(manifest, [result.manifest_line for result in results])
     return PreparedSplit(
         name=name,

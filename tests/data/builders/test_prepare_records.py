@@ -18,7 +18,7 @@ from swjax.data.builders.builder import SourceError
 from swjax.data.builders.prepare import prepare_records
 from swjax.data.builders.recipe import LeftOut, Recipe, make_record
 from swjax.data.encoding import load_patches
-from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.example import ExampleError, Question, Rejected, Sentence, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.records import RecordsError, open_records
 from swjax.data.video import decode_video
@@ -84,6 +84,10 @@ def test_records_hold_what_the_manifest_says(tmp_path):
             video_path="long.mp4",
             human_caption=None,
             sentences=[{"text": "A.", "start_s": 0}, {"text": "B.", "start_s": 2.5}],
+            questions=[
+                {"text": "?", "video_s": 1, "answer": "\u00e4.", "kind": "now"},
+                {"text": "When?", "video_s": 2, "sentences": []},
+            ],
         ),
         line(
             "chat",
@@ -101,6 +105,7 @@ def test_records_hold_what_the_manifest_says(tmp_path):
     timed = examples["timed"]
     assert timed.caption == "A. B."
     assert [(sentence.text, sentence.time_s) for sentence in timed.sentences] == [("A.", 0.0), ("B.", 2.5)]
+    assert timed.questions == (Question("?", 1.0, (Sentence("\u00e4.", 1.0),), "now"), Question("When?", 2.0))
     assert (examples["chat"].question, examples["chat"].caption, examples["chat"].later) == (
         "Q1",
         "A1",

@@ -1,0 +1,37 @@
+"""When to speak: Moving Shapes, asked about one kind of event at a time. Silence is most of what is to be learned.
+
+Make the data first: `swjax prepare moving_shapes`. `--config.objective` takes the loss of the paper (`next_token`), or
+one of those that count silence less.
+"""
+
+import moving_shapes
+from ml_collections import ConfigDict
+
+from swjax.data.decisions import add_decisions, find_decisions
+from swjax.data.tokenizer import load_tokenizer
+from swjax.training.objectives import balanced_weights, register_objective, weighted_tokens
+
+LABELS = {"skip": 84_102, "end": 10_998}
+"""How often each decision is a label in the training split."""
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration of the quickstart, for the questions of asked.jsonl."""
+    tokenizer = load_tokenizer()
+    add_decisions(tokenizer)
+    skip, end = find_decisions(tokenizer).skip, find_decisions(tokenizer).end
+    register_objective("half_skip", weighted_tokens({skip: 0.5}))
+    weights = balanced_weights({skip: LABELS["skip"], end: LABELS["end"]})
+    register_objective("focal", weighted_tokens(weights, focus=2.0))
+
+    config = moving_shapes.get_config()
+    config.run_dir = "runs/asked"
+    config.speaking = "decide"
+    config.model.overrides = {"text": {"num_layers": 3, "intermediate_size": 256}}
+
+    config.data.train = "data/moving_shapes/train/asked.jsonl"
+    config.data.validation = "data/moving_shapes/validation/asked.jsonl"
+    config.data.max_tokens = 128
+    config.data.batching = "bucket"  # questions and videos differ in length
+    config.data.buckets = ((80, 112), (96, 144))
+    return config
