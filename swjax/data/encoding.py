@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
@@ -13,8 +13,11 @@ from swjax.data.decisions import encode_decisions
 from swjax.data.example import EncodedClip, ExampleError, Video, VideoExample
 from swjax.data.patches import resize, size_for_model, video_to_patches
 from swjax.data.pipeline_config import PipelineConfig
+from swjax.data.pruned import kept_tokens
 from swjax.data.video import iter_frames
-from swjax.streaming import SpecialTokens, aligned_schedule, build_layout
+from swjax.streaming import DESIGNS, SpecialTokens, StreamLayout, Variant, aligned_schedule, build_layout
+from swjax.streaming.dropping import drop_of
+from swjax.streaming.pruning import prune_layout
 
 
 def load_patches(video: Video, config: PipelineConfig) -> Patches:
@@ -83,11 +86,6 @@ def encode_example(
     load = functools.partial(load_patches, config=config)
     patches, grid = load(example.video) if cache is None else cache.get(example.video, load)
     ids, schedule = encode_text(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
-    if len(ids) > config.max_tokens:
-        raise ExampleError(
-            f"the example has {len(ids)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, lower "
-            "max_pixels, or cut the video or its caption"
-        )
     layout = build_layout(
         ids,
         np.array([grid]),
@@ -99,13 +97,30 @@ def encode_example(
         merge_size=config.geometry.merge_size,
         special_tokens=special_tokens,
     )
+    kept = None
+    if (drop := drop_of(config.drop)) is not None:
+        grouped = DESIGNS[Variant(config.variant)].grouped
+        kept = kept_tokens(drop, patches, grid, config.geometry, keep_last=not grouped)
+        layout = _without_dropped(layout, kept, special_tokens)
+        kept = np.repeat(kept, config.geometry.token_patches)
+    if len(layout) > config.max_tokens:
+        raise ExampleError(
+            f"the example has {len(layout)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, "
+            "lower max_pixels, or cut the video or its caption"
+        )
     num_labels = int(np.count_nonzero(layout.labels >= 0))
     if config.max_labels is not None and num_labels > config.max_labels:
         raise ExampleError(
             f"the example has {num_labels} labelled tokens, and a row has room for {config.max_labels}; raise "
             "max_labels or cut the caption"
         )
-    return make_row(layout, patches, np.array([grid]))
+    return make_row(layout, patches, np.array([grid]), kept)
+
+
+def _without_dropped(layout: StreamLayout, kept: Bool[np.ndarray, "U"], special: SpecialTokens) -> StreamLayout:
+    stays = np.ones(len(layout), bool)
+    stays[layout.token_ids == special.video_pad] = kept
+    return prune_layout(layout, stays)
 
 
 def encode_text(

@@ -24,6 +24,7 @@ class ExampleSizes:
         frames: temporal steps of the vision tower.
         tokens: of the whole row; visual_tokens of them stand for frames, labels are learned.
         patches: of all frames.
+        dropped: tokens of frames that a rule of dropping has taken away; they are among none of the others.
     """
 
     key: str
@@ -33,6 +34,7 @@ class ExampleSizes:
     visual_tokens: int
     labels: int
     patches: int
+    dropped: int = 0
 
     @property
     def answer_rate(self) -> float:
@@ -97,6 +99,7 @@ def _sizes(key: str, row: Row, config: PipelineConfig, special: SpecialTokens) -
         visual_tokens=int(np.count_nonzero(row["token_ids"] == special.video_pad)),
         labels=int(np.count_nonzero(row["labels"] >= 0)),
         patches=len(row["pixel_values"]),
+        dropped=int(np.count_nonzero(~row["kept"])) // config.geometry.token_patches if "kept" in row else 0,
     )
 
 
