@@ -86,6 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="patches of a row, a multiple of 4; longer videos are skipped (default: 30720)",
     )
     parser.add_argument(
+        "--drop",
+        default=StreamSpec.drop,
+        help="tokens of frames that are dropped, such as dtd_pixels:tau=0.1 (docs/memory.md; default: %(default)s)",
+    )
+    parser.add_argument(
         "--wait-k", type=int, default=StreamSpec.wait_k, help="answer tokens after each frame (default: %(default)s)"
     )
 
@@ -111,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
             fps=args.fps,
             min_pixels=args.min_pixels,
             max_pixels=args.max_pixels,
+            drop=args.drop,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -135,6 +141,10 @@ def run(args: argparse.Namespace) -> int:
     if not found.sizes:
         raise UsageError(f"no example of {args.source} can be used")
     _print_table(found, out)
+    if args.drop != StreamSpec.drop:
+        seen, dropped = (int(found.column(name).sum()) for name in ("visual_tokens", "dropped"))
+        saved = f"{dropped:,} of {seen + dropped:,} tokens of frames ({dropped / (seen + dropped):.1%})"
+        out.print(f"dropped by {args.drop}: {saved}", markup=False, soft_wrap=True)
     packed = "" if found.packed_share is None else f", {found.packed_share:.1%} packed"
     out.print(f"padding in rows of {args.max_tokens} tokens: {found.padded_share:.1%} with one example a row{packed}")
     out.print("what fits them, for `swjax train`:")

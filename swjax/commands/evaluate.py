@@ -165,7 +165,10 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.output is None and not as_path(args.checkpoint).is_dir():
         raise UsageError(f"{args.checkpoint} is no folder here to write the scores to; give --output")
-    read_memory(args), read_drop(args)
+    if args.memory is not None:
+        read_memory(args)
+    if args.drop is not None:
+        read_drop(args)
     check_judge_arguments(args)
     check_benchmark_arguments(args)
     if args.limit is not None and args.limit < 1:

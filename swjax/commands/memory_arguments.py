@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from swjax.commands.say import UsageError
+from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time it is imported where it is used, so that --help is quick
     from swjax.inference.dropping import Drop
@@ -44,43 +45,41 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is kept (docs/memory.md)")
     group.add_argument(
         "--memory",
-        default="keep_all",
         metavar="POLICY",
-        help="what is kept of what has been seen and said: keep_all (default), or a policy with a budget, with which a "
-        "video may be of any length: window (the question, the first words, and the newest frames and words), uniform, "
-        "random, infinipot_v, keydiff, streammem, vsb, peak_end",
+        help="what is kept of what has been seen and said (default: as config.memory of the run says, or keep_all): "
+        "keep_all, or a policy with a budget, with which a video may be of any length: window (the question, the first "
+        "words, and the newest frames and words), uniform, random, infinipot_v, keydiff, streammem, vsb, peak_end",
     )
     _add_numbers(group, "memory", MEMORY_NUMBERS)
     group.add_argument(
         "--drop",
-        default="none",
         metavar="RULE",
-        help="which tokens of a frame are dropped before the decoder: none (default), dtd, dtd_pixels, mssavt, evs, "
-        "vidcom2, random, uniform",
+        help="which tokens of a frame are dropped before the decoder (default: as in training): none, dtd, dtd_pixels, "
+        "mssavt, evs, vidcom2, random, uniform",
     )
     _add_numbers(group, "drop", DROP_NUMBERS)
 
 
-def read_memory(args: argparse.Namespace) -> "Memory":
-    """The policy that was asked for.
+def read_memory(args: argparse.Namespace, record: StreamSpec | None = None) -> "Memory":
+    """The policy that was asked for, or else the one that the model's record has.
 
     Raises:
         UsageError: if there is none such, or it has no such number.
     """
     from swjax.inference.memory import memory_of
 
-    return _read(args, "memory", MEMORY_NUMBERS, memory_of)
+    return _read(args, "memory", MEMORY_NUMBERS, memory_of, record)
 
 
-def read_drop(args: argparse.Namespace) -> "Drop | None":
-    """The rule of dropping that was asked for; None for none.
+def read_drop(args: argparse.Namespace, record: StreamSpec | None = None) -> "Drop | None":
+    """The rule of dropping that was asked for, or else the one that the model's record has; None for none.
 
     Raises:
         UsageError: if there is none such, or it has no such number.
     """
     from swjax.inference.dropping import drop_of
 
-    return _read(args, "drop", DROP_NUMBERS, drop_of)
+    return _read(args, "drop", DROP_NUMBERS, drop_of, record)
 
 
 def _add_numbers(group: Any, of: str, numbers: Mapping[str, str]) -> None:
@@ -88,16 +87,22 @@ def _add_numbers(group: Any, of: str, numbers: Mapping[str, str]) -> None:
         group.add_argument(f"--{of}.{name}", metavar="N", help=f"{meaning} (default: its own)")
 
 
-def _read(args: argparse.Namespace, of: str, numbers: Mapping[str, str], make: Callable[[str], Made]) -> Made:
+def _read(
+    args: argparse.Namespace,
+    of: str,
+    numbers: Mapping[str, str],
+    make: Callable[[str], Made],
+    record: StreamSpec | None,
+) -> Made:
     try:
-        return make(_named(args, of, numbers))
+        return make(_named(args, of, numbers, record or StreamSpec()))
     except ValueError as error:
         raise UsageError(f"--{of}: {error}") from error
 
 
-def _named(args: argparse.Namespace, of: str, numbers: Mapping[str, str]) -> str:
+def _named(args: argparse.Namespace, of: str, numbers: Mapping[str, str], record: StreamSpec) -> str:
     """A policy or rule with its numbers as one text: name:number=8,other=9."""
     given = {name: vars(args)[f"{of}.{name}"] for name in numbers}
-    text = str(vars(args)[of])
+    text = str(getattr(record, of) if vars(args)[of] is None else vars(args)[of])
     words = [f"{name}={value}" for name, value in given.items() if value is not None]
     return text + ("," if ":" in text else ":") + ",".join(words) if words else text

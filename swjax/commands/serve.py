@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     source = load_streaming_model(args.checkpoint, step=args.step)
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
-    memory, drop = read_memory(args), read_drop(args)
+    memory, drop = read_memory(args, source.record), read_drop(args, source.record)
     modes = tuple(Mode(mode) for mode in args.mode) if args.mode else USUAL_MODES
     try:
         record = _record(args, source.record)

@@ -223,9 +223,9 @@ def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, ge
             gap=record.gap if args.gap is None else args.gap,
             second_per_grid_t=geometry.frame_seconds(record.fps),
             max_tail=args.max_tail,
-            memory=read_memory(args),
+            memory=read_memory(args, record),
             **speaking,
-            drop=read_drop(args),
+            drop=read_drop(args, record),
             stop_tokens=tuple(_stop_token(text, tokenizer) for text in args.stop_token),
             sampling=Sampling(
                 temperature=args.temperature,

@@ -80,11 +80,16 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     # Here, because they take seconds to import, which help and a mistyped key need not wait for.
     from swjax.data.rejected import TooManyRejectedError
+    from swjax.inference.memory import memory_of
     from swjax.training.loop import TooManyBadStepsError
     from swjax.training.preemption import EXIT_PREEMPTED, PreemptedError
     from swjax.training.processes import start_processes
     from swjax.training.run import show_parameters, train
 
+    try:
+        memory_of(config.memory)
+    except ValueError as error:
+        return refuse(f"config.memory: {error}")
     try:
         if args.show_parameters:
             for line in show_parameters(config):

@@ -1,7 +1,8 @@
 """Rows into batches: padded one by one, packed several to a row, or sorted into buckets of like size.
 
 A row is a dict of arrays, one example (or several, packed) without padding: the fields of its `StreamLayout` flat,
-`span_start` and `span_stop` for its spans, `pixel_values` uint8[P, C] and `video_grid_thw` int32[V, 3].
+`span_start` and `span_stop` for its spans, `pixel_values` uint8[P, C] and `video_grid_thw` int32[V, 3]; where tokens of
+frames are dropped, `kept` bool[P] says of which patches the tokens are left.
 """
 
 import zlib
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from swjax.streaming import (
     KeySpans,
@@ -25,19 +26,26 @@ Batch = dict[str, np.ndarray]
 """Rows of one batch, B rows of L tokens, P patches and V videos:
 
 token_ids int32[B, L], position_ids int32[B, 3, L], span_start and span_stop int32[B, L], labels int32[B, L] (-100: no
-loss), pixel_values uint8[B, P, C] (C numbers to a patch), video_grid_thw int32[B, V, 3] (0, 0, 0 for none).
+loss), pixel_values uint8[B, P, C] (C numbers to a patch), video_grid_thw int32[B, V, 3] (0, 0, 0 for none); where
+tokens of frames are dropped, kept bool[B, P].
 """
 
 
-def make_row(layout: StreamLayout, patches: UInt8[np.ndarray, "P C"], grids: Int[np.ndarray, "V 3"]) -> Row:
+def make_row(
+    layout: StreamLayout,
+    patches: UInt8[np.ndarray, "P C"],
+    grids: Int[np.ndarray, "V 3"],
+    kept: Bool[np.ndarray, "P"] | None = None,
+) -> Row:
     """A row of one layout.
 
     Args:
         layout: where its tokens stand.
         patches: those of its images and videos, one after another.
         grids: their sizes in patches, in chat order.
+        kept: which patches' tokens the layout has; None where none are dropped.
     """
-    return {
+    return ({} if kept is None else {"kept": kept}) | {
         "token_ids": layout.token_ids,
         "position_ids": layout.position_ids,
         "span_start": layout.spans.start,
@@ -51,8 +59,8 @@ def make_row(layout: StreamLayout, patches: UInt8[np.ndarray, "P C"], grids: Int
     }
 
 
-def empty_row(patch_dim: int) -> Row:
-    """A row without tokens, whose patches would have so many numbers."""
+def empty_row(patch_dim: int, *, pruned: bool = False) -> Row:
+    """A row without tokens, whose patches would have so many numbers, of those of which some are dropped or not."""
     nothing = np.zeros(0, np.int32)
     layout = StreamLayout(
         token_ids=nothing,
@@ -63,7 +71,8 @@ def empty_row(patch_dim: int) -> Row:
         step=nothing,
         is_target=np.zeros(0, bool),
     )
-    return make_row(layout, np.zeros((0, patch_dim), np.uint8), np.zeros((0, 3), np.int32))
+    kept = np.zeros(0, bool) if pruned else None
+    return make_row(layout, np.zeros((0, patch_dim), np.uint8), np.zeros((0, 3), np.int32), kept)
 
 
 def pad_rows(rows: Sequence[Row], *, tokens: int, patches: int, videos: int) -> Batch:
@@ -71,10 +80,13 @@ def pad_rows(rows: Sequence[Row], *, tokens: int, patches: int, videos: int) -> 
     layouts = [pad_layout(_layout_of(row), tokens) for row in rows]
     pixels = np.zeros((len(rows), patches, rows[0]["pixel_values"].shape[1]), np.uint8)
     grids = np.zeros((len(rows), videos, 3), np.int32)
+    kept = np.zeros((len(rows), patches), bool)
     for index, row in enumerate(rows):
+        if "kept" in row:
+            kept[index, : len(row["kept"])] = row["kept"]
         pixels[index, : len(row["pixel_values"])] = row["pixel_values"]
         grids[index, : len(row["video_grid_thw"])] = row["video_grid_thw"]
-    return {
+    return ({"kept": kept} if "kept" in rows[0] else {}) | {
         "token_ids": np.stack([layout.token_ids for layout in layouts]),
         "position_ids": np.stack([layout.position_ids for layout in layouts]),
         "span_start": np.stack([layout.spans.start for layout in layouts]),
@@ -135,4 +147,5 @@ def _concatenate(rows: Sequence[Row]) -> Row:
         concatenate_layouts([_layout_of(row) for row in rows]),
         np.concatenate([row["pixel_values"] for row in rows]),
         np.concatenate([row["video_grid_thw"] for row in rows]),
+        np.concatenate([row["kept"] for row in rows]) if "kept" in rows[0] else None,
     )

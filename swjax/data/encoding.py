@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
+from itertools import compress
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
@@ -16,15 +18,20 @@ from swjax.data.mixed import encode_mixed_text
 from swjax.data.patches import resize, size_for_model, video_to_patches
 from swjax.data.pictures import read_picture
 from swjax.data.pipeline_config import PipelineConfig
+from swjax.data.pruned import kept_tokens
 from swjax.data.video import iter_frames
 from swjax.streaming import (
+    DESIGNS,
     ChatRule,
     SpecialTokens,
     StreamLayout,
+    Variant,
     aligned_schedule,
     build_conversation,
     build_layout,
 )
+from swjax.streaming.dropping import drop_of
+from swjax.streaming.pruning import prune_layout
 
 
 def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
@@ -136,6 +143,17 @@ def encode_example(
             schedule=config.wait_k,
             **_placing(config, special_tokens),
         )
+    kept = None
+    if (drop := drop_of(config.drop)) is not None:
+        keep_last = not DESIGNS[Variant(config.variant)].grouped
+        tokens = [
+            np.ones(len(patches) // config.geometry.token_patches, bool)
+            if still
+            else kept_tokens(drop, patches, tuple(map(int, grid)), config.geometry, keep_last=keep_last)
+            for patches, grid, still in zip(pieces[1:], grid_thw, is_image, strict=True)
+        ]
+        layout = _without_dropped(layout, _joined(compress(tokens, ~is_image)), special_tokens)
+        kept = np.repeat(_joined(tokens), config.geometry.token_patches)
     if len(layout) > config.max_tokens:
         raise ExampleError(
             f"the example has {len(layout)} tokens, and a row has room for {config.max_tokens}; raise max_tokens, "
@@ -147,7 +165,7 @@ def encode_example(
             f"the example has {num_labels} labelled tokens, and a row has room for {config.max_labels}; raise "
             "max_labels or cut the caption"
         )
-    return make_row(layout, pieces[1] if len(pieces) == 2 else np.concatenate(pieces), grid_thw)
+    return make_row(layout, pieces[1] if len(pieces) == 2 else np.concatenate(pieces), grid_thw, kept)
 
 
 def chat_of(example: VideoExample, config: PipelineConfig) -> ChatRule:
@@ -194,6 +212,16 @@ def _lay_out(
         chat=chat_of(example, config),
     )
     return build_conversation(events, **place)
+
+
+def _joined(kept: Iterable[Bool[np.ndarray, "_"]]) -> Bool[np.ndarray, "U"]:
+    return np.concatenate([np.zeros(0, bool), *kept])
+
+
+def _without_dropped(layout: StreamLayout, kept: Bool[np.ndarray, "U"], special: SpecialTokens) -> StreamLayout:
+    stays = np.ones(len(layout), bool)
+    stays[layout.token_ids == special.video_pad] = kept
+    return prune_layout(layout, stays)
 
 
 def encode_text(

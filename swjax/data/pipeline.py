@@ -24,6 +24,7 @@ from swjax.data.pipeline_config import Batching, PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.stream import CountedStream
 from swjax.streaming import SpecialTokens
+from swjax.streaming.dropping import drop_of
 
 
 def build_pipeline(
@@ -138,7 +139,7 @@ class _RowEncoder:
 
     def __call__(self, numbered: Numbered) -> Row:
         if numbered.example < 0:
-            return {"key": "", "reason": "", **empty_row(self.config.geometry.patch_dim)}
+            return {"key": "", "reason": "", **self._nothing()}
         key = f"data set {numbered.data_set}, example {numbered.example}"
         try:
             example = self.sets[numbered.data_set][numbered.example]
@@ -152,8 +153,11 @@ class _RowEncoder:
                 cache=self.cache,
             )
         except ExampleError as error:
-            return {"key": key, "reason": str(error), **empty_row(self.config.geometry.patch_dim)}
+            return {"key": key, "reason": str(error), **self._nothing()}
         return {"key": key, "reason": "", **row}
+
+    def _nothing(self) -> Row:
+        return empty_row(self.config.geometry.patch_dim, pruned=drop_of(self.config.drop) is not None)
 
     def _asked(self, example: VideoExample, epoch: int) -> dict[str, str]:
         """What is asked in an epoch, and what the answer is."""

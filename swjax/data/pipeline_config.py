@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from swjax.streaming import DEFAULT_CHAT, DEFAULT_GEOMETRY, ChatRule, Geometry, StreamSpec
+from swjax.streaming.dropping import drop_of, without_features
+from swjax.streaming.dropping.view import FEATURES, needs_of
 
 
 class Batching(enum.StrEnum):
@@ -82,6 +84,11 @@ class PipelineConfig(StreamSpec):
         for name in ("seed", "workers", "threads", "cache_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if (drop := drop_of(self.drop)) is not None and FEATURES in needs_of(drop):
+            raise ValueError(
+                f"drop is {self.drop!r}, which looks at features, and data is read before a model is at hand; "
+                f"use a rule that needs none: {', '.join(without_features())}"
+            )
         token_pixels = self.geometry.token_size**2
         if self.max_pixels < token_pixels:
             raise ValueError(

@@ -24,6 +24,7 @@ class ExampleSizes:
         frames: temporal steps of the vision tower, of videos.
         tokens: of the whole row; visual_tokens of them stand for frames, labels are learned.
         patches: of all frames.
+        dropped: tokens of frames that a rule of dropping has taken away; they are among none of the others.
     """
 
     key: str
@@ -33,6 +34,7 @@ class ExampleSizes:
     visual_tokens: int
     labels: int
     patches: int
+    dropped: int = 0
 
     @property
     def answer_rate(self) -> float:
@@ -98,6 +100,7 @@ def _sizes(example: VideoExample, row: Row, config: PipelineConfig, special: Spe
         visual_tokens=int(np.isin(row["token_ids"], [special.video_pad, special.image_pad]).sum()),
         labels=int(np.count_nonzero(row["labels"] >= 0)),
         patches=len(row["pixel_values"]),
+        dropped=int(np.count_nonzero(~row["kept"])) // config.geometry.token_patches if "kept" in row else 0,
     )
 
 

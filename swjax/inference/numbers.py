@@ -1,43 +1,5 @@
-"""Numbers that users give, as the devices can hold them: int32 and float32."""
+"""Numbers that users give: those of `swjax.streaming.numbers`."""
 
-from typing import Any
+from swjax.streaming.numbers import LARGEST_COUNT, LARGEST_REAL, real, shown, whole
 
-import numpy as np
-
-LARGEST_COUNT = 2**30
-"""The largest count, and the largest first position id: half of int32, so that what is added stays within it."""
-
-LARGEST_REAL = 1e30
-"""The largest number that is not whole; its reciprocal is the smallest above zero. Both are normal in float32."""
-
-
-def whole(name: str, value: Any, *, least: int = 0, most: int = LARGEST_COUNT) -> int:
-    """An integer within bounds.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if not isinstance(value, int | np.integer) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {shown(value)}")
-    return int(value)
-
-
-def real(name: str, value: Any, *, least: float = -LARGEST_REAL, most: float = LARGEST_REAL) -> float:
-    """A finite number within bounds.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    # A NaN is within no bounds.
-    if not isinstance(value, int | float | np.integer | np.floating) or not least <= value <= most:
-        raise ValueError(f"{name} must be a finite number from {least:g} to {most:g}, got {shown(value)}")
-    return float(value)
-
-
-def shown(value: Any) -> str:
-    """A value as an error shows it: a number of 400 digits or a whole array would hide the message."""
-    try:
-        text = repr(value)
-    except Exception as error:  # integers of more than 4,300 digits, and whatever else has no representation
-        return f"{type(value).__name__} ({error})"
-    return text if len(text) <= 100 else f"{text[:80]}... ({type(value).__name__})"
+__all__ = ["LARGEST_COUNT", "LARGEST_REAL", "real", "shown", "whole"]

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig
@@ -42,6 +42,7 @@ class VideoLanguageModel(nnx.Module):
         pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
         video_grid_thw: Int32[Array, "B videos 3"] | None = None,
         slots: Int32[Array, "B L"] | None = None,
+        kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L V"]:
         """Logits of every slot.
 
@@ -53,10 +54,10 @@ class VideoLanguageModel(nnx.Module):
             video_grid_thw: temporal steps and patch rows and columns of the images and videos of each row, in slot
                 order; (0, 0, 0) is none.
             slots: slot of each token, where rows are not in slot order (`swjax.attention.stripe_order`).
+            kept: of which patches the rows have the tokens, where some are dropped.
         """
-        hidden = self.hidden(
-            token_ids, position_ids, spans, pixel_values=pixel_values, video_grid_thw=video_grid_thw, slots=slots
-        )
+        visual = {"pixel_values": pixel_values, "video_grid_thw": video_grid_thw, "kept": kept}
+        hidden = self.hidden(token_ids, position_ids, spans, slots=slots, **visual)
         return self.logits(hidden)
 
     def hidden(
@@ -68,6 +69,7 @@ class VideoLanguageModel(nnx.Module):
         pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
         video_grid_thw: Int32[Array, "B videos 3"] | None = None,
         slots: Int32[Array, "B L"] | None = None,
+        kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Hidden states after the last norm; arguments as for calling the model."""
         features = None
@@ -75,7 +77,9 @@ class VideoLanguageModel(nnx.Module):
             if video_grid_thw is None:
                 raise ValueError("pixel_values come with video_grid_thw, the size of their videos in patches")
             features = self.visual(pixel_values, video_grid_thw)
-        return self.decoder(self.embed(token_ids, features, slots), position_ids, spans)
+        if kept is not None:
+            kept = kept[:, :: self.config.geometry.token_patches]
+        return self.decoder(self.embed(token_ids, features, slots, kept), position_ids, spans)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token."""
@@ -102,6 +106,7 @@ class VideoLanguageModel(nnx.Module):
         token_ids: Int32[Array, "B L"],
         video_features: Float[Array, "B U D"] | None = None,
         slots: Int32[Array, "B L"] | None = None,
+        kept: Bool[Array, "B U"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Embed tokens, with a row's image and video tokens replaced by its features in order of their slots.
 
@@ -109,6 +114,7 @@ class VideoLanguageModel(nnx.Module):
             token_ids: tokens of each row.
             video_features: features of the row's video tokens, in slot order.
             slots: slot of each token; None if tokens are in slot order.
+            kept: which features the row has tokens of; None for all.
         """
         x = self.decoder.embed(token_ids)
         if video_features is None:
@@ -118,6 +124,8 @@ class VideoLanguageModel(nnx.Module):
         index = jnp.maximum(jnp.cumsum(in_slot_order, axis=1) - 1, 0)
         if slots is not None:
             index = jnp.take_along_axis(index, slots, axis=1)
+        if kept is not None:
+            index = jnp.take_along_axis(jnp.argsort(~kept, axis=1, stable=True), index, axis=1)
         # Divided by features, so that each device picks from what it holds.
         index = self.constrain(index, "B-")
         features = jnp.take_along_axis(self.constrain(video_features, "B-S"), index[..., None], axis=1)

@@ -25,7 +25,7 @@ from swjax.models.parameters import match_all
 from swjax.runs.folder import MODEL, find_step, open_checkpoint, read_lora, read_model_config, read_run_config
 from swjax.runs.streaming_model import STREAMING, StoredModel, open_streaming_model
 from swjax.storage import AnyPath, as_path, make_folder, remove_folder
-from swjax.streaming import Variant
+from swjax.streaming import StreamSpec, Variant
 
 README = "README.md"
 PYTORCH_FILES = ("streaming.py", "finetuning.py")
@@ -82,8 +82,12 @@ def _write_export(
 
 
 def _record(source: StoredModel) -> dict[str, Any]:
-    """What the model was trained to do, with the design by its name: PyTorch's file knows no aliases."""
-    return asdict(source.record) | {"variant": str(Variant(source.record.variant))}
+    """What the model was trained to do, with the design by its name: PyTorch's file knows no aliases.
+
+    What streams keep and drop is left out where it is all, so that files of older exports read it."""
+    usual = {name: getattr(StreamSpec, name) for name in ("memory", "drop")}
+    record = {name: value for name, value in asdict(source.record).items() if usual.get(name) != value}
+    return record | {"variant": str(Variant(source.record.variant))}
 
 
 def _write_companions(source: StoredModel, folder: AnyPath) -> None:

@@ -1,6 +1,7 @@
 """What a model is trained to do while it watches: the numbers that training, checkpoints, engine and server share."""
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,6 +9,8 @@ from swjax.streaming.variants import DESIGNS, Variant
 
 WAYS_OF_SPEAKING = ("wait_k", "decide")
 """When a model is trained to speak."""
+
+_NAMED = re.compile(r"\w+(:\w+=[\w.+-]+(,\w+=[\w.+-]+)*)?")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class StreamSpec:
         max_tail: limit on answer tokens after the last frame.
         speaking: `wait_k`, or `decide`: after each frame a token that says that there is nothing to say, or what is due
             and a token that says that it is said.
+        memory: what a stream keeps unless it is told otherwise: a policy and its numbers, such as
+            `window:sources=4096`. Training keeps all.
+        drop: which tokens of frames are dropped, in training and in streams: a rule and its numbers, or `none`.
     """
 
     variant: str = "gdpe"
@@ -33,6 +39,8 @@ class StreamSpec:
     max_pixels: int = 448 * 448
     max_tail: int = 300
     speaking: str = "wait_k"
+    memory: str = "keep_all"
+    drop: str = "none"
 
     def __post_init__(self) -> None:
         """Refuse values that no model is trained with.
@@ -64,6 +72,14 @@ def check_spec(name: str, value: Any) -> None:
     if name == "speaking":
         if value not in WAYS_OF_SPEAKING:
             raise ValueError(f"speaking is {value!r}; it must be {' or '.join(WAYS_OF_SPEAKING)}")
+        return
+    if name in ("memory", "drop"):
+        if not isinstance(value, str) or not _NAMED.fullmatch(value):
+            raise ValueError(f"{name} is {value!r}; it must be a name, and its numbers as in name:number=8,other=9")
+        if name == "drop":
+            from swjax.streaming.dropping import drop_of  # here, as it imports jax
+
+            drop_of(value)
         return
     if name == "fps":
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -60,6 +60,13 @@ KEYS = (
         later=True,
     ),
     Key("gap", StreamSpec.gap, "first position id of the answer (gipe)"),
+    Key(
+        "memory",
+        StreamSpec.memory,
+        "what streams of the model keep unless told otherwise, such as window:sources=4096; training keeps all",
+        free=True,
+        later=True,
+    ),
     Key("init_from", "", "what to start from: a Hugging Face folder or Hub id, or a run's folder; '' is from scratch"),
     Key(
         "init_checkpoint",
@@ -95,6 +102,12 @@ KEYS = (
         "data.max_pixels",
         StreamSpec.max_pixels,
         "largest area of a resized video frame, one token (784 in Qwen2.5-VL) or more",
+    ),
+    Key(
+        "data.drop",
+        StreamSpec.drop,
+        "tokens of frames that are dropped, in training and in streams: none, or a rule such as dtd_pixels:tau=0.1",
+        later=True,
     ),
     Key("data.max_tokens", 8192, "tokens of a row; longer examples are skipped"),
     Key(
@@ -195,7 +208,10 @@ _CHOICES: Mapping[str, Iterable[str]] = types.MappingProxyType(
     }
 )
 
-STREAM_KEYS = ("variant", "wait_k", "speaking", "gap", "data.fps", "data.min_pixels", "data.max_pixels")
+STREAM_KEYS = (
+    *("variant", "wait_k", "speaking", "gap", "memory"),
+    *("data.fps", "data.min_pixels", "data.max_pixels", "data.drop"),
+)
 """The keys that are fields of `StreamSpec`, by the last part of their paths."""
 
 _DATA_PATHS = ("train", "root", "validation")

@@ -134,6 +134,7 @@ def read_pipeline_config(config: ConfigDict, model_config: ModelConfig, *, rows:
             fps=config.data.fps,
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
+            drop=config.data.drop,
             seed=config.seed,
             workers=config.data.workers,
             cache_mb=config.data.cache_mb,

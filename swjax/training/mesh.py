@@ -63,6 +63,7 @@ BATCH_AXES: Mapping[str, str] = MappingProxyType(
         "slots": "BL",
         "pixel_values": "BP-",
         "video_grid_thw": "B--",
+        "kept": "B-",
     }
 )
 """The axes of a batch's arrays."""

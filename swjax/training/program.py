@@ -234,10 +234,11 @@ def batch_shapes(
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_slots, (tokens,))
     shapes |= {"position_ids": (3, tokens), "video_grid_thw": (config.data.max_videos, 3)}
     shapes |= {"pixel_values": (patches, model_config.geometry.patch_dim)}
+    shapes |= {"kept": (patches,)} if config.data.drop != "none" else {}
 
     def shape(name: str, row: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         whole = (config.accumulation, config.batch_size, *row)
-        dtype = jnp.uint8 if name == "pixel_values" else jnp.int32
+        dtype = {"pixel_values": jnp.uint8, "kept": jnp.bool_}.get(name, jnp.int32)
         sharding = batch_sharding(program.mesh, name, whole, accumulated=True)
         return jax.ShapeDtypeStruct(whole, dtype, sharding=sharding)
 

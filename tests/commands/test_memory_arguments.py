@@ -11,13 +11,14 @@ from swjax.commands.memory_arguments import (
     read_memory,
 )
 from swjax.commands.say import UsageError
-from swjax.inference.dropping import DROPS, DTD, EVS
+from swjax.inference.dropping import DROPS, DTD, EVS, PixelDTD
 from swjax.inference.memory import KEEP_ALL, MEMORIES, Window
+from swjax.streaming import StreamSpec
 
 
-def read(*words, read=read_memory):
+def read(*words, read=read_memory, **record):
     add_memory_arguments(parser := argparse.ArgumentParser())
-    return read(parser.parse_args(words))
+    return read(parser.parse_args(words), StreamSpec(**record))
 
 
 def test_numbers_of_a_policy_have_arguments_of_their_own():
@@ -38,6 +39,15 @@ def test_and_those_of_a_rule_of_dropping():
     assert read("--drop", "evs:share=0.5", read=read_drop) == EVS(0.5)
     with pytest.raises(UsageError, match="--drop: unknown rule of dropping 'no'"):
         read("--drop", "no", read=read_drop)
+
+
+def test_what_the_model_was_trained_with_is_the_default():
+    record = {"memory": "window:sources=300", "drop": "dtd_pixels:tau=0.2"}
+    assert read(**record) == Window(sources=300)
+    assert read("--memory.words", "7", **record) == Window(sources=300, words=7)
+    assert read("--memory", "keep_all", **record) == KEEP_ALL
+    assert read(read=read_drop, **record) == PixelDTD(0.2)
+    assert read("--drop", "none", read=read_drop, **record) is None
 
 
 @pytest.mark.parametrize(("numbers", "table"), [(MEMORY_NUMBERS, MEMORIES), (DROP_NUMBERS, DROPS)])

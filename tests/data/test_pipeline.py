@@ -479,3 +479,33 @@ def test_later_turns(examples, tokenizer):
     (said,) = captions(batch, tokenizer)
     assert "It is red." in said
     assert chat.caption in said
+
+
+@pytest.mark.parametrize("batching", ["pad", "pack"])
+def test_tokens_of_frames_that_are_dropped_take_no_room(examples, tokenizer, batching):
+    """Every second token of each frame: the others keep their ids, and what is seen is what is left of it."""
+    config = with_config(batching=batching, max_videos=3, max_patches=192, window=4, max_pixels=56 * 56)
+    whole = evaluation_batches(examples[:2], tokenizer, config)[0]
+    pruned = evaluation_batches(examples[:2], tokenizer, dataclasses.replace(config, drop="uniform:share=0.5"))[0]
+    pad = SpecialTokens.from_tokenizer(tokenizer).video_pad
+    for row, frames in enumerate((2, 3)):
+        stays = np.ones(256, bool)
+        stays[whole["token_ids"][row] == pad] = [False, True] * 2 * frames
+        count = np.count_nonzero(stays) - np.count_nonzero(whole["token_ids"][row] == 0)
+        for name in ("token_ids", "labels", "position_ids"):
+            np.testing.assert_array_equal(pruned[name][row][..., :count], whole[name][row][..., stays][..., :count])
+        kept = np.repeat([False, True] * 2 * frames, 4)
+        np.testing.assert_array_equal(pruned["kept"][row], np.pad(kept, (0, 192 - len(kept))))
+        see = [np.arange(256) >= b["span_start"][row][:, None] for b in (whole, pruned)]
+        see = [a & (np.arange(256) < b["span_stop"][row][:, None]) for a, b in zip(see, (whole, pruned), strict=True)]
+        np.testing.assert_array_equal(see[1][:count, :count], see[0][stays][:, stays][:count, :count])
+    assert "kept" not in whole
+    (batch,) = train_batches(examples, tokenizer, 1, dataclasses.replace(config, drop="uniform:share=0.5"))
+    assert batch["kept"].sum() == 8 * batch["video_grid_thw"][..., 0].sum() == 4 * (batch["token_ids"] == pad).sum()
+
+
+def test_a_rule_that_looks_at_features_is_refused_before_training():
+    with pytest.raises(ValueError, match="use a rule that needs none: dtd_pixels, random, uniform"):
+        with_config(drop="dtd:tau=0.5")
+    with pytest.raises(ValueError, match="unknown rule of dropping 'nothing'"):
+        with_config(drop="nothing")

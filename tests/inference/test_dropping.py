@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from full_passes import QUESTION, make_frames
+from full_passes import QUESTION, forward, make_frames
 from jax.sharding import SingleDeviceSharding
 from replay import replayed_scores
 
+from swjax.data.chat import encode_chat
+from swjax.data.pruned import kept_tokens
 from swjax.inference import BatchEngine, Mode, Request, StreamSession, StreamSettings, run_streams
 from swjax.inference.dropping import DROPS, DTD, EVS, MSSAVT, FrameView, PixelDTD, Random, Uniform, VidCom2, drop_of
 from swjax.inference.dropping.watcher import Watcher
 from swjax.inference.frames import Frame, make_frame
+from swjax.streaming import KeySpans, SpecialTokens, Variant, build_layout, pad_layout
+from swjax.streaming.pruning import prune_layout
 
 ROWS, COLUMNS, PADDED, WIDTH = 3, 4, 16, 8
 UNITS = ROWS * COLUMNS
@@ -235,3 +239,41 @@ def test_rules_have_names_and_numbers():
         DTD(against="first")
     with pytest.raises(ValueError, match="drop must be a rule"):
         StreamSettings(drop=DTD)
+
+
+@pytest.mark.parametrize("variant", ["gdpe", "interleave"])
+def test_training_reads_a_pruned_video_as_a_stream_does(model, weights, tokenizer, monkeypatch, variant):
+    """The same rule, looking at patches before there is a model: the same tokens, ids and logits."""
+    rule = PixelDTD(tau=0.334)  # of noise, about half is as unlike
+    mode = Mode.usual(Variant(variant))
+    settings, stream, masks = run(weights, tokenizer, monkeypatch, variant, mode, rule)
+    frames, special = make_frames(FRAMES, 2, GRID), SpecialTokens.from_tokenizer(tokenizer)
+    patches = np.concatenate([frame.patches for frame in frames])
+    grid = (FRAMES, *GRID)
+    kept = kept_tokens(rule, patches, grid, frames[0].geometry, keep_last=variant == "interleave")
+    masks[:, -1] |= ~masks.any(axis=1) & (variant == "interleave")
+    np.testing.assert_array_equal(kept.reshape(masks.shape), masks)
+    assert FRAMES < kept.sum() < kept.size - FRAMES
+    prompt = encode_chat(tokenizer, question=QUESTION, answer=None, video_grid_thw=grid)
+    ids = np.array([*prompt, *stream.answer, special.im_end], np.int32)
+    whole = build_layout(ids, np.array([grid]), variant=variant, schedule=(*COUNTS, 0), special_tokens=special)
+    stays = np.ones(len(whole), bool)
+    stays[whole.token_ids == special.video_pad] = kept
+    layout = prune_layout(whole, stays)
+    assert len(layout) == len(whole) - np.count_nonzero(~kept)
+    row = pad_layout(layout, 128)
+    logits = forward(
+        model,
+        row.token_ids[None],
+        row.position_ids[:, None],
+        KeySpans(row.spans.start[None], row.spans.stop[None]),
+        pixel_values=patches[None],
+        video_grid_thw=np.array([[grid]]),
+        kept=np.repeat(kept, 4)[None],
+    )[0]
+    scores = replayed_scores(model, tokenizer, frames, settings, (*COUNTS, 0), stream.answer, kept=masks)
+    queries = np.flatnonzero(row.labels >= 0)
+    queries = queries[::-1] if variant == "gdpe" else queries
+    assert row.labels[queries].tolist() == [*stream.answer, special.im_end]
+    np.testing.assert_allclose(logits[queries[:-1]], scores, atol=1e-4)
+    assert logits[queries[:-1]].argmax(axis=-1).tolist() == stream.answer

@@ -6,9 +6,11 @@ import pytest
 from swjax.data.builders.recipe import Recipe
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.evaluation.sweep import Sweep
+from swjax.inference.memory import memory_of
 from swjax.inference.settings import StreamSettings
 from swjax.serving.limits import Limits
 from swjax.streaming import StreamSpec, build_layout
+from swjax.streaming.dropping import drop_of
 from swjax.training.config import DEFAULTS, STREAM_KEYS
 
 
@@ -18,7 +20,9 @@ def test_every_part_has_the_same_defaults() -> None:
     for other in others:
         shared = spec.keys() & vars(other).keys()
         assert shared
-        assert {name: getattr(other, name) for name in shared} == {name: spec[name] for name in shared}
+        as_made = spec | {"memory": memory_of(spec["memory"]), "drop": drop_of(spec["drop"])}
+        expected = as_made if isinstance(other, StreamSettings) else spec
+        assert {name: getattr(other, name) for name in shared} == {name: expected[name] for name in shared}
     of_training = {key.rpartition(".")[2]: DEFAULTS[key] for key in STREAM_KEYS}
     assert of_training | {"max_tail": spec["max_tail"]} == spec
     assert inspect.signature(build_layout).parameters["gap"].default == spec["gap"]
@@ -35,6 +39,11 @@ def test_every_part_has_the_same_defaults() -> None:
         ({"max_tail": 2.5}, r"max_tail is 2\.5; it must be of type int above 0"),
         ({"fps": float("nan")}, "fps must be above 0, got nan"),
         ({"fps": "2"}, "fps is '2'; it must be of type float above 0"),
+        (
+            {"memory": "window sources=3"},
+            "memory is 'window sources=3'; it must be a name, and its numbers as in name:",
+        ),
+        ({"drop": "dtd:tau=2"}, "dtd's tau must be a finite number from -1 to 1, got 2"),
         ({"min_pixels": 500_000}, r"max_pixels must be at least min_pixels \(500000\), got 200704"),
     ],
 )

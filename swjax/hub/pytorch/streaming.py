@@ -29,6 +29,7 @@ import dataclasses
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class Spec:
 
     variant: position design. wait_k: words (tokens) after each frame. gap: first id of the answer in gipe. fps:
     pictures a second; two make a frame. min_pixels, max_pixels: area of a resized picture. max_tail: most words after
-    the last frame. speaking: wait_k, or decide: after each frame <skip>, or words and </think>.
+    the last frame. speaking: wait_k, or decide: after each frame <skip>, or words and </think>. memory, drop: what
+    streams keep and what frames lose in swjax; here everything is kept.
     """
 
     variant: str = "gdpe"
@@ -65,8 +67,12 @@ class Spec:
     max_pixels: int = 448 * 448
     max_tail: int = 300
     speaking: str = "wait_k"
+    memory: str = "keep_all"
+    drop: str = "none"
 
     def __post_init__(self):
+        if self.drop != "none":
+            warnings.warn(f"trained on frames without what {self.drop} drops; it sees whole ones here", stacklevel=3)
         if self.variant not in DESIGNS:
             raise ValueError(f"unknown variant {self.variant!r}; the designs are {', '.join(DESIGNS)}")
 

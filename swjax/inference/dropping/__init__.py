@@ -1,40 +1,17 @@
-"""Rules of dropping: which tokens of a frame reach the decoder. A new one is a file here and a row of the table.
+"""Rules of dropping, as streams take them; they are those of `swjax.streaming.dropping`, which training reads, too."""
 
-A frame is encoded, looked at, and laid out with the tokens that stay. These have the ids that they would have had, and
-what comes later counts on as if the frame were whole. A frame may keep nothing: it is seen all the same, and words
-follow it. Where sources and words are stored in one order of arrival it keeps its last token, from which the next word
-follows.
-"""
-
-from collections.abc import Callable
-
-from swjax.inference.dropping.controls import Random, Uniform
-from swjax.inference.dropping.dtd import DTD, PixelDTD
-from swjax.inference.dropping.evs import EVS
-from swjax.inference.dropping.mssavt import MSSAVT
-from swjax.inference.dropping.vidcom2 import VidCom2
-from swjax.inference.dropping.view import Drop, FrameView
-from swjax.streaming.named import make_named
-
-DROPS: dict[str, Callable[..., Drop]] = {
-    "dtd": DTD,
-    "dtd_pixels": PixelDTD,
-    "mssavt": MSSAVT,
-    "evs": EVS,
-    "vidcom2": VidCom2,
-    "random": Random,
-    "uniform": Uniform,
-}
-"""Rules by name: frozen dataclasses of numbers and words. Others may be added from outside."""
+from swjax.streaming.dropping import (
+    DROPS,
+    DTD,
+    EVS,
+    MSSAVT,
+    Drop,
+    FrameView,
+    PixelDTD,
+    Random,
+    Uniform,
+    VidCom2,
+    drop_of,
+)
 
 __all__ = ["DROPS", "DTD", "EVS", "MSSAVT", "Drop", "FrameView", "PixelDTD", "Random", "Uniform", "VidCom2", "drop_of"]
-
-
-def drop_of(text: str) -> Drop | None:
-    """A rule from its name and its numbers: `dtd`, `dtd:tau=0.25`, `evs:share=0.2`; `none` for none.
-
-    Raises:
-        ValueError: if there is no such rule, it has no such number, or a number is given twice or out of range.
-    """
-    table: dict[str, Callable[..., Drop | None]] = {"none": lambda: None, **DROPS}
-    return make_named(text, table, "rule of dropping")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from swjax.inference.dropping.dtd import LAST_KEPT
-from swjax.inference.dropping.view import Drop, FrameView
 from swjax.inference.frames import Frame
+from swjax.streaming.dropping.dtd import LAST_KEPT
+from swjax.streaming.dropping.view import PIXELS, Drop, FrameView, needs_of, token_pixels
 
 
 class Watcher:
@@ -39,8 +39,9 @@ class Watcher:
         alike = self._grid == frame.grid_hw and self._previous is not None and self._previous.shape == features.shape
         pixels: np.ndarray | None = None
         before: np.ndarray | None = None
-        if getattr(self._drop, "needs_pixels", False):
-            first, pixels = _pictures(frame, len(features))
+        if PIXELS in needs_of(self._drop):
+            made = token_pixels(frame.patches, frame.geometry)
+            first, pixels = (np.pad(one, ((0, len(features) - len(one)), (0, 0))) for one in made)
             before, self._pixels = self._pixels if alike else pixels, first
         view = FrameView(
             features=features,
@@ -56,16 +57,6 @@ class Watcher:
         keep, self._previous, self._mean = _look(self._drop, view, jnp.int32(self._frames))
         self._grid, self._frames = frame.grid_hw, self._frames + 1
         return keep
-
-
-def _pictures(frame: Frame, units: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last picture of a frame: of each token its pixels, from 0 to 1."""
-    geometry = frame.geometry
-    shape = (-1, geometry.token_patches, len(geometry.pixel_mean), geometry.temporal_patch_size, geometry.patch_size**2)
-    pixels = frame.patches.reshape(shape).astype(np.float32) / 255
-    made = (pixels[:, :, :, index].reshape(len(pixels), -1) for index in (0, -1))
-    first, last = (np.pad(one, ((0, units - len(one)), (0, 0))) for one in made)
-    return first, last
 
 
 @functools.partial(jax.jit, static_argnums=0)

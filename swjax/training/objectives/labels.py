@@ -65,6 +65,7 @@ def label_losses(
         pixel_values=batch["pixel_values"],
         video_grid_thw=batch["video_grid_thw"],
         slots=batch.get("slots"),
+        **({"kept": batch["kept"]} if "kept" in batch else {}),
     )
     slots, is_labelled = labelled_slots(batch["labels"], min(max_labels, batch["labels"].shape[-1]))
     labels = jnp.where(is_labelled, jnp.take_along_axis(batch["labels"], slots, axis=-1), 0)

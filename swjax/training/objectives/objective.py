@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from jaxtyping import Array, Float, Int32, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt8
 
 from swjax.models.layers import Constrain
 from swjax.streaming import KeySpans
@@ -43,8 +43,10 @@ class Predictor(Protocol):
         pixel_values: UInt8[Array, "B P patch_dim"],
         video_grid_thw: Int32[Array, "B videos 3"],
         slots: Int32[Array, "B L"] | None = None,
+        kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """What the head is applied to; `slots` is the slot of each token, where rows are not in slot order."""
+        """What the head is applied to; `slots` is the slot of each token, where rows are not in slot order, and `kept`
+        says of which patches the tokens are left, where some are dropped."""
 
     def head(self) -> Float[Array, "V D"]:
         """A vector for each token of the vocabulary."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from swjax.inference.numbers import real
+from swjax.streaming.numbers import real
 
 
 @dataclass(frozen=True)

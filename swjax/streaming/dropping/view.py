@@ -1,16 +1,22 @@
-"""What a rule of dropping is shown of a frame, and the measures that rules share: on the device, at a fixed size."""
+"""What a rule of dropping is shown of a frame, and the measures that rules share.
 
-from typing import NamedTuple, Protocol
+A stream looks on the device, at a fixed size, training in numpy, before a model is at hand: rules that need no features
+take the arrays of either.
+"""
+
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, UInt8
+
+from swjax.streaming.geometry import Geometry
 
 SMALLEST_NORM = 1e-12
 
 
 class FrameView(NamedTuple):
-    """A frame that has been encoded and is not laid out yet.
+    """A frame that has been encoded and is not laid out yet; arrays of jax, or all of numpy.
 
     Attributes:
         features: of its tokens, by rows, and of what pads them to the largest frame's number (U).
@@ -38,14 +44,46 @@ class FrameView(NamedTuple):
     @property
     def exists(self) -> Bool[Array, "U"]:
         """Which tokens are the frame's."""
-        return jnp.arange(self.features.shape[0]) < self.units
+        return self.xp.arange(self.features.shape[0]) < self.units
+
+    @property
+    def xp(self) -> Any:
+        """Numpy, or jax.numpy, of the arrays."""
+        return np if isinstance(self.features, np.ndarray) else jnp
+
+
+FEATURES, PIXELS = "features", "pixels"
+"""What a rule may need of a frame."""
 
 
 class Drop(Protocol):
-    """A rule: which tokens of a frame become slots. Frozen and hashable; what it knows of the past is in the view."""
+    """A rule: which tokens of a frame become slots. Frozen and hashable; what it knows of the past is in the view.
+
+    One that does not need features says what it needs by `needs`, a set of `FEATURES` and `PIXELS`.
+    """
 
     def keep(self, view: FrameView) -> Bool[Array, "U"]:
         """Which stay; traced once for all frames. What pads the frame is not looked at."""
+
+
+def needs_of(drop: Drop) -> frozenset[str]:
+    """What a rule needs of a frame."""
+    return getattr(drop, "needs", frozenset({FEATURES}))
+
+
+def token_pixels(
+    patches: UInt8[np.ndarray, "P C"], geometry: Geometry
+) -> tuple[Float[np.ndarray, "U pixels"], Float[np.ndarray, "U pixels"]]:
+    """The first and the last picture of a frame: of each token its pixels, from 0 to 1.
+
+    Args:
+        patches: of the frame, in the processor's order.
+        geometry: sizes of the patches.
+    """
+    shape = (-1, geometry.token_patches, len(geometry.pixel_mean), geometry.temporal_patch_size, geometry.patch_size**2)
+    pixels = patches.reshape(shape).astype(np.float32) / 255
+    first, last = (pixels[:, :, :, index].reshape(len(pixels), -1) for index in (0, -1))
+    return first, last
 
 
 def cosine(a: Float[Array, "*n D"], b: Float[Array, "*n D"]) -> Float[Array, "*n"]:
@@ -84,11 +122,12 @@ def checkerboard(view: FrameView) -> Bool[Array, "U"]:
 
 def lowest(scores: Float[Array, "U"], view: FrameView, share: float) -> Bool[Array, "U"]:
     """A share of the tokens, and one at least: those with the lowest scores, of equal ones the first."""
-    count = share_of(view, share)
-    order = jnp.argsort(jnp.where(view.exists, scores, jnp.inf), stable=True)
-    return jnp.argsort(order) < count
+    count, xp = share_of(view, share), view.xp
+    order = xp.argsort(xp.where(view.exists, scores, xp.inf), stable=True)
+    return xp.argsort(order) < count
 
 
 def share_of(view: FrameView, share: float) -> Int32[Array, ""]:
     """So much of the tokens of a frame, rounded down, and one at least."""
-    return jnp.maximum(1, jnp.floor(view.units * np.float32(share) + 1e-4).astype(jnp.int32))
+    exact = view.units.astype(np.float32) * np.float32(share)
+    return view.xp.maximum(1, view.xp.floor(exact + np.float32(1e-4)).astype(np.int32))

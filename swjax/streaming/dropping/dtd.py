@@ -4,12 +4,12 @@ A frame is compared with the one before, place by place. The first frame, and th
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from swjax.inference.dropping.view import FrameView, likeness_to_previous
-from swjax.inference.numbers import real
+from swjax.streaming.dropping.view import PIXELS, FrameView, likeness_to_previous
+from swjax.streaming.numbers import real
 
 PREVIOUS, LAST_KEPT = "previous", "last_kept"
 """What a place is compared with: the frame before, as in the paper, with which a slow drift is never seen; or the token
@@ -47,12 +47,13 @@ class PixelDTD:
     """
 
     tau: float = 0.1
-    needs_pixels = True
+    needs: ClassVar[frozenset[str]] = frozenset({PIXELS})
 
     def __post_init__(self) -> None:
         real("dtd_pixels' tau", self.tau, least=0, most=1)
 
     def keep(self, view: FrameView) -> Bool[Array, "U"]:
         """Those at or above the bound."""
-        difference = jnp.abs(jnp.asarray(view.pixels) - jnp.asarray(view.previous_pixels)).mean(axis=-1)
-        return ~view.has_previous | (difference >= self.tau)
+        assert view.pixels is not None, "it needs pixels"
+        assert view.previous_pixels is not None, "it needs pixels"
+        return ~view.has_previous | (abs(view.pixels - view.previous_pixels).mean(axis=-1) >= self.tau)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from swjax.inference.dropping.fixed_share import FixedShare
-from swjax.inference.dropping.view import SMALLEST_NORM, FrameView, lowest
+from swjax.streaming.dropping.fixed_share import FixedShare
+from swjax.streaming.dropping.view import SMALLEST_NORM, FrameView, lowest
 
 WIDTHS = tuple(2.0**power for power in range(-3, 2))
 

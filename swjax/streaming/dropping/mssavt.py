@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Bool
 
-from swjax.inference.dropping.view import FrameView, checkerboard, likeness_to_neighbors, likeness_to_previous
-from swjax.inference.numbers import real
+from swjax.streaming.dropping.view import FrameView, checkerboard, likeness_to_neighbors, likeness_to_previous
+from swjax.streaming.numbers import real
 
 
 @dataclass(frozen=True)

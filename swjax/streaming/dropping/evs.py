@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from swjax.inference.dropping.fixed_share import FixedShare
-from swjax.inference.dropping.view import FrameView, likeness_to_previous, lowest
+from swjax.streaming.dropping.fixed_share import FixedShare
+from swjax.streaming.dropping.view import FrameView, likeness_to_previous, lowest
 
 
 @dataclass(frozen=True)
