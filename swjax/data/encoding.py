@@ -149,7 +149,7 @@ def encode_example(
         tokens = [
             np.ones(len(patches) // config.geometry.token_patches, bool)
             if still
-            else kept_tokens(drop, patches, tuple(map(int, grid)), config.geometry, keep_last=keep_last)
+            else kept_tokens(drop, patches, grid.tolist(), config.geometry, keep_last=keep_last)
             for patches, grid, still in zip(pieces[1:], grid_thw, is_image, strict=True)
         ]
         layout = _without_dropped(layout, _joined(compress(tokens, ~is_image)), special_tokens)

@@ -1,5 +1,6 @@
 """Tokens of frames that are dropped before training, by the rules of streams (`swjax.streaming.dropping`)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from swjax.streaming.dropping.view import PIXELS, FrameView, needs_of, token_pix
 def kept_tokens(
     drop: Drop,
     patches: UInt8[np.ndarray, "P C"],
-    grid: tuple[int, int, int],
+    grid: Sequence[int],
     geometry: Geometry,
     *,
     keep_last: bool,

@@ -94,7 +94,8 @@ class Weights:
         if self.platform == "gpu":
             structure, parameters = split_parameters(held)
             held = merge_parameters(structure, widened(parameters, WIDTH_TILES["gpu"]))
-            for layer in held.decoder.layers:
+            layers: Any = held.decoder.layers
+            for layer in layers:
                 if isinstance(layer, GatedLayer):
                     layer.merge_products()
         self.decoder, self.visual = Held.of(held.decoder), Held.of(held.visual)
