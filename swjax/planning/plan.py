@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from swjax.chips import Chip, chip_of
+from swjax.mesh import AXES
 from swjax.models.config import ModelConfig
 from swjax.planning.bundles import dump_to, emptied
 from swjax.planning.estimate import Estimate
@@ -24,7 +25,6 @@ from swjax.planning.estimate import estimate as estimate_time
 from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
 from swjax.planning.work import full_rows, kernel_flops, spans_of_layers
 from swjax.training.flops import Rows, model_flops
-from swjax.training.mesh import AXES
 from swjax.training.program import Program, batch_shapes, fit_rows, make_program
 
 SPARE_MEMORY = 0.10

@@ -102,7 +102,7 @@ def restore_checkpoint(
         shapes: shape, dtype and sharding of every leaf of the state.
         iterator: the input; it is set to the place where it stood, or to its part of what is left if the checkpoint is
             of another number of processes or parts.
-        part: which part of every batch's rows this process reads, and of how many (`swjax.training.mesh.row_share`).
+        part: which part of every batch's rows this process reads, and of how many (`swjax.mesh.row_share`).
 
     Raises:
         CheckpointError: the checkpoint is half-written, damaged or of another model or optimizer.

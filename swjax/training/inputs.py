@@ -16,10 +16,10 @@ from swjax.data.pipeline import build_pipeline
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.sources import Source, open_sources
+from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.storage import as_path
 from swjax.training.config import ConfigError
-from swjax.training.mesh import row_share
 
 REJECTED = "rejected"
 

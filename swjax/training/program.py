@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
 from swjax.compiler import WIDTH_TILES
+from swjax.mesh import ConstrainOnMesh, batch_sharding, choose_stripe, make_mesh
 from swjax.models.adapters import effective_alpha
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.layers import unconstrained
 from swjax.models.parameters import split_parameters
 from swjax.training.config import ConfigError
-from swjax.training.mesh import ConstrainOnMesh, batch_sharding, choose_stripe, make_mesh
 from swjax.training.objectives import Batch, find_objective
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer
 from swjax.training.start import scratch_state

@@ -12,6 +12,7 @@ from swjax.atomic import write_json
 from swjax.data.decisions import DECISION_TEXTS
 from swjax.data.tokenizer import TEMPLATE_FILE, find_chat_template, load_tokenizer
 from swjax.hub.tokenizer_files import copy_tokenizer, write_added_tokens
+from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
 from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder, sync_logs
@@ -21,7 +22,6 @@ from swjax.training.environment import changed_data, fingerprint_data, record_st
 from swjax.training.inputs import open_inputs, open_training_data, read_pipeline_config, report_rejected
 from swjax.training.length import changed_length, describe_length, set_length
 from swjax.training.loop import run_steps
-from swjax.training.mesh import row_share
 from swjax.training.metrics import check_wandb
 from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption

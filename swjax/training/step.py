@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int32, Shaped
 
 from swjax.attention import stripe_order
 from swjax.compiler import TRAINING_OPTIONS
+from swjax.mesh import BATCH_AXES, batch_sharding, parameter_shardings, replicated, row_share
 from swjax.models.adapters import attach_adapters
 from swjax.models.layers import Constrain, unconstrained
 from swjax.models.parameters import Parameters, merge_parameters, widened
-from swjax.training.mesh import BATCH_AXES, batch_sharding, parameter_shardings, replicated, row_share
 from swjax.training.objectives import LOSS, NEXT_TOKEN, Batch, Objective
 from swjax.training.objectives.labels import IGNORED, count_labels, count_tokens
 
@@ -118,7 +118,7 @@ def put_batch(
     """Moves this process's rows of a batch to the devices.
 
     Args:
-        batch: host arrays, rows first: this process's part (`swjax.training.mesh.row_share`).
+        batch: host arrays, rows first: this process's part (`swjax.mesh.row_share`).
         mesh: from `make_mesh`.
         max_labels: most labelled slots a row may have (`config.data.max_labels`).
         accumulation: number of micro-batches A that a training step runs through; None for validation.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from swjax.hub import load_hf
+from swjax.mesh import make_mesh
 from swjax.models.parameters import split_parameters
 from swjax.streaming import SpecialTokens, build_layout
-from swjax.training.mesh import make_mesh
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
 from swjax.training.step import StepOptions, initial_state, make_train_step, put_batch, state_shardings
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from swjax.training.mesh import (
+from swjax.mesh import (
     ConstrainOnMesh,
     batch_sharding,
     choose_stripe,

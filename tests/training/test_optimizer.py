@@ -4,10 +4,10 @@ import numpy as np
 import optax
 import pytest
 
+from swjax.mesh import make_mesh
 from swjax.models.adapters import choose_targets
 from swjax.models.parameters import match_paths
 from swjax.training.config import base_config, check_config
-from swjax.training.mesh import make_mesh
 from swjax.training.optimizer import OPTIMIZERS, SCHEDULES, learning_rate_schedule, make_optimizer, split_frozen
 from swjax.training.step import initial_state, state_shardings
 

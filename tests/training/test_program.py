@@ -6,11 +6,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from swjax.attention import SpanAttention
+from swjax.mesh import make_mesh
 from swjax.models.family import abstract_model
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.training.compilations import count_compilations
 from swjax.training.config import ConfigError, base_config, check_config
-from swjax.training.mesh import make_mesh
 from swjax.training.program import describe_attention, fit_rows, make_attention, make_program, open_mesh
 
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
+from swjax.mesh import make_mesh
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.streaming import KeySpans
-from swjax.training.mesh import make_mesh
 from swjax.training.objectives.next_token import losses_by_row
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
 from swjax.training.step import (

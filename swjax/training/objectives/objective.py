@@ -81,7 +81,7 @@ class Objective:
 
     Attributes:
         fields: arrays that a batch must have beside those of the pipeline (`Batch`): name -> a letter an axis, as in
-            `swjax.training.mesh.BATCH_AXES`, which says how they are laid out over devices ("BL": a number a slot).
+            `swjax.mesh.BATCH_AXES`, which says how they are laid out over devices ("BL": a number a slot).
         counts: what the sums are divided by.
         sums: of one micro-batch; pure, and differentiable under the name `LOSS`.
     """

@@ -11,9 +11,9 @@ import pytest
 from jaxtyping import Array, Float
 from rich.console import Console
 
+from swjax.mesh import make_mesh
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.training.config import ConfigError, base_config, changed_keys, check_config
-from swjax.training.mesh import make_mesh
 from swjax.training.objectives import LOSS, Batch, Objective, Predictor, find_objective, register_objective
 from swjax.training.objectives.labels import IGNORED, label_losses
 from swjax.training.objectives.next_token import losses_by_row
