@@ -147,6 +147,17 @@ def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, 
     return shardings
 
 
+def array_sharding(mesh: Mesh, axes: str, shape: Sequence[int]) -> NamedSharding:
+    """The sharding of an array by the letters of its axes and `AXIS_RULES`; what the mesh does not divide stays whole.
+
+    Args:
+        mesh: from `make_mesh`.
+        axes: a letter for each axis.
+        shape: of the array.
+    """
+    return NamedSharding(mesh, _divide(mesh, axes, shape)[0])
+
+
 @dataclass(frozen=True)
 class ConstrainOnMesh:
     """What a model lays its activations out with: `constrain(x, "BLD")`. Hashable by value.

@@ -4,14 +4,17 @@ A layer taken out of the cache would be a copy of all its slots at every step, h
 kernels are given the whole cache and the number of the layer, and fetch the blocks of keys that spans reach.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from swjax.attention.chunked import chunked_kernel
 from swjax.attention.kernel import refusing_elsewhere
+from swjax.attention.sharded import AttentionSharding
 from swjax.attention.span import KERNELS, NATIVE, SpanAttention, check_implementation
 from swjax.streaming import KeySpans
 
@@ -38,19 +41,40 @@ def cache_attention(
             program is lowered, by the platform that it is compiled for.
 
     Raises:
-        ValueError: if the implementation is unknown, the heads do not divide, or the model's attention is divided over
-            a mesh; when it is compiled, if the implementation cannot run on that platform.
+        ValueError: if the implementation is unknown, the heads do not divide, or the model's attention divides rows
+            along the sequence; when it is compiled, if the implementation cannot run on that platform.
     """
     if q.shape[-2] % keys.shape[2]:
         raise ValueError(f"{q.shape[-2]} query heads cannot share {keys.shape[2]} key heads evenly")
-    implementation = "auto"
-    if isinstance(like, SpanAttention):
-        if like.sharding is not None:
-            raise ValueError("a model whose attention is divided over a mesh cannot stream; load it without a mesh")
-        implementation = like.implementation
     operands = q, keys, values, jnp.asarray(layer, jnp.int32), spans
+    if not isinstance(like, SpanAttention):
+        return _attend("auto", *operands)
+    if like.implementation != "auto":
+        check_implementation(like.implementation)
+    attend = functools.partial(_attend, like.implementation)
+    if like.sharding is None:
+        return attend(*operands)
+    batch, heads = cache_axes(like.sharding)
+    queries, stored = PartitionSpec(batch, None, heads), PartitionSpec(None, batch, heads)
+    of_spans = KeySpans(*[PartitionSpec(batch)] * 2)
+    on_mesh: Any = functools.partial(jax.shard_map, mesh=like.sharding.mesh, check_vma=False)
+    specs = queries, stored, stored, PartitionSpec(), of_spans
+    return on_mesh(attend, in_specs=specs, out_specs=queries)(*operands)
+
+
+def cache_axes(sharding: AttentionSharding) -> tuple[tuple[str, ...] | None, str | None]:
+    """The mesh axes that divide the rows of a cache, and its heads.
+
+    Raises:
+        ValueError: if rows are to be divided along the sequence.
+    """
+    if sharding.context_shards > 1:
+        raise ValueError("a cache is not divided along its slots; give the mesh no context axis")
+    return sharding.batch or None, sharding.heads
+
+
+def _attend(implementation: str, *operands: Any) -> Float[Array, "B T N H"]:
     if implementation != "auto":
-        check_implementation(implementation)
         return refusing_elsewhere(implementation, KERNELS[implementation]).cache(*operands)
     native = {platform: KERNELS[name].cache for platform, name in NATIVE.items()}
     return jax.lax.platform_dependent(*operands, default=chunked_kernel.cache, **native)

@@ -5,12 +5,14 @@ grow without moving anything and the keys of a query stay one contiguous span. H
 head sees lies in one piece and no kernel has to transpose anything.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32
 
+from swjax.attention import AttentionSharding, cache_axes
 from swjax.models.config import TextConfig
 
 
@@ -21,9 +23,11 @@ class KeyValueCache(NamedTuple):
     values: Float[Array, "layers B K S H"]
 
     @classmethod
-    def empty(cls, config: TextConfig, *, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> "KeyValueCache":
-        """A cache of zeros."""
-        shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
+    def empty(
+        cls, config: TextConfig, *, batch: int, slots: int, dtype: DTypeLike = jnp.float32, copies: int = 1
+    ) -> "KeyValueCache":
+        """A cache of zeros, in which each key head stands so many times, for as many devices."""
+        shape = (config.num_layers, batch, copies * config.num_kv_heads, slots, config.head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     @property
@@ -40,12 +44,33 @@ class KeyValueCache(NamedTuple):
         self,
         layer: Int32[Array, ""],
         runs: "Runs",
-        keys: Float[Array, "B L K H"],
-        values: Float[Array, "B L K H"],
+        keys: Float[Array, "B L k H"],
+        values: Float[Array, "B L k H"],
+        sharding: AttentionSharding | None = None,
     ) -> "KeyValueCache":
-        """The same with keys and values of some tokens in one layer."""
-        new = (x.swapaxes(1, 2)[None] for x in (keys, values))
-        return KeyValueCache(*(_write(old, x.astype(old.dtype), layer, runs) for old, x in zip(self, new, strict=True)))
+        """The same with keys and values of some tokens in one layer.
+
+        Args:
+            layer: its number.
+            runs: where the tokens go.
+            keys, values: of the tokens, of as many heads as the cache has or of fewer, which are repeated.
+            sharding: how the cache is divided over a mesh, if it is.
+        """
+        copies = self.keys.shape[2] // keys.shape[2]
+        new = [x.swapaxes(1, 2)[None].astype(self.keys.dtype) for x in (keys, values)]
+        new = [jnp.repeat(x, copies, axis=2) for x in new] if copies > 1 else new
+        write: Any = _write
+        if sharding is not None:
+            batch, heads = cache_axes(sharding)
+            stored, whole = PartitionSpec(None, batch, heads), Runs(*[PartitionSpec(batch)] * 3)
+            write = jax.shard_map(
+                _write,
+                mesh=sharding.mesh,
+                in_specs=(stored, stored, PartitionSpec(), whole),
+                out_specs=stored,
+                check_vma=False,
+            )
+        return KeyValueCache(*(write(old, x, jnp.asarray(layer), runs) for old, x in zip(self, new, strict=True)))
 
 
 class Runs(NamedTuple):

@@ -132,7 +132,7 @@ class Decoder(nnx.Module):
             (x, cache), (index, layer) = carry, indexed
             with jax.named_scope("attention"):
                 q, k, v = layer.query_key_value(x, rotation)
-                cache = cache.write(index, runs, k, v)
+                cache = cache.write(index, runs, k, v, getattr(layer.attention, "sharding", None))
                 attended = cache_attention(q, *cache, index, spans, like=layer.attention)
             return layer.finish(x, attended), cache
 
