@@ -297,10 +297,7 @@ def lower_pass(
         dtype: of weights, cache and computations.
         sharding: where all of it lies.
     """
-    weights = Weights(abstract_model(config, param_dtype=dtype), sharding)
-    placed = {
-        name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for name, one in weights.parameters.items()
-    }
+    weights, placed = _abstract_weights(config, dtype, sharding)
     return _lower(
         _compiled(weights.structure, weights.platform),
         True,
@@ -313,6 +310,34 @@ def lower_pass(
         dtype=dtype,
         sharding=sharding,
     )
+
+
+def lower_encode(
+    config: ModelConfig, *, side: int, dtype: DTypeLike, sharding: jax.sharding.Sharding
+) -> jax.stages.Lowered:
+    """The encoding of one frame, lowered for devices that need not be there.
+
+    Args:
+        config: the model's sizes.
+        side: patches along a side of the frame.
+        dtype: of weights and computations.
+        sharding: where all of it lies.
+    """
+    weights, placed = _abstract_weights(config, dtype, sharding)
+    patches, units = side * side, side * side // config.vision.spatial_merge_size**2
+    inbox = jax.ShapeDtypeStruct((1, 1, units, config.text.hidden_size), dtype, sharding=sharding)
+    pixels = jax.ShapeDtypeStruct((patches, config.geometry.patch_dim), jnp.uint8, sharding=sharding)
+    grid, zero = np.array([[1, side, side]], np.int32), np.int32(0)
+    return _compiled(weights.structure, weights.platform).encode.lower(placed, inbox, pixels, grid, zero, zero)
+
+
+def _abstract_weights(
+    config: ModelConfig, dtype: DTypeLike, sharding: jax.sharding.Sharding
+) -> tuple[Weights, Parameters]:
+    weights = Weights(abstract_model(config, param_dtype=dtype), sharding)
+    return weights, {
+        name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for name, one in weights.parameters.items()
+    }
 
 
 def _lower(
