@@ -14,6 +14,7 @@ from rich.table import Table
 from swjax.commands.say import console, refuse
 
 if TYPE_CHECKING:
+    from swjax.planning.estimate import Estimate
     from swjax.planning.plan import Plan
 
 NAME = "plan"
@@ -96,10 +97,10 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
         config = load_config(args.config, extra)
         model = _model(args.model, config)
         bundles = stack.enter_context(tempfile.TemporaryDirectory(prefix="swjax-plan-"))
-        folder = None if args.topology == "local" or args.streaming else Path(bundles)
+        folder = None if args.topology == "local" else Path(bundles)
         devices = open_topology(args.topology, slices=args.slices, bundles=folder)
         if args.streaming:
-            return _plan_streaming(args, config, model, devices[0], out)
+            return _plan_streaming(args, config, model, devices[0], folder, out)
         name = args.topology if args.slices == 1 else f"{args.slices} x {args.topology}"
         if not args.search:
             plans = [make_plan(config, model, name, devices, bundles=folder)]
@@ -141,10 +142,13 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
     return 0
 
 
-def _plan_streaming(args: argparse.Namespace, config: Any, model: Any, device: Any, out: Any) -> int:
+def _plan_streaming(
+    args: argparse.Namespace, config: Any, model: Any, device: Any, bundles: Path | None, out: Any
+) -> int:
     from swjax.planning.streaming import plan_streaming
 
-    plan = plan_streaming(model, device, rows=args.rows, size=args.pass_tokens, slots=args.slots, dtype=config.dtype)
+    sizes = {"rows": args.rows, "size": args.pass_tokens, "slots": args.slots}
+    plan = plan_streaming(model, device, **sizes, dtype=config.dtype, bundles=bundles)
     if args.json:
         print(json.dumps(plan.to_json(), indent=2))
         return 0
@@ -164,6 +168,17 @@ def _plan_streaming(args: argparse.Namespace, config: Any, model: Any, device: A
         "frames in meanwhile",
         soft_wrap=True,
     )
+    if plan.advancing is None or plan.encoding is None:
+        return 0
+    out.print(
+        f"estimate: {1e3 * plan.word_seconds:.2f} ms a word, {1e3 * plan.encoding.seconds:.2f} ms to encode a frame of "
+        f"{plan.frame_tokens} tokens; {plan.frames_per_second:,.1f} frames a second of all streams together",
+        soft_wrap=True,
+    )
+    if args.explain:
+        for title, found in (("a pass", plan.advancing), ("encoding a frame", plan.encoding)):
+            out.print(title)
+            _explain_estimate(out, found)
     return 0
 
 
@@ -227,16 +242,21 @@ def _explain(out: Any, plan: Plan) -> None:
     if plan.estimate is None:
         out.print("the compiler gives no cycles for these chips, so nothing can be explained")
         return
-    table = Table("operation", "source", "runs", "seconds", "share", box=None)
-    for one in plan.estimate.schedule.most_expensive():
+    _explain_estimate(out, plan.estimate)
+
+
+def _explain_estimate(out: Any, estimate: Estimate) -> None:
+    table = Table("operation", "source", "runs", "ms", "share", box=None)
+    for one in estimate.schedule.most_expensive():
         what = f"{one.path.rpartition(')/')[2] or one.name}" + (f" ({one.waste})" if one.waste else "")
-        share = f"{one.seconds / plan.expected_seconds:.1%}"
-        table.add_row(what, one.source, f"{one.runs:,.0f}", f"{one.seconds:.4f}", share)
+        share = f"{one.seconds / estimate.seconds:.1%}"
+        table.add_row(what, one.source, f"{one.runs:,.0f}", f"{1e3 * one.seconds:.3f}", share)
     out.print(table)
-    wasted = {kind: seconds for kind, seconds in plan.estimate.schedule.waste().items() if seconds}
-    out.print("nothing but " + ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in wasted.items()), soft_wrap=True)
-    table = Table("kernel", "calls", "seconds", "bundles", "masked", "pairs a bundle", "units full", box=None)
-    for name, kernel in plan.estimate.kernels.items():
+    wasted = {kind: seconds for kind, seconds in estimate.schedule.waste().items() if seconds}
+    listed = ", ".join(f"{kind} {1e3 * seconds:.3f} ms" for kind, seconds in wasted.items())
+    out.print(f"nothing but {listed}", soft_wrap=True)
+    table = Table("kernel", "calls", "ms", "bundles", "masked", "pairs a bundle", "units full", box=None)
+    for name, kernel in estimate.kernels.items():
         bundles = (f"{kernel.bundles:,}", f"{kernel.masked_bundles:,}", f"{kernel.pairs_a_bundle:.0f}")
-        table.add_row(name, f"{kernel.calls:,.0f}", f"{kernel.seconds:.4f}", *bundles, f"{kernel.matrix:.0%}")
+        table.add_row(name, f"{kernel.calls:,.0f}", f"{1e3 * kernel.seconds:.3f}", *bundles, f"{kernel.matrix:.0%}")
     out.print(table)

@@ -23,6 +23,7 @@ from swjax.inference.lane import Lane
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.packing import RowTokens
 from swjax.inference.parts import Share
+from swjax.inference.place import row_shards
 from swjax.inference.prompt import begin_stream
 from swjax.inference.rehearsal import rehearse
 from swjax.inference.room import padded_size
@@ -85,6 +86,8 @@ class BatchEngine:
             raise ValueError("an engine in two places needs a copy of the weights at each; give it the model itself")
         word_slots = slots // 2 if word_slots is None else word_slots
         at = [model] if isinstance(model, Weights) else [Weights(model, one) for one in placement or (None,)]
+        if rows % (shards := row_shards(at[-1].where)):
+            raise ValueError(f"{rows} rows are not divided by the mesh's data x fsdp = {shards}; make them a multiple")
         fewest = at[-1].fewest_tokens
         sizes = Sizes(rows, frame_units, slots, word_slots, max_slots, chunk_sizes, placement is not None, fewest)
         self.config, self._clock, self._sizes = model.config, clock, sizes

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
 
 from swjax.compiler import STREAMING_OPTIONS
@@ -22,11 +23,12 @@ from swjax.inference import rows
 from swjax.inference.memory import Moves, StoredKeys
 from swjax.inference.memory.moved import moved, stored, turned
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
+from swjax.inference.place import CACHE, INBOX, SAID, Where, kept, key_head_copies, put, shape_of
 from swjax.inference.rows import Piece
 from swjax.inference.sampler import GREEDY, SamplingRows, mark_said, sample
 from swjax.inference.weights import Weights, assembled
 from swjax.models.cache import KeyValueCache
-from swjax.models.config import ModelConfig, TextConfig
+from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.parameters import Parameters
 from swjax.streaming import KeySpans
@@ -56,13 +58,15 @@ class Lane:
         frame_units: int,
         inbox_frames: int,
     ):
-        self._compiled = _compiled(weights.decoder.structure, weights.visual.structure, weights.platform)
-        self._config, self._rows, self._sharding = weights.config, rows, weights.sharding
+        self._compiled, self._where = weights.compiled(_compiled), weights.where
+        self._config, self._rows = weights.config, rows
         self.left = left
-        self._decoder, self._visual = self._put(weights.decoder.parameters), self._put(weights.visual.parameters)
+        self._decoder, self._visual = weights.decoder.parameters, weights.visual.parameters
         text, dtype = self._config.text, self._decoder["embedding_vd"].dtype
-        self._cache = self._put(KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype))
-        self._said = self._put(jnp.zeros((rows, text.vocab_size), bool))
+        copies = key_head_copies(self._where, self._config)
+        cache = KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype, copies=copies)
+        self._cache = put(self._where, cache, CACHE)
+        self._said = put(self._where, jnp.zeros((rows, text.vocab_size), bool), SAID)
         self._sinks: dict[tuple[int, bool], Piece] = {}
         self._frame_sizes: set[int] = set()
         self._sizes_open = MAX_FRAME_SIZES
@@ -82,7 +86,7 @@ class Lane:
         self.frame_units, self.inbox_frames = frame_units, inbox_frames
         self._largest_frame = frame_units * self._config.vision.spatial_merge_size**2
         shape = (self._rows, inbox_frames, frame_units, self._config.text.hidden_size)
-        self._inbox = self._put(jnp.zeros(shape, self._cache.keys.dtype))
+        self._inbox = put(self._where, jnp.zeros(shape, self._cache.keys.dtype), INBOX)
 
     @property
     def slots(self) -> int:
@@ -101,7 +105,7 @@ class Lane:
 
     def grow(self, left: int, right: int) -> None:
         """Add slots to every row."""
-        self._cache = self._put(self._cache.grown(left, right))
+        self._cache = put(self._where, self._cache.grown(left, right), CACHE)
         self.left += left
 
     def prepare(self, slots: int) -> Future[None]:
@@ -123,13 +127,13 @@ class Lane:
                 self._compiled,
                 with_head,
                 self._decoder,
-                text=self._config.text,
+                self._config,
                 rows=self._rows,
                 size=size,
                 slots=slots,
                 inbox=(self.inbox_frames, self.frame_units),
                 dtype=self._cache.keys.dtype,
-                sharding=self._sharding,
+                where=self._where,
             ).compile()
 
     def forget(self, row: int) -> None:
@@ -139,7 +143,8 @@ class Lane:
         values by zero, and zero times a NaN is a NaN.
         """
         self._sinks = {key: piece for key, piece in self._sinks.items() if key[0] != row}
-        self._cache, self._said = rows.clean(self._cache, self._said, np.int32(row))
+        cache, said = rows.clean(self._cache, self._said, np.int32(row))
+        self._cache, self._said = put(self._where, cache, CACHE), put(self._where, said, SAID)
 
     def warm_up(self, grid_hw: tuple[int, int] | None, passes: Collection[tuple[int, bool]]) -> None:
         """Compile what streams need, at the same time where there are cores for it, and run it once.
@@ -222,7 +227,8 @@ class Lane:
 
     def put(self, row: int, first: int, piece: Piece) -> None:
         """Store keys and values that another lane has computed; they are moved to this lane's devices first."""
-        self._cache = rows.store(self._cache, np.int32(row), np.int32(first), self.fetch(piece))
+        cache = rows.store(self._cache, np.int32(row), np.int32(first), self.fetch(piece))
+        self._cache = put(self._where, cache, CACHE)
 
     def move(self, row: int, moves: Moves, origin: int) -> None:
         """Move keys and values of a row, all at once; returns before it is done.
@@ -233,7 +239,7 @@ class Lane:
             origin: slot of this lane's cache at which the stream's first source is stored.
         """
         rotary = self._config.text.rotary
-        self._cache = moved(self._cache, row, moves, origin, rotary)
+        self._cache = put(self._where, moved(self._cache, row, moves, origin, rotary), CACHE)
         for sinks in moves.sinks:
             first, key = origin + sinks.first, (row, sinks.are_words)
             if sinks.turn.any():
@@ -248,7 +254,7 @@ class Lane:
         """Forget of what has been said in a row all but some words, so that a repetition penalty is for these alone."""
         padded = np.full(self.slots, self._config.text.vocab_size, np.int32)
         padded[: len(words)] = words
-        self._said = rows.remember(self._said, np.int32(row), padded)
+        self._said = put(self._where, rows.remember(self._said, np.int32(row), padded), SAID)
 
     def read(self, row: int, slots: Int32[np.ndarray, "S"], origin: int) -> StoredKeys:
         """A copy of the keys and values of some slots of a row, and what may be asked about them.
@@ -278,14 +284,11 @@ class Lane:
 
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
-        return piece if self._sharding is None else jax.device_put(piece, self._sharding)
-
-    def _put(self, arrays: Any) -> Any:
-        return arrays if self._sharding is None else jax.device_put(arrays, self._sharding)
+        return jax.device_put(piece, self._where) if isinstance(self._where, Sharding) else piece
 
 
 def lower_pass(
-    config: ModelConfig, *, rows: int, size: int, slots: int, dtype: DTypeLike, sharding: jax.sharding.Sharding
+    config: ModelConfig, *, rows: int, size: int, slots: int, dtype: DTypeLike, where: Where
 ) -> jax.stages.Lowered:
     """The pass that a lane runs, lowered for devices that need not be there.
 
@@ -295,52 +298,62 @@ def lower_pass(
         size: tokens of a row, of frames and words together.
         slots: of every row's cache.
         dtype: of weights, cache and computations.
-        sharding: where all of it lies.
+        where: all of it lies.
     """
-    weights = Weights(abstract_model(config, param_dtype=dtype), sharding)
-    placed = {
-        path: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding)
-        for path, one in weights.decoder.parameters.items()
-    }
+    weights = Weights(abstract_model(config, param_dtype=dtype), where)
     return _lower(
-        _compiled(weights.decoder.structure, weights.visual.structure, weights.platform),
+        weights.compiled(_compiled),
         True,
-        placed,
-        text=config.text,
+        weights.decoder.parameters,
+        config,
         rows=rows,
         size=size,
         slots=slots,
         inbox=(1, size),
         dtype=dtype,
-        sharding=sharding,
+        where=where,
     )
+
+
+def lower_encode(config: ModelConfig, *, side: int, dtype: DTypeLike, where: Where) -> jax.stages.Lowered:
+    """The encoding of one frame, lowered for devices that need not be there.
+
+    Args:
+        config: the model's sizes.
+        side: patches along a side of the frame.
+        dtype: of weights and computations.
+        where: all of it lies.
+    """
+    weights = Weights(abstract_model(config, param_dtype=dtype), where)
+    patches, units = side * side, side * side // config.vision.spatial_merge_size**2
+    inbox = shape_of(where, jax.ShapeDtypeStruct((1, 1, units, config.text.hidden_size), dtype), INBOX)
+    pixels = shape_of(where, jax.ShapeDtypeStruct((patches, config.geometry.patch_dim), jnp.uint8), "--")
+    grid, zero = np.array([[1, side, side]], np.int32), np.int32(0)
+    return weights.compiled(_compiled).encode.lower(weights.visual.parameters, inbox, pixels, grid, zero, zero)
 
 
 def _lower(
     compiled: "_Compiled",
     with_head: bool,
     parameters: Parameters,
+    config: ModelConfig,
     *,
-    text: TextConfig,
     rows: int,
     size: int,
     slots: int,
     inbox: tuple[int, int],
     dtype: DTypeLike,
-    sharding: jax.sharding.Sharding | None,
+    where: Where,
 ) -> jax.stages.Lowered:
-    def make() -> tuple[Any, ...]:
-        return (
-            KeyValueCache.empty(text, batch=rows, slots=slots, dtype=dtype),
-            jnp.zeros((rows, text.vocab_size), bool),
-            jnp.zeros((rows, *inbox, text.hidden_size), dtype),
-        )
-
-    def place(one: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding)
-
+    text, copies = config.text, key_head_copies(where, config)
+    cache = jax.eval_shape(lambda: KeyValueCache.empty(text, batch=rows, slots=slots, dtype=dtype, copies=copies))
+    state = (
+        jax.tree.map(lambda one: shape_of(where, one, CACHE), cache),
+        shape_of(where, jax.ShapeDtypeStruct((rows, text.vocab_size), bool), SAID),
+        shape_of(where, jax.ShapeDtypeStruct((rows, *inbox, text.hidden_size), dtype), INBOX),
+    )
     packed = np.zeros((rows, size + 1, COLUMNS), np.int32)
-    return compiled.advance.lower(with_head, parameters, *jax.tree.map(place, jax.eval_shape(make)), packed)
+    return compiled.advance.lower(with_head, parameters, *state, packed)
 
 
 class _Compiled(NamedTuple):
@@ -353,12 +366,12 @@ class _Compiled(NamedTuple):
 
 
 @functools.cache
-def _compiled(decoder: nnx.GraphDef, visual: nnx.GraphDef, platform: str) -> _Compiled:
+def _compiled(decoder: nnx.GraphDef, visual: nnx.GraphDef, platform: str, mesh: Mesh | None) -> _Compiled:
     """Bound to the structures, whose hash, were it an argument, each call would compute: half a millisecond."""
     jit = functools.partial(jax.jit, compiler_options=STREAMING_OPTIONS.get(platform))
     return _Compiled(
-        jit(functools.partial(_encode, visual), donate_argnums=1),
-        jit(functools.partial(_advance, decoder), static_argnums=0, donate_argnums=(2, 3)),
+        jit(functools.partial(_encode, visual, mesh), donate_argnums=1),
+        jit(functools.partial(_advance, decoder, mesh), static_argnums=0, donate_argnums=(2, 3)),
         jit(functools.partial(_attend, decoder)),
         jit(functools.partial(_surprise, decoder)),
     )
@@ -366,6 +379,7 @@ def _compiled(decoder: nnx.GraphDef, visual: nnx.GraphDef, platform: str) -> _Co
 
 def _encode(
     structure: nnx.GraphDef,
+    mesh: Mesh | None,
     parameters: Parameters,
     inbox: Array,
     patches: Array,
@@ -374,11 +388,13 @@ def _encode(
     cell: Array,
 ) -> Array:
     features = assembled(structure, parameters)(patches[None], grid_thw[None])
-    return jax.lax.dynamic_update_slice(inbox, features[None].astype(inbox.dtype), (row, cell, 0, 0))
+    inbox = jax.lax.dynamic_update_slice(inbox, features[None].astype(inbox.dtype), (row, cell, 0, 0))
+    return kept(mesh, inbox, INBOX)
 
 
 def _advance(
     structure: nnx.GraphDef,
+    mesh: Mesh | None,
     with_head: bool,
     parameters: Parameters,
     cache: KeyValueCache,
@@ -388,15 +404,18 @@ def _advance(
 ) -> tuple[Int32[Array, "B"], KeyValueCache, Bool[Array, "B V"]]:
     decoder, batch = assembled(structure, parameters), Batch.unpack(packed)
     x = decoder.embed(batch.token_ids)
-    rows = jnp.arange(x.shape[0])
-    flat = inbox.reshape(inbox.shape[0], -1, inbox.shape[-1])
-    features = flat[rows[:, None], jnp.maximum(batch.features, 0)]
+    # Looked up row by row, so that rows on different devices need nothing of one another.
+    features = jax.vmap(lambda of_row, at: of_row.reshape(-1, of_row.shape[-1])[at])(
+        inbox, jnp.maximum(batch.features, 0)
+    )
     x = jnp.where(batch.features[..., None] >= 0, features.astype(x.dtype), x)
     hidden, cache = decoder.extend(x, batch.positions, batch.spans, cache, batch.slots)
+    cache = kept(mesh, cache, CACHE)
     if not with_head:
-        return jnp.zeros(len(rows), jnp.int32), cache, said
-    chosen = sample(decoder.logits(hidden[rows, batch.last]), said, batch.choices)
-    return chosen, cache, mark_said(said, chosen, batch.speaks, batch.choices)
+        return jnp.zeros(len(x), jnp.int32), cache, said
+    last = jax.vmap(lambda of_row, at: of_row[at])(hidden, batch.last)
+    chosen = sample(decoder.logits(last), said, batch.choices)
+    return chosen, cache, kept(mesh, mark_said(said, chosen, batch.speaks, batch.choices), SAID)
 
 
 def _row_of(cache: KeyValueCache, row: Array) -> KeyValueCache:

@@ -1,20 +1,26 @@
 """A model's weights, as they are best held on the devices on which it streams."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from swjax.compiler import WIDTH_TILES
 from swjax.hub import CheckpointError
+from swjax.inference.place import Where, attention_on, check_mesh, platform_of, put_parameters
+from swjax.mesh import ConstrainOnMesh
 from swjax.models.decoder_layer import GatedLayer
+from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, merge_parameters, split_parameters, widened
+
+Result = TypeVar("Result")
 
 Model = VideoLanguageModel
 """What can stream: a model of any family."""
@@ -38,14 +44,15 @@ class Held:
     parameters: Parameters
 
     @classmethod
-    def of(cls, module: nnx.Module) -> "Held":
-        """The module taken apart."""
+    def of(cls, module: nnx.Module, where: Where, *, whole: bool = False) -> "Held":
+        """The module taken apart, its parameters where they are to lie (`put_parameters`)."""
         structure, parameters = split_parameters(module)
         alike: defaultdict[str, Parameters] = defaultdict(dict)
         for path, leaf in parameters.items():
             shared = "/".join(ANY_LAYER if part.isdigit() else part for part in path.split("/"))
             alike[shared if leaf.size < SMALL else path][path] = leaf
-        return cls(structure, {path: _stacked(path, leaves) for path, leaves in alike.items()})
+        stacked = {path: _stacked(path, leaves) for path, leaves in alike.items()}
+        return cls(structure, put_parameters(where, stacked, whole=whole))
 
 
 def assembled(structure: nnx.GraphDef[Any], parameters: Mapping[str, Any]) -> Any:
@@ -74,41 +81,57 @@ class Weights:
 
     Args:
         model: the model, real or abstract.
-        sharding: where the parameters are to lie; None leaves them where they are.
+        where: the parameters are to lie: a sharding for all of them, a mesh (`swjax.mesh.make_mesh`) over whose axes
+            they are divided as in training, or None, which leaves them where they are.
 
     Attributes:
         config: the model's.
         platform: of the devices that they are for.
         decoder, visual: its halves, as passes and frames need them.
-        sharding: as above.
+        where: as above.
 
     Raises:
         CheckpointError: if a parameter of a real model has values that are not finite.
+        ValueError: if the mesh does not divide the model.
     """
 
-    def __init__(self, model: VideoLanguageModel, sharding: jax.sharding.Sharding | None = None):
-        self.config, self.sharding = model.config, sharding
-        self.platform = _platform(sharding)
-        check_finite(split_parameters(model)[1])
+    def __init__(self, model: VideoLanguageModel, where: Where = None):
+        self.config, self.where, self.platform = model.config, where, platform_of(where)
+        parameters = split_parameters(model)[1]
+        check_finite(parameters)
+        visual = model
+        if isinstance(where, Mesh):
+            check_mesh(where, self.config)
+            attention, of_frames = attention_on(where)
+            structures = (
+                abstract_model(self.config, attention=attention, constrain=ConstrainOnMesh(where)),
+                abstract_model(self.config, vision_attention=of_frames),
+            )
+            model, visual = (merge_parameters(split_parameters(one)[0], parameters) for one in structures)
+        decoder, visual = self._held(model), self._held(visual)
+        self.decoder, self.visual = Held.of(decoder.decoder, where), Held.of(visual.visual, where, whole=True)
+
+    def _held(self, model: VideoLanguageModel) -> VideoLanguageModel:
+        """The model with layers of their own, and for a single GPU with fewer and wider products."""
         held = model if self.platform == "tpu" else model.with_layers_apart()
-        if self.platform == "gpu":
+        if self.platform == "gpu" and not isinstance(self.where, Mesh):
             structure, parameters = split_parameters(held)
             held = merge_parameters(structure, widened(parameters, WIDTH_TILES["gpu"]))
             layers: Any = held.decoder.layers
             for layer in layers:
                 if isinstance(layer, GatedLayer):
                     layer.merge_products()
-        self.decoder, self.visual = Held.of(held.decoder), Held.of(held.visual)
+        return held
+
+    def compiled(self, make: Callable[..., Result]) -> Result:
+        """What is compiled of these weights' structures, by a function that remembers it."""
+        mesh = self.where if isinstance(self.where, Mesh) else None
+        return make(self.decoder.structure, self.visual.structure, self.platform, mesh)
 
     @property
     def fewest_tokens(self) -> int:
         """What a pass should have of tokens, at least, in all of its rows together."""
         return 8 if self.platform == "gpu" else 1  # fewer are not given to cuBLAS, and take longer
-
-
-def _platform(sharding: jax.sharding.Sharding | None) -> str:
-    device: jax.Device = jax.devices()[0] if sharding is None else next(iter(sharding.device_set))
-    return str(device.platform)
 
 
 def check_finite(parameters: Parameters) -> None:

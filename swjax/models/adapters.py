@@ -5,6 +5,10 @@ and the model computes x W + alpha / rank * (x A) B, which is x (W + alpha / ran
 like W, and named like it with the letter r for the rank, so that whatever reads the letters, as sharding does, treats
 them as any other: beside `decoder/layers/o_weight_nhd` stand `decoder/layers/o_lora_a_nhr` and
 `decoder/layers/o_lora_b_rd`.
+
+An adapted weight does not train, so it may be held in int8 with a scale for each of its outputs beside it,
+`decoder/layers/o_scale_d` (as in QLoRA, https://arxiv.org/abs/2305.14314, but with twice its bits and no table to look
+numbers up in).
 """
 
 import math
@@ -71,8 +75,33 @@ def choose_targets(targets: Sequence[str], paths: Iterable[str]) -> list[str]:
 def adapter_paths(path: str) -> tuple[str, str]:
     """The paths of A and B for a weight's path."""
     inputs, outputs = _axes(path)
-    stem = path.rsplit("_", 1)[0].removesuffix("_weight")
-    return f"{stem}_lora_a_{inputs}r", f"{stem}_lora_b_r{outputs}"
+    return f"{_stem(path)}_lora_a_{inputs}r", f"{_stem(path)}_lora_b_r{outputs}"
+
+
+def scale_path(path: str) -> str:
+    """The path of the scales of a weight that is held in int8."""
+    return f"{_stem(path)}_scale_{_axes(path)[1]}"
+
+
+def in_int8(parameters: Mapping[str, Any], targets: Iterable[str]) -> Parameters:
+    """Parameters with some weights in int8, each with its scales beside it, in the dtype that the weight had. Pure.
+
+    A scale is a 127th of the largest number of an output's; one that is rounded makes all of its numbers smaller or
+    larger before they are, so it adds no error of its own.
+
+    Args:
+        parameters: of a model, by path.
+        targets: paths of weights, from `choose_targets`.
+    """
+    held = dict(parameters)
+    for path in targets:
+        weight, contracted = parameters[path], _contracted_axes(path, parameters[path].ndim)
+        largest = jnp.abs(weight).max(axis=contracted)
+        scale = jnp.where(largest == 0, 1, largest.astype(jnp.float32) / 127).astype(weight.dtype)
+        whole = weight.astype(jnp.float32) / jnp.expand_dims(scale, contracted).astype(jnp.float32)
+        held[path] = jnp.clip(jnp.round(whole), -127, 127).astype(jnp.int8)
+        held[scale_path(path)] = scale
+    return held
 
 
 def adapter_shapes(shapes: Mapping[str, Shape], targets: Sequence[str], rank: int) -> dict[str, Shape]:
@@ -123,11 +152,13 @@ class AdaptedWeight:
         path: of the weight.
         alpha: numerator of the scale.
         dtype: of the computations.
+        scale: of each output, where the weight is held in int8; otherwise None.
     """
 
     weight: Any
     down: Any
     up: Any
+    scale: Any
     path: str = field(metadata={"static": True})
     alpha: float = field(metadata={"static": True})
     dtype: Any = field(metadata={"static": True})
@@ -146,7 +177,10 @@ class AdaptedWeight:
         # Every process, and the export, must come to the same weights: no bfloat16 passes on a TPU.
         axes = _product_axes(self.path, self.weight.ndim)
         product = jnp.einsum(axes, self.scaled_down, self.up, precision=jax.lax.Precision.HIGHEST)
-        return (self.weight + product).astype(self.dtype)[index]
+        weight = self.weight
+        if self.scale is not None:
+            weight = weight * jnp.expand_dims(self.scale, _contracted_axes(self.path, weight.ndim))
+        return (weight + product).astype(self.dtype)[index]
 
 
 def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DTypeLike) -> Parameters:
@@ -161,11 +195,12 @@ def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DType
     """
     attached: Parameters = {}
     for path, leaf in parameters.items():
-        if is_adapter(path):
+        if is_beside(path):
             continue
         a, b = adapter_paths(path) if linear_axes(path) else ("", "")
         if a in parameters:
-            attached[path] = AdaptedWeight(leaf, parameters[a], parameters[b], path, alpha, jnp.dtype(dtype))
+            scale = parameters.get(scale_path(path))
+            attached[path] = AdaptedWeight(leaf, parameters[a], parameters[b], scale, path, alpha, jnp.dtype(dtype))
         else:
             attached[path] = leaf.astype(dtype)
     return attached
@@ -173,12 +208,25 @@ def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DType
 
 def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str, StoredArray]:
     """The plain model's parameters on disk: a weight gets what its adapter adds, block by block when it is read."""
-    merged = {path: array for path, array in stored.items() if not is_adapter(path)}
+    merged = {path: array for path, array in stored.items() if not is_beside(path)}
     for path in [path for path in merged if linear_axes(path)]:
         a, b = adapter_paths(path)
+        if scale_path(path) in stored:
+            merged[path] = _scaled(path, stored[path], stored[scale_path(path)])
         if a in stored:
-            merged[path] = _merged(path, stored[path], stored[a], stored[b], alpha)
+            merged[path] = _merged(path, merged[path], stored[a], stored[b], alpha)
     return merged
+
+
+def _scaled(path: str, weight: StoredArray, scale: StoredArray) -> StoredArray:
+    contracted = _contracted_axes(path, len(weight.shape))
+
+    def read(block: Block) -> np.ndarray:
+        scales = scale.read(tuple(part for axis, part in enumerate(block) if axis not in contracted))
+        numbers = weight.read(block) * np.expand_dims(scales.astype(np.float32), contracted)
+        return numbers.astype(scale.dtype)
+
+    return StoredArray(weight.shape, scale.dtype, read, weight.rows)
 
 
 def _merged(path: str, weight: StoredArray, a: StoredArray, b: StoredArray, alpha: float) -> StoredArray:
@@ -203,6 +251,16 @@ def _product_axes(path: str, ndim: int) -> str:
     return f"{layers}{inputs}r,{layers}r{outputs}->{layers}{letters}"
 
 
+def _contracted_axes(path: str, ndim: int) -> tuple[int, ...]:
+    """Where a weight of so many axes has those that it contracts."""
+    inputs, letters = _axes(path)[0], path.rsplit("_", 1)[1]
+    return tuple(ndim - len(letters) + letters.index(letter) for letter in inputs)
+
+
+def _stem(path: str) -> str:
+    return path.rsplit("_", 1)[0].removesuffix("_weight")
+
+
 def _axes(path: str) -> tuple[str, str]:
     found = linear_axes(path)
     if found is None:
@@ -213,3 +271,8 @@ def _axes(path: str) -> tuple[str, str]:
 def is_adapter(path: str) -> bool:
     """Whether a parameter is one of an adapter."""
     return "_lora_a_" in path or "_lora_b_" in path
+
+
+def is_beside(path: str) -> bool:
+    """Whether a parameter stands beside a weight of the plain model: one of an adapter, or its scales in int8."""
+    return is_adapter(path) or "_scale_" in path

@@ -62,11 +62,11 @@ class KeyValueCache(NamedTuple):
         write: Any = _write
         if sharding is not None:
             batch, heads = cache_axes(sharding)
-            stored, whole = PartitionSpec(None, batch, heads), Runs(*[PartitionSpec(batch)] * 3)
+            stored, of_rows = PartitionSpec(None, batch, heads), PartitionSpec(batch)
             write = jax.shard_map(
                 _write,
                 mesh=sharding.mesh,
-                in_specs=(stored, stored, PartitionSpec(), whole),
+                in_specs=(stored, stored, PartitionSpec(), of_rows),
                 out_specs=stored,
                 check_vma=False,
             )

@@ -62,7 +62,8 @@ def project(
     if isinstance(held, AdaptedWeight):
         down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
         added = _product(_product(x, down, f"{axes[:2]}r", constrain), up, axes, constrain)
-        product = _product(x, held.weight.astype(held.dtype), axes, constrain) + added
+        product = _product(x, held.weight.astype(held.dtype), axes, constrain)
+        product = (product if held.scale is None else product * held.scale.astype(held.dtype)) + added
     else:
         product = _product(x, held, axes, constrain)
     return checkpoint_name(product, WIDE_PROJECTION if axes[-1] == "F" else PROJECTION)

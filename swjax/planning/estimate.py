@@ -89,12 +89,14 @@ def estimate(
     model: ModelConfig,
     decoder: Sequence[tuple[KeySpans, int]],
     vision: Sequence[tuple[KeySpans, int]],
+    slots: int | None = None,
     blocks: TPUBlocks | None = None,
 ) -> Estimate:
     """Adds up the time of one run on one chip.
 
     A kernel takes its tiles of keys, each as many cycles as it has bundles or as its products take on the matrix units,
-    whichever is more, and what begins and ends a block of rows; fetching is taken to be hidden.
+    whichever is more, and what begins and ends a block of rows. Forward, it takes no less than fetching its tiles does;
+    otherwise fetching is taken to be hidden.
 
     Args:
         text: `compiled.as_text()`.
@@ -102,6 +104,7 @@ def estimate(
         chip: with a clock.
         model: sizes.
         decoder, vision: spans of a full row, each with the number of layers that have them, from `spans_of_layers`.
+        slots: of the cache that the decoder attends to; None where it attends to the row itself.
         blocks: of the kernels; the defaults if None.
 
     Raises:
@@ -115,7 +118,7 @@ def estimate(
 
     def kernel_cycles(call: Instruction) -> float:
         if call.name not in cycles:
-            cycles[call.name] = _kernel(call, scheduled, chip, model, decoder, vision, sizes)
+            cycles[call.name] = _kernel(call, scheduled, chip, model, decoder, vision, slots, sizes)
         return cycles[call.name][0]
 
     schedule = read_schedule(text, clock=chip.clock, link_bandwidth=chip.link_bandwidth, kernel_cycles=kernel_cycles)
@@ -134,6 +137,7 @@ def _kernel(
     model: ModelConfig,
     decoder: Sequence[tuple[KeySpans, int]],
     vision: Sequence[tuple[KeySpans, int]],
+    slots: int | None,
     sizes: TPUBlocks,
 ) -> tuple[float, KernelEstimate]:
     """Cycles of one call on one chip, and what is known of the kernel; `calls` and `seconds` are left at zero."""
@@ -152,7 +156,8 @@ def _kernel(
     largest = sizes.backward_keys if is_keys else sizes.keys
     length = len(layers[0][0].start)
     q = jax.ShapeDtypeStruct((1, length, group, part.head_dim), jnp.bfloat16)
-    plan = make_plan(q, 1, length, sizes, largest)  # type: ignore[arg-type]
+    num_keys = length if is_vision or slots is None else slots
+    plan = make_plan(q, 1, num_keys, sizes, largest)  # type: ignore[arg-type]
     counts = np.array([np.multiply(count_tiles(spans, plan), number) for spans, number in layers]).sum(axis=0)
     whole, masked = (float(count) / sum(number for _, number in layers) for count in counts)
     # All of a row's blocks are on one chip, or as many as the context axis leaves there.
@@ -166,6 +171,9 @@ def _kernel(
         + masked * max(tile_blocks[-1].bundles, in_units)
         + plan.num_row_blocks * others
     )
+    if products == 2:  # with few queries, fetching keys and values takes longer than all that is done with them
+        fetched = 2 * float(heads) * (whole + masked) * plan.tile * width * plan.itemsize
+        cycles = max(cycles, fetched / chip.memory_bandwidth * (chip.clock or 0.0) * chip.cores)
     pairs = plan.tile * plan.group * plan.queries
     return cycles / chip.cores, KernelEstimate(
         bundles=tile_blocks[0].bundles,

@@ -23,6 +23,7 @@ from swjax.planning.bundles import dump_to, emptied
 from swjax.planning.estimate import Estimate
 from swjax.planning.estimate import estimate as estimate_time
 from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
+from swjax.planning.kept import REFUSED, keep, kept_file, read_kept
 from swjax.planning.work import full_rows, kernel_flops, spans_of_layers
 from swjax.training.flops import Rows, model_flops
 from swjax.training.program import Program, batch_shapes, fit_rows, make_program
@@ -189,6 +190,7 @@ def make_plan(
     Raises:
         ConfigError: if the mesh or the batch do not fit the devices.
         OutOfMemoryError: if the compiler refuses because a chip's memory is too small.
+        StorageError: the folder of what was planned before belongs to another user (`swjax.planning.kept`).
     """
     chip = chip_of(devices[0].device_kind)
     config = fit_rows(config, devices=devices)
@@ -196,8 +198,17 @@ def make_plan(
     batch = batch_shapes(config, model, program, tokens=config.data.max_tokens, patches=config.data.max_patches)
     began = time.monotonic()
     lowered = program.train_step.lower(program.shapes, batch)  # type: ignore[attr-defined]
+    file = kept_file(lowered, topology, [str(device) for device in devices], config.to_json(), model, bundles is None)
+    if (kept := read_kept(file)) is not None:
+        if REFUSED in kept:
+            raise OutOfMemoryError(kept[REFUSED])
+        return Plan(**kept | {"rows": Rows(**kept["rows"])})
     with nullcontext() if bundles is None else emptied(bundles):
-        compiled = compile_or_refuse(lowered)
+        try:
+            compiled = compile_or_refuse(lowered)
+        except OutOfMemoryError as error:
+            keep(file, {REFUSED: str(error)})
+            raise
         estimate = None if bundles is None else _estimate(compiled, bundles, chip, config, model)
     compile_seconds = time.monotonic() - began
     rows = full_rows(
@@ -214,7 +225,7 @@ def make_plan(
     costs = _costs(compiled, program)
     flops = None if costs is None else costs.flops + _in_kernels(costs, model, rows, program.mesh.size)
     memory: Any = compiled.memory_analysis()
-    return Plan(
+    plan = Plan(
         topology=topology,
         device_kind=devices[0].device_kind,
         num_devices=len(devices),
@@ -237,6 +248,8 @@ def make_plan(
         estimate=estimate,
         compile_seconds=compile_seconds,
     )
+    keep(file, plan)
+    return plan
 
 
 def _estimate(

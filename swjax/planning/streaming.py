@@ -1,18 +1,27 @@
-"""Compiles the pass of the streaming engine for a chip that is not at hand, and says what it takes."""
+"""Compiles the passes of the streaming engine for a chip that is not at hand, and says what they take."""
 
 import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from swjax.chips import chip_of
-from swjax.inference.lane import lower_pass
+from swjax.inference.lane import lower_encode, lower_pass
 from swjax.models.config import ModelConfig
+from swjax.planning.bundles import emptied
+from swjax.planning.estimate import Estimate
+from swjax.planning.estimate import estimate as estimate_time
 from swjax.planning.hlo import read_costs
 from swjax.planning.plan import compile_or_refuse, peak_memory
+from swjax.planning.work import spans_of_frame
+from swjax.streaming import KeySpans
 
 
 @dataclass(frozen=True)
@@ -21,17 +30,21 @@ class StreamingPlan:
 
     Attributes:
         device_kind: the chip.
-        rows, size, slots: streams, tokens of each in a pass, and slots of each one's cache.
+        rows, size, slots: streams, tokens of each in a pass, and slots of each one's cache, all of which are seen.
+        frame_tokens: of a frame of 448 x 448 pixels.
         weights, cache, temporary, peak, capacity: bytes of memory.
         moved: bytes from and to memory; None where the compiler shows no program text.
         flops: operations of products; attention, which at this size moves more than it computes, is not counted.
         seconds: resource -> least time of a pass.
+        advancing: the time of a pass by the compiler's own clock; None where it gives no cycles.
+        encoding: that of the vision tower on one frame; None likewise.
     """
 
     device_kind: str
     rows: int
     size: int
     slots: int
+    frame_tokens: int
     weights: int
     cache: int
     temporary: int
@@ -40,11 +53,26 @@ class StreamingPlan:
     moved: float | None
     flops: float | None
     seconds: dict[str, float]
+    advancing: Estimate | None
+    encoding: Estimate | None
 
     @property
     def pass_seconds(self) -> float:
-        """What the busiest resource takes."""
+        """The roofline: what the busiest resource takes."""
         return max(self.seconds.values())
+
+    @property
+    def word_seconds(self) -> float:
+        """From one word of a stream to the next: a pass, by the estimate where there is one."""
+        return self.pass_seconds if self.advancing is None else self.advancing.seconds
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Frames of all streams together that are encoded and read while every stream speaks a word a pass."""
+        if self.encoding is None:
+            return None
+        passes = self.frame_tokens / (self.size - 1) if self.size > 1 else float("inf")
+        return self.rows / (passes * self.word_seconds + self.rows * self.encoding.seconds)
 
     @property
     def spare(self) -> float:
@@ -53,13 +81,25 @@ class StreamingPlan:
 
     def to_json(self) -> dict[str, Any]:
         """All figures, plain."""
-        return dataclasses.asdict(self) | {"pass_seconds": self.pass_seconds, "spare": self.spare}
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("advancing", "encoding"):
+            plain[name] = plain[name] and plain[name].to_json()
+        return plain | {
+            name: getattr(self, name) for name in ("pass_seconds", "word_seconds", "frames_per_second", "spare")
+        }
 
 
 def plan_streaming(
-    model: ModelConfig, device: jax.Device, *, rows: int, size: int, slots: int, dtype: str
+    model: ModelConfig,
+    device: jax.Device,
+    *,
+    rows: int,
+    size: int,
+    slots: int,
+    dtype: str,
+    bundles: Path | None = None,
 ) -> StreamingPlan:
-    """Compile a pass in which every row speaks a word and takes in a part of a frame.
+    """Compile a pass in which every row speaks a word and takes in a part of a frame, and the encoding of a frame.
 
     Args:
         model: its sizes.
@@ -68,6 +108,8 @@ def plan_streaming(
         size: tokens of a row in one pass.
         slots: of each stream's cache.
         dtype: of weights and cache.
+        bundles: the folder that the compiler writes the bundles of kernels to, as `open_topology` was told; it is
+            emptied. None leaves the estimates out.
 
     Raises:
         OutOfMemoryError: if the compiler refuses because the chip's memory is too small.
@@ -75,8 +117,25 @@ def plan_streaming(
     chip = chip_of(device.device_kind)
     sharding = SingleDeviceSharding(device)
     width = jnp.dtype(dtype).itemsize
-    compiled = compile_or_refuse(
-        lower_pass(model, rows=rows, size=size, slots=slots, dtype=jnp.dtype(dtype), sharding=sharding)
+    of_frame, side = spans_of_frame(model)
+    all_seen = KeySpans(np.zeros(size, np.int32), np.full(size, slots, np.int32))
+    decoder = [(all_seen, model.text.num_layers)]
+
+    def compiled_and_timed(
+        lowered: jax.stages.Lowered, vision: Sequence[tuple[KeySpans, int]]
+    ) -> tuple[jax.stages.Compiled, Estimate | None]:
+        with nullcontext() if bundles is None else emptied(bundles):
+            compiled = compile_or_refuse(lowered)
+            if bundles is None or chip.clock is None:
+                return compiled, None
+            text = compiled.as_text() or ""
+            return compiled, estimate_time(
+                text, bundles, chip=chip, model=model, decoder=decoder, vision=vision, slots=slots
+            )
+
+    _, encoding = compiled_and_timed(lower_encode(model, side=side, dtype=jnp.dtype(dtype), where=sharding), of_frame)
+    compiled, advancing = compiled_and_timed(
+        lower_pass(model, rows=rows, size=size, slots=slots, dtype=jnp.dtype(dtype), where=sharding), of_frame
     )
     memory: Any = compiled.memory_analysis()
     text = model.text
@@ -94,6 +153,7 @@ def plan_streaming(
         rows=rows,
         size=size,
         slots=slots,
+        frame_tokens=side * side // model.vision.spatial_merge_size**2,
         weights=memory.argument_size_in_bytes - cache,
         cache=cache,
         temporary=memory.temp_size_in_bytes,
@@ -102,4 +162,6 @@ def plan_streaming(
         moved=moved,
         flops=flops,
         seconds=seconds,
+        advancing=advancing,
+        encoding=encoding,
     )

@@ -41,6 +41,24 @@ def spans_of_layers(
     return [(layout.spans, model.text.num_layers)], _vision_spans(model, frames, side)
 
 
+def spans_of_frame(model: ModelConfig) -> tuple[list[tuple[KeySpans, int]], int]:
+    """The spans of one frame of 448 x 448 pixels in the vision tower, each with the number of its layers, and its side.
+
+    Args:
+        model: its sizes.
+
+    Returns:
+        The spans, and the frame's patches along a side.
+    """
+    side = _side(model)
+    return _vision_spans(model, 1, side), side
+
+
+def _side(model: ModelConfig) -> int:
+    merge = model.vision.spatial_merge_size
+    return 448 // (model.vision.patch_size * merge) * merge  # patches: frames of 448 x 448 pixels
+
+
 def _layout(
     model: ModelConfig, *, tokens: int, patches: int, wait_k: int, variant: str
 ) -> tuple[StreamLayout, int, int]:
@@ -48,7 +66,7 @@ def _layout(
     special, word = SpecialTokens(*range(8)), 8  # any ids: the spans alone are looked at
     merge = model.vision.spatial_merge_size
     room = tokens - PROMPT_TOKENS
-    side = 448 // (model.vision.patch_size * merge) * merge  # patches: frames of 448 x 448 pixels
+    side = _side(model)
     while side > merge and (side * side > patches or side * side // merge**2 + wait_k > room):
         side -= merge
     frame_tokens = side * side // merge**2

@@ -15,6 +15,7 @@
 Training writes it; streaming, evaluation and export read it, and need nothing of training for that.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import parse_config, read_json
-from swjax.models.adapters import adapter_shapes, choose_targets, effective_alpha, merge_stored
+from swjax.models.adapters import adapter_shapes, choose_targets, effective_alpha, in_int8, merge_stored
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
@@ -73,6 +74,7 @@ class Lora:
         targets: patterns of the weights that they adapt.
         rslora: whether the scale is over the square root of the rank.
         additional: patterns of the parameters that train beside them.
+        base_dtype: int8 where the weights that they adapt are held so, or "".
     """
 
     rank: int
@@ -80,6 +82,7 @@ class Lora:
     targets: tuple[str, ...]
     rslora: bool = False
     additional: tuple[str, ...] = ()
+    base_dtype: str = ""
 
     @property
     def effective_alpha(self) -> float:
@@ -141,6 +144,7 @@ def read_lora(config: Mapping[str, Any]) -> Lora | None:
         tuple(found["targets"]),
         found.get("rslora", False),
         tuple(found.get("additional", ())),
+        found.get("base_dtype", ""),
     )
 
 
@@ -202,6 +206,8 @@ def open_checkpoint(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]
         except ValueError as error:
             raise CheckpointError(f"{as_path(run_dir) / CONFIG}: {error}") from error
         added = adapter_shapes({path: leaf.shape for path, leaf in shapes.items()}, targets, lora.rank)
+        if lora.base_dtype:
+            shapes = jax.eval_shape(functools.partial(in_int8, targets=targets), shapes)
         shapes |= {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in added.items()}
     stored = open_parameters(run_dir, step, shapes)
     if config.get("optimizer", {}).get("ema", 0.0):

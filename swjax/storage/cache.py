@@ -70,6 +70,19 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(tempfile.gettempdir()) / f"swjax-cache-{os.getuid()}"
 
 
+def open_cache_folder() -> Path:
+    """Where the copies are, made if it is not there.
+
+    Raises:
+        StorageError: it belongs to another user.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():  # whoever made it could change what is read from it
+        raise StorageError(f"{folder} belongs to another user; name a folder of your own with SWJAX_CACHE")
+    return folder
+
+
 def cache_bytes() -> float:
     """How large the copies may be together."""
     text = os.environ.get("SWJAX_CACHE_GB", "32")
@@ -86,9 +99,7 @@ def _fetch_all(url: str, files: Mapping[str, Mapping[str, Any]], folder: AnyPath
     entry = cache_folder() / f"{hashlib.sha256(repr((url, described)).encode()).hexdigest()[:40]}-{size}"
     if _touch(entry):
         return entry
-    cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    if cache_folder().stat().st_uid != os.getuid():  # whoever made it could change what is read from it
-        raise StorageError(f"{cache_folder()} belongs to another user; name a folder of your own with SWJAX_CACHE")
+    open_cache_folder()
     _make_room(size)
     partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=cache_folder()))
     try:

@@ -169,6 +169,12 @@ KEYS = (
         "regular expressions; parameters that train beside the adapters, such as visual/merger",
         later=True,
     ),
+    Key(
+        "lora.base_dtype",
+        "",
+        "int8 holds adapted weights in 8 bits with a scale for each output; '' in dtype",
+        later=True,
+    ),
     Key("lora.init_from", "", "adapter in PEFT's form to start from, of this rank and alpha", later=True),
     Key("frozen_layers", (), "numbers of the decoder's layers, from 0, that do not train", later=True),
     Key("checkpoint_every", 50, "steps between checkpoints; the last step always has one", free=True),
@@ -202,6 +208,7 @@ _CHOICES: Mapping[str, Iterable[str]] = types.MappingProxyType(
         "dtype": DTYPES,
         "attention": IMPLEMENTATIONS,
         "remat": REMAT,
+        "lora.base_dtype": ("", "int8"),
         "optimizer.moments_dtype": DTYPES,
         "optimizer.name": OPTIMIZERS,
         "optimizer.schedule": SCHEDULES,
@@ -364,6 +371,8 @@ def _check_start(values: Mapping[str, Any]) -> None:
         raise ConfigError("config.optimizer.moments_dtype is of AdamW's moments; leave it at float32 with another rule")
     if values["lora.init_from"] and not values["lora.rank"]:
         raise ConfigError("config.lora.init_from is an adapter to train further; give its rank as config.lora.rank")
+    if values["lora.base_dtype"] and not values["lora.rank"]:
+        raise ConfigError("config.lora.base_dtype is of weights with adapters; give their rank as config.lora.rank")
     chosen = values["init_checkpoint"]
     if chosen not in ("latest", "best") and not chosen.isdecimal():
         raise ConfigError(f"config.init_checkpoint is {chosen!r}; give latest, best or the step of a checkpoint")

@@ -34,9 +34,10 @@ class Rows:
 def model_flops(
     model: ModelConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
 ) -> dict[str, float]:
-    """Operations of a step that any implementation needs: 2 for each parameter and token forward, 4 more backward.
+    """Operations of a step that any implementation needs: for each parameter and token 2 forward and 4 more backward.
 
-    What is not trained and has nothing trained before it needs no backward pass; recomputation is not counted.
+    Half of those backward are for the gradient of what trains, so a frozen weight behind one that trains needs 2.
+    What has nothing trained before it needs no backward pass; recomputation is not counted.
 
     Args:
         model: its sizes.
@@ -51,17 +52,24 @@ def model_flops(
     vision_trains = any(path.startswith("visual/") and "merger" not in path for path in trained)
     text, vision = model.text, model.vision
     sizes = {path: float(np.prod(array.shape)) for path, array in shapes.items()}
-    layers = sum(size for path, size in sizes.items() if re.search(r"(^|/)layers/", path) and "visual" not in path)
-    merger = sum(size for path, size in sizes.items() if path.startswith("visual/") and "merger" in path)
-    tower = sum(size for path, size in sizes.items() if path.startswith("visual/")) - merger
+
+    def each(paths: Iterable[str], behind: bool) -> float:
+        """Operations a token of some weights; `behind` says whether what goes into them needs a gradient."""
+        return sum(sizes[path] * (2.0 + 2.0 * behind + 2.0 * (path in trained)) for path in paths)
+
+    layers = [path for path in sizes if re.search(r"(^|/)layers/", path) and "visual" not in path]
+    merger = [path for path in sizes if path.startswith("visual/") and "merger" in path]
+    tower = [path for path in sizes if path.startswith("visual/") and "merger" not in path]
+    merger_trains = vision_trains or not trained.isdisjoint(merger)
+    head = 4.0 + 2.0 * any(path.startswith(("decoder/head", "decoder/embedding")) for path in trained)
     merged = rows.patches / vision.spatial_merge_size**2
     backward = 3.0 if vision_trains else 1.0
     decoder_pair = 4.0 * text.num_layers * text.num_heads * text.head_dim
     vision_pair = 4.0 * vision.depth * vision.num_heads * vision.head_dim
     return {
-        "decoder": rows.count * 6.0 * layers * rows.tokens,
-        "vision": rows.count * (2.0 * backward * tower * rows.patches + 6.0 * merger * merged),
-        "head": rows.count * 6.0 * text.vocab_size * text.hidden_size * rows.labels,
+        "decoder": rows.count * each(layers, True) * rows.tokens,
+        "vision": rows.count * (each(tower, vision_trains) * rows.patches + each(merger, merger_trains) * merged),
+        "head": rows.count * head * text.vocab_size * text.hidden_size * rows.labels,
         "decoder attention": rows.count * 3.0 * decoder_pair * rows.decoder_pairs,
         "vision attention": rows.count * backward * vision_pair * rows.vision_pairs,
     }

@@ -15,7 +15,7 @@ from swjax.data.decisions import add_decisions
 from swjax.data.tokenizer import load_tokenizer
 from swjax.hub.peft import open_adapter
 from swjax.hub.progress import STDERR
-from swjax.models.adapters import choose_targets, is_adapter, new_adapters
+from swjax.models.adapters import choose_targets, in_int8, is_adapter, new_adapters, scale_path
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
 from swjax.models.parameters import Parameters, match_all, split_parameters
@@ -80,6 +80,8 @@ def scratch_state(model_config: ModelConfig, config: ConfigDict, optimizer: opta
     else:
         trainable, frozen = split_frozen(parameters, config.frozen)
     frozen = optax.tree.cast(frozen, jnp.dtype(config.dtype))
+    if config.lora.base_dtype:
+        frozen = in_int8(frozen, choose_targets(config.lora.targets, parameters))
     return initial_state(trainable, frozen, optimizer, ema=config.optimizer.ema)
 
 
@@ -160,11 +162,14 @@ def make_state(
     places = {**shardings.trainable, **shardings.frozen}
     dtypes = {path: leaf.dtype for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
     stored = open_origin(config).parameters
-    parameters = {
-        path: place(stored[path], places[path], dtypes[path])
-        for path in track(dtypes, "loading weights", transient=True, console=STDERR)
-        if path in stored
-    }
+    parameters: Parameters = {}
+    for path in track(dtypes, "loading weights", transient=True, console=STDERR):
+        if path in stored and dtypes[path] == jnp.int8:  # one at a time: what is whole is gone before the next is read
+            whole = {path: place(stored[path], places[path], jnp.dtype(config.dtype))}
+            out = {name: places[name] for name in (path, scale_path(path))}
+            parameters |= jax.jit(functools.partial(in_int8, targets=[path]), out_shardings=out)(whole)
+        elif path in stored:
+            parameters[path] = place(stored[path], places[path], dtypes[path])
     if config.lora.rank:
         beside, frozen = split_additional(parameters, config)
         if config.lora.init_from:

@@ -22,7 +22,7 @@ def test_words_are_those_of_the_model_as_it_is(tokenizer, monkeypatch):
     config = Qwen2_5_VLConfig.preset("tiny", text={"vocab_size": len(tokenizer), **ODD}, vision=ODD)
     model = Qwen2_5_VL(config, rngs=nnx.Rngs(0))
     plain = Weights(model)
-    monkeypatch.setattr(weights_module, "_platform", lambda sharding: "gpu")
+    monkeypatch.setattr(weights_module, "platform_of", lambda where: "gpu")
     held = Weights(model)
     assert held.fewest_tokens > plain.fewest_tokens == 1
     assert held.decoder.parameters["layers/*/attention_norm_d"].shape == (4, 128)

@@ -140,7 +140,7 @@ def test_the_cache_grows_at_both_ends(model, weights, tokenizer):
 
 def test_sessions_share_what_is_compiled_and_grow_when_they_must(weights, tokenizer, monkeypatch):
     monkeypatch.setattr(lane_module, "_COMPILER", None)  # compiles what may be needed some time
-    advance = lane_module._compiled(weights.decoder.structure, weights.visual.structure, weights.platform).advance
+    advance = weights.compiled(lane_module._compiled).advance
 
     def compiled_by(frames, **changes) -> int:
         before = advance._cache_size()

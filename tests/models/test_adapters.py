@@ -9,10 +9,18 @@ import pytest
 from jax.extend.core import subjaxprs
 
 from swjax.hub import load_hf
-from swjax.models.adapters import adapter_paths, adapter_shapes, attach_adapters, choose_targets, merge_stored
+from swjax.models.adapters import (
+    adapter_paths,
+    adapter_shapes,
+    attach_adapters,
+    choose_targets,
+    in_int8,
+    merge_stored,
+    scale_path,
+)
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import WEIGHTS
-from swjax.models.stored import StoredArray
+from swjax.models.stored import StoredArray, in_memory
 from swjax.streaming import KeySpans
 
 SPAN = np.arange(19, dtype=np.int32)[None]
@@ -129,6 +137,30 @@ def product_shapes(jaxpr):
     """Shapes of all products of two matrices, those inside of loops among them."""
     found = {eqn.outvars[0].aval.shape for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
     return found.union(*map(product_shapes, subjaxprs(jaxpr)))
+
+
+def test_weights_in_int8_are_within_half_a_step_and_used_as_they_are_merged(model):
+    structure, parameters = model
+    rng = np.random.default_rng(0)
+    targets = choose_targets(("decoder/layers/", "visual/blocks/"), parameters)
+    held = {path: np.asarray(leaf) for path, leaf in in_int8(parameters, targets).items()}
+    for path in targets:
+        letters, scale = path.rsplit("_", 1)[1], held[scale_path(path)]
+        outputs = scale_path(path).rsplit("_", 1)[1]
+        steps = np.einsum(f"...{outputs},...{letters}->...{letters}", scale, np.ones_like(parameters[path]))
+        assert held[path].dtype == np.int8
+        assert (np.abs(held[path] * steps - parameters[path]) <= 0.5001 * steps).all(), path
+    shapes = adapter_shapes(shapes_of(parameters), targets, rank=4)
+    held |= {path: 0.1 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+    attached = attach_adapters(held, alpha=8.0, dtype=np.float32)
+    merged = merge_stored({path: in_memory(array) for path, array in held.items()}, alpha=8.0)
+    assert merged.keys() == attached.keys() == parameters.keys()
+    block = (slice(1, 3), slice(5, 30), slice(2, 4), slice(8, 11))
+    path = "decoder/layers/q_weight_dnh"
+    np.testing.assert_allclose(merged[path].read(block), attached[path][...][block], atol=1e-5)
+    whole = {path: array.read_rows(0, array.shape[0]) for path, array in merged.items()}
+    logits = [np.asarray(merge_parameters(structure, found)(*ARGUMENTS)) for found in (attached, whole)]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
 
 
 def test_weights_on_disk_are_merged_block_by_block(model):

@@ -29,7 +29,8 @@ def plan(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     (folder / "config.py").write_text(CONFIG)
     return subprocess.run(
         [sys.executable, "-m", "swjax.commands.main", "plan", "--config", str(folder / "config.py"), *arguments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+        | {"SWJAX_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,
         check=False,

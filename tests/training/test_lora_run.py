@@ -199,6 +199,29 @@ def test_an_adapter_goes_on_training_with_the_merger_beside_it(trained, tmp_path
         train(again, console=SILENT)
 
 
+def test_a_base_in_int8_trains_resumes_and_is_read_back(trained, tmp_path: Path) -> None:
+    config = trained[0].copy_and_resolve_references()
+    structure, _ = split_parameters(load_run(config.run_dir).model)
+    save_hf(merge_parameters(structure, jax.device_get(trained[1].frozen)), tmp_path / "base")
+    shutil.copytree(load_run(config.run_dir).tokenizer, tmp_path / "base", dirs_exist_ok=True)
+    config.run_dir, config.init_from = str(tmp_path / "run"), str(tmp_path / "base")
+    config.model.preset, config.model.overrides = "", ConfigDict()
+    config.lora.base_dtype, config.data.validation = "int8", ""
+    config.update({"steps": 2, "checkpoint_every": 1})
+    state = train(config, console=SILENT)
+    eight = {path for path, leaf in state.frozen.items() if leaf.dtype == np.int8}
+    assert len(eight) == 9
+    attached = attach_adapters(jax.device_get(state.ema | state.frozen), alpha=config.lora.alpha, dtype=np.float32)
+    expected = logits_of(merge_parameters(structure, attached))
+    np.testing.assert_allclose(logits_of(load_run(config.run_dir).model), expected, atol=1e-5)
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    again = train(config, console=SILENT)
+    for path, leaf in again.trainable.items():
+        np.testing.assert_array_equal(leaf, state.trainable[path], err_msg=path)
+    export_adapter(config.run_dir, tmp_path / "adapter")
+
+
 def test_an_adapter_without_a_base_is_not_verified(trained, tmp_path: Path, capsys) -> None:
     words = ["export", "--checkpoint", trained[0].run_dir, "--output", str(tmp_path / "lora"), "--format", "lora"]
     assert main([*words, "--verify"]) == 2

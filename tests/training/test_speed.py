@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.planning.work import full_rows
 from swjax.training import speed
-from swjax.training.flops import rows_of_batch
+from swjax.training.flops import Rows, model_flops, rows_of_batch
 from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.speed import StepClock
 from swjax.training.step import TrainState
@@ -51,6 +51,31 @@ def test_rows_that_are_full_hold_what_planning_takes_full_rows_to_hold() -> None
     assert rows.vision_pairs == 96 * (32 + 2 * windows**2) / 3  # one layer sees the frame, two their window
     planned = full_rows(model, count=2, tokens=64, patches=96, wait_k=1, variant="gdpe")
     assert type(planned) is type(rows)
+
+
+def test_frozen_weights_behind_trained_ones_need_their_gradient_of_what_goes_in_alone() -> None:
+    model = Qwen2_5_VLConfig.preset("tiny")
+    shapes = {
+        "decoder/embedding_vd": (8, 4),
+        "decoder/layers/q_weight_dnh": (2, 4, 1, 5),
+        "decoder/layers/q_lora_a_dr": (2, 4, 3),
+        "decoder/layers/q_lora_b_rnh": (2, 3, 1, 5),
+        "visual/merger/up_weight_mf": (4, 4),
+        "visual/patch_weight_cd": (6, 4),
+    }
+    leaves = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+    rows = Rows(count=1, tokens=1, patches=4, labels=0, decoder_pairs=0, vision_pairs=0, seconds=1.0)
+    merge = model.vision.spatial_merge_size**2
+
+    def needed(*trained: str) -> tuple[float, float]:
+        found = model_flops(model, rows, leaves, trained)
+        return found["decoder"], found["vision"]
+
+    merger, patches = 16 * 4 / merge, 24 * 4
+    adapters = [path for path in shapes if "_lora_" in path]
+    assert needed(*adapters) == (4 * 40 + 6 * (24 + 30), 2 * merger + 2 * patches)
+    assert needed(*(path for path in shapes if "_lora_" not in path)) == (6 * 40 + 4 * 54, 6 * merger + 6 * patches)
+    assert needed("visual/merger/up_weight_mf")[1] == 6 * merger + 2 * patches
 
 
 def test_the_overview_says_what_trains_and_the_table_where_it_lies() -> None:
