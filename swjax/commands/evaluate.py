@@ -19,6 +19,7 @@ from swjax.commands.evaluate_judge import add_judge_arguments, check_judge_argum
 from swjax.commands.evaluate_table import show_scores
 from swjax.commands.evaluate_watch import MODES, Watch, choose_mode
 from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
+from swjax.commands.mesh_arguments import add_mesh_argument, load_on_mesh, read_mesh
 from swjax.commands.say import UsageError, add_checkpoint_arguments, any_path, console, refuse, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments
 from swjax.storage import AnyPath, as_path
@@ -108,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_speaking_arguments(parser)
     add_memory_arguments(parser)
+    add_mesh_argument(parser)
     add_benchmark_arguments(parser)
     parser.add_argument(
         "--metric",
@@ -132,12 +134,13 @@ def run(args: argparse.Namespace) -> int:
     from swjax.data.example import Rejected
     from swjax.data.sources import open_source, readable_examples
     from swjax.data.tokenizer import load_tokenizer
-    from swjax.runs.streaming_model import load_streaming_model
+    from swjax.inference import Weights
 
     out = console()
     _check_arguments(args)
     data = open_source(args.data)
-    source = load_streaming_model(args.checkpoint, step=args.step)
+    mesh = read_mesh(args)
+    source = load_on_mesh(args.checkpoint, mesh, step=args.step)
     mode = choose_mode(args.mode, source.record.variant)
     count = len(data.examples) if args.limit is None else args.limit
     read = list(itertools.islice(readable_examples(data.examples), count))
@@ -146,10 +149,11 @@ def run(args: argparse.Namespace) -> int:
     if not examples:
         return refuse(f"no example of {args.data} can be read; the first reason: {damaged[0].reason}")
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
+    weights = Weights(source.model, mesh)
     truths = read_truths(args, examples, out)
     losses: CaptionLosses | None = None
     for seed in args.schedule_seed if args.schedule == "random" else [None]:
-        task = Watch(source, tokenizer, examples, args, _folder(args, seed), mode, seed)
+        task = Watch(source, weights, tokenizer, examples, args, _folder(args, seed), mode, seed)
         predictions, rejected = task.watch("predictions.jsonl", "watching")
         if not predictions:
             return refuse(f"no video of {args.data} could be used; the first reason: {rejected[0].reason}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # at run time they are imported where they are used, so that 
     from swjax.data.example import Rejected, VideoExample
     from swjax.evaluation import Prediction
     from swjax.evaluation.spoken import TimedAnswer
-    from swjax.inference import Mode
+    from swjax.inference import Mode, Weights
     from swjax.runs.streaming_model import StreamingModel
 
 MODES = ("parallel", "sequential", "interleaved", "offline", "recompute")
@@ -47,6 +47,7 @@ class Watch:
 
     Attributes:
         source: the model.
+        weights: its weights, ready to stream.
         tokenizer: its tokenizer.
         examples: the videos.
         args: of the verb.
@@ -56,6 +57,7 @@ class Watch:
     """
 
     source: "StreamingModel"
+    weights: "Weights"
     tokenizer: Any
     examples: "Sequence[VideoExample]"
     args: argparse.Namespace
@@ -92,7 +94,7 @@ class Watch:
             geometry=geometry,
         )
         outcomes = predict(
-            self.source.model,
+            self.weights,
             self.tokenizer,
             left,
             question=EVALUATION_QUESTION,

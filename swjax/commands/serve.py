@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
+from swjax.commands.mesh_arguments import add_mesh_argument, load_on_mesh, read_mesh
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refuse, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_speaking_arguments(parser)
     add_memory_arguments(parser)
+    add_mesh_argument(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-seconds", type=_number, default=120.0, help="length of a video (default: %(default)g)")
     limits.add_argument(
@@ -137,8 +139,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError("swjax serve needs the extra `serve`: pip install 'swjax[serve]'") from error
     from swjax.data.tokenizer import load_tokenizer
-    from swjax.inference import Mode
-    from swjax.runs.streaming_model import load_streaming_model
+    from swjax.inference import Mode, Weights
     from swjax.serving import Access, EngineSize, Offer, ServingError, build_engine, make_token, serve
     from swjax.serving.access import is_loopback
     from swjax.serving.logs import LineHandler, log_to
@@ -152,7 +153,8 @@ def run(args: argparse.Namespace) -> int:
         limits = _limits(args, own_machine=not (access.tokens or access.proxies))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    source = load_streaming_model(args.checkpoint, step=args.step)
+    mesh = read_mesh(args)
+    source = load_on_mesh(args.checkpoint, mesh, step=args.step)
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     memory, drop = read_memory(args, source.record), read_drop(args, source.record)
     modes = tuple(Mode(mode) for mode in args.mode) if args.mode else USUAL_MODES
@@ -167,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
             record, limits, rows=args.rows, slots=args.slots, geometry=geometry, memory=memory, **pictures
         )
         _describe(size, modes)
-        engine = build_engine(source.model, size, tokenizer, memory, drop)
+        engine = build_engine(Weights(source.model, mesh), size, tokenizer, memory, drop)
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
     log_to(log := LineHandler())  # after the libraries have configured theirs

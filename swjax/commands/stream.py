@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
+from swjax.commands.mesh_arguments import add_mesh_argument, load_on_mesh, read_mesh
 from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_speaking_arguments(parser)
     add_memory_arguments(parser)
+    add_mesh_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object an event instead of text")
 
 
@@ -87,15 +89,18 @@ def run(args: argparse.Namespace) -> int:
     from swjax.data.tokenizer import load_tokenizer
     from swjax.inference import StreamSession, Weights, read_frames
     from swjax.inference.sampler import NotFiniteError
-    from swjax.runs.streaming_model import load_streaming_model, load_with_adapter
+    from swjax.runs.streaming_model import load_with_adapter
 
     if args.picture and (args.picture.is_dir() or args.picture.suffix.lower() != ".png"):
         raise UsageError(f"--picture {args.picture} must name a PNG file, as stream.png")
 
+    mesh = read_mesh(args)
+    if args.adapter and mesh:
+        raise UsageError("--adapter is merged on one device; export the merged model, and stream that with --mesh")
     if args.adapter:
         source = load_with_adapter(args.checkpoint, args.adapter, step=args.step)
     else:
-        source = load_streaming_model(args.checkpoint, step=args.step)
+        source = load_on_mesh(args.checkpoint, mesh, step=args.step)
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     settings = _settings(args, source.record, tokenizer, source.model.config.geometry)
     record = source.record
@@ -107,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         max_pixels=record.max_pixels,
         geometry=source.model.config.geometry,
     )
-    weights = Weights(source.model)
+    weights = Weights(source.model, mesh)
     question = args.question or EVALUATION_QUESTION
 
     # The first frame once for nothing, so that no compiling stands between the first frame and the first word.

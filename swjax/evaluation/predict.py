@@ -26,6 +26,7 @@ from swjax.inference import (
     StreamEvent,
     StreamSettings,
     TokenSpoken,
+    Weights,
     run_streams,
 )
 from swjax.inference.prompt import encode_prompt
@@ -110,7 +111,7 @@ class Prediction:
 
 
 def predict(
-    model: Model,
+    model: Model | Weights,
     tokenizer: Any,
     examples: Iterable[VideoExample],
     *,

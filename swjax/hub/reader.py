@@ -59,7 +59,7 @@ def load_hf(
     one = stored_dtype(stored) if dtype is None else dtype
     dtypes = one if isinstance(one, Mapping) else dict.fromkeys(shapes, one)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, dtypes[name]) for name, leaf in shapes.items()}
-    where = _choose_shardings(shardings, shapes)
+    where = choose_shardings(shardings, shapes)
     parameters = {
         name: place(stored[name], where[name], dtypes[name])
         for name in track(shapes, "loading weights", transient=True, console=STDERR)
@@ -186,9 +186,18 @@ def read_json(file: AnyPath, *, holder: str = CHECKPOINT) -> dict[str, Any]:
     return content
 
 
-def _choose_shardings(
+def choose_shardings(
     shardings: Shardings | None, shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Mapping[str, jax.sharding.Sharding | None]:
+    """Where each parameter goes.
+
+    Args:
+        shardings: what was asked for.
+        shapes: of the parameters, by path.
+
+    Raises:
+        ValueError: if it says nothing of one of them.
+    """
     if shardings is None:
         return dict.fromkeys(shapes)
     found = shardings(shapes) if callable(shardings) else shardings

@@ -13,6 +13,9 @@ from jax.sharding import Mesh, Sharding
 from swjax.attention import AttentionSharding, SpanAttention
 from swjax.mesh import array_sharding, parameter_shardings, replicated
 from swjax.models.config import ModelConfig
+from swjax.models.family import abstract_model
+from swjax.models.model import VideoLanguageModel
+from swjax.models.parameters import merge_parameters, split_parameters
 
 Where: TypeAlias = Sharding | Mesh | None
 """A sharding for all arrays, a mesh, or where they are made."""
@@ -112,6 +115,14 @@ def key_head_copies(where: Where, config: ModelConfig) -> int:
     """How often each key head stands in a cache, so that each device has those that its query heads read."""
     shards = where.shape["tensor"] if isinstance(where, Mesh) else 1
     return max(1, shards // config.text.num_kv_heads)
+
+
+def on_mesh(model: VideoLanguageModel, mesh: Mesh) -> VideoLanguageModel:
+    """A model whose parameters lie on a mesh, and whose kernels run on each device's heads: for whole sequences."""
+    attention = SpanAttention("auto", AttentionSharding(mesh, heads="tensor"))
+    whole = SpanAttention("auto", AttentionSharding(mesh))
+    structure, _ = split_parameters(abstract_model(model.config, attention=attention, vision_attention=whole))
+    return merge_parameters(structure, split_parameters(model)[1])
 
 
 def attention_on(mesh: Mesh) -> tuple[SpanAttention, SpanAttention]:

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
-from swjax.hub.reader import parse_config, read_json
+from swjax.hub.reader import Shardings, choose_shardings, parse_config, read_json
 from swjax.models.adapters import adapter_shapes, choose_targets, effective_alpha, in_int8, merge_stored
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
@@ -90,13 +90,20 @@ class Lora:
         return effective_alpha(self.alpha, self.rank, rslora=self.rslora)
 
 
-def load_run(run_dir: str | AnyPath, step: int | None = None, *, dtype: DTypeLike = jnp.float32) -> Run:
-    """Reads the model of a run's checkpoint onto the default device: averaged, adapters merged (`open_run_model`).
+def load_run(
+    run_dir: str | AnyPath,
+    step: int | None = None,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    shardings: Shardings | None = None,
+) -> Run:
+    """Reads the model of a run's checkpoint: averaged, adapters merged (`open_run_model`).
 
     Args:
         run_dir: the run folder.
         step: which checkpoint; the latest by default.
         dtype: dtype of the parameters.
+        shardings: where they go, as for `swjax.hub.load_hf`; None puts them all on the first device.
 
     Raises:
         CheckpointError: the folder is no run folder, has no such checkpoint, or the checkpoint is half-written,
@@ -105,9 +112,9 @@ def load_run(run_dir: str | AnyPath, step: int | None = None, *, dtype: DTypeLik
     run_dir = as_path(run_dir)
     config = read_run_config(run_dir)
     step = find_step(run_dir, step)
-    structure, _ = split_parameters(abstract_model(read_model_config(run_dir), param_dtype=dtype))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    parameters = {path: place(array, device, dtype) for path, array in open_run_model(run_dir, step).items()}
+    structure, shapes = split_parameters(abstract_model(read_model_config(run_dir), param_dtype=dtype))
+    where = choose_shardings(shardings, shapes)
+    parameters = {path: place(array, where[path], dtype) for path, array in open_run_model(run_dir, step).items()}
     return Run(merge_parameters(structure, parameters), config, run_dir / TOKENIZER, step)
 
 

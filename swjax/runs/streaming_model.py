@@ -11,7 +11,7 @@ from jaxtyping import DTypeLike
 
 from swjax.hub.errors import CheckpointError
 from swjax.hub.peft import open_adapter
-from swjax.hub.reader import find_checkpoint, load_hf, open_hf, read_json, stored_dtype
+from swjax.hub.reader import Shardings, find_checkpoint, load_hf, open_hf, read_json, stored_dtype
 from swjax.models.adapters import effective_alpha, is_adapter, merge_stored
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
@@ -56,7 +56,11 @@ class StreamingModel:
 
 
 def load_streaming_model(
-    path: str | AnyPath, *, step: int | None = None, dtype: DTypeLike | None = None
+    path: str | AnyPath,
+    *,
+    step: int | None = None,
+    dtype: DTypeLike | None = None,
+    shardings: Shardings | None = None,
 ) -> StreamingModel:
     """Load the model of a run folder, or of a Hugging Face folder or Hub id.
 
@@ -64,15 +68,17 @@ def load_streaming_model(
         path: the folder or Hub id.
         step: which checkpoint of a run folder; None takes the latest.
         dtype: of the parameters; None keeps the checkpoint's.
+        shardings: where they go, as for `swjax.hub.load_hf`; None puts them all on the first device.
 
     Raises:
         CheckpointError: if it cannot be used.
     """
     if (as_path(path) / MODEL).exists():
-        run = load_run(path, step) if dtype is None else load_run(path, step, dtype=dtype)
+        kept = {} if dtype is None else {"dtype": dtype}
+        run = load_run(path, step, shardings=shardings, **kept)
         return StreamingModel(run.model, run.tokenizer, _run_record(run.config))
     folder = _hub_folder(path, step)
-    return StreamingModel(load_hf(folder, dtype=dtype), folder, read_record(folder))
+    return StreamingModel(load_hf(folder, dtype=dtype, shardings=shardings), folder, read_record(folder))
 
 
 def load_adapted_base(

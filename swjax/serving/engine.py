@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from swjax.data.patches import resized_size
-from swjax.inference import BatchEngine, Frame, Model, StreamSettings
+from swjax.inference import BatchEngine, Frame, Model, StreamSettings, Weights
 from swjax.inference.batch_engine import CHUNK_SIZES
 from swjax.inference.dropping import Drop
 from swjax.inference.memory import KEEP_ALL, Memory
@@ -98,7 +98,7 @@ class EngineSize:
 
 
 def build_engine(
-    model: Model, size: EngineSize, tokenizer: Any, memory: Memory = KEEP_ALL, drop: Drop | None = None
+    model: Model | Weights, size: EngineSize, tokenizer: Any, memory: Memory = KEEP_ALL, drop: Drop | None = None
 ) -> BatchEngine:
     """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
 

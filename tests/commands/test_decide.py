@@ -76,3 +76,30 @@ def test_a_model_that_does_not_decide_says_so(made, capsys):
     words += [f"--config.data.train={made}/data/train/timed.jsonl", "--config.speaking=decide"]
     assert main([*words, "--config.variant=offline", "--config.data.validation="]) == 2
     assert re.search(r"'decide', and variant offline does not speak while it watches", capsys.readouterr().err)
+
+
+def test_on_a_mesh_it_says_the_same(made, capsys):
+    video = made / "data" / "test" / "videos" / "test-00000.mp4"
+    words = ["stream", "--checkpoint", str(made / "run"), "--video", str(video), "--json", "--max-tail", "3"]
+
+    def spoken(*more):
+        assert main([*words, "--as-fast-as-possible", *more]) == 0
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [event["token_id"] for event in events if event["event"] == "TokenSpoken"]
+
+    assert spoken("--mesh", "tensor=2") == spoken()
+    assert main([*words, "--mesh", "tensor=3"]) == 2
+    assert "not divided by tensor=3; choose one of" in capsys.readouterr().err
+    assert main([*words, "--mesh", "context=2"]) == 2
+    assert "write tensor=4 or data=2,tensor=4" in capsys.readouterr().err
+
+
+def test_a_mesh_evaluates_as_one_device_does(made):
+    said = []
+    for name, more in {"one": [], "mesh": ["--mesh", "data=2,tensor=2"]}.items():
+        words = ["evaluate", "--checkpoint", str(made / "run"), "--data", str(made / "data" / "test" / "timed.jsonl")]
+        words += ["--output", str(made / name), "--rows", "2", "--speak", "decide:most=2", "--max-tail", "3"]
+        assert main([*words, *more]) == 0
+        lines = (made / name / "predictions.jsonl").read_text().splitlines()
+        said.append([json.loads(line)["prediction"] for line in lines])
+    assert said[0] == said[1]
