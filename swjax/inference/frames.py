@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from swjax.data.example import EncodedClip, Video
+from swjax.data.example import EncodedClip, Picture, Video
 from swjax.data.patches import video_to_patches
 from swjax.inference.numbers import real, shown, whole
 from swjax.models.config import VisionConfig
@@ -71,12 +71,12 @@ def make_frame(
 
 
 def read_frames(
-    video: str | Video, *, fps: float, min_pixels: int, max_pixels: int, geometry: Geometry = DEFAULT_GEOMETRY
+    video: str | Video | Picture, *, fps: float, min_pixels: int, max_pixels: int, geometry: Geometry = DEFAULT_GEOMETRY
 ) -> Iterator[Frame]:
     """Decode a video lazily, frame by frame; a last frame that is not whole is dropped.
 
     Args:
-        video: a file, a part of one, or a clip of a record.
+        video: a file, a part of one, or a clip of a record; or a picture, of which one frame is made.
         fps: pictures taken a second.
         min_pixels, max_pixels: smallest and largest area of a resized picture.
         geometry: of the model (`config.geometry`).
@@ -86,10 +86,16 @@ def read_frames(
         ExampleError: if a clip of a record is damaged, or has another rate or smaller frames than is wanted.
     """
     # Here, as an engine whose frames come from elsewhere needs no decoder.
+    from swjax.data.pictures import read_picture
     from swjax.data.video import iter_frames
 
     original_size = video.original_size if isinstance(video, EncodedClip) else None
     budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    if isinstance(video, Picture):
+        picture, shrunk_from = read_picture(video)
+        copies = [picture] * geometry.temporal_patch_size
+        yield make_frame(copies, video_s=0.0, original_size=shrunk_from, geometry=geometry, **budget)
+        return
     yield from _frames_of(iter_frames(video, fps), str(video), fps, geometry, original_size=original_size, **budget)
 
 
