@@ -1,5 +1,6 @@
 """Speaking while watching: engines that answer about a video as it arrives."""
 
+from swjax.data.example import VIDEO_TAG
 from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.feed import Request, run_streams
@@ -11,6 +12,7 @@ from swjax.inference.stream import Stream
 from swjax.inference.weights import Model, Weights
 
 __all__ = [
+    "VIDEO_TAG",
     "BatchEngine",
     "Frame",
     "FrameSeen",
