@@ -29,11 +29,13 @@ def random_model():
     from swjax.streaming import SpecialTokens
 
     tokenizer = load_tokenizer(None)
+    special = SpecialTokens.from_tokenizer(tokenizer)
     config = Qwen2_5_VLConfig.preset(
         "tiny",
         text={"vocab_size": len(tokenizer), "initializer_range": 0.25, "num_layers": 2},
         vision={"initializer_range": 0.15},
-        video_token_id=SpecialTokens.from_tokenizer(tokenizer).video_pad,
+        video_token_id=special.video_pad,
+        image_token_id=special.image_pad,
     )
     with _optimized():  # the same weights to the last bit, whoever draws them
         return Qwen2_5_VL(config, rngs=nnx.Rngs(3))

@@ -64,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     records = parser.add_argument_group("making records")
     records.add_argument("--source", type=Path, help="folder or manifest of the original videos")
     records.add_argument(
+        "--format", default="auto", metavar="NAME", help="format of the source of manifest (default: auto, which looks)"
+    )
+    records.add_argument(
         "--name", default="", help="what to call the records, and their folder in --output (default: as DATA_SET)"
     )
     records.add_argument(
@@ -169,6 +172,7 @@ def _make_records(args: argparse.Namespace) -> int:
         args.output or Path("data"),
         recipe,
         data_set=args.name,
+        format=args.format,
         overwrite=args.overwrite,
         workers=num_cores() if args.workers is None else args.workers,
         max_rejected=args.max_rejected,

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -26,7 +27,8 @@ HELP = "describe a video while watching it"
 
 DESCRIPTION = """\
 Describe a video while watching it. Frames are taken in at the video's own pace; each is encoded once and its keys and
-values are kept. After each frame the model says the next words (wait-k), after the last one the rest.
+values are kept. After each frame the model says the next words (wait-k), after the last one the rest. A camera or a
+stream is watched as it comes, and has no end of its own: --memory window keeps it in bounded memory.
 """
 EXAMPLE = "example: swjax stream --checkpoint runs/moving_shapes --video data/moving_shapes/test/videos/test-00000.mp4"
 
@@ -35,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_checkpoint_arguments(parser)
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's form to merge into it")
-    parser.add_argument("--video", required=True, metavar="FILE", help="the video, a local file")
+    parser.add_argument(
+        "--video",
+        required=True,
+        metavar="FILE",
+        help="the video: a local file, or what is watched as it comes: rtsp://..., http://..., /dev/video0, "
+        "- (standard input)",
+    )
     parser.add_argument("--question", help="what to ask (default: to describe the scene and the activity)")
     parser.add_argument("--variant", help="position design (default: what the model was trained with)")
     parser.add_argument("--wait-k", type=int, help="answer tokens after each frame (default: as trained)")
@@ -86,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
     """Stream one video."""
     from swjax.commands.picture import draw_stream
     from swjax.data.chat import EVALUATION_QUESTION
+    from swjax.data.live import is_live
     from swjax.data.tokenizer import load_tokenizer
-    from swjax.inference import StreamSession, Weights, read_frames
+    from swjax.inference import StreamSession, Weights, read_frames, read_live_frames
     from swjax.inference.sampler import NotFiniteError
     from swjax.runs.streaming_model import load_with_adapter
 
@@ -104,8 +113,9 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(source.tokenizer, source.model.config.chat)
     settings = _settings(args, source.record, tokenizer, source.model.config.geometry)
     record = source.record
+    live = is_live(args.video)
     read = functools.partial(
-        read_frames,
+        read_live_frames if live else read_frames,
         args.video,
         fps=record.fps,
         min_pixels=record.min_pixels,
@@ -116,9 +126,11 @@ def run(args: argparse.Namespace) -> int:
     question = args.question or EVALUATION_QUESTION
 
     # The first frame once for nothing, so that no compiling stands between the first frame and the first word.
+    arriving = read()
     try:
         rehearsal = StreamSession(weights, tokenizer, question=question, settings=settings)
-        rehearsal.see(next(read()), last=True)
+        first = next(arriving)
+        rehearsal.see(first, last=True)
         list(rehearsal.speak(2))
     except (ValueError, NotFiniteError) as error:
         raise UsageError(str(error)) from error
@@ -126,9 +138,11 @@ def run(args: argparse.Namespace) -> int:
     session = StreamSession(weights, tokenizer, question=question, settings=settings)
     frames: list[Frame] = []
     words: list[str] = []
-    watched = read() if settings.counts is None else _within(read(), settings.counts)
+    # A live source is opened once, and comes at its own pace.
+    arriving = itertools.chain([first], arriving) if live else read()
+    watched = arriving if settings.counts is None else _within(arriving, settings.counts)
     watched = _keep(watched, frames) if args.picture else watched
-    events = _collect(session.run(watched, speed=None if args.as_fast_as_possible else 1.0), words)
+    events = _collect(session.run(watched, speed=None if live or args.as_fast_as_possible else 1.0), words)
     try:
         if args.json:
             for event in events:

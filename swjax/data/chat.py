@@ -63,7 +63,7 @@ def encode_chat(
         raise ValueError("the first answer is open, so no turn can follow it")
     first: list[dict[str, str]] = [{"type": "text", "text": question.strip()}, {"type": "video"}]
     turns: list[tuple[Any, str | None]] = [(first, answer), *((asked.strip(), answered) for asked, answered in later)]
-    return _encode_turns(tokenizer, turns, [video_grid_thw], merge_size, chat)
+    return encode_parts(tokenizer, turns, [video_grid_thw], merge_size=merge_size, chat=chat)
 
 
 def encode_mixed(
@@ -85,7 +85,8 @@ def encode_mixed(
     Raises:
         ExampleError, ValueError: as `encode_chat`.
     """
-    return _encode_turns(tokenizer, [(_parts(asked), said) for asked, said in turns], grid_thw, merge_size, chat)
+    parts = [(_parts(asked), said) for asked, said in turns]
+    return encode_parts(tokenizer, parts, grid_thw, merge_size=merge_size, chat=chat)
 
 
 def _parts(question: str) -> str | list[dict[str, str]]:
@@ -95,13 +96,15 @@ def _parts(question: str) -> str | list[dict[str, str]]:
     return [kinds.get(piece, {"type": "text", "text": piece}) for piece in pieces if piece] if pieces[1:] else pieces[0]
 
 
-def _encode_turns(
+def encode_parts(
     tokenizer: Any,
     turns: Sequence[tuple[str | list[dict[str, str]], str | None]],
     grids: Sequence[Sequence[int] | np.ndarray],
+    *,
     merge_size: int,
     chat: ChatRule,
 ) -> Int32[np.ndarray, "L"]:
+    """As `encode_mixed`, of questions whose text, images and videos are the parts of a chat template."""
     structure = _structural_tokens(tokenizer, chat)
 
     def checked(text: str, name: str) -> str:

@@ -183,7 +183,7 @@ def question_times(asked_s: Sequence[float], arrival_s: Float[np.ndarray, "F"]) 
         raise ExampleError(
             f"a question is asked at {max(asked_s):g} s, and the last frame arrives at {arrival_s[-1]:g} s; ask before"
         )
-    return np.maximum(np.asarray(asked_s, np.float64), arrival_s[0])
+    return np.maximum(np.asarray(asked_s, np.float64), arrival_s[:1])
 
 
 def _thoughts(

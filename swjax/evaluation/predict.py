@@ -1,6 +1,7 @@
 """What a model says about the videos of a split, several of them streamed at a time."""
 
 import itertools
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from swjax.data.decisions import question_times
-from swjax.data.example import ExampleError, Rejected, VideoExample
+from swjax.data.example import IMAGE_TAG, VIDEO_TAG, ExampleError, Picture, Rejected, Video, VideoExample
 from swjax.data.text import join_texts
 from swjax.evaluation.ahead import work_ahead
 from swjax.inference import (
@@ -137,7 +138,8 @@ def predict(
         examples: what to answer about; an example's own question goes before `question`.
         question: what to ask.
         settings: how to stream.
-        read: the frames of an example; called in threads, and may raise `ExampleError`.
+        read: the frames of an example's `video`; called in threads, and may raise `ExampleError`. Of a mixed chat it is
+            given each of the `media` as the `video`.
         frame_units: the number of merged patches that frames are likely to have at most. Videos with larger frames
             wait until all others are done, and then have an engine of their own.
         mode: what happens at a time; by default the quickest that the variant allows.
@@ -157,6 +159,9 @@ def predict(
     for example in examples:
         asked = example.question or question
         try:
+            later = "".join(turn for turn, _ in example.later)
+            if example.video is None and (IMAGE_TAG in later or VIDEO_TAG in later):
+                raise ExampleError("a later turn shows an image or a video, and streams are shown theirs at first")
             if asked not in prompts:
                 prompts[asked] = len(encode_prompt(tokenizer, special, asked, chat))
             waiting.append(example)
@@ -243,28 +248,39 @@ class _Books:
     def requests(self) -> Iterator[Request]:
         """One for each video that can be read and has frames of the engine's size."""
         numbers = itertools.count()
-        for example, video in work_ahead(self.examples, lambda example: deque(self.read(example))):
-            if isinstance(video, ExampleError):
-                self._ready.append(Rejected(example.key, str(video)))
+        for example, shown in work_ahead(self.examples, lambda example: _read_media(example, self.read)):
+            if isinstance(shown, ExampleError):
+                self._ready.append(Rejected(example.key, str(shown)))
                 continue
-            patches = max(len(frame.patches) for frame in video)
+            videos = [frames for item, frames in shown if not isinstance(item, Picture)]
+            patches = max((len(frame.patches) for _, frames in shown for frame in frames), default=0)
             if patches > self.frame_patches:
                 self.larger.append((example, patches))
                 continue
+            seen_s = np.array([frame.video_s for frames in videos for frame in frames])
             try:
-                times = question_times([one.time_s for one in example.questions], np.array([f.video_s for f in video]))
+                times = question_times([one.time_s for one in example.questions], seen_s)
             except ExampleError as error:
                 self._ready.append(Rejected(example.key, str(error)))
                 continue
             settings = self.settings
             if self.schedule is not None:
-                items = len(video) + len(example.questions)
+                items = sum(map(len, videos)) + len(example.questions)
                 settings = replace(settings, counts=tuple(self.schedule(example.key, items)))
             asked = tuple((float(time), one.text) for time, one in zip(times, example.questions, strict=True))
-            later = tuple(turn or self.question for turn, _ in example.later)
-            self._open[next(numbers)] = _Book(example, video[-1].video_s)
-            first = example.question or self.question
-            yield Request(first, _hand_out(video), settings, self.mode, asked=asked, later=later)
+            first, *later = (turn or self.question for turn in (example.question, *(turn for turn, _ in example.later)))
+            self._open[next(numbers)] = _Book(example, videos[-1][-1].video_s if videos else 0.0)
+            watched, *others = [_hand_out(frames) for frames in videos or [deque()]]
+            yield Request(
+                first if example.video is not None else _parts(first, shown),
+                watched,
+                settings,
+                self.mode,
+                asked=asked,
+                later=tuple(later),
+                others=tuple(others),
+                system=example.system,
+            )
 
     def note(self, number: int, stream: Stream, event: StreamEvent) -> None:
         """Something has happened in the stream of a request."""
@@ -301,8 +317,9 @@ class _Books:
             frames=len(book.seen),
             duration_s=book.duration_s,
             after_frame=tuple(event.after_frame for event in spoken),
-            video_s=tuple(book.seen[event.after_frame].video_s for event in spoken),
-            frame_wall_s=tuple(round(book.seen[event.after_frame].wall_s, 4) for event in spoken),
+            # Where there is nothing to watch, the answer may begin at once.
+            video_s=tuple(book.seen[event.after_frame].video_s if book.seen else 0.0 for event in spoken),
+            frame_wall_s=tuple(round(book.seen[event.after_frame].wall_s, 4) if book.seen else 0.0 for event in spoken),
             mode=str(self.mode),
             rows=self.rows,
             later=tuple(
@@ -382,6 +399,32 @@ def _first_slots(
     words = len(special.prefix) + frames * settings.words_an_item + settings.max_tail
     sources, words = (min(FIRST_SLOTS // 2, -(-count // 128) * 128) for count in (sources, words))
     return sources + words, words
+
+
+def _read_media(
+    example: VideoExample, read: Callable[[VideoExample], Iterable[Frame]]
+) -> list[tuple[Picture | Video, deque[Frame]]]:
+    """Images and videos of an example with their frames; the times of later videos follow those of earlier ones."""
+    shown, began_s = list[tuple[Picture | Video, deque[Frame]]](), 0.0
+    for item in example.media if example.video is None else (example.video,):
+        # Named as a video, so that whatever reads the videos of examples reads these.
+        frames = deque(read(replace(example, video=item, media=())))
+        if began_s:
+            frames = deque(replace(frame, video_s=began_s + frame.video_s) for frame in frames)
+        if not isinstance(item, Picture):
+            began_s = frames[-1].video_s
+        shown.append((item, frames))
+    return shown
+
+
+def _parts(question: str, shown: Sequence[tuple[Picture | Video, deque[Frame]]]) -> list[str | Frame]:
+    """A question as the engine takes it: its texts, its images, and a tag for each video."""
+    media = iter(shown)
+    parts = list[str | Frame]()
+    for piece in re.split(f"({IMAGE_TAG}|{VIDEO_TAG})", question):
+        frames = next(media)[1] if piece in (IMAGE_TAG, VIDEO_TAG) else deque[Frame]()
+        parts += [frames[0]] if piece == IMAGE_TAG else [piece] if piece else []
+    return parts
 
 
 def _hand_out(frames: deque[Frame]) -> Iterator[Frame]:

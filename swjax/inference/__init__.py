@@ -1,9 +1,10 @@
 """Speaking while watching: engines that answer about a video as it arrives."""
 
+from swjax.data.example import VIDEO_TAG
 from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.feed import Request, run_streams
-from swjax.inference.frames import Frame, make_frame, read_frames
+from swjax.inference.frames import Frame, make_frame, read_frames, read_live_frames
 from swjax.inference.sampler import Sampling
 from swjax.inference.session import StreamSession
 from swjax.inference.settings import Mode, StreamSettings
@@ -11,6 +12,7 @@ from swjax.inference.stream import Stream
 from swjax.inference.weights import Model, Weights
 
 __all__ = [
+    "VIDEO_TAG",
     "BatchEngine",
     "Frame",
     "FrameSeen",
@@ -28,5 +30,6 @@ __all__ = [
     "Weights",
     "make_frame",
     "read_frames",
+    "read_live_frames",
     "run_streams",
 ]

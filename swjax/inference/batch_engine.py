@@ -6,8 +6,10 @@ when its turn comes. With two devices, one perceives and the other speaks, and w
 while words are spoken.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.packing import RowTokens
 from swjax.inference.parts import Share
 from swjax.inference.place import row_shards
-from swjax.inference.prompt import begin_stream
+from swjax.inference.prompt import Question, open_stream
 from swjax.inference.rehearsal import rehearse
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import GREEDY, SamplingRows
@@ -162,8 +164,9 @@ class BatchEngine:
         self,
         tokenizer: Any,
         *,
-        question: str,
+        question: Question,
         settings: StreamSettings = USUAL_SETTINGS,
+        system: str | None = None,
         mode: Mode | None = None,
         when_behind: WhenBehind | None = None,
         on_demand: bool = False,
@@ -173,8 +176,10 @@ class BatchEngine:
 
         Args:
             tokenizer: the model's tokenizer.
-            question: what is asked about the video.
+            question: what is asked about the video; or texts, images (`make_frame`) and `VIDEO_TAG` for each of its
+                videos, whose frames follow one another, each ended by `last`.
             settings: how it is spoken about.
+            system: the system prompt; by default that of the model's family.
             mode: what happens at a time; by default the quickest that the variant allows.
             when_behind: for frames that come by a clock: what becomes of those that cannot be taken in in time.
             on_demand: whether words are spoken when they are asked for (`speak`), not by the schedule of the settings.
@@ -186,9 +191,11 @@ class BatchEngine:
         """
         if not self.free:
             raise ValueError(f"all {len(self._streams)} rows are taken; wait until a stream ends, or give more rows")
-        special, prompt = begin_stream(
-            tokenizer, question, settings, vocab_size=self.config.text.vocab_size, chat=self.config.chat
-        )
+        chat = self.config.chat if system is None else replace(self.config.chat, system_prompt=system)
+        special, opening = open_stream(tokenizer, question, settings, vocab_size=self.config.text.vocab_size, chat=chat)
+        for piece in itertools.chain(opening.prompt, *opening.gaps):
+            if isinstance(piece, Frame):
+                self._units(piece)
         check_when_behind(when_behind)
         mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
         if self._apart and mode is not Mode.PARALLEL:
@@ -197,7 +204,8 @@ class BatchEngine:
         vision = self.config.vision
         scheduler = Scheduler(
             Track(settings, special, tokens_per_second=vision.tokens_per_second),
-            prompt,
+            opening.prompt,
+            gaps=opening.gaps,
             settings=settings,
             mode=mode,
             merge_size=vision.spatial_merge_size,
@@ -239,6 +247,11 @@ class BatchEngine:
                 explicit schedule. The stream is left as it was.
         """
         self._check_watching(stream)
+        self._growth.fit(stream, self._units(frame), self._sizes.passes[-1], self._open())
+        stream.arrive(frame, self._clock(), last=last)
+
+    def _units(self, frame: Frame) -> int:
+        """Tokens of a frame or an image that the engine takes."""
         check_frame(frame, self.config.vision)
         units = len(frame.patches) // self.config.vision.spatial_merge_size**2
         if units > self._perceiver.frame_units:
@@ -246,8 +259,7 @@ class BatchEngine:
                 f"the frame has {units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
                 "smaller (max_pixels) or build the engine with larger frame_units"
             )
-        self._growth.fit(stream, units, self._sizes.passes[-1], self._open())
-        stream.arrive(frame, self._clock(), last=last)
+        return units
 
     def ask(self, stream: Stream, question: str, *, interrupt: bool = False) -> int:
         """Ask another question about a video, behind the frames that have been handed over.

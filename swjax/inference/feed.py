@@ -1,14 +1,17 @@
 """Whole videos through a batched engine: frames are handed over by the clock or as fast as they are taken in."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from swjax.data.example import VIDEO_TAG
 from swjax.inference.batch_engine import BatchEngine, Stream
 from swjax.inference.events import StreamEvent
 from swjax.inference.frames import Frame, check_frame, mark_last
 from swjax.inference.numbers import shown
+from swjax.inference.prompt import Question
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_speed
 from swjax.models.config import VisionConfig
 
@@ -24,7 +27,7 @@ class Request:
     """A question about a video.
 
     Attributes:
-        question: what is asked.
+        question: what is asked, of the video, or as `BatchEngine.open` takes it.
         frames: the video's frames, read as they are needed; one more is read, to know which is the last.
         settings: how it is spoken about.
         mode: what happens at a time; by default the quickest that the variant allows.
@@ -34,16 +37,20 @@ class Request:
             come by then.
         later: questions of the turns that follow the video, each asked when the answer before has ended or has reached
             its limit. The video is watched to its end for both.
+        others: frames of the further videos of the question.
+        system: the system prompt; by default that of the model's family.
     """
 
-    question: str
-    frames: Iterable[Frame]
+    question: Question
+    frames: Iterable[Frame] = ()
     settings: StreamSettings = USUAL_SETTINGS
     mode: Mode | None = None
     speed: float | None = None
     when_behind: WhenBehind = "delay"
     asked: tuple[tuple[float, str], ...] = ()
     later: tuple[str, ...] = ()
+    others: tuple[Iterable[Frame], ...] = ()
+    system: str | None = None
 
     def __post_init__(self) -> None:
         check_speed(self.speed)
@@ -144,18 +151,23 @@ def _begin(engine: BatchEngine, tokenizer: Any, index: int, request: Request, cl
     """Open a stream for a request."""
     if not isinstance(request, Request):
         raise ValueError(f"request {index} must be a Request, got {shown(request)}")
-    frames = mark_last(_checked(request.frames, engine.config.vision))
+    videos = (mark_last(_checked(video, engine.config.vision)) for video in (request.frames, *request.others))
+    frames = itertools.chain.from_iterable(videos)
     first = next(frames, None)
-    if first is None:
+    needs_video = isinstance(request.question, str) or VIDEO_TAG in request.question
+    if first is None and needs_video:
         raise ValueError(f"request {index} ({shown(request.question)}) is about a video without frames")
     stream = engine.open(
         tokenizer,
         question=request.question,
         settings=request.settings,
+        system=request.system,
         mode=request.mode,
         when_behind=None if request.speed is None else request.when_behind,
         watches_on=bool(request.asked or request.later),
     )
+    for question in () if first else request.later:
+        engine.ask(stream, question)
     return _Feed(index, request, stream, frames, clock(), first)
 
 

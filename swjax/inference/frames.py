@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from swjax.data.example import EncodedClip, Video
+from swjax.data.example import EncodedClip, Picture, Video
 from swjax.data.patches import video_to_patches
 from swjax.inference.numbers import real, shown, whole
 from swjax.models.config import VisionConfig
 from swjax.streaming import DEFAULT_GEOMETRY, Geometry
+
+MOST_WAITING = 4
+"""Frames of a live source that wait to be taken in; of more, the oldest are dropped."""
 
 MAX_SIDE = 2**15
 """The most patches on a side of a frame, so that their number is within int32."""
@@ -68,12 +71,12 @@ def make_frame(
 
 
 def read_frames(
-    video: str | Video, *, fps: float, min_pixels: int, max_pixels: int, geometry: Geometry = DEFAULT_GEOMETRY
+    video: str | Video | Picture, *, fps: float, min_pixels: int, max_pixels: int, geometry: Geometry = DEFAULT_GEOMETRY
 ) -> Iterator[Frame]:
     """Decode a video lazily, frame by frame; a last frame that is not whole is dropped.
 
     Args:
-        video: a file, a part of one, or a clip of a record.
+        video: a file, a part of one, or a clip of a record; or a picture, of which one frame is made.
         fps: pictures taken a second.
         min_pixels, max_pixels: smallest and largest area of a resized picture.
         geometry: of the model (`config.geometry`).
@@ -83,12 +86,56 @@ def read_frames(
         ExampleError: if a clip of a record is damaged, or has another rate or smaller frames than is wanted.
     """
     # Here, as an engine whose frames come from elsewhere needs no decoder.
-    from swjax.data.video import VideoError, iter_frames
+    from swjax.data.pictures import read_picture
+    from swjax.data.video import iter_frames
 
     original_size = video.original_size if isinstance(video, EncodedClip) else None
+    budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    if isinstance(video, Picture):
+        picture, shrunk_from = read_picture(video)
+        copies = [picture] * geometry.temporal_patch_size
+        yield make_frame(copies, video_s=0.0, original_size=shrunk_from, geometry=geometry, **budget)
+        return
+    yield from _frames_of(iter_frames(video, fps), str(video), fps, geometry, original_size=original_size, **budget)
+
+
+def read_live_frames(
+    source: str, *, fps: float, min_pixels: int, max_pixels: int, geometry: Geometry = DEFAULT_GEOMETRY
+) -> Iterator[Frame]:
+    """The frames of a camera, a network stream or standard input as they come (`swjax.data.live`).
+
+    Where a source waits for nobody and frames come faster than they are taken, the oldest of those that wait are
+    dropped; the times of the others stay theirs.
+
+    Args:
+        source: `-`, a device such as /dev/video0, or an address (rtsp://, http://, ...).
+        fps, min_pixels, max_pixels, geometry: as for `read_frames`.
+
+    Raises:
+        VideoError: if it cannot be opened, or shows nothing that can be used.
+    """
+    from swjax.data.live import iter_live, newest, waits_for_nobody
+
+    budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    frames = _frames_of(iter_live(source, fps), source, fps, geometry, original_size=None, **budget)
+    yield from newest(frames, MOST_WAITING) if waits_for_nobody(source) else frames
+
+
+def _frames_of(
+    sampled: Iterable[tuple[float, UInt8[np.ndarray, "height width 3"]]],
+    video: str,
+    fps: float,
+    geometry: Geometry,
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    original_size: tuple[int, int] | None,
+) -> Iterator[Frame]:
+    from swjax.data.video import VideoError
+
     pictures: list[np.ndarray] = []
     count = 0
-    for video_s, picture in iter_frames(video, fps):
+    for video_s, picture in sampled:
         pictures.append(picture)
         if len(pictures) == geometry.temporal_patch_size:
             yield make_frame(

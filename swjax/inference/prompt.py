@@ -1,16 +1,78 @@
 """The sources before the first frame: the system prompt, the question and the token that opens the video."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from swjax.data.between_frames import encode_question, encode_turn
-from swjax.data.chat import encode_chat
+from swjax.data.chat import encode_chat, encode_parts
+from swjax.data.example import VIDEO_TAG
+from swjax.inference.frames import Frame
+from swjax.inference.memory import KEEP_ALL
 from swjax.inference.numbers import shown
 from swjax.inference.settings import StreamSettings
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SpecialTokens
+
+Piece = Int32[np.ndarray, "S"] | Frame
+"""Tokens of text, or an image."""
+
+Question = str | Sequence[str | Frame]
+"""What is asked: a text, behind which the video stands, or texts, images and, for each video, `VIDEO_TAG`; a question
+that shows no video is answered at once."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a stream is asked at first.
+
+    Attributes:
+        prompt: what comes before the first frame, or all where there is no video.
+        gaps: what follows each video, up to the next one or the answer.
+    """
+
+    prompt: tuple[Piece, ...]
+    gaps: tuple[tuple[Piece, ...], ...]
+
+
+def encode_opening(
+    tokenizer: Any, special: SpecialTokens, question: Sequence[str | Frame], chat: ChatRule = DEFAULT_CHAT
+) -> Opening:
+    """A question of texts, images and videos.
+
+    Args:
+        tokenizer, special, chat: as for `encode_prompt`.
+        question: its parts.
+
+    Raises:
+        ValueError: if a part is none, or the chat template does not show each where it stands.
+    """
+    wrong = [part for part in question if not isinstance(part, str | Frame)]
+    if wrong or not question:
+        raise ValueError(f"a question is text, or texts, images (make_frame) and {VIDEO_TAG!r}, got {shown(question)}")
+    parts = [
+        {"type": "image"} if isinstance(part, Frame) else {"type": "video"} if part == VIDEO_TAG else
+        {"type": "text", "text": part}
+        for part in question
+    ]  # fmt: skip
+    grids = [(1, 1, 1)] * sum(part["type"] != "text" for part in parts)
+    ids = encode_parts(tokenizer, [(parts, None)], grids, merge_size=1, chat=chat)
+    if tuple(ids[-len(special.prefix) :]) != special.prefix:
+        raise ValueError(f"the chat template does not end with the assistant prefix; a {chat.name} tokenizer is needed")
+    images = (part for part in question if isinstance(part, Frame))
+    pieces: list[list[Piece]] = [[]]
+    kinds = np.select([ids == special.image_pad, ids == special.video_pad], [1, 2])[: -len(special.prefix)]
+    for kind, run in itertools.groupby(range(len(kinds)), lambda index: int(kinds[index])):
+        indices = list(run)
+        if kind == 2:
+            pieces.append([])
+        else:
+            pieces[-1].append(next(images) if kind == 1 else ids[indices])
+    return Opening(tuple(pieces[0]), tuple(map(tuple, pieces[1:])))
 
 
 def encode_prompt(
@@ -74,6 +136,23 @@ def encode_later(
 def _check_text(question: str) -> None:
     if not isinstance(question, str):
         raise ValueError(f"the question must be text, got {shown(question)}")
+
+
+def open_stream(
+    tokenizer: Any, question: Question, settings: StreamSettings, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
+) -> tuple[SpecialTokens, Opening]:
+    """What a stream begins with, of whatever its question is about; arguments and errors as for `begin_stream`."""
+    if isinstance(question, str) or not isinstance(question, Sequence):
+        special, prompt = begin_stream(tokenizer, question, settings, vocab_size=vocab_size, chat=chat)
+        return special, Opening((prompt,), ((np.array(special.trailer, np.int32),),))
+    special, _ = begin_stream(tokenizer, "", settings, vocab_size=vocab_size, chat=chat)
+    opening = encode_opening(tokenizer, special, question, chat)
+    texts = [piece for pieces in (opening.prompt, *opening.gaps) for piece in pieces if not isinstance(piece, Frame)]
+    if max(int(ids.max()) for ids in texts) >= vocab_size:
+        raise ValueError(f"the question has tokens beyond the {vocab_size} that the model knows")
+    if settings.memory != KEEP_ALL or settings.looks_by is not None:
+        raise ValueError("images, several videos and text alone need memory keep_all, and no rule of dropping")
+    return special, opening
 
 
 def begin_stream(

@@ -7,7 +7,7 @@ front, and the word that was spoken last once all that it may see is written or 
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -18,6 +18,7 @@ from swjax.inference.frames import Frame, merge_frames
 from swjax.inference.memory import KEEP_ALL, Book, Moves, StoredKeys, bounds_of
 from swjax.inference.numbers import whole
 from swjax.inference.parts import Arrival, Asked, Group, Part, Share, Tally
+from swjax.inference.prompt import Piece
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
 from swjax.inference.track import Track
 from swjax.inference.voice import UNDECIDED, Deciding, Voice
@@ -29,7 +30,8 @@ class Scheduler:
 
     Args:
         track: the stream's book, empty.
-        prompt: token ids of the sources before the first frame.
+        prompt: token ids of the sources before the first frame, or pieces with images among them.
+        gaps: pieces that follow each video; by default the trailer of one. Without any, the prompt is answered at once.
         settings: how it is spoken about.
         mode: what happens at a time.
         merge_size: patches on a side of the square that becomes one token.
@@ -53,8 +55,9 @@ class Scheduler:
     def __init__(
         self,
         track: Track,
-        prompt: np.ndarray,
+        prompt: np.ndarray | Sequence[Piece],
         *,
+        gaps: Sequence[Sequence[Piece]] | None = None,
         settings: StreamSettings,
         mode: Mode,
         merge_size: int,
@@ -74,8 +77,11 @@ class Scheduler:
         self.on_demand, self._watches_on = on_demand, watches_on
         self._full = self._spoke = False
         self._unasked_words = 0
-        self.prompt, self._question_tokens = len(prompt), dict[int, int]()
-        self._queue: deque[Group] = deque([Group(track.text(prompt))])
+        self._queue: deque[Group] = deque()
+        self._lay_pieces([prompt] if isinstance(prompt, np.ndarray) else prompt)
+        self.prompt, self._question_tokens = sum(group.left for group in self._queue), dict[int, int]()
+        self._gaps = deque([None] if gaps is None else gaps)
+        self._videos_left = len(self._gaps)
         self._log: list[Group] = []
         self._arrivals: deque[Arrival | Asked] = deque()
         self._turns: deque[Asked] = deque()
@@ -84,11 +90,12 @@ class Scheduler:
         self._arrived = self._asked = self._laid = 0
         self._open: deque[int] = deque()
         self.answering: int | None = 0
-        self._closing = self._closed = self._finished = False
+        self._closing = self._finished = not self._gaps
+        self._closed = False
         self.spoken, self.words_left, self.after_frame = 0, 0, -1
         self.tally = Tally()
         self._voice = None
-        if settings.speaking_rule is not None:
+        if settings.speaking_rule is not None and self._gaps:
             self._voice = Voice(settings.speaking_rule, settings.decisions, self._pause)
 
     def _pause(self) -> None:
@@ -117,7 +124,8 @@ class Scheduler:
             raise ValueError(f"frames that may be merged must have one size, got {before} and then {frame.grid_hw}")
         self._arrivals.append(Arrival(frame, self._arrived, now, last))
         self._arrived += 1
-        self._finished = last
+        self._videos_left -= last
+        self._finished = last and not self._videos_left
 
     def ask(self, token_ids: Int32[np.ndarray, "S"], now: float, *, interrupts: bool) -> int:
         """A question has come behind the frames that have arrived; returns its number.
@@ -163,6 +171,8 @@ class Scheduler:
         """No frame follows."""
         if not self._arrived:
             raise ValueError("the video has no frames; hand over at least one before finish()")
+        if self._videos_left > 1:
+            raise ValueError(f"the question is about {self._videos_left - 1} more videos; hand over their frames")
         self._finished = True
 
     def demand(self, words: int) -> None:
@@ -173,7 +183,7 @@ class Scheduler:
         """
         if not self.on_demand:
             raise ValueError("the stream speaks by its schedule; open one with on_demand to ask for words")
-        if self.after_frame < 0:
+        if self.after_frame < 0 and not self._closed:
             raise ValueError("nothing has been seen yet; see() a frame before speak()")
         if not self._design.speaks_while_watching and not self._closed:
             raise ValueError(f"variant {self.settings.variant} speaks after the video; call finish() first")
@@ -295,8 +305,24 @@ class Scheduler:
             if len(arrival.places):
                 self._queue.append(Group(tokens, arrival=arrival))
         if arrival is None or (isinstance(arrival, Arrival) and arrival.last):
-            self._queue.append(Group(self._track.trailer()))
-            self._closing = True
+            gap = self._gaps.popleft()
+            if gap is None:
+                self._queue.append(Group(self._track.trailer()))
+            else:
+                self._lay_pieces(gap)
+            self._track.begin_video()
+            self._closing = not self._gaps
+
+    def _lay_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Lay out texts and images of a question."""
+        for piece in pieces:
+            if isinstance(piece, Frame):
+                rows, columns = (size // self._merge_size for size in piece.grid_hw)
+                every = np.arange(rows * columns, dtype=np.int32)
+                image = Arrival(piece, -1, 0.0, False, places=every)
+                self._queue.append(Group(self._track.image(rows, columns), arrival=image))
+            else:
+                self._queue.append(Group(self._track.text(piece)))
 
     @property
     def _turn_is_due(self) -> bool:

@@ -3,6 +3,7 @@
 The interactive face of a `BatchEngine` with one row: `see` and `speak` advance it until nothing is left to do.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame, check_frame, mark_last
 from swjax.inference.numbers import LARGEST_COUNT
+from swjax.inference.prompt import Question
 from swjax.inference.room import padded_size
 from swjax.inference.settings import USUAL_SETTINGS, StreamSettings, check_speed
 from swjax.inference.weights import Model, Weights
@@ -34,8 +36,10 @@ class StreamSession:
     Args:
         model: the model, or `Weights` made of it, which any number of sessions may share.
         tokenizer: its tokenizer.
-        question: what is asked before the video.
+        question: what is asked before the video; or texts, images (`make_frame`) and `VIDEO_TAG` for each of its
+            videos, whose frames follow one another, each ended by `last`.
         settings: how it is spoken about.
+        system: the system prompt; by default that of the model's family.
         clock: seconds; events carry its time.
 
     Attributes:
@@ -50,15 +54,22 @@ class StreamSession:
         model: Model | Weights,
         tokenizer: Any,
         *,
-        question: str,
+        question: Question,
         settings: StreamSettings = USUAL_SETTINGS,
+        system: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.settings, self._clock = settings, clock
         sizes: dict[str, Any] = {"frame_units": FRAME_UNITS, "max_slots": LARGEST_COUNT, "chunk_sizes": CHUNK_SIZES}
         # Nobody waits beside its one stream, so nothing is compiled ahead.
         self._engine = BatchEngine(model, rows=1, grow_ahead=False, clock=clock, **sizes)
-        self._stream = self._engine.open(tokenizer, question=question, settings=settings, on_demand=True)
+        for piece in () if isinstance(question, str) else question:
+            if isinstance(piece, Frame):
+                self._widen(piece)
+        self._stream = self._engine.open(tokenizer, question=question, settings=settings, system=system, on_demand=True)
+        if self._stream.finished:  # nothing is to be watched
+            for _ in self._advance():
+                continue
 
     @property
     def answer(self) -> list[int]:
@@ -90,12 +101,15 @@ class StreamSession:
         Raises:
             ValueError: if the frame cannot be used, or the video has been finished.
         """
-        vision = self._engine.config.vision
-        check_frame(frame, vision)
-        self._engine.widen(padded_size(len(frame.patches) // vision.spatial_merge_size**2))
+        self._widen(frame)
         self._engine.see(self._stream, frame, last=last)
         (seen,) = (event for event in self._advance() if isinstance(event, FrameSeen))
         return seen
+
+    def _widen(self, frame: Frame) -> None:
+        vision = self._engine.config.vision
+        check_frame(frame, vision)
+        self._engine.widen(padded_size(len(frame.patches) // vision.spatial_merge_size**2))
 
     def ask(self, question: str, *, interrupt: bool = False) -> QuestionSeen:
         """Ask another question about the video, between two frames or after it; words that are spoken later see it.
@@ -136,24 +150,26 @@ class StreamSession:
             self._engine.speak(self._stream, 1)
             yield from (event for event in self._advance() if isinstance(event, TokenSpoken))
 
-    def run(self, frames: Iterable[Frame], *, speed: float | None = None) -> Iterator[StreamEvent]:
-        """Watch a whole video and speak by the schedule meanwhile: so many tokens after each frame, then the rest.
+    def run(self, *videos: Iterable[Frame], speed: float | None = None) -> Iterator[StreamEvent]:
+        """Watch whole videos and speak by the schedule meanwhile: so many tokens after each frame, then the rest.
 
         Args:
-            frames: the video's frames; one is read ahead, to know which is the last.
+            videos: the frames of each video of the question; one is read ahead, to know which is the last.
             speed: 1 takes frames in at the video's own pace, 2 twice as fast; None as fast as possible.
         """
         check_speed(speed)
-        began = self._clock()
-        for frame, last in mark_last(frames):
+        began, newest = self._clock(), -1
+        for frame, last in itertools.chain.from_iterable(map(mark_last, videos)):
             if speed is not None:
                 time.sleep(max(0.0, frame.video_s / speed - (self._clock() - began)))
-            yield self.see(frame, last=last)
-            if not last and (words := self.settings.words_after(self.frames_encoded - 1)):
+            seen = self.see(frame, last=last)
+            newest = seen.index
+            yield seen
+            if not self._stream.finished and (words := self.settings.words_after(newest)):
                 yield from self.speak(words)
             if self.ended:
                 break
-        yield from self.speak(self.settings.words_after(self.frames_encoded - 1, last=True))
+        yield from self.speak(self.settings.words_after(newest, last=True))
         wall_s = self._clock() - self._stream.opened_s
         yield StreamEnded("end_token" if self.ended else "token_limit", self.text(), wall_s)
 

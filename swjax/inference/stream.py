@@ -77,6 +77,11 @@ class Stream:
         return self._scheduler.answered
 
     @property
+    def finished(self) -> bool:
+        """Whether no frame follows those that have arrived."""
+        return self._scheduler.finished
+
+    @property
     def backlog(self) -> int:
         """Frames that have arrived and wait."""
         return self._scheduler.backlog

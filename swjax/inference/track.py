@@ -26,6 +26,7 @@ from swjax.streaming import (
     begin_turn,
     first_positions,
     place_frame,
+    place_image,
     place_text,
     place_words,
     reveal,
@@ -108,6 +109,16 @@ class Track:
         self._prompt = self._prompt or len(token_ids)
         positions = positions + self._moved[0, 0]
         return self._store_sources(token_ids, positions, TEXT - self._questions if is_item else TEXT)
+
+    def image(self, rows: int, columns: int) -> Tokens:
+        """Lay out an image of a question."""
+        self._ahead, positions = place_image(self._design, self._ahead or self._words, rows, columns)
+        tokens = np.full(rows * columns, self._special.image_pad, np.int32)
+        return self._store_sources(tokens, positions, TEXT)
+
+    def begin_video(self) -> None:
+        """The next frame is the first of another video."""
+        self._piece = None
 
     def turn(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
         """Lay out the question of a later turn, behind the video and all that has been said; nothing may wait."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +107,20 @@ def test_stream_speaks_by_a_schedule_and_stops_at_a_token(made, capsys, tmp_path
     events = words("--stop-token", "<|im_start|>", "--stop-token", stop)
     assert [event["event"] for event in events] == ["FrameSeen", "StreamEnded"]
     assert events[-1]["reason"] == "end_token"
+
+
+def test_stream_watches_standard_input(made, capsys, monkeypatch):
+    video = made / "data" / "test" / "videos" / "test-00000.mp4"
+
+    def words(source):
+        arguments = ["stream", "--checkpoint", str(made / "run"), "--video", source, "--json", "--max-tail", "3"]
+        assert main([*arguments, "--as-fast-as-possible"]) == 0
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [{name: value for name, value in event.items() if name != "wall_s"} for event in events]
+
+    with video.open("rb") as file:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
+        assert words("-") == words(str(video))
 
 
 def test_stream_forgets_what_a_memory_drops(made, capsys, monkeypatch):

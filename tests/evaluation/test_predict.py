@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from obvious_stream import ObviousStream
 
-from swjax.data.example import ExampleError, Question, Rejected, Sentence, VideoExample
+from swjax.data.example import ExampleError, Picture, Question, Rejected, Sentence, VideoExample
 from swjax.data.tokenizer import load_tokenizer
 from swjax.evaluation import (
     EvaluationError,
@@ -23,7 +23,7 @@ from swjax.evaluation import (
 )
 from swjax.evaluation.predictions import open_predictions, read_predictions, write_authors_results
 from swjax.evaluation.scores import average_lagging
-from swjax.inference import BatchEngine, Frame, FrameSeen, Mode, StreamSettings, TokenSpoken
+from swjax.inference import BatchEngine, Frame, FrameSeen, Mode, StreamSession, StreamSettings, TokenSpoken
 from swjax.inference.memory import Window
 from swjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from swjax.streaming import DecisionTokens, SpecialTokens, Variant, speaking_of
@@ -114,6 +114,37 @@ def test_what_is_said_depends_neither_on_the_rows_nor_on_the_mode(watch, model, 
         assert found.frames == sum(isinstance(event, FrameSeen) for event in events)
         assert (found.mode, found.rows, found.duration_s) == (mode, 2, len(frames) - 0.5)
     assert len({found.token_ids[:4] for found in beside}) > 3, "the answers do not depend on the videos"
+
+
+def test_images_several_videos_and_text_alone_are_answered(model, tokenizer):
+    key = next(iter(LENGTHS))
+    picture, film = Picture(Path("a.png")), Path("x.mp4")
+    asked = {
+        "two": ("<image>Which?<video><video>", (picture, film, film)),
+        "image": ("<image>What?", (picture,)),
+        "text": ("Who?", ()),
+    }
+    examples = [
+        VideoExample(name, None, None, "A.", question, media=media, system="Be short.", later=(("Why?", "So."),))
+        for name, (question, media) in asked.items()
+    ]
+    examples.append(replace(examples[0], key="later", later=(("<image>?", "A."),)))
+    frames = list(read(VideoExample(key, film, 5.0, "")))
+    how = {"question": "What?", "settings": SHORT, "frame_units": 1, "rows": 2}
+    outcomes = predict(model, tokenizer, examples, read=lambda _: iter(frames), **how)
+    found = {one.where if isinstance(one, Rejected) else one.key: one for one in outcomes}
+    assert "a later turn shows an image or a video" in found.pop("later").reason
+    assert {name: one.frames for name, one in found.items()} == {"two": 2 * len(frames), "image": 0, "text": 0}
+    assert found["two"].video_s[-1] == found["two"].duration_s == 2 * frames[-1].video_s
+    assert found["text"].video_s == (0.0,) * len(found["text"].words)
+    parts = {"two": [frames[0], "Which?", "<video>", "<video>"], "image": [frames[0], "What?"], "text": ["Who?"]}
+    for name, one in found.items():
+        session = StreamSession(model, tokenizer, question=parts[name], settings=SHORT, system="Be short.")
+        films = [frames] * len([part for part in parts[name] if part == "<video>"])
+        said = [event.token_id for event in session.run(*films) if isinstance(event, TokenSpoken)]
+        assert list(one.token_ids) == said
+        assert len(one.later) == 1
+        assert one.later[0].words
 
 
 def test_a_memory_bounds_the_rows_of_any_video(watch, monkeypatch):

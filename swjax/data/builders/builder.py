@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from swjax.atomic import write_text
 from swjax.data.builders.recipe import LeftOut, Recipe, Record, make_record
 from swjax.data.example import Rejected, VideoExample
+from swjax.data.formats import AUTO
 from swjax.data.json_lines import readable_lines
 from swjax.data.records import FEATURES
 
@@ -46,6 +47,7 @@ class RecipeConfig(tfds.core.BuilderConfig):
         workers: processes that make records; 0 makes them in this one. Not used with Beam.
         max_rejected: share of bad examples beyond which nothing is made.
         beam: make records in a Beam pipeline.
+        format: of the source, where it may be of several.
     """
 
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
@@ -55,10 +57,12 @@ class RecipeConfig(tfds.core.BuilderConfig):
     workers: int = 0
     max_rejected: float = 0.05
     beam: bool = False
+    format: str = AUTO
 
     def describe(self) -> dict[str, Any]:
         """All that the records depend on; kept beside them."""
-        return self.recipe.to_json() | {"digest of the source": self.digest}
+        format = {} if self.format == AUTO else {"format": self.format}
+        return self.recipe.to_json() | {"digest of the source": self.digest} | format
 
 
 class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -81,18 +85,18 @@ class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         super().__init__(config=config, **options)
 
     @classmethod
-    def digest(cls, source: Path) -> str:
+    def digest(cls, source: Path, format: str = AUTO) -> str:
         """SHA-256 of what a release is made of: the content of lists, the names and sizes of videos and archives."""
         digest = hashlib.sha256()
         for split, parts in sorted(cls.find_parts(source).items()):
             for part in map(Path, parts):
                 digest.update(f"{split} {part.name} {part.stat().st_size}\n".encode())
-                for line in cls.content(part):
+                for line in cls.content(part, format):
                     digest.update(line)
         return digest.hexdigest()
 
     @classmethod
-    def content(cls, part: Path) -> Iterator[bytes]:
+    def content(cls, part: Path, format: str) -> Iterator[bytes]:
         """What tells a part apart from one of the same name and size, as far as that is quickly known."""
         return iter(())
 

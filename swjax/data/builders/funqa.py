@@ -34,7 +34,7 @@ class Funqa(ReleaseBuilder):
         return found
 
     @classmethod
-    def content(cls, part: Path) -> Iterator[bytes]:
+    def content(cls, part: Path, format: str) -> Iterator[bytes]:
         """The list of questions, and the size of the archive of its videos."""
         yield part.read_bytes()
         archive = part.with_name(f"{part.stem.removeprefix('FunQA_')}.zip")

@@ -25,12 +25,12 @@ class Manifest(ReleaseBuilder):
         return found or {"train": [str(source)]}
 
     @classmethod
-    def content(cls, part: Path) -> Iterator[bytes]:
+    def content(cls, part: Path, format: str) -> Iterator[bytes]:
         """The file, if it is one, what was read of it, and the sizes of its videos."""
         is_list = part.is_file() and part.suffix != ".tar"
         if is_list:
             yield part.read_bytes()
-        for example in _read(part).examples:
+        for example in _read(part, format).examples:
             if not is_list:
                 yield f"{example.key} {example.caption} {example.sentences}\n".encode()
             for item in example.media if example.video is None else (example.video,):
@@ -39,14 +39,14 @@ class Manifest(ReleaseBuilder):
 
     def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
         """The examples of a source."""
-        manifest = _read(part)
+        manifest = _read(part, self.builder_config.format)
         yield from manifest.rejected
         yield from manifest.examples
 
 
-def _read(part: str | Path) -> ManifestLines:
+def _read(part: str | Path, format: str) -> ManifestLines:
     try:
-        return read_examples(Path(part))
+        return read_examples(Path(part), format=format)
     except ManifestError as error:
         raise SourceError(str(error)) from error
 

@@ -23,6 +23,7 @@ from swjax.data.builders.funqa import Funqa
 from swjax.data.builders.manifests import Manifest, MovingShapes
 from swjax.data.builders.pe_video import PeVideo
 from swjax.data.builders.recipe import Recipe
+from swjax.data.formats import AUTO
 
 BUILDERS: Mapping[str, type[ReleaseBuilder]] = MappingProxyType(
     {"pe_video": PeVideo, "funqa": Funqa, "moving_shapes": MovingShapes, "manifest": Manifest}
@@ -80,6 +81,7 @@ def prepare_records(
     *,
     workers: int = 0,
     data_set: str = "",
+    format: str = AUTO,
     overwrite: bool = False,
     max_rejected: float = 0.05,
     beam_runner: str | None = None,
@@ -93,6 +95,7 @@ def prepare_records(
         output: folder of data sets; this one goes to output/NAME/RATE_PIXELS/VERSION.
         recipe: how records are made.
         data_set: what to call the data set; "" for the name of the builder.
+        format: of the source, one of `swjax.data.formats`; `auto` looks.
         overwrite: make it anew, in the place of one of that name.
         workers: processes that make them; 0 makes them in this one.
         max_rejected: share of bad examples of a split beyond which nothing is made.
@@ -114,10 +117,11 @@ def prepare_records(
         recipe=recipe,
         source=source,
         data_set=data_set,
-        digest=BUILDERS[name].digest(source),
+        digest=BUILDERS[name].digest(source, format),
         workers=workers,
         max_rejected=max_rejected,
         beam=beam_runner is not None,
+        format=format,
     )
     builder = BUILDERS[name](data_dir=str(output), config=config, file_format="array_record")
     folder = Path(builder.data_dir)

@@ -329,7 +329,7 @@ def test_inspect_prepare_and_the_keys_that_fit(put, film: Path, tmp_path: Path, 
         said[source] = " ".join(capsys.readouterr().out.split())
         output = tmp_path / f"records_{source.stem}"
         prepare = ["prepare", "manifest", "--source", str(source), "--output", str(output), "--workers", "0"]
-        assert main([*prepare, "--max-pixels", "3136"]) == 0
+        assert main([*prepare, "--max-pixels", "3136", "--format", "subtitles" if source == films else "auto"]) == 0
         (example,) = open_records(output / "manifest", "train")
         assert example.caption in (CAPTION, "A red square turns. It leaves & ends.")
         capsys.readouterr()
