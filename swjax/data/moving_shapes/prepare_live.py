@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from swjax.data.moving_shapes.asking import WAIT, draw_film, draw_questions
+from swjax.data.moving_shapes.asking import FRAMES_BETWEEN, WAIT, draw_film, draw_questions
 from swjax.data.moving_shapes.film import play
 from swjax.data.moving_shapes.prepare import (
     PrepareError,
@@ -64,8 +64,8 @@ def prepare_films(
     """
     counts = {"train": train, "validation": validation, "test": test}
     check_arguments(counts, seed, workers, size)
-    if seconds < 2:
-        raise PrepareError(f"a film of {seconds} s has no time for a question; give at least 2")
+    if seconds < (least := FRAMES_BETWEEN[1] + 2):
+        raise PrepareError(f"a film of {seconds} s may have no time for a question; give at least {least}")
     root = Path(root)
     recipe = {"data_set": "moving_shapes_live", "version": RECIPE_VERSION, "seed": seed, "size": size, "fps": FPS}
     claim(root, {**recipe, "seconds": seconds})
