@@ -22,8 +22,11 @@ from swjax.inference import rows
 from swjax.inference.memory import Moves, StoredKeys
 from swjax.inference.memory.moved import moved, stored, turned
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
+from swjax.inference.room import padded_size
 from swjax.inference.rows import Piece
 from swjax.inference.sampler import GREEDY, SamplingRows, mark_said, sample
+from swjax.inference.track import Tokens
+from swjax.inference.verifying import Refit
 from swjax.inference.weights import Weights
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig, TextConfig
@@ -276,6 +279,31 @@ class Lane:
         keys, values = stored(self._cache, np.int32(row), padded)
         return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention, surprise)
 
+    def rerun(self, row: int, tokens: Tokens, following: Int32[np.ndarray, "n"], origin: int) -> Refit:
+        """Run tokens of a row again, in neighbouring slots, and store nothing.
+
+        Args:
+            row: the row.
+            tokens: as they are to be; slots and spans count from the origin.
+            following: the token behind each.
+            origin: slot at which the stream's first source is stored.
+        """
+        count, order = len(following), np.argsort(tokens.slots)
+        size = min(self.slots, padded_size(count))
+        first = min(int(tokens.slots.min()) + origin, self.slots - size)
+
+        def padded(values: np.ndarray, fill: int) -> np.ndarray:
+            widths = [(0, 0)] * (values.ndim - 1) + [(0, size - count)]
+            return np.pad(values[..., order].astype(np.int32), widths, constant_values=fill)
+
+        arrays = (padded(one, 0) for one in (tokens.token_ids, following, tokens.positions))
+        # Slots beyond the cache are not written, and empty spans see nothing.
+        spans = padded(tokens.start + origin, 0), padded(tokens.stop + origin, 0)
+        slots = padded(tokens.slots + origin, self.slots)
+        where = np.int32(row), np.int32(first)
+        found = self._compiled.rerun(self._parameters, self._cache, *where, *arrays, *spans, slots)
+        return Refit(found[0][:count][np.argsort(order)], first, Piece(*found[1:]))
+
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
         return piece if self._sharding is None else jax.device_put(piece, self._sharding)
@@ -349,6 +377,7 @@ class _Compiled(NamedTuple):
     advance: Any
     attend: Any
     surprise: Any
+    rerun: Any
 
 
 @functools.cache
@@ -360,6 +389,7 @@ def _compiled(structure: nnx.GraphDef, platform: str) -> _Compiled:
         jit(functools.partial(_advance, structure), static_argnums=0, donate_argnums=(2, 3)),
         jit(functools.partial(_attend, structure)),
         jit(functools.partial(_surprise, structure)),
+        jit(functools.partial(_rerun, structure)),
     )
 
 
@@ -438,3 +468,24 @@ def _surprise(
     hidden, _ = model.decoder.reread(x, positions[:, None], spans, of_row)
     scores = jax.nn.log_softmax(model.logits(hidden)[0].astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
+
+
+def _rerun(
+    structure: nnx.GraphDef,
+    parameters: Parameters,
+    cache: KeyValueCache,
+    row: Array,
+    first: Array,
+    token_ids: Int32[Array, "n"],
+    following: Int32[Array, "n"],
+    positions: Int32[Array, "3 n"],
+    start: Int32[Array, "n"],
+    stop: Int32[Array, "n"],
+    slots: Int32[Array, "n"],
+) -> tuple[Float[Array, "n"], Float[Array, "layers K n H"], Float[Array, "layers K n H"]]:
+    model = merge_parameters(structure, parameters)
+    spans, x = KeySpans(start[None], stop[None]), model.decoder.embed(token_ids[None])
+    hidden, new = model.decoder.extend(x, positions[:, None], spans, _row_of(cache, row), slots[None])
+    scores = jax.nn.log_softmax(model.logits(hidden)[0].astype(jnp.float32), axis=-1)
+    losses = -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
+    return losses, *rows.take(new, jnp.int32(0), first, len(token_ids))
