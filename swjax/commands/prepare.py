@@ -20,6 +20,8 @@ Make a data set on disk.
 moving_shapes  synthetic videos of 5 to 12 s in which a coloured shape enters, turns, bounces off another, changes
                colour and leaves. Nothing is downloaded. The captions come from a small grammar, and events.jsonl
                beside the manifest says what happens when, so that what a model says can be checked exactly.
+moving_shapes_live  long films of several such shapes at a time, and questions that are asked while they run: what has
+               happened, what is there now, tell me when; some films never show what is asked for.
 pe_video       records of PE-Video: --source is the folder with train/*.tar and test/*.tar.
 funqa          records of FunQA, tasks H2 H3 C2 C3 M2 M3: --source is the folder with FunQA_train.json and train.zip or
                train/, likewise val and test.
@@ -52,7 +54,11 @@ _PAPER = "the paper's {} for pe_video and funqa, {} for the others"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("data_set", choices=["moving_shapes", "pe_video", "funqa", "manifest"], help="what to make")
+    parser.add_argument(
+        "data_set",
+        choices=["moving_shapes", "moving_shapes_live", "pe_video", "funqa", "manifest"],
+        help="what to make",
+    )
     parser.add_argument("--output", type=Path, help="folder to make it in (default: data, or data/moving_shapes)")
     parser.add_argument(
         "--workers", type=int, help="processes that work (default: one a core); 0 works in this one (records only)"
@@ -60,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes = parser.add_argument_group("rendering Moving Shapes")
     for split, number in (("train", 3000), ("validation", 100), ("test", 100)):
         shapes.add_argument(f"--{split}", type=int, default=number, help=f"videos in that split (default: {number})")
+    shapes.add_argument("--seconds", type=int, default=60, help="length of a film (default: 60; moving_shapes_live)")
     shapes.add_argument("--seed", type=int, default=0, help="another seed makes other videos (default: 0)")
     records = parser.add_argument_group("making records")
     records.add_argument("--source", type=Path, help="folder or manifest of the original videos")
@@ -109,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     """Make the data set and say what was made, and where."""
     if args.data_set == "moving_shapes" and args.source is None:
         return _render(args)
+    if args.data_set == "moving_shapes_live":
+        return _render_films(args)
     return _make_records(args)
 
 
@@ -132,6 +141,19 @@ def _render(args: argparse.Namespace) -> int:
             f"{split.manifest}",
             soft_wrap=True,
         )
+    return 0
+
+
+def _render_films(args: argparse.Namespace) -> int:
+    from swjax.data.moving_shapes.prepare_live import prepare_films
+
+    if args.source is not None:
+        raise UsageError("films are made, not read: leave --source out; `prepare manifest` makes records of them")
+    out, counts = console(), {"train": args.train, "validation": args.validation, "test": args.test}
+    how = {"seconds": args.seconds, "seed": args.seed, "workers": args.workers}
+    made = prepare_films(args.output or Path("data") / args.data_set, **counts, **how, console=out)
+    for split, manifest in made.items():
+        out.print(f"{split:>10}: {counts[split]} films of {args.seconds} s: {manifest}", soft_wrap=True)
     return 0
 
 

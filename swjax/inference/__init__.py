@@ -4,7 +4,7 @@ from swjax.data.example import VIDEO_TAG
 from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.feed import Request, run_streams
-from swjax.inference.frames import Frame, make_frame, read_frames, read_live_frames
+from swjax.inference.frames import Frame, make_frame, make_frames, read_frames, read_live_frames
 from swjax.inference.sampler import Sampling
 from swjax.inference.session import StreamSession
 from swjax.inference.settings import Mode, StreamSettings
@@ -29,6 +29,7 @@ __all__ = [
     "TokenSpoken",
     "Weights",
     "make_frame",
+    "make_frames",
     "read_frames",
     "read_live_frames",
     "run_streams",

@@ -319,6 +319,8 @@ class BatchEngine:
         An error of one stream ends it, with the reason `fault`; the others are advanced as if it were not there.
         """
         self._compact(self._open())
+        for stream in self._open():
+            self._attempt(stream, stream.verify, self._speaker)
         working = [stream for stream in self._open() if self._has_work(stream)]
         # Whose larger rows are being compiled waits for them alone, unless nobody else has work.
         working = [stream for stream in working if self._attempt(stream, self._growth.is_ready, stream)] or working

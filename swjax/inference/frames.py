@@ -133,26 +133,53 @@ def _frames_of(
 ) -> Iterator[Frame]:
     from swjax.data.video import VideoError
 
-    pictures: list[np.ndarray] = []
     count = 0
-    for video_s, picture in sampled:
-        pictures.append(picture)
-        if len(pictures) == geometry.temporal_patch_size:
+
+    def counted() -> Iterator[tuple[float, np.ndarray]]:
+        nonlocal count
+        for timed in sampled:
+            count += 1
+            yield timed
+
+    sizes: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels, "original_size": original_size}
+    yield from make_frames(counted(), **sizes, geometry=geometry)
+    if count < geometry.temporal_patch_size:
+        raise VideoError(
+            f"{video} is shorter than one frame step: it has {count} picture(s) at {fps:g} fps and "
+            f"{geometry.temporal_patch_size} make a frame ({geometry.frame_seconds(fps):g} s)"
+        )
+
+
+def make_frames(
+    pictures: Iterable[tuple[float, UInt8[np.ndarray, "height width 3"]]],
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    original_size: tuple[int, int] | None = None,
+    geometry: Geometry = DEFAULT_GEOMETRY,
+) -> Iterator[Frame]:
+    """Frames of pictures that come from anywhere, lazily; a last frame that is not whole is dropped.
+
+    Args:
+        pictures: each with its time in seconds, RGB, of one size and at the model's rate.
+        min_pixels, max_pixels, original_size, geometry: as for `make_frame`.
+
+    Raises:
+        ExampleError: as `make_frame`.
+    """
+    waiting: list[np.ndarray] = []
+    for video_s, picture in pictures:
+        waiting.append(picture)
+        if len(waiting) == geometry.temporal_patch_size:
             yield make_frame(
-                pictures,
+                waiting,
                 video_s=video_s,
                 min_pixels=min_pixels,
                 max_pixels=max_pixels,
                 original_size=original_size,
                 geometry=geometry,
             )
-            pictures = []
-            count += 1
-    if count == 0:
-        raise VideoError(
-            f"{video} is shorter than one frame step: it has {len(pictures)} picture(s) at {fps:g} fps and "
-            f"{geometry.temporal_patch_size} make a frame ({geometry.frame_seconds(fps):g} s)"
-        )
+            waiting = []
 
 
 def mark_last(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:

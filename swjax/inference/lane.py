@@ -23,9 +23,12 @@ from swjax.inference import rows
 from swjax.inference.memory import Moves, StoredKeys
 from swjax.inference.memory.moved import moved, stored, turned
 from swjax.inference.packing import COLUMNS, Batch, RowTokens, pack
-from swjax.inference.place import CACHE, INBOX, SAID, Where, kept, key_head_copies, put, shape_of
+from swjax.inference.place import CACHE, INBOX, SAID, Where, kept, key_head_copies, put, row_shards, shape_of
+from swjax.inference.room import padded_size
 from swjax.inference.rows import Piece
 from swjax.inference.sampler import GREEDY, SamplingRows, mark_said, sample
+from swjax.inference.track import Tokens
+from swjax.inference.verifying import Refit
 from swjax.inference.weights import Weights, assembled
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig
@@ -282,6 +285,31 @@ class Lane:
         keys, values = stored(self._cache, np.int32(row), padded)
         return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention, surprise)
 
+    def rerun(self, row: int, tokens: Tokens, following: Int32[np.ndarray, "n"], origin: int) -> Refit:
+        """Run tokens of a row again, in neighbouring slots, and store nothing.
+
+        Args:
+            row: the row.
+            tokens: as they are to be; slots and spans count from the origin.
+            following: the token behind each.
+            origin: slot at which the stream's first source is stored.
+        """
+        count, order = len(following), np.argsort(tokens.slots)
+        size = min(self.slots, padded_size(count))
+        first = min(int(tokens.slots.min()) + origin, self.slots - size)
+
+        def padded(values: np.ndarray, fill: int) -> np.ndarray:
+            widths = [(0, 0)] * (values.ndim - 1) + [(0, size - count)]
+            return np.pad(values[..., order].astype(np.int32), widths, constant_values=fill)
+
+        arrays = (padded(one, 0) for one in (tokens.token_ids, following, tokens.positions))
+        # Slots beyond the cache are not written, and empty spans see nothing.
+        spans = padded(tokens.start + origin, 0), padded(tokens.stop + origin, 0)
+        slots = padded(tokens.slots + origin, self.slots)
+        where = np.int32(row), np.int32(first)
+        found = self._compiled.rerun(self._decoder, self._cache, *where, *arrays, *spans, slots)
+        return Refit(found[0][:count][np.argsort(order)], first, Piece(*found[1:]))
+
     def fetch(self, piece: Piece) -> Piece:
         """Move keys and values to this lane's devices; returns before they are there."""
         return jax.device_put(piece, self._where) if isinstance(self._where, Sharding) else piece
@@ -363,6 +391,7 @@ class _Compiled(NamedTuple):
     advance: Any
     attend: Any
     surprise: Any
+    rerun: Any
 
 
 @functools.cache
@@ -374,6 +403,7 @@ def _compiled(decoder: nnx.GraphDef, visual: nnx.GraphDef, platform: str, mesh: 
         jit(functools.partial(_advance, decoder, mesh), static_argnums=0, donate_argnums=(2, 3)),
         jit(functools.partial(_attend, decoder)),
         jit(functools.partial(_surprise, decoder)),
+        jit(functools.partial(_rerun, decoder, mesh)),
     )
 
 
@@ -458,3 +488,29 @@ def _surprise(
     hidden, _ = decoder.reread(x, positions[:, None], spans, of_row)
     scores = jax.nn.log_softmax(decoder.logits(hidden)[0].astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
+
+
+def _rerun(
+    structure: nnx.GraphDef,
+    mesh: Mesh | None,
+    parameters: Parameters,
+    cache: KeyValueCache,
+    row: Array,
+    first: Array,
+    token_ids: Int32[Array, "n"],
+    following: Int32[Array, "n"],
+    positions: Int32[Array, "3 n"],
+    start: Int32[Array, "n"],
+    stop: Int32[Array, "n"],
+    slots: Int32[Array, "n"],
+) -> tuple[Float[Array, "n"], Float[Array, "layers K n H"], Float[Array, "layers K n H"]]:
+    decoder = assembled(structure, parameters)
+    alike = row_shards(mesh)  # where rows are divided over devices, each has the row
+    spans = KeySpans(*(jnp.tile(one[None], (alike, 1)) for one in (start, stop)))
+    x = jnp.tile(decoder.embed(token_ids[None]), (alike, 1, 1))
+    of_row = jax.tree.map(lambda one: jnp.repeat(one, alike, axis=1), _row_of(cache, row))
+    ids, at = jnp.tile(positions[:, None], (1, alike, 1)), jnp.tile(slots[None], (alike, 1))
+    hidden, new = decoder.extend(x, ids, spans, of_row, at)
+    scores = jax.nn.log_softmax(decoder.logits(hidden)[0].astype(jnp.float32), axis=-1)
+    losses = -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
+    return losses, *rows.take(new, jnp.int32(0), first, len(token_ids))

@@ -20,7 +20,8 @@ from swjax.inference.numbers import whole
 from swjax.inference.parts import Arrival, Asked, Group, Part, Share, Tally
 from swjax.inference.prompt import Piece
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
-from swjax.inference.track import Track
+from swjax.inference.track import Tokens, Track
+from swjax.inference.verifying import LastSaid, Refit, Rerun
 from swjax.inference.voice import UNDECIDED, Deciding, Voice
 from swjax.streaming import Storage
 
@@ -67,6 +68,10 @@ class Scheduler:
         watches_on: bool = False,
     ):
         mode.check(settings.variant)
+        if mode is Mode.RECOMPUTE and settings.verifies:
+            raise ValueError(
+                f"mode {mode} runs all again at each frame, and verify runs again what was said; choose one"
+            )
         if mode is Mode.RECOMPUTE and (settings.memory != KEEP_ALL or settings.looks_by is not None):
             raise ValueError(
                 f"mode {mode} runs all again at each frame, so nothing may be dropped; use memory keep_all, and "
@@ -94,12 +99,17 @@ class Scheduler:
         self._closed = False
         self.spoken, self.words_left, self.after_frame = 0, 0, -1
         self.tally = Tally()
+        self._fed: Tokens | None = None
+        self._last_said = LastSaid() if settings.verifies else None
+        self._unverified = False
         self._voice = None
         if settings.speaking_rule is not None and self._gaps:
             self._voice = Voice(settings.speaking_rule, settings.decisions, self._pause)
 
     def _pause(self) -> None:
         """What was begun is said; after the video the model says whether all is."""
+        if self._last_said is not None and self._voice is not None and not self._voice.in_utterance:
+            self._last_said.end()
         self.words_left = self.words_left if self._closed else 0
 
     @property
@@ -216,7 +226,8 @@ class Scheduler:
     @property
     def said_all(self) -> bool:
         """Whether the limit on words after the last frame is reached, and no turn follows."""
-        return self._closed and self.words_left == 0 and not self.on_demand and not self._turns and not self._hidden
+        left = self.words_left or self._turns or self._hidden or self._unverified
+        return self._closed and not left and not self.on_demand
 
     @property
     def answered(self) -> bool:
@@ -247,7 +258,7 @@ class Scheduler:
         """Whether something may be perceived now, once a full memory has dropped what it does not keep."""
         if self._turn_is_due:
             return True
-        if self._ahead is not None or self._closing:
+        if self._ahead is not None or self._closing or self._unverified:
             return False
         # One thing at a time: the next frame waits until the words before it are spoken.
         if self._mode is not Mode.PARALLEL and self.words_left:
@@ -326,7 +337,7 @@ class Scheduler:
 
     @property
     def _turn_is_due(self) -> bool:
-        if not self._turns or not self._closed or self._hidden:
+        if not self._turns or not self._closed or self._hidden or self._unverified:
             return False
         said = self.answering is None or (not self.words_left and not self.on_demand)
         return said or self._turns[0].interrupts
@@ -356,7 +367,7 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a pass could advance the stream now."""
         self.lay()
-        return bool(self._unwritten or self.words_left or self._hidden or self._may_lay)
+        return bool(self._unwritten or self.words_left or self._hidden or self._may_lay or self._unverified)
 
     @property
     def _unwritten(self) -> int:
@@ -387,7 +398,7 @@ class Scheduler:
                 break
             self._reveal(share)
             # What is run again has the slots of what was run before, and a pass writes each slot once.
-            if self.words_left or self._mode is Mode.RECOMPUTE or self._full:
+            if self.words_left or self._mode is Mode.RECOMPUTE or self._full or self._unverified:
                 break
             self.lay()
         self._speak(share, room, alone=not together)
@@ -401,6 +412,9 @@ class Scheduler:
         self._unasked_words += 1
         if self._unasked_words > self.settings.step:  # of a stream on demand
             self._full, self._unasked_words = self._track.is_full, 0
+        if self._last_said is not None and self._voice is not None:
+            assert self._fed is not None, "a word is chosen behind one that has been written"
+            self._last_said.note(self._fed, token, begins=not self._voice.in_utterance)
         if self._voice is not None:
             self._voice.spoke(token)
 
@@ -429,7 +443,7 @@ class Scheduler:
             return  # one thing at a time
         words = None
         if waiting:
-            tokens = self._track.feed()
+            self._fed = tokens = self._track.feed()
             words = Group(tokens, is_target=True, taken=waiting)
         if not alone and not (self._apart and share.parts):
             self.lay()
@@ -479,10 +493,41 @@ class Scheduler:
                     self._voice.arrive(self._laid - 1, frame.video_s, self._drop_ratio(arrival))
                 case Asked():
                     self._voice.arrive(self._laid - 1, None)
+                    if self._last_said is not None:
+                        self._last_said.forget()
+            is_frame = isinstance(self._ahead, Arrival)
+            self._unverified = is_frame and self._last_said is not None and self._last_said.is_whole
         share.revealed += [self._ahead] if self._ahead is not None else []
         self._ahead = None
         self._closed = self._closing
         self._full, self._spoke, self._unasked_words = self._track.is_full, False, 0
+        self._allow_words()
+
+    def verify(self, rerun: Rerun, keep: Callable[[Refit], None]) -> None:
+        """Read what was said last again, if a frame has arrived since, and decide whether to speak of it.
+
+        All that has been laid out must have been written.
+
+        Args:
+            rerun: runs tokens again and stores nothing.
+            keep: stores what came of it.
+        """
+        if not self._unverified or self._queue:
+            return
+        assert self._last_said is not None
+        assert self._voice is not None
+        value, found = self._last_said.measure(rerun, self._track.visible)
+        self._unverified = False
+        self._voice.measured(value)
+        if not self._voice.may_speak:
+            keep(found)
+        self._allow_words()
+
+    def _allow_words(self) -> None:
+        """How many words may be spoken before the next source item."""
+        if self._unverified:
+            self.words_left = 0
+            return
         silent = self.on_demand or self.answering is None
         if silent or not self.may_speak or (self._mode is Mode.OFFLINE and not self._closed):
             self.words_left = 0

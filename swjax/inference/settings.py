@@ -88,11 +88,22 @@ class StreamSettings:
                     "a rule of speaking takes the place of a schedule, in variants that speak while they watch; "
                     f"got counts {shown(self.counts)} and variant {self.variant}"
                 )
+            if self.verifies and not (self.design.grouped and self.memory == KEEP_ALL):
+                raise ValueError(
+                    "verify reads what was said again in its place, so frames may not stand behind words, nor anything "
+                    f"be moved: use a design with the group mask and memory keep_all, not {self.variant} and "
+                    f"{self.memory}"
+                )
 
     @property
     def design(self) -> Design:
         """The variant's row in the table of designs."""
         return DESIGNS[self.variant]
+
+    @property
+    def verifies(self) -> bool:
+        """Whether what was said last is read again when a frame has arrived."""
+        return self.speaking_rule is not None and "surprise" in self.speaking_rule.needs
 
     @property
     def looks_by(self) -> Drop | None:

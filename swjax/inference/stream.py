@@ -230,6 +230,13 @@ class Stream:
         if self.settings.sampling.repetition_penalty != 1:
             speaker.remember(self.row, self._scheduler.said)
 
+    def verify(self, speaker: Lane) -> None:
+        """Read what was said last again, where its rule of speaking asks for that."""
+        self._scheduler.verify(
+            lambda tokens, following: speaker.rerun(self.row, tokens, following, self._origin),
+            lambda found: speaker.put(self.row, found.first, found.piece),
+        )
+
     def shift(self, slots: int) -> None:
         """Its row has had slots added on the left."""
         self._origin += slots

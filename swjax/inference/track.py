@@ -158,6 +158,11 @@ class Track:
         tokens = np.full(len(places), self._special.video_pad, np.int32)
         return self._store_sources(tokens, positions[:, places], number, places)
 
+    @property
+    def visible(self) -> int:
+        """Sources that words may see."""
+        return self._visible
+
     def trailer(self) -> Tokens:
         """Lay out the sources that close the video."""
         return self.text(np.array(self._special.trailer, np.int32))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from swjax.data.decisions import find_decisions
 from swjax.inference.numbers import shown
-from swjax.streaming import Decide, DecisionTokens, DropTrigger, Moment, Speaking, StreamSpec, speaking_of
+from swjax.streaming import Decide, DecisionTokens, DropTrigger, Moment, Speaking, StreamSpec, Verify, speaking_of
 
 NO_DECISIONS = DecisionTokens(-2, -2)
 """Of models that do not decide: what a rule lets them say is as long as it may be."""
@@ -46,7 +46,7 @@ def check_rule(rule: Speaking) -> int:
     """
     if isinstance(rule, type) or not all(hasattr(rule, name) for name in ("needs", "speaks")):
         raise ValueError(f"speaking must be a rule, such as Decide() or speaking_of('decide'), got {shown(rule)}")
-    if rule.needs and not isinstance(rule, Decide | DropTrigger):
+    if rule.needs and not isinstance(rule, Decide | DropTrigger | Verify):
         raise ValueError(f"{rule} needs {', '.join(sorted(rule.needs))}, which the engine does not measure")
     begun = Moment(0, 0.0, in_utterance=True, drop_ratio=0.0)
     most = next((words for words in range(MOST_WORDS + 1) if not rule.speaks(begun._replace(words=words))), None)
@@ -76,11 +76,20 @@ class Voice:
             time_s: when it arrived; None for a question.
             drop_ratio: share of a frame's tokens that say nothing new, where it has been looked at.
         """
-        self._now = self._now._replace(item=item, words=0)
+        self._now = self._now._replace(item=item, words=0, surprise=None)
         if time_s is None:
             self._now = self._now._replace(in_utterance=False, drop_ratio=0.0)
         else:
             self._now = self._now._replace(time_s=time_s, drop_ratio=drop_ratio)
+
+    def measured(self, surprise: float) -> None:
+        """What was said last has been read again with the newest frame."""
+        self._now = self._now._replace(surprise=surprise)
+
+    @property
+    def in_utterance(self) -> bool:
+        """Whether something has been begun, and neither finished nor interrupted."""
+        return self._now.in_utterance
 
     def spoke(self, token: int) -> None:
         """A word has been spoken."""
@@ -125,6 +134,6 @@ def voice_of(record: StreamSpec, tokenizer: Any, rule: str | None = None) -> dic
     if rule is None and record.speaking == "wait_k":
         return {}
     speaking = Decide() if rule is None else speaking_of(rule)
-    if record.speaking == "decide" or isinstance(speaking, Decide):
+    if record.speaking == "decide" or isinstance(speaking, Decide | Verify):
         return {"speaking_rule": speaking, "decisions": find_decisions(tokenizer)}
     return {"speaking_rule": speaking, "decisions": NO_DECISIONS}

@@ -39,7 +39,7 @@ class Tape:
 
     def __init__(self, special, prompt):
         self.special, self.line, self.sees = special, [], {}
-        self.spoken, self.open, self.piece = [], None, 0
+        self.spoken, self.open, self.piece, self.drops = [], None, 0, []
         self.source(list(prompt), 0)
 
     def source(self, ids, frame=None):
@@ -96,7 +96,19 @@ class Tape:
             seen[~is_target] &= ~is_target
             for number, stop in self.sees.items():
                 seen[number] = np.where(is_target, index <= number, index < stop)
+        for dropped, computed in self.drops:
+            seen[np.ix_(~np.isin(index, computed), dropped)] = False
         return np.array([token for token, *_ in self.line], np.int32), ids, seen
+
+    def drop(self, book, kept):
+        """A memory keeps these of all that is stored: what is computed later does not see the rest."""
+        gone = np.concatenate([np.zeros(0, int), *(dropped for dropped, _ in self.drops)])
+        here = [index for index in range(len(self.line)) if index not in gone]
+        sources = np.array([index for index in here if not self.line[index][1]])
+        words = np.array([index for index in here if self.line[index][1]])[: len(book.words)]
+        assert (len(sources), len(words)) == (len(book.frames), len(book.words))
+        dropped = np.concatenate([np.delete(sources, kept.sources), np.delete(words, kept.words)])
+        self.drops.append((dropped, np.concatenate([gone, sources, words])))
 
     def scores(self, model, frames, variant):
         """Scores by which each spoken token would be chosen."""
@@ -166,6 +178,21 @@ class Watched:
         return scores
 
 
+class Told:
+    """A window that tells a tape what it drops."""
+
+    def __init__(self, window):
+        self.window, self.tape = window, None
+
+    def is_full(self, book):
+        return self.window.is_full(book)
+
+    def keep(self, book, read):
+        kept = self.window.keep(book, read)
+        self.tape.drop(book, kept)
+        return kept
+
+
 VARIANTS = ["gdpe", "interleave"]
 
 
@@ -198,6 +225,26 @@ def test_words_with_questions_equal_a_full_pass(model, weights, tokenizer, varia
     ended.check(model, frames, variant)
     assert max(event.question for event in ended.events) == (2 if interrupt else 1)
     assert [event.token_id for event in ended.events][: counts.index(stop)] == counts[: counts.index(stop)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_words_with_questions_and_a_bounded_memory_equal_a_full_pass(model, weights, tokenizer, variant):
+    """With a mask that hides from each query what had been dropped before it was computed."""
+    frames, memory = make_frames(5, 2, GRID), Told(Window(frames=2, words=6, first_words=2))
+    watched = Watched(weights, tokenizer, StreamSettings(variant=variant, memory=memory))
+    memory.tape = watched.tape
+    for number, frame in enumerate(frames):
+        watched.see(frame)
+        watched.speak(2)
+        if number in (1, 3):
+            watched.ask(LATER[number // 2], interrupt=True)
+            watched.speak(2)
+    scores = watched.check(model, frames, variant)
+    assert {event.question for event in watched.events} == {0, 1, 2}
+    assert len(watched.tape.drops) > 1
+    watched.tape.drops.clear()
+    whole = watched.tape.scores(model, frames, variant)
+    assert np.abs(whole - scores).max() > 0.01, "what is dropped makes no difference, so this test shows nothing"
 
 
 def devices(*numbers):

@@ -84,6 +84,15 @@ def scores_of(model, tokenizer, frames, settings, events):
     return np.asarray(scores)[[int(np.flatnonzero(order == word - 1)[0]) for word in words]]
 
 
+class Foresight:
+    """A rule that needs what nobody measures."""
+
+    needs = frozenset({"what_comes"})
+
+    def speaks(self, moment):
+        return moment.words < 1
+
+
 UNSAID = DecisionTokens(-2, -2)
 
 
@@ -273,7 +282,7 @@ def flat(events):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"speaking_rule": speaking_of("verify")}, "needs surprise, which the engine does not measure"),
+        ({"speaking_rule": Foresight()}, "needs what_comes, which the engine does not measure"),
         ({"speaking_rule": speaking_of("always:most=100000")}, "allows more than 10000 words"),
         ({"speaking_rule": speaking_of("decide"), "counts": (1,)}, "in the place of a schedule|takes the place"),
         ({"speaking_rule": speaking_of("decide"), "variant": "offline"}, "speak while they watch"),

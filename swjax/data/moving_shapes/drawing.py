@@ -31,9 +31,14 @@ def draw_frames(scene: Scene, *, size: int, fps: int) -> UInt8[np.ndarray, "fram
         colour = np.array([COLOUR_RGB[other.colour]], np.float32)
         _draw_shape(still, other.shape, other.radius, 0.0, np.array([[other.x, other.y]]), colour)
     frames = np.repeat(still, len(times), axis=0)
+    draw_mover(frames, scene, times)
+    return frames
+
+
+def draw_mover(frames: UInt8[np.ndarray, "N size size 3"], scene: Scene, times: Float64[np.ndarray, "N"]) -> None:
+    """Draw the mover of a scene into frames, in place, as it is at `times` in seconds."""
     where, colours = positions(scene, times), mover_colours(scene, times)
     _draw_shape(frames, scene.shape, scene.radius, scene.tilt, where, colours)
-    return frames
 
 
 def positions(scene: Scene, times: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N 2"]:

@@ -15,6 +15,7 @@ videos changes it. A run that was interrupted goes on where it stopped: a video 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -118,16 +119,16 @@ def prepare(
         was made with another seed, size or version.
     """
     counts = {"train": train, "validation": validation, "test": test}
-    _check_arguments(counts, seed, workers, size)
+    check_arguments(counts, seed, workers, size)
     root = Path(root)
-    _claim(root, {"data_set": "moving_shapes", "version": RECIPE_VERSION, "seed": seed, "size": size, "fps": FPS})
+    claim(root, {"data_set": "moving_shapes", "version": RECIPE_VERSION, "seed": seed, "size": size, "fps": FPS})
     jobs = {name: _jobs(root / name, name, count, seed, size) for name, count in counts.items() if count}
     done: dict[str, list[_Done]] = {}
-    with _mapper(workers or num_cores(), sum(counts.values())) as run, _progress(console) as progress:
+    with mapper(workers or num_cores(), sum(counts.values())) as run, show_progress(console) as progress:
         for name, split_jobs in jobs.items():
             bar = progress.add_task(name, total=len(split_jobs))
             done[name] = []
-            for result in run(split_jobs):
+            for result in run(_work, split_jobs):
                 done[name].append(result)
                 progress.advance(bar)
     _check_scenes(done)
@@ -139,7 +140,12 @@ def split_seed(seed: int, split: str, index: int) -> tuple[int, int, int]:
     return seed, SPLITS.index(split), index
 
 
-def _check_arguments(counts: Mapping[str, int], seed: int, workers: int | None, size: int) -> None:
+def check_arguments(counts: Mapping[str, int], seed: int, workers: int | None, size: int) -> None:
+    """Refuse numbers that cannot be.
+
+    Raises:
+      PrepareError: names the number.
+    """
     for name, count in counts.items():
         if count < 0:
             raise PrepareError(f"the number of {name} videos is {count}; expected 0 or more")
@@ -153,8 +159,12 @@ def _check_arguments(counts: Mapping[str, int], seed: int, workers: int | None, 
         raise PrepareError(f"the size of the videos is {size} pixels; expected an even number from 32 on")
 
 
-def _claim(root: Path, recipe: dict[str, object]) -> None:
-    """Write down what the folder is made with, or see that it was made with the same."""
+def claim(root: Path, recipe: dict[str, object]) -> None:
+    """Write down what the folder is made with, or see that it was made with the same.
+
+    Raises:
+      PrepareError: if it was made otherwise.
+    """
     path = root / "recipe.json"
     if path.exists():
         try:
@@ -168,7 +178,7 @@ def _claim(root: Path, recipe: dict[str, object]) -> None:
             )
         return
     root.mkdir(parents=True, exist_ok=True)
-    _write(path, [json.dumps(recipe)])
+    write_lines(path, [json.dumps(recipe)])
 
 
 def _jobs(folder: Path, name: str, count: int, seed: int, size: int) -> list[_Job]:
@@ -242,14 +252,14 @@ def _events_line(job: _Job, scene: Scene) -> dict[str, object]:
 
 
 @contextmanager
-def _mapper(workers: int, num_jobs: int) -> Iterator:
-    """A function like `map(_work, jobs)`, in this process or in several."""
+def mapper(workers: int, num_jobs: int) -> Iterator:
+    """A function like `map`, in this process or in several."""
     if workers == 1 or num_jobs <= _CHUNK:
-        yield lambda jobs: map(_work, jobs)
+        yield map
         return
     # spawned, not forked: the caller may have started threads (JAX does), which a fork would copy in mid-air
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda jobs: pool.map(_work, jobs, chunksize=_CHUNK)
+        yield functools.partial(pool.map, chunksize=_CHUNK)
 
 
 def num_cores() -> int:
@@ -257,7 +267,8 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _progress(console: Console | None) -> Progress:
+def show_progress(console: Console | None) -> Progress:
+    """A bar a split; None for a new console on the standard output."""
     return Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(),
@@ -284,10 +295,10 @@ def _check_scenes(done: Mapping[str, Iterable[_Done]]) -> None:
 
 def _write_split(folder: Path, name: str, results: list[_Done]) -> PreparedSplit:
     events, manifest = folder / "events.jsonl", folder / "manifest.jsonl"
-    _write(events, [result.events_line for result in results])
-    _write(folder / "timed.jsonl", [result.timed_line for result in results])
-    _write(folder / "asked.jsonl", [line for result in results for line in result.asked_lines])
-    _write(manifest, [result.manifest_line for result in results])
+    write_lines(events, [result.events_line for result in results])
+    write_lines(folder / "timed.jsonl", [result.timed_line for result in results])
+    write_lines(folder / "asked.jsonl", [line for result in results for line in result.asked_lines])
+    write_lines(manifest, [result.manifest_line for result in results])
     return PreparedSplit(
         name=name,
         manifest=manifest,
@@ -299,5 +310,6 @@ def _write_split(folder: Path, name: str, results: list[_Done]) -> PreparedSplit
     )
 
 
-def _write(path: Path, lines: list[str]) -> None:
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Write a file of lines."""
     write_text(path, "".join(line + "\n" for line in lines))

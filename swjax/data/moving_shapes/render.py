@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,18 +23,25 @@ _ENCODER = {"preset": "ultrafast", "tune": "fastdecode", "crf": "20", "g": str(F
 
 def render(scene: Scene, path: Path, *, size: int = SIZE) -> None:
     """Write the video of a scene. The file appears under its name only when it is whole."""
+    write_video(draw_frames(scene, size=size, fps=FPS), path)
+
+
+def write_video(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: Path) -> None:
+    """Write RGB frames, at least one, as a file that appears under its name only when it is whole."""
     with replacing(path) as partial:
-        encode(draw_frames(scene, size=size, fps=FPS), partial, fps=FPS)
+        encode(frames, partial, fps=FPS)
 
 
-def encode(frames: UInt8[np.ndarray, "frames H W 3"], path: Path, *, fps: int) -> None:
-    """Write RGB frames as H.264 (yuv420p) in MP4. Height and width must be even."""
+def encode(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: Path, *, fps: int) -> None:
+    """Write RGB frames, at least one, as H.264 (yuv420p) in MP4. Height and width must be even."""
+    pictures = iter(frames)
+    first = next(pictures)
     with av.open(str(path), mode="w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=_ENCODER)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, fps)
-        for picture in frames:
+        for picture in itertools.chain([first], pictures):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 

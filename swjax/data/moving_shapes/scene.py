@@ -28,6 +28,7 @@ from swjax.data.moving_shapes.grammar import (
     SIDE_OF_DIRECTION,
     SIDES,
     Event,
+    Kind,
 )
 from swjax.data.moving_shapes.narration import SECONDS_PER_SAMPLE, Sentence, TimedEvent, narrate
 
@@ -115,6 +116,27 @@ def draw_scene(seed: Sequence[int]) -> Scene:
     raise RuntimeError(f"no scene fits in {_PLANS} plans with seed {list(seed)}; please report this seed")
 
 
+def draw_visitor(seed: Sequence[int], shape: str, without: Kind | None = None) -> Scene:
+    """A scene of a seed in which one shape alone enters, moves and leaves.
+
+    Args:
+        seed: as for `draw_scene`.
+        shape: of the mover.
+        without: a kind of event that does not happen.
+    """
+    rng = np.random.default_rng(list(seed))
+    while True:
+        plan = dataclasses.replace(_draw_plan(rng), hits=False, has_obstacle=False, leaves=True)
+        if without == "recolour":
+            plan = dataclasses.replace(plan, num_recolours=0)
+        if without == "turn":  # there is always one in the longer ones
+            plan = dataclasses.replace(plan, duration_s=MIN_DURATION_S + int(rng.integers(2)))
+        for _ in range(_ATTEMPTS_PER_PLAN):
+            scene = _try_scene(rng, plan, shape)
+            if scene is not None and all(timed.event.kind != without for timed in scene.events):
+                return scene
+
+
 def scene_identity(scene: Scene) -> str:
     """A digest of everything in a scene: equal for equal scenes, different for different ones."""
     return hashlib.sha256(json.dumps(dataclasses.asdict(scene), sort_keys=True).encode()).hexdigest()
@@ -143,9 +165,10 @@ def _draw_plan(rng: np.random.Generator) -> _Plan:
     )
 
 
-def _try_scene(rng: np.random.Generator, plan: _Plan) -> Scene | None:
+def _try_scene(rng: np.random.Generator, plan: _Plan, only: str | None = None) -> Scene | None:
     radius, speed = rng.uniform(0.14, 0.18), rng.uniform(0.18, 0.26)
     shape, colour, side = _pick(rng, SHAPES), _pick(rng, COLOURS), _pick(rng, SIDES)
+    shape = only or shape
     way = _draw_way(rng, plan, shape, radius, speed, side)
     if way is None:
         return None
@@ -171,7 +194,7 @@ def _try_scene(rng: np.random.Generator, plan: _Plan) -> Scene | None:
         path=way.corners,
         colours=((0.0, colour), *recolours),
         obstacle=obstacle,
-        background=_draw_background(rng),
+        background=draw_background_of(rng),
         events=events,
         sentences=sentences,
     )
@@ -291,7 +314,8 @@ def _draw_obstacle(rng: np.random.Generator, way: _Way, shape: str, radius: floa
     return Obstacle(other, other_colour, x, y, size)
 
 
-def _draw_background(rng: np.random.Generator) -> Background:
+def draw_background_of(rng: np.random.Generator) -> Background:
+    """A texture, drawn at random."""
     grey = rng.uniform(55, 120)
     red, green, blue = (float(value) for value in grey + rng.uniform(-10, 10, 3))
     return Background(
