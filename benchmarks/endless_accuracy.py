@@ -9,7 +9,8 @@
 Each second of a video shows one shape in one of four places, which often moves or changes its color. After each frame
 a model says three tokens: a mark, where the shape is *now*, and the color that it had `BACK` seconds before, which no
 word has said: that it must *recall* from what is kept of frames. So there is a right answer after every frame, however
-long a stream is, and both kinds of words are counted by minute.
+long a stream is, and both kinds of words are counted by minute. With colors.jsonl and --config.wait_k=2 a model says
+the mark and the color alone: as many words a second as frames have temporal ids.
 """
 
 import argparse
@@ -76,16 +77,20 @@ def make(output: Path, count: int) -> None:
 
     for split, number, seed in (("train", count, 0), ("validation", 64, 1)):
         (output / split).mkdir(parents=True, exist_ok=True)
-        lines = []
+        lines: dict[str, list[str]] = {"manifest": [], "colors": []}
         for index in range(number):
             rng = np.random.default_rng([seed, index])
             places, colors = states(int(rng.integers(SHORTEST, LONGEST + 1)), rng)
             encode(pictures(places, colors, rng), output / split / f"{index}.mp4", fps=2)
-            said = ". ".join(f"{place} {color}" for place, color in truth(places, colors))
-            lines.append(
-                json.dumps({"video_path": f"{index}.mp4", "human_caption": f"The {said}", "question": QUESTION})
-            )
-        (output / split / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+            said = truth(places, colors)
+            for name, words in (
+                ("manifest", [" ".join(pair) for pair in said]),
+                ("colors", [pair[1] for pair in said]),
+            ):
+                caption = {"human_caption": "The " + ". ".join(words), "question": QUESTION}
+                lines[name].append(json.dumps({"video_path": f"{index}.mp4", **caption}) + "\n")
+        for name, written in lines.items():
+            (output / split / f"{name}.jsonl").write_text("".join(written))
 
 
 def get_config() -> ConfigDict:
@@ -109,7 +114,7 @@ def get_config() -> ConfigDict:
 
 
 # A window of 8 frames, as long as the shortest clips, and the words after them: dropped at once, so both stay in step.
-WINDOW = "window:frames=8,words=21,first_words=0"
+WINDOW = "window:frames=8,words={words},first_words=0"
 MINUTES = {
     "keep_all": "keep_all",
     "window, kept": WINDOW,
@@ -153,9 +158,9 @@ def watch(run: str, *, streams: int, seconds: int, memory: str = "keep_all", dro
     weights, tokenizer, record = loaded(run)
     settings = StreamSettings(
         variant=record.variant,
-        wait_k=WAIT_K,
+        wait_k=record.wait_k,
         gap=record.gap,
-        max_tail=WAIT_K,
+        max_tail=record.wait_k,
         memory=memory_of(memory),
         drop=drop_of(drop),
     )
@@ -186,9 +191,10 @@ def watch(run: str, *, streams: int, seconds: int, memory: str = "keep_all", dro
         if isinstance(event, TokenSpoken):
             word = spoken[number, event.after_frame]
             spoken[number, event.after_frame] += 1
-            if 0 < word < WAIT_K:
+            if 0 < word < record.wait_k:
+                kind = word - record.wait_k  # from behind: the last word recalls
                 said = tokenizer.decode([event.token_id])
-                right[word - 1, number, event.after_frame] = said == truths[number][event.after_frame][word - 1]
+                right[kind, number, event.after_frame] = said == truths[number][event.after_frame][kind]
             if word == 0 and (book := stream._scheduler._track.book) is not None:
                 one = book.frames.reshape(-1, book.frames.shape[-1])[0]
                 stored.append(np.count_nonzero(one >= 0))
@@ -199,8 +205,8 @@ def watch(run: str, *, streams: int, seconds: int, memory: str = "keep_all", dro
         "now": right[0],
         "recall": right[1],
         "stored": float(np.mean(stored)) if stored else None,
-        "dropped": sum(dropped.values()) / (4 * streams * seconds),
-        "ended": sum(ended.values()),
+        "dropped": float(sum(dropped.values()) / (4 * streams * seconds)),
+        "ended": int(sum(ended.values())),
     }
 
 
@@ -214,7 +220,8 @@ def measure(what: str, run: str, streams: int, output: Path) -> None:
     """Measure, print and write rows of a table, one after another."""
     rows = []
     if what == "minutes":
-        todo = [({"memory": memory}, {"name": name}) for name, memory in MINUTES.items()]
+        words = (SHORTEST - 1) * loaded(run)[2].wait_k
+        todo = [({"memory": memory.format(words=words)}, {"name": name}) for name, memory in MINUTES.items()]
     elif what == "budgets":
         prompt = prompt_tokens(run)
         todo = [({"memory": "keep_all"}, {"name": "keep_all", "share": 1.0})] + [
