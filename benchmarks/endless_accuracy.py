@@ -225,7 +225,7 @@ def measure(what: str, run: str, streams: int, output: Path) -> None:
     elif what == "budgets":
         prompt = prompt_tokens(run)
         todo = [({"memory": "keep_all"}, {"name": "keep_all", "share": 1.0})] + [
-            ({"memory": f"{name}:sources={budget_of(share, prompt, LONGEST)}"}, {"name": name, "share": share})
+            ({"memory": f"{name}:sources={budget_of(share, prompt, LONGEST)},words=64"}, {"name": name, "share": share})
             for share in SHARES
             for name in POLICIES
         ]
