@@ -145,6 +145,6 @@ def _row(name: str, watch: Watch) -> str:
 
 def usual_policies(sources: int) -> list[str]:
     """All that have a budget, with one of so many sources, and the control that keeps all."""
-    names = ("window", "uniform", "random", "infinipot_v", "keydiff", "streammem", "vsb", "peak_end")
+    names = ("window", "uniform", "random", "infinipot_v", "keydiff", "ma_lmm", "streammem", "vsb", "peak_end")
     extra = [f"window:sources={sources},words=256,positions={one}" for one in ("contiguous", "apart")]
     return ["keep_all", *(f"{name}:sources={sources},words=256" for name in names), *extra]

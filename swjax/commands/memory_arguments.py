@@ -48,7 +48,8 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="what is kept of what has been seen and said (default: as config.memory of the run says, or keep_all): "
         "keep_all, or a policy with a budget, with which a video may be of any length: window (the question, the first "
-        "words, and the newest frames and words), uniform, random, infinipot_v, keydiff, streammem, vsb, peak_end",
+        "words, and the newest frames and words), uniform, random, infinipot_v, keydiff, ma_lmm, streammem, vsb, "
+        "peak_end",
     )
     _add_numbers(group, "memory", MEMORY_NUMBERS)
     group.add_argument(

@@ -16,11 +16,14 @@ class FrameSeen:
         index: number of the frame, 0 for the first.
         video_s: time in the video, in seconds, at which the frame was whole.
         wall_s: seconds since the session began.
+        kept: where a rule of dropping has looked at it, a text for each row of its tokens: `1` for a token that has
+            stayed, `0` for one that was dropped.
     """
 
     index: int
     video_s: float
     wall_s: float
+    kept: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

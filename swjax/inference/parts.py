@@ -31,6 +31,15 @@ class Arrival:
     keep: Bool[Array | np.ndarray, "U"] | None = None
     places: Int32[np.ndarray, "n"] | None = None
 
+    @property
+    def kept(self) -> tuple[str, ...] | None:
+        """For each row of its tokens which have stayed (`FrameSeen.kept`); None where none may be dropped."""
+        if self.keep is None or self.places is None:
+            return None
+        rows, columns = (size // self.frame.geometry.merge_size for size in self.frame.grid_hw)
+        stays = np.bincount(self.places, minlength=rows * columns).reshape(rows, columns)
+        return tuple("".join(map(str, row)) for row in stays.tolist())
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -257,7 +257,8 @@ class Stream:
                 events.append(QuestionSeen(arrival.number, wall_s, arrival.cuts_off))
                 continue
             self.tally.largest_lag_s = max(self.tally.largest_lag_s, now - arrival.arrived_s)
-            events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s))
+            kept = None if self.settings.drop is None else arrival.kept
+            events.append(FrameSeen(arrival.number, arrival.frame.video_s, wall_s, kept))
         if share.speaks:
             assert tokens is not None
             events += self._told(int(tokens[self.row]), wall_s)

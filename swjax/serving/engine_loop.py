@@ -306,7 +306,7 @@ class EngineLoop:
         match event:
             case FrameSeen():
                 self._counts.add("frames_seen")
-                self._put(ticket, Seen(event.index, event.video_s, event.wall_s))
+                self._put(ticket, Seen(event.index, event.video_s, event.wall_s, event.kept))
             case TokenSpoken():
                 self._counts.add("words")
                 place = event.after_frame, event.wall_s, event.question

@@ -173,6 +173,7 @@ class Seen:
     index: int
     video_s: float
     wall_s: float
+    kept: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,16 @@ def test_records_of_moving_shapes(shapes, capsys):
     said = capsys.readouterr().out
     assert "--config.data.train=" in said
     assert "validation" in said
-    pixels = ["--max-pixels", "12544"]
+    pixels = ["--max-pixels", "12544", "--drop", "uniform:share=0.5"]
     assert (
         main(["data", "inspect", f"{shapes / 'out' / 'moving_shapes'}:validation", "--max-tokens", "512", *pixels]) == 0
     )
     said = capsys.readouterr().out
     assert "2 examples, the first 2 looked at, 2 usable" in said
+    dropped, whole = re.search(
+        r"dropped by uniform:share=0.5: (\d+) of (\d+) tokens of frames \(50.0%\)", said
+    ).groups()
+    assert 2 * int(dropped) == int(whole) > 0
     assert "tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer" in said
     assert main(["data", "inspect", f"{shapes / 'out' / 'moving_shapes'}:nosuch"]) == 2
     assert "has no split 'nosuch'; it has train, validation" in " ".join(capsys.readouterr().err.split())

@@ -10,7 +10,7 @@ from replay import replayed_scores
 
 from swjax.data.chat import encode_chat
 from swjax.data.pruned import kept_tokens
-from swjax.inference import BatchEngine, Mode, Request, StreamSession, StreamSettings, run_streams
+from swjax.inference import BatchEngine, FrameSeen, Mode, Request, StreamSession, StreamSettings, run_streams
 from swjax.inference.dropping import DROPS, DTD, EVS, MSSAVT, FrameView, PixelDTD, Random, Uniform, VidCom2, drop_of
 from swjax.inference.dropping.watcher import Watcher
 from swjax.inference.frames import Frame, make_frame
@@ -173,8 +173,10 @@ def run(model, tokenizer, monkeypatch, variant, mode, drop, **placed):
     sizes = {"rows": 1, "frame_units": 4, "slots": 256, "word_slots": 64, "max_slots": 256, "chunk_sizes": (16,)}
     engine = BatchEngine(model, **sizes, **placed)
     requests = [Request(QUESTION, make_frames(FRAMES, 2, GRID), settings, mode)]
-    *_, (_, stream, _) = run_streams(engine, tokenizer, requests)
+    events = list(run_streams(engine, tokenizer, requests))
+    stream = events[-1][1]
     assert stream.fault is None
+    monkeypatch.setattr(Noted, "told", [one.kept for *_, one in events if isinstance(one, FrameSeen)], raising=False)
     return settings, stream, np.stack(Noted.masks)
 
 
@@ -187,6 +189,7 @@ def test_what_is_dropped_is_as_if_masked(model, weights, tokenizer, monkeypatch,
     assert masks.sum(axis=1).tolist() == [2, 0, 2, 2, 0, 2, 2, 0]
     if variant == "interleave":
         masks[:, -1] |= ~masks.any(axis=1)  # it keeps its last token, from which the next word follows
+    assert Noted.told == [("{:d}{:d}".format(*mask[:2]), "{:d}{:d}".format(*mask[2:])) for mask in masks]
     counts = (0,) * FRAMES if mode is Mode.OFFLINE else (*COUNTS, 0)
     frames = make_frames(FRAMES, 2, GRID)
     scores = replayed_scores(model, tokenizer, frames, settings, counts, stream.answer, kept=masks)

@@ -62,10 +62,29 @@ def held(compilations):
     return sum(array.nbytes for array in jax.live_arrays()), pages * 4096, len(compilations)
 
 
+class Work:
+    """What the device is asked for: passes over the weights with their sizes, and moves, one after another."""
+
+    def __init__(self, lane):
+        self.done: list = []
+        advance, move = lane.advance, lane.move
+        lane.advance = lambda tokens, size, speaking, *rest: (
+            self.done.append((size, bool(speaking))) or advance(tokens, size, speaking, *rest)
+        )
+        lane.move = lambda *arguments: self.done.append("move") or move(*arguments)
+
+    def taken(self):
+        done, self.done = self.done, []
+        return done
+
+
 def test_nothing_grows(weights, tokenizer, compilations):
+    """Neither what is held nor what is done for a frame; and a frame's first word never waits for a move."""
     engine = make_engine(weights)
+    work, by_frame = Work(engine._speaker), []
     settings = StreamSettings(wait_k=2, max_tail=2, memory=BUDGET, sampling=PENALIZED)
     for index, stream in enumerate(watched(engine, tokenizer, settings, 400)):
+        by_frame.append(work.taken())
         if index == 50:
             early, slots = held(compilations), engine._speaker.slots
         if index == 150:
@@ -80,6 +99,11 @@ def test_nothing_grows(weights, tokenizer, compilations):
     assert last[0] == early[0], "bytes on the device"
     assert last[2] == early[2], "compilations"
     assert last[1] - later[1] < 5 * MB, "memory of the process"
+    passes = [sorted(one for one in done if one != "move") for done in by_frame]
+    assert all(one == passes[50] for one in passes[50:-1]), "passes over the weights"
+    moves = [number for number, done in enumerate(by_frame) if "move" in done]
+    assert max(done.count("move") for done in by_frame) == 1
+    assert all(by_frame[number][: by_frame[number].index("move")][-1][1] for number in moves), "a word comes first"
 
 
 def test_without_a_budget_all_of_it_grows(weights, tokenizer, compilations):

@@ -128,7 +128,7 @@ BUDGET = "sources=60,words=8,first_words=2"
     + [(*way, toy) for way in WAYS[:2] + WAYS[5:6] for toy in (Alternate(), Unlike())]
     + [
         (*WAYS[0], memory_of(f"{name}:{BUDGET}"))
-        for name in ("uniform", "random", "infinipot_v", "keydiff", "streammem", "peak_end")
+        for name in ("uniform", "random", "infinipot_v", "keydiff", "ma_lmm", "streammem", "peak_end")
     ]
     + [(*WAYS[1], memory_of(f"streammem:{BUDGET}")), (*WAYS[5], memory_of(f"streammem:{BUDGET}"))]
     + [(*WAYS[0], memory_of(f"vsb:{BUDGET},buckets=4"))],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from swjax.inference.memory import (
+    MALMM,
     TEXT,
     Book,
     InfiniPotV,
@@ -152,6 +153,31 @@ def test_keydiff_compares_keys_without_their_rotation(rotary):
             others = [slot for slot in range(34) if slot not in stays]
             unlike = sorted(others, key=lambda slot: cosine(keys[slot], keys.mean(axis=0)))
             assert kept[layer, head].tolist() == sorted(stays + unlike[: policy.low - len(stays)])
+
+
+def test_ma_lmm_drops_the_earlier_of_like_neighbors(rotary):
+    """One key is that of the frame before at each of two places, at other ids; a run of three leaves its last."""
+    book = make_book(8)
+    plain = np.random.default_rng(3).normal(size=(LAYERS, HEADS, PADDED, rotary.head_dim))
+    slot = lambda frame, place: 2 + UNITS * frame + place  # noqa: E731
+    for frame, place in ((2, 0), (5, 3), (6, 3)):
+        plain[:, :, slot(frame, place)] = plain[:, :, slot(frame - 1, place)] * 2
+    ids = np.pad(book.ids, ((0, 0), (0, PADDED - 34)))
+    turned = rotate(
+        jnp.asarray(plain.reshape(1, -1, PADDED, rotary.head_dim).swapaxes(1, 2), jnp.float32), rotary(ids[:, None])
+    )
+    stored = make_stored(rotary, 34, keys=np.asarray(turned).swapaxes(1, 2).reshape(plain.shape))
+    policy = MALMM(sources=32)
+    kept = policy.keep(book, lambda: stored).sources
+    assert policy.low == 28
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            keys = plain[layer, head]
+            older = range(2, 34 - UNITS)
+            like = {one: cosine(keys[one], keys[one + UNITS]) for one in older}
+            gone = sorted(older, key=lambda one: -like[one])[: 34 - policy.low]
+            assert {slot(1, 0), slot(4, 3), slot(5, 3)} <= set(gone)
+            assert kept[layer, head].tolist() == [one for one in range(34) if one not in gone]
 
 
 def test_streammem_keeps_what_the_words_attend_to(rotary):

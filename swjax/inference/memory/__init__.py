@@ -10,6 +10,7 @@ from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, Memory, Moves,
 from swjax.inference.memory.infinipot_v import InfiniPotV
 from swjax.inference.memory.keep_all import KeepAll
 from swjax.inference.memory.keydiff import KeyDiff
+from swjax.inference.memory.ma_lmm import MALMM
 from swjax.inference.memory.peak_end import PeakEnd
 from swjax.inference.memory.random import Random
 from swjax.inference.memory.streammem import StreamMem
@@ -25,6 +26,7 @@ MEMORIES: dict[str, Callable[..., Memory]] = {
     "random": Random,
     "infinipot_v": InfiniPotV,
     "keydiff": KeyDiff,
+    "ma_lmm": MALMM,
     "streammem": StreamMem,
     "vsb": VisionSinkBuckets,
     "peak_end": PeakEnd,
@@ -35,6 +37,7 @@ KEEP_ALL = KeepAll()
 
 __all__ = [
     "KEEP_ALL",
+    "MALMM",
     "MEMORIES",
     "TEXT",
     "Book",

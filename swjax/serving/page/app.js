@@ -248,7 +248,7 @@ async function openLanes(lanes, isLive, stopping) {
         seen: (message) => {
           const last = hello.pictures_per_frame * (message.index + 1) - 1;
           const from = ((lane.sentAt[last] ?? performance.now()) - lane.began) / 1000;
-          lane.timeline.add({ kind: "seen", index: message.index, at: Math.max(from, lane.at(message)), from });
+          lane.timeline.add({ kind: "seen", index: message.index, kept: message.kept, at: Math.max(from, lane.at(message)), from });
           lane.figures.textContent = lane.timeline.figures();
           if (message.index === 0) {
             lane.watching = true;

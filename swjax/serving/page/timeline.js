@@ -15,6 +15,19 @@ function make(name, attributes, text) {
   return element;
 }
 
+const MAP = 16; // pixels on the longer side of a map of tokens
+
+function countKept(kept) {
+  return [...kept.join("")].filter((token) => token === "1").length;
+}
+
+// A map of a frame's tokens: a square for each that was kept.
+function mapOf(kept, left, top) {
+  const side = MAP / Math.max(kept.length, kept[0].length);
+  const square = (row, column) => `M${left + column * side} ${top + row * side}h${side}v${side}h${-side}z`;
+  return kept.flatMap((tokens, row) => [...tokens].map((token, column) => (token === "1" ? square(row, column) : ""))).join("");
+}
+
 export class Timeline {
   constructor(scroll, scale) {
     this.scroll = scroll;
@@ -77,9 +90,11 @@ export class Timeline {
     } else if (mark.kind === "seen") {
       const from = this.x(Math.min(mark.from, mark.at));
       const group = make("g", { class: "seen" });
-      group.append(make("title", {}, `frame ${mark.index}: seen ${(mark.at - mark.from).toFixed(3)} s after it was sent`));
+      const lost = mark.kept ? `, ${countKept(mark.kept)} of ${mark.kept.join("").length} tokens kept` : "";
+      group.append(make("title", {}, `frame ${mark.index}: seen ${(mark.at - mark.from).toFixed(3)} s after it was sent${lost}`));
       group.append(make("rect", { x: from, y: ROWS.seen - 5, width: Math.max(3, x - from), height: 10, rx: 2 }));
       group.append(make("text", { x: (from + x) / 2, y: ROWS.seen + 18 }, mark.index));
+      if (mark.kept) group.append(make("path", { class: "kept", d: mapOf(mark.kept, (from + x) / 2 + 8, ROWS.seen + 8) }));
       this.svg.append(group);
     } else if (mark.kind === "word") {
       const y = ROWS.word + (mark.index % WORD_LINES) * LINE;
