@@ -2,11 +2,14 @@
 
 import argparse
 import functools
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from swjax.commands.say import UsageError
 
 if TYPE_CHECKING:  # at run time it is imported where it is used, so that --help is quick
+    import jax
     from jax.sharding import Mesh
 
     from swjax.runs.streaming_model import StreamingModel
@@ -25,11 +28,15 @@ def add_mesh_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_mesh(args: argparse.Namespace) -> "Mesh | None":
+def read_mesh(args: argparse.Namespace, devices: "Sequence[jax.Device] | None" = None) -> "Mesh | None":
     """The mesh that --mesh names.
 
+    Args:
+        args: of the verb.
+        devices: of which it is made; by default this machine's.
+
     Raises:
-        UsageError: if it names no mesh of this machine's devices.
+        UsageError: if it names no mesh of these devices.
     """
     if args.mesh is None:
         return None
@@ -43,10 +50,10 @@ def read_mesh(args: argparse.Namespace) -> "Mesh | None":
         if axis not in AXES or axis in sizes or not ((size.isdecimal() and int(size)) or size == "-1"):
             raise UsageError(f"--mesh {args.mesh}: {part!r} is no axis with a size; write tensor=4 or data=2,tensor=4")
         sizes[axis] = int(size)
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = {"data": 1, **sizes}
     if -1 not in sizes.values():
-        wanted = functools.reduce(lambda a, b: a * b, sizes.values())
+        wanted = math.prod(sizes.values())
         if wanted > len(devices):
             raise UsageError(f"--mesh {args.mesh} asks for {wanted} devices, and there are {len(devices)}")
         devices = devices[:wanted]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from swjax.commands.mesh_arguments import add_mesh_argument, read_mesh
 from swjax.commands.say import console, refuse
 
 if TYPE_CHECKING:
@@ -65,8 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--video-hours", type=float, default=1000.0, help="hours of video to plan for (default: 1000)")
     parser.add_argument(
-        "--streaming", action="store_true", help="plan the streaming engine's pass on one chip instead of training"
+        "--streaming",
+        action="store_true",
+        help="plan the streaming engine's pass, on one chip or a --mesh",
     )
+    add_mesh_argument(parser)
     parser.add_argument("--rows", type=int, default=1, help="with --streaming, streams at once (default: 1)")
     parser.add_argument(
         "--pass-tokens", type=int, default=65, help="with --streaming, tokens of a stream in one pass (default: 65)"
@@ -100,7 +104,7 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
         folder = None if args.topology == "local" else Path(bundles)
         devices = open_topology(args.topology, slices=args.slices, bundles=folder)
         if args.streaming:
-            return _plan_streaming(args, config, model, devices[0], folder, out)
+            return _plan_streaming(args, config, model, read_mesh(args, devices) or devices[0], folder, out)
         name = args.topology if args.slices == 1 else f"{args.slices} x {args.topology}"
         if not args.search:
             plans = [make_plan(config, model, name, devices, bundles=folder)]
@@ -143,17 +147,19 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
 
 
 def _plan_streaming(
-    args: argparse.Namespace, config: Any, model: Any, device: Any, bundles: Path | None, out: Any
+    args: argparse.Namespace, config: Any, model: Any, place: Any, bundles: Path | None, out: Any
 ) -> int:
     from swjax.planning.streaming import plan_streaming
 
     sizes = {"rows": args.rows, "size": args.pass_tokens, "slots": args.slots}
-    plan = plan_streaming(model, device, **sizes, dtype=config.dtype, bundles=bundles)
+    plan = plan_streaming(model, place, **sizes, dtype=config.dtype, bundles=bundles)
     if args.json:
         print(json.dumps(plan.to_json(), indent=2))
         return 0
+    place = _mesh(dict(plan.mesh)) if plan.mesh else "one"
     out.print(
-        f"one {plan.device_kind}: {plan.rows} streams, {plan.size} tokens of each in a pass, {plan.slots:,} slots each",
+        f"{place} {plan.device_kind}: {plan.rows} streams, {plan.size} tokens of each in a pass, "
+        f"{plan.slots:,} slots each",
         soft_wrap=True,
     )
     table = Table("memory", "GiB", box=None)

@@ -1,7 +1,8 @@
 """Compiles the passes of the streaming engine for a chip that is not at hand, and says what they take."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from swjax.chips import chip_of
 from swjax.inference.lane import lower_encode, lower_pass
+from swjax.inference.place import CACHE, key_head_copies, row_shards, sharding_of
 from swjax.models.config import ModelConfig
 from swjax.planning.bundles import emptied
 from swjax.planning.estimate import Estimate
@@ -30,17 +32,19 @@ class StreamingPlan:
 
     Attributes:
         device_kind: the chip.
+        mesh: axes over which the model is divided, with their sizes; empty on one chip.
         rows, size, slots: streams, tokens of each in a pass, and slots of each one's cache, all of which are seen.
         frame_tokens: of a frame of 448 x 448 pixels.
         weights, cache, temporary, peak, capacity: bytes of memory.
         moved: bytes from and to memory; None where the compiler shows no program text.
         flops: operations of products; attention, which at this size moves more than it computes, is not counted.
-        seconds: resource -> least time of a pass.
+        seconds: resource -> least time of a pass; how long each message is under way is not counted.
         advancing: the time of a pass by the compiler's own clock; None where it gives no cycles.
         encoding: that of the vision tower on one frame; None likewise.
     """
 
     device_kind: str
+    mesh: Mapping[str, int]
     rows: int
     size: int
     slots: int
@@ -91,7 +95,7 @@ class StreamingPlan:
 
 def plan_streaming(
     model: ModelConfig,
-    device: jax.Device,
+    place: jax.Device | Mesh,
     *,
     rows: int,
     size: int,
@@ -103,7 +107,8 @@ def plan_streaming(
 
     Args:
         model: its sizes.
-        device: one chip of a topology.
+        place: one chip of a topology, or a mesh of its chips, over which the model is divided; of a mesh no time by the
+            compiler's clock is given.
         rows: streams.
         size: tokens of a row in one pass.
         slots: of each stream's cache.
@@ -112,10 +117,15 @@ def plan_streaming(
             emptied. None leaves the estimates out.
 
     Raises:
+        ValueError: if the mesh does not divide the model or the rows.
         OutOfMemoryError: if the compiler refuses because the chip's memory is too small.
     """
-    chip = chip_of(device.device_kind)
-    sharding = SingleDeviceSharding(device)
+    on_mesh = isinstance(place, Mesh)
+    device: jax.Device = place.devices.flat[0] if isinstance(place, Mesh) else place
+    where = place if isinstance(place, Mesh) else SingleDeviceSharding(place)
+    chip, bundles = chip_of(device.device_kind), None if on_mesh else bundles
+    if rows % row_shards(where):
+        raise ValueError(f"{rows} streams are not divided by the mesh's data x fsdp = {row_shards(where)}")
     width = jnp.dtype(dtype).itemsize
     of_frame, side = spans_of_frame(model)
     all_seen = KeySpans(np.zeros(size, np.int32), np.full(size, slots, np.int32))
@@ -133,13 +143,16 @@ def plan_streaming(
                 text, bundles, chip=chip, model=model, decoder=decoder, vision=vision, slots=slots
             )
 
-    _, encoding = compiled_and_timed(lower_encode(model, side=side, dtype=jnp.dtype(dtype), where=sharding), of_frame)
+    _, encoding = compiled_and_timed(lower_encode(model, side=side, dtype=jnp.dtype(dtype), where=where), of_frame)
     compiled, advancing = compiled_and_timed(
-        lower_pass(model, rows=rows, size=size, slots=slots, dtype=jnp.dtype(dtype), where=sharding), of_frame
+        lower_pass(model, rows=rows, size=size, slots=slots, dtype=jnp.dtype(dtype), where=where), of_frame
     )
     memory: Any = compiled.memory_analysis()
     text = model.text
-    cache = 2 * text.num_layers * rows * slots * text.num_kv_heads * text.head_dim * width
+    heads = text.num_kv_heads * key_head_copies(where, model)
+    shape = (text.num_layers, rows, heads, slots, text.head_dim)
+    divided = sharding_of(where, CACHE, shape)
+    cache = 2 * math.prod(shape if divided is None else divided.shard_shape(shape)) * width
     seconds, moved, flops = {}, None, None
     try:
         costs = read_costs(compiled.as_text() or "", axes_of=lambda _: ())
@@ -148,8 +161,11 @@ def plan_streaming(
     else:
         moved, flops = costs.bytes, costs.flops
         seconds = {"compute": flops / chip.flops, "memory": moved / chip.memory_bandwidth}
+        if on_mesh:
+            seconds["links"] = sum(costs.sent.values()) / chip.link_bandwidth
     return StreamingPlan(
         device_kind=device.device_kind,
+        mesh={axis: size for axis, size in place.shape.items() if size > 1} if isinstance(place, Mesh) else {},
         rows=rows,
         size=size,
         slots=slots,
