@@ -26,8 +26,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 def run_parts(parts: Sequence[Part], out: Path, minutes: float, limit_s: float, dry_run: bool) -> None:
     """Runs the parts one after another until the time is up, none for longer than the limit."""
     deadline = time.monotonic() + 60 * minutes
-    file = out / "records.jsonl"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
@@ -98,32 +99,40 @@ def run_parts(parts: Sequence[Part], out: Path, minutes: float, limit_s: float, 
         "TOKENIZERS_PARALLELISM": "false",
         **({"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if dry_run else {}),
     }
-    for part in parts:
-        left = deadline - time.monotonic()
-        if left < 15:
-            print(f"skipped {part.label}: the time is up", flush=True)
-            _note(file, part, "the time was up before it")
-            continue
-        command = [sys.executable, str(HERE / "gpu_parts" / f"{part.script}.py"), "--out", str(file)]
-        command += ["--case", part.case] if part.case else []
-        command += ["--dry-run"] if dry_run else []
-        began = time.monotonic()
-        log = out / f"{part.script}_{part.case.replace(':', '_')}.log"
-        with log.open("w") as stream:
-            try:
-                status = subprocess.run(
-                    command,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    timeout=min(part.limit_s, limit_s, left),
-                ).returncode
-                reason = "" if status == 0 else f"ended with status {status}: {_last_line(log)}"
-            except subprocess.TimeoutExpired:
-                reason = f"ended after {time.monotonic() - began:.0f} s"
-        if reason:
-            _note(file, part, reason)
-        print(f"{part.label}: {time.monotonic() - began:.0f} s {reason}", flush=True)
+    run = partial(_run_part, out=out, deadline=deadline, limit_s=limit_s, environment=environment, dry_run=dry_run)
+    # In miniature nothing is measured, so they need not wait for one another.
+    with ThreadPoolExecutor(os.cpu_count() if dry_run else 1) as pool:
+        list(pool.map(run, parts))
+
+
+def _run_part(
+    part: Part, *, out: Path, deadline: float, limit_s: float, environment: dict[str, str], dry_run: bool
+) -> None:
+    file, left = out / "records.jsonl", deadline - time.monotonic()
+    if left < 15:
+        print(f"skipped {part.label}: the time is up", flush=True)
+        _note(file, part, "the time was up before it")
+        return
+    command = [sys.executable, str(HERE / "gpu_parts" / f"{part.script}.py"), "--out", str(file)]
+    command += ["--case", part.case] if part.case else []
+    command += ["--dry-run"] if dry_run else []
+    began = time.monotonic()
+    log = out / f"{part.script}_{part.case.replace(':', '_')}.log"
+    with log.open("w") as stream:
+        try:
+            status = subprocess.run(
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                timeout=min(part.limit_s, limit_s, left),
+            ).returncode
+            reason = "" if status == 0 else f"ended with status {status}: {_last_line(log)}"
+        except subprocess.TimeoutExpired:
+            reason = f"ended after {time.monotonic() - began:.0f} s"
+    if reason:
+        _note(file, part, reason)
+    print(f"{part.label}: {time.monotonic() - began:.0f} s {reason}", flush=True)
 
 
 def _note(file: Path, part: Part, reason: str) -> None:
