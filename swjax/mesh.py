@@ -89,8 +89,8 @@ def make_mesh(
         devices: the devices; by default all, of every process.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, the slices do not divide `data`, or more than
-            one size is -1.
+        ValueError: the sizes do not multiply to the number of devices, do not fit the sides of a slice, the slices do
+            not divide `data`, or more than one size is -1.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, context, tensor), strict=True))
@@ -112,7 +112,13 @@ def make_mesh(
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if slices == -1 else slices
     shape, axis_types = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"a mesh of {asked} cannot be laid out along the links of this slice; make each size a product of some "
+                "of the slice's sides, such as 4, 16 or 64 of 4x4x4"
+            ) from error
     if sizes["data"] % slices:
         raise ValueError(f"config.mesh.data is {sizes['data']}; the {slices} slices must divide it")
     arranged = mesh_utils.create_hybrid_device_mesh(

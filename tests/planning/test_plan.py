@@ -90,6 +90,10 @@ def test_a_pass_of_the_streaming_engine_copies_no_cache(tmp_path):
         (["--topology", "nonsense"], "is not a topology; write a TPU generation"),
         (["--topology", "v99:2x2"], "the TPU compiler cannot make the topology v99:2x2"),
         (["--topology", "v5e:2x2", "--config.mesh.fsdp=3"], "does not fit 4 devices"),
+        (
+            ["--topology", "v5p:4x4x4", "--config.mesh.fsdp=32", "--config.batch_size=64"],
+            "cannot be laid out along the links of this slice",
+        ),
         (["--topology", "local", "--slices", "2"], "2 slices of 'local' cannot be planned for"),
         (["--topology", "v5e:2x2", "--model", "8b"], "unknown model preset '8b'"),
     ],
