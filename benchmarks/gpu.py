@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-WHEELS = ("ml_collections", "absl-py")
+WHEELS = ("ml_collections", "absl-py", "importlib_resources", "zipp")
 """What the parts import that an image with JAX, PyTorch and transformers may lack."""
 
 

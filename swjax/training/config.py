@@ -136,6 +136,12 @@ KEYS = (
     Key("data.workers", 0, "processes that decode videos; 0 decodes in threads", free=True),
     Key("data.cache_mb", 0, "megabytes of decoded videos that each process keeps from epoch to epoch", free=True),
     Key(
+        "data.feature_cache_mb",
+        0,
+        "megabytes of a frozen vision tower's features that are kept from epoch to epoch; 0 encodes each time",
+        later=True,
+    ),
+    Key(
         "steps", 313, "optimizer steps of the whole run, where epochs is 0; a run may be resumed with more", grows=True
     ),
     Key("epochs", 0.0, "passes over the training data, which set the steps; 0 = as steps says", grows=True, later=True),

@@ -42,6 +42,7 @@ def run_steps(
     is_preempted: Callable[[int], bool],
     console: Console,
     clock: StepClock,
+    features: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None,
 ) -> TrainState:
     """The loop. The host never waits for the step that it has just given to the devices, only for the one before.
 
@@ -55,6 +56,7 @@ def run_steps(
         is_preempted: step -> whether to stop after it.
         console: where to print.
         clock: times the steps.
+        features: puts features that were made before in the place of a batch's pixels.
 
     Raises:
         PreemptedError, TooManyBadStepsError: as for `swjax.training.run.train`.
@@ -83,7 +85,7 @@ def run_steps(
             with goodput.spending("input"):
                 rows = next(inputs.batches)
             waited = time.perf_counter() - began
-            batch = _put(rows, program, config, accumulation=config.accumulation)
+            batch = _put(rows if features is None else features(rows), program, config, config.accumulation)
             compiled, seconds = compilations.count, compilations.seconds
             clock.begin(step, rows)
             # What moves between host and devices is moved by `put_batch` and `_tell`; compiling may move constants.
@@ -111,7 +113,7 @@ def run_steps(
             if inputs.validation is not None and (validates or (saves and config.keep_best)):
                 told, untold = tell(untold), None
                 with goodput.spending("validation"):
-                    validation = _validate(config, program, inputs, state)
+                    validation = _validate(config, program, inputs, state, features)
                 write(step, validation)
                 console.print(f"step {step}: validation loss {validation[BEST_BY]:.4f}")
                 clock.pause()
@@ -140,7 +142,7 @@ def _warn(console: Console, step: int, said: str) -> None:
 
 
 def _put(
-    rows: Mapping[str, np.ndarray], program: Program, config: ConfigDict, *, accumulation: int | None = None
+    rows: Mapping[str, np.ndarray], program: Program, config: ConfigDict, accumulation: int | None = None
 ) -> dict[str, jax.Array]:
     return put_batch(
         rows,
@@ -198,10 +200,17 @@ def _tell(taken: tuple[int, Metrics] | None, write: Write, show: Write, clock: S
     return values
 
 
-def _validate(config: ConfigDict, program: Program, inputs: Inputs, state: TrainState) -> dict[str, float]:
+def _validate(
+    config: ConfigDict,
+    program: Program,
+    inputs: Inputs,
+    state: TrainState,
+    features: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None,
+) -> dict[str, float]:
     """What the objective says of all validation examples: means by its counts, `validation_loss` (nats) among them."""
     assert inputs.validation is not None
-    found = jax.device_get([program.eval_step(state, _put(rows, program, config)) for rows in inputs.validation])
+    batches = inputs.validation if features is None else map(features, inputs.validation)
+    found = jax.device_get([program.eval_step(state, _put(rows, program, config)) for rows in batches])
     means = {}
     for name in found[0][0]:
         total, count = np.sum([(sums[name], counts[name]) for sums, counts in found], axis=0)

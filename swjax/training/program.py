@@ -233,12 +233,15 @@ def batch_shapes(
     of_slots = ("token_ids", "span_start", "span_stop", "labels", *([] if program.stripe is None else ["slots"]))
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_slots, (tokens,))
     shapes |= {"position_ids": (3, tokens), "video_grid_thw": (config.data.max_videos, 3)}
-    shapes |= {"pixel_values": (patches, model_config.geometry.patch_dim)}
+    has_features = bool(config.data.feature_cache_mb)
+    width = model_config.vision.hidden_size if has_features else model_config.geometry.patch_dim
+    shapes |= {"pixel_values": (patches, width)}
     shapes |= {"kept": (patches,)} if config.data.drop != "none" else {}
+    of_pixels = jnp.dtype(config.dtype) if has_features else jnp.uint8
 
     def shape(name: str, row: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         whole = (config.accumulation, config.batch_size, *row)
-        dtype = {"pixel_values": jnp.uint8, "kept": jnp.bool_}.get(name, jnp.int32)
+        dtype = {"pixel_values": of_pixels, "kept": jnp.bool_}.get(name, jnp.int32)
         sharding = batch_sharding(program.mesh, name, whole, accumulated=True)
         return jax.ShapeDtypeStruct(whole, dtype, sharding=sharding)
 

@@ -19,6 +19,7 @@ from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder,
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
+from swjax.training.features import open_feature_cache
 from swjax.training.inputs import open_inputs, open_training_data, read_pipeline_config, report_rejected
 from swjax.training.length import changed_length, describe_length, set_length
 from swjax.training.loop import run_steps
@@ -109,7 +110,8 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         console.print(f"{program.mesh.size} device(s)")
         console.print(describe_attention(config, model_config, program.mesh))
         clock = start_clock(config, model_config, program.shapes, inputs.part[1])
-        state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console, clock)
+        features = open_feature_cache(config, model_config, state)
+        state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console, clock, features)
     report_rejected(inputs, console)
     sync_logs()
     return state

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -77,9 +78,14 @@ def start_clock(config: ConfigDict, model: ModelConfig, state: TrainState, parts
         parts: in how many parts the rows of a batch are read by the processes.
     """
     shapes = {**state.trainable, **state.frozen}
+    keeps_features = bool(config.data.feature_cache_mb)
+    if keeps_features:  # the step runs the merger alone
+        shapes = {path: leaf for path, leaf in shapes.items() if not path.startswith("visual/") or "merger" in path}
 
     def flops(rows: Mapping[str, np.ndarray]) -> float:
-        return parts * sum(model_flops(model, rows_of_batch(model, rows), shapes, state.trainable).values())
+        held = rows_of_batch(model, rows)
+        held = replace(held, vision_pairs=0.0) if keeps_features else held
+        return parts * sum(model_flops(model, held, shapes, state.trainable).values())
 
     kind = jax.devices()[0].device_kind
     known = any(kind.startswith(name) for name in CHIPS) and config.dtype == "bfloat16"

@@ -200,13 +200,32 @@ class VisionTower(nnx.Module):
         """Encode rows of patches.
 
         Args:
-            pixel_values: patches in the processor's order: uint8 as decoded, or floats already normalised. Patches
-                behind a row's videos are padding.
+            pixel_values: patches in the processor's order: uint8 as decoded, or floats already normalised; or what
+                `patch_features` made of them, which is known by its width. Patches behind a row's videos are padding.
             grid_thw: temporal steps and patch rows and columns of the videos of each row.
 
         Returns:
             One feature a merged patch (U = P / 4), in the processor's order.
         """
+        if pixel_values.shape[-1] == self.config.hidden_size != self.geometry.patch_dim:
+            with jax.named_scope("vision"):
+                return self.merger(pixel_values.astype(self.patch_weight_cd.dtype))
+        x, order = self._encode(pixel_values, grid_thw)
+        with jax.named_scope("vision"):
+            return self._reordered(self.merger(x), jnp.argsort(order, axis=1))
+
+    def patch_features(
+        self, pixel_values: UInt8[Array, "B P C"], grid_thw: Int32[Array, "B videos 3"]
+    ) -> Float[Array, "B P D"]:
+        """What the merger is given of each patch, in the processor's order; arguments as for encoding."""
+        x, order = self._encode(pixel_values, grid_thw)
+        units = x.reshape(x.shape[0], order.shape[1], -1)
+        return self._reordered(units, jnp.argsort(order, axis=1)).reshape(x.shape)
+
+    def _encode(
+        self, pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], grid_thw: Int32[Array, "B videos 3"]
+    ) -> tuple[Float[Array, "B P D"], Int32[Array, "B U"]]:
+        """Patches after the blocks, in window order, and that order."""
         config = self.config
         unit = config.spatial_merge_size**2
         num_rows, num_patches, _ = pixel_values.shape
@@ -227,8 +246,7 @@ class VisionTower(nnx.Module):
                 return block(x, rotation, spans)
 
             full = np.isin(np.arange(config.depth), config.full_attention_blocks)
-            x = scan_layers(block_step, x, self.blocks, full, remat=self.remat)
-            return self._reordered(self.merger(x), jnp.argsort(layout.order, axis=1))
+            return scan_layers(block_step, x, self.blocks, full, remat=self.remat), layout.order
 
     def _reordered(self, units: Float[Array, "B U D"], order: Int32[Array, "B U"]) -> Float[Array, "B U D"]:
         """Merge units in another order; divided by features, so that each device moves only what it holds."""
