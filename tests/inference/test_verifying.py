@@ -115,10 +115,10 @@ def test_it_speaks_where_a_full_pass_finds_what_was_said_less_likely(model, toke
     said = watch(engine, tokenizer, settings_of(variant))
     placed, values = [], iter(measured)
     for item, tokens in enumerate(said):
-        shown = item + 1
+        shown, whole = item + 1, [one[:2] for one in placed]
         if placed:
             (before, _), (now, _) = (
-                losses_of(model, tokenizer, shown, [*placed[:-1], (at, placed[-1][1])], variant)[-1]
+                losses_of(model, tokenizer, shown, [*whole[:-1], (at, placed[-1][1])], variant)[-1]
                 for at in (placed[-1][2], item)
             )
             ratio = np.exp(now.mean() - before.mean())
@@ -128,7 +128,6 @@ def test_it_speaks_where_a_full_pass_finds_what_was_said_less_likely(model, toke
                 placed[-1] = (item, *placed[-1][1:])
                 continue
         assert tokens[-1] % 3 == 0, "an utterance ends behind the frame at which it begins"
-        whole = [one[:2] for one in placed]
         assert all(losses_of(model, tokenizer, shown, [*whole, (item, tokens)], variant)[-1][1])
         placed.append((item, tokens, item))
     assert next(values, None) is None
