@@ -23,7 +23,8 @@ class ExampleSizes:
         seconds: length of the video that is used.
         frames: temporal steps of the vision tower, of videos.
         tokens: of the whole row; visual_tokens of them stand for frames, labels are learned.
-        patches: of all frames.
+        patches: of all frames and images.
+        media: images and videos.
     """
 
     key: str
@@ -33,6 +34,7 @@ class ExampleSizes:
     visual_tokens: int
     labels: int
     patches: int
+    media: int
 
     @property
     def answer_rate(self) -> float:
@@ -98,6 +100,7 @@ def _sizes(example: VideoExample, row: Row, config: PipelineConfig, special: Spe
         visual_tokens=int(np.isin(row["token_ids"], [special.video_pad, special.image_pad]).sum()),
         labels=int(np.count_nonzero(row["labels"] >= 0)),
         patches=len(row["pixel_values"]),
+        media=len(row["video_grid_thw"]),
     )
 
 
