@@ -231,20 +231,18 @@ def batch_shapes(
     of_slots = ("token_ids", "span_start", "span_stop", "labels", *([] if program.stripe is None else ["slots"]))
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_slots, (tokens,))
     shapes |= {"position_ids": (3, tokens), "video_grid_thw": (config.data.max_videos, 3)}
-    shapes |= {"pixel_values": (patches, model_config.geometry.patch_dim)}
+    has_features = bool(config.data.feature_cache_mb)
+    width = model_config.vision.hidden_size if has_features else model_config.geometry.patch_dim
+    shapes |= {"pixel_values": (patches, width)}
 
     def shape(name: str, row: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         whole = (config.accumulation, config.batch_size, *row)
-        dtype = jnp.uint8 if name == "pixel_values" else jnp.int32
+        of_pixels = jnp.dtype(config.dtype) if has_features else jnp.uint8
+        dtype = of_pixels if name == "pixel_values" else jnp.int32
         sharding = batch_sharding(program.mesh, name, whole, accumulated=True)
         return jax.ShapeDtypeStruct(whole, dtype, sharding=sharding)
 
-    found = {name: shape(name, row) for name, row in shapes.items()}
-    if config.data.feature_cache_mb:  # features stand in the place of pixels
-        pixels = found["pixel_values"]
-        size = (*pixels.shape[:-1], model_config.vision.hidden_size)
-        found["pixel_values"] = jax.ShapeDtypeStruct(size, jnp.dtype(config.dtype), sharding=pixels.sharding)
-    return found
+    return {name: shape(name, row) for name, row in shapes.items()}
 
 
 def describe_attention(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> str:
