@@ -21,6 +21,7 @@ class ExampleSizes:
 
     Attributes:
         seconds: length of the video that is used.
+        media: images and videos.
         frames: temporal steps of the vision tower, of videos.
         tokens: of the whole row; visual_tokens of them stand for frames, labels are learned.
         patches: of all frames.
@@ -29,6 +30,7 @@ class ExampleSizes:
 
     key: str
     seconds: float
+    media: int
     frames: int
     tokens: int
     visual_tokens: int
@@ -95,6 +97,7 @@ def _sizes(example: VideoExample, row: Row, config: PipelineConfig, special: Spe
     return ExampleSizes(
         key=example.key,
         seconds=frames * config.geometry.temporal_patch_size / config.fps,
+        media=len(row["video_grid_thw"]),
         frames=frames,
         tokens=len(row["token_ids"]),
         visual_tokens=int(np.isin(row["token_ids"], [special.video_pad, special.image_pad]).sum()),

@@ -31,6 +31,7 @@ def fitting_keys(found: Statistics, config: PipelineConfig) -> list[str]:
         f"config.data.max_tokens={tokens}",
         f"config.data.max_patches={patches}",
         f"config.data.max_labels={_rounded(found.column('labels').max(), _LABELS)}",
+        *([f"config.data.max_videos={most:.0f}"] if (most := found.column("media").max()) > 1 else []),
     ]
 
 

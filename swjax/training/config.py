@@ -382,11 +382,6 @@ def _check_start(values: Mapping[str, Any]) -> None:
     chosen = values["init_checkpoint"]
     if chosen not in ("latest", "best") and not chosen.isdecimal():
         raise ConfigError(f"config.init_checkpoint is {chosen!r}; give latest, best or the step of a checkpoint")
-    if values["epochs"] and values["data.batching"] == "pack":
-        raise ConfigError(
-            "config.epochs cannot set the steps where config.data.batching=pack, as nobody knows before how many rows "
-            "the examples fill; give config.steps (`swjax data inspect` prints those of an epoch), or batching=pad"
-        )
 
 
 def _check_groups(groups: Any) -> None:

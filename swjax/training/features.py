@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from swjax.models import family_of
 from swjax.models.config import ModelConfig
+from swjax.models.family import abstract_model
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.training.config import ConfigError
 from swjax.training.step import TrainState
@@ -91,7 +90,7 @@ def open_feature_cache(config: ConfigDict, model_config: ModelConfig, state: Tra
     if jax.process_count() > 1:
         raise ConfigError(f"{KEY} works in one process, and there are {jax.process_count()}; set {KEY}=0")
     dtype = jnp.dtype(config.dtype)
-    model = nnx.eval_shape(lambda: family_of(model_config).model(model_config, rngs=nnx.Rngs(0), param_dtype=dtype))
+    model = abstract_model(model_config, param_dtype=dtype)
     width = getattr(model_config.vision, "hidden_size", model_config.geometry.patch_dim)
     if not hasattr(model.visual, "patch_features") or width == model_config.geometry.patch_dim:
         raise ConfigError(f"{KEY}: this model's vision tower keeps no features; set {KEY}=0")

@@ -1,26 +1,66 @@
 """How long a run is: `config.epochs` in steps, and what to say of it at the start."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from swjax.data.example import ExampleError
+from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.sources import Source
+from swjax.data.statistics import measure
+
+SAMPLE = 256
+"""Examples that are measured to know how many rows packing fills."""
 
 
-def set_length(config: ConfigDict, sources: Sequence[Source]) -> ConfigDict:
+def set_length(
+    config: ConfigDict,
+    sources: Sequence[Source],
+    pipeline_config: PipelineConfig,
+    tokenizer: Any,
+    recorded: Mapping[str, Any] | None = None,
+) -> ConfigDict:
     """A copy of a configuration whose `steps` are those of its `epochs`, if it has any; without references.
+
+    Where rows are packed, examples spread over the data are encoded to know how many fill a row, once a run.
 
     Args:
         config: the run's.
         sources: its training data.
+        pipeline_config: how its examples become rows.
+        tokenizer: the model's.
+        recorded: the configuration that the run began with, if it is resumed.
     """
     config = config.copy_and_resolve_references()
-    if config.epochs:
-        rows = config.batch_size * config.accumulation
-        config.steps = max(1, math.ceil(config.epochs * _count(sources) / rows))
+    if not config.epochs:
+        return config
+    if config.data.batching != "pack":
+        filled = float(_count(sources))
+    elif recorded is not None and recorded.get("epochs"):
+        config.steps = max(1, math.ceil(recorded["steps"] * config.epochs / recorded["epochs"]))
+        return config
+    else:
+        filled = _count_packed(sources, pipeline_config, tokenizer)
+    config.steps = max(1, math.ceil(config.epochs * filled / (config.batch_size * config.accumulation)))
     return config
+
+
+def _count_packed(sources: Sequence[Source], config: PipelineConfig, tokenizer: Any) -> float:
+    """Rows that the examples of an epoch fill, by some of them."""
+    count = _count(sources)
+    firsts = np.cumsum([0, *(len(source.examples) for source in sources)])
+    sample = []
+    for number in np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(int)).tolist():
+        source = int(np.searchsorted(firsts, number, side="right")) - 1
+        with contextlib.suppress(ExampleError):  # a damaged record fills no row, and is skipped when its turn comes
+            sample.append(sources[source].examples[number - int(firsts[source])])
+    found = measure(sample, config, tokenizer)
+    share = found.padded_share if found.packed_share is None else found.packed_share
+    return found.column("tokens").sum() / (1 - share) / config.max_tokens * count / max(1, len(sample))
 
 
 def describe_length(config: ConfigDict, sources: Sequence[Source]) -> str:
@@ -32,7 +72,10 @@ def describe_length(config: ConfigDict, sources: Sequence[Source]) -> str:
     """
     examples, rows = _count(sources), config.batch_size * config.accumulation
     epochs = config.steps * rows / examples
-    passes = "epochs" if config.data.batching != "pack" else "epochs if a row held one example (rows are packed)"
+    passes = "epochs"
+    if config.data.batching == "pack":
+        epochs = config.epochs or epochs
+        passes = "epochs of packed rows" if config.epochs else "epochs if a row held one example (rows are packed)"
     return (
         f"{examples:,} examples, {epochs:.3g} {passes}, {config.steps:,} steps of {rows} rows "
         f"({config.batch_size} x {config.accumulation} accumulated)"

@@ -73,10 +73,11 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         model_config = choose_model(config, tokenizer)
     # What does not fit is refused before the data is read.
     parts = row_share(open_mesh(config, model_config)[0])[1]
-    read_pipeline_config(config, model_config, rows=config.batch_size * config.accumulation // parts)
+    rows = read_pipeline_config(config, model_config, rows=config.batch_size * config.accumulation // parts)
     sources = open_training_data(config)
-    config = set_length(config, sources)
-    lengthened = changed_length(read_run_config(run_dir), config) if start else None
+    recorded = read_run_config(run_dir) if start else None
+    config = set_length(config, sources, rows, tokenizer, recorded)
+    lengthened = changed_length(recorded, config) if recorded else None
     program = make_program(config, model_config)
     inputs = open_inputs(config, model_config, tokenizer, program.mesh, sources)
 

@@ -100,7 +100,6 @@ def test_the_paper_s_recipe_is_a_file() -> None:
         ({"optimizer.final_fraction": 1.5}, r"config\.optimizer\.final_fraction is 1\.5; it must be at most 1"),
         ({"lora.init_from": "adapter"}, r"give its rank as config\.lora\.rank"),
         ({"init_checkpoint": "last"}, r"config\.init_checkpoint is 'last'; give latest, best or the step"),
-        ({"epochs": 2.0, "data.batching": "pack"}, r"config\.epochs cannot set the steps where .*pack"),
         ({"data.train": ""}, r"config\.data\.train is empty"),
         ({"run_dir": "gcs://bucket/run"}, r"config\.run_dir: gcs://bucket/run is a URL .*; write gs://"),
         ({"data.train": "a.jsonl, rtsp://b/c"}, r"config\.data\.train: rtsp://b/c is a URL that swjax does not open"),

@@ -1,5 +1,6 @@
 """A run on films, images, several films, later turns and text alone, packed, on eight devices."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -50,9 +51,12 @@ def parameters_of(run_dir: Path) -> dict[str, np.ndarray]:
 def test_a_mixed_run_compiles_once_and_resumes_with_the_same_bits(make_config, mixed: Path, tmp_path: Path) -> None:
     config: ConfigDict = make_config(tmp_path / "run")
     config.data.train, config.data.validation, config.eval_every = str(mixed), "", 100
-    config.data.batching, config.data.max_videos, config.data.window, config.steps = "pack", 6, 24, 4
+    config.data.batching, config.data.max_videos, config.data.window = "pack", 6, 24
+    config.epochs = 4.0  # of 24 examples, which fill some 8 rows
     config.data.max_tokens, config.data.max_patches, config.data.max_labels = 320, 448, 128
-    train(config, console=Console(quiet=True))
+    console = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    train(config, console=console)
+    assert "24 examples, 4 epochs of packed rows, 4 steps of 8 rows" in console.export_text()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(jax.devices()) == 8
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
