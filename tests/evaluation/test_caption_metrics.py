@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from swjax.evaluation import EvaluationError
+from swjax.evaluation.benchmarks import find_benchmark
 from swjax.evaluation.bootstrap import bootstrap, mean_score
 from swjax.evaluation.metrics import (
     caption_words,
@@ -69,6 +70,14 @@ def test_answers_without_words_score_nothing():
     assert {score.value for score in scores.values()} == {0.0}
     with pytest.raises(EvaluationError, match="got 0 and 1"):
         text_scores([], ["a"])
+
+
+def test_silence_is_no_caption():
+    captions = find_benchmark("captions").score
+    told = {"a": "A red dog runs.", "b": "It leaves."}
+    references = {"a": "A dog runs.", "b": "It leaves at once.", "c": ""}
+    assert captions({**told, "c": "So."}, references) == captions(told, references)
+    assert captions({"c": "So."}, references) == {}
 
 
 def test_the_interval_is_that_of_resampled_videos():

@@ -15,12 +15,16 @@ _METRICS = {
 }
 
 
-def _score(answers: Mapping[str, str], references: Mapping[str, str]) -> dict[str, Score]:
-    return text_scores(list(answers.values()), [references[key] for key in answers])
+def _score(answers: Mapping[str, str], references: Mapping[str, str], *, meteor: bool = False) -> dict[str, Score]:
+    """Of videos whose reference says something: where silence is right, there is no caption to compare with."""
+    told = [key for key in answers if references[key]]
+    if not told:
+        return {}
+    return text_scores([answers[key] for key in told], [references[key] for key in told], meteor=meteor)
 
 
 def _score_with_meteor(answers: Mapping[str, str], references: Mapping[str, str]) -> dict[str, Score]:
-    return text_scores(list(answers.values()), [references[key] for key in answers], meteor=True)
+    return _score(answers, references, meteor=True)
 
 
 CAPTIONS = Benchmark(_score, _METRICS, packages=("sacrebleu", "pycocoevalcap"))
