@@ -28,6 +28,7 @@ def fitting_keys(found: Statistics, config: PipelineConfig) -> list[str]:
             f"config.data.{name}={value:g}" if name == "fps" else f"config.data.{name}={value}"
             for name, value in sampling
         ),
+        *([] if config.drop == PipelineConfig.drop else [f"config.data.drop={config.drop}"]),
         f"config.data.max_tokens={tokens}",
         f"config.data.max_patches={patches}",
         f"config.data.max_labels={_rounded(found.column('labels').max(), _LABELS)}",

@@ -34,6 +34,7 @@ def test_records_of_moving_shapes(shapes, capsys):
         r"dropped by uniform:share=0.5: (\d+) of (\d+) tokens of frames \(50.0%\)", said
     ).groups()
     assert 2 * int(dropped) == int(whole) > 0
+    assert "--config.data.drop=uniform:share=0.5 --config.data.max_tokens=" in said
     assert "tokens are counted with the small tokenizer of Moving Shapes; give --tokenizer" in said
     assert main(["data", "inspect", f"{shapes / 'out' / 'moving_shapes'}:nosuch"]) == 2
     assert "has no split 'nosuch'; it has train, validation" in " ".join(capsys.readouterr().err.split())

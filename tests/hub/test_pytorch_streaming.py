@@ -34,6 +34,8 @@ def test_the_folder_says_what_the_model_was_trained_to_do(files, loaded):
     assert asdict(spec) == asdict(SPEC) | {"variant": "gdpe"}
     assert tuple(files.streaming.DESIGNS) == tuple(Variant)
     assert asdict(files.streaming.Spec()) == asdict(StreamSpec())
+    with pytest.warns(UserWarning, match="trained on frames without what uniform drops; it sees whole ones here"):
+        files.streaming.Spec(drop="uniform")
 
 
 def pictures_of(variant: str) -> list[np.ndarray]:
