@@ -1,10 +1,14 @@
 """Films of Moving Shapes Live: what they show, what happens in them, and what is due of questions about them."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
+from swjax.data.decisions import add_decisions, find_decisions
+from swjax.data.encoding import encode_example
+from swjax.data.example import ExampleError
 from swjax.data.manifest import read_manifest
 from swjax.data.moving_shapes.asking import (
     BACKWARD,
@@ -19,6 +23,9 @@ from swjax.data.moving_shapes.film import Film, happenings, play, shown_at, visi
 from swjax.data.moving_shapes.prepare import PrepareError
 from swjax.data.moving_shapes.prepare_live import prepare_films
 from swjax.data.moving_shapes.scene import scene_identity
+from swjax.data.pipeline_config import PipelineConfig
+from swjax.data.tokenizer import load_tokenizer
+from swjax.streaming import SpecialTokens
 
 FILM = Film((0, 2, 7))
 SECONDS = 40
@@ -117,6 +124,26 @@ def test_what_is_due_at_once_is_due_when_it_is_asked():
         "video_s": 3.75,
         "sentences": [{"text": "Nothing.", "start_s": 3.75}],
     }
+
+
+def test_a_film_becomes_a_row_in_which_each_frame_and_question_has_its_decision(tmp_path):
+    made = prepare_films(tmp_path, train=1, validation=0, test=0, seconds=12, seed=1, workers=1, size=SIZE)
+    (example,) = read_manifest(made["train"], strict=True).examples
+    tokenizer = load_tokenizer()
+    add_decisions(tokenizer)
+    special, decisions = SpecialTokens.from_tokenizer(tokenizer), find_decisions(tokenizer)
+    config = PipelineConfig(
+        batch_size=1, max_tokens=512, max_patches=192, min_pixels=56**2, max_pixels=56**2, speaking="decide"
+    )
+    row = encode_example(example, config, tokenizer, special, question=example.question)
+    assert np.count_nonzero(row["token_ids"] == special.video_pad) == 12 * 4
+    assert row["video_grid_thw"].tolist() == [[12, 4, 4]]
+    answered = sum(len(question.sentences) for question in example.questions)
+    counts = [np.count_nonzero(row["labels"] == token) for token in (decisions.skip, decisions.end)]
+    assert counts == [12 + len(example.questions) - answered, answered]
+    wait_k = dataclasses.replace(config, speaking="wait_k")
+    with pytest.raises(ExampleError, match="train with speaking='decide'"):
+        encode_example(example, wait_k, tokenizer, special, question=example.question)
 
 
 def test_splits_share_no_scene_and_films_on_disk_have_their_questions(tmp_path):

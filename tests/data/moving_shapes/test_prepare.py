@@ -10,7 +10,7 @@ import pytest
 
 from swjax.data.manifest import read_manifest
 from swjax.data.moving_shapes.grammar import SCORED_KINDS, Event, parse_caption
-from swjax.data.moving_shapes.prepare import PrepareError, prepare
+from swjax.data.moving_shapes.prepare import ASKED, PrepareError, prepare
 from swjax.data.moving_shapes.scene import draw_scene
 
 COUNTS = {"train": 8, "validation": 2, "test": 2}
@@ -50,6 +50,20 @@ def test_events_stand_beside_the_manifest_with_their_times(made):
             assert all(time <= visible <= example.duration_s for time, visible in zip(times, shown, strict=True))
             said = [event for event in parse_caption(example.caption).events if event.kind in SCORED_KINDS]
             assert [Event(**event) for event in line["events"]] == said
+
+
+def test_each_video_is_asked_about_each_kind_of_event(made):
+    """What is due is what is told of that kind, when it is told; where it never happens, nothing."""
+    for split in made.splits:
+        names = ("timed.jsonl", "asked.jsonl")
+        timed, asked = (read_manifest(split.manifest.with_name(name), strict=True).examples for name in names)
+        assert [one.key for one in asked] == [f"{one.key}-{kind}" for one in timed for kind in ASKED]
+        assert {one.question for one in asked} == set(ASKED.values())
+        for number, one in enumerate(timed):
+            of_video = asked[number * len(ASKED) : (number + 1) * len(ASKED)]
+            told = [sentence for of_kind in of_video for sentence in of_kind.sentences]
+            assert sorted(told, key=lambda sentence: sentence.time_s) == list(one.sentences[1:]), "all but entering"
+        assert any(not one.sentences and one.caption == "" for one in asked)
 
 
 def test_the_number_of_workers_changes_nothing(made, tmp_path):
