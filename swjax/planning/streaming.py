@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from swjax.chips import chip_of
-from swjax.inference.lane import lower_encode, lower_pass
 from swjax.inference.place import CACHE, key_head_copies, row_shards, sharding_of
+from swjax.inference.programs import lower_encode, lower_pass
 from swjax.models.config import ModelConfig
 from swjax.planning.bundles import emptied
 from swjax.planning.estimate import Estimate

@@ -22,7 +22,7 @@ from swjax.inference import (
     TokenSpoken,
     run_streams,
 )
-from swjax.inference import lane as lane_module
+from swjax.inference import programs as programs_module
 from swjax.inference.lane import Lane
 from swjax.streaming import Variant, random_schedule
 
@@ -170,7 +170,7 @@ def test_frames_ride_along_with_words(model, tokenizer, monkeypatch):
 def _passes_compiled():
     found = gc.get_objects()
     return sum(
-        one.advance._cache_size() + one.encode._cache_size() for one in found if type(one) is lane_module._Compiled
+        one.advance._cache_size() + one.encode._cache_size() for one in found if type(one) is programs_module.Programs
     )
 
 

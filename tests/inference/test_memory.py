@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from replay import no_keys, replayed_scores
 
 from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSession, StreamSettings, run_streams
-from swjax.inference import lane as lane_module
+from swjax.inference import programs as programs_module
 from swjax.inference.memory import KEEP_ALL, MEMORIES, TEXT, Book, Kept, Window, memory_of
 
 TAIL = 6
@@ -71,7 +71,7 @@ class Noting:
 def scores():
     """The scores [vocabulary] by which words are chosen, by the stream's seed and the word's number."""
     found: dict[tuple[int, int], np.ndarray] = {}
-    sample = lane_module.sample
+    sample = programs_module.sample
 
     def note(logits, seeds, spoken):
         found.update(
@@ -82,11 +82,11 @@ def scores():
         jax.debug.callback(note, logits, choices.seed, choices.spoken)
         return sample(logits, said, choices)
 
-    lane_module._compiled.cache_clear()
+    programs_module.programs_of.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lane_module, "sample", noting_sample)
+        patch.setattr(programs_module, "sample", noting_sample)
         yield found
-    lane_module._compiled.cache_clear()
+    programs_module.programs_of.cache_clear()
 
 
 def devices(*numbers):

@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from swjax.inference.lane import lower_pass
+from swjax.inference.programs import lower_pass
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 
 SLOTS = 30_011

@@ -22,6 +22,7 @@ from swjax.inference import (
     read_frames,
 )
 from swjax.inference import lane as lane_module
+from swjax.inference import programs as programs_module
 from swjax.streaming import SpecialTokens, random_schedule
 
 
@@ -140,7 +141,7 @@ def test_the_cache_grows_at_both_ends(model, weights, tokenizer):
 
 def test_sessions_share_what_is_compiled_and_grow_when_they_must(weights, tokenizer, monkeypatch):
     monkeypatch.setattr(lane_module, "_COMPILER", None)  # compiles what may be needed some time
-    advance = weights.compiled(lane_module._compiled).advance
+    advance = weights.compiled(programs_module.programs_of).advance
 
     def compiled_by(frames, **changes) -> int:
         before = advance._cache_size()
