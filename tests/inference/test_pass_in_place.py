@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("compiled_well")
 def test_neither_the_cache_nor_weights_are_copied(rows, size):
     config = Qwen2_5_VLConfig.preset("tiny", text={"intermediate_size": 16_384, "num_layers": 3})
     here = SingleDeviceSharding(jax.devices()[0])
-    lowered = lower_pass(config, rows=rows, size=size, slots=SLOTS, dtype="float32", sharding=here)
+    lowered = lower_pass(config, rows=rows, size=size, slots=SLOTS, dtype="float32", where=here)
     compiled = lowered.compile()
     text = config.text
     layer = rows * SLOTS * text.num_kv_heads * text.head_dim * 4
