@@ -169,7 +169,8 @@ def run(args: argparse.Namespace) -> int:
             record, limits, rows=args.rows, slots=args.slots, geometry=geometry, memory=memory, **pictures
         )
         _describe(size, modes)
-        engine = build_engine(Weights(source.model, mesh), size, tokenizer, memory, drop)
+        weights = Weights(source.model, mesh, consume=True)
+        engine = build_engine(weights, size, tokenizer, memory, drop)
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
     log_to(log := LineHandler())  # after the libraries have configured theirs

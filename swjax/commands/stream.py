@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         max_pixels=record.max_pixels,
         geometry=source.model.config.geometry,
     )
-    weights = Weights(source.model, mesh)
+    weights = Weights(source.model, mesh, consume=True)
     question = args.question or EVALUATION_QUESTION
 
     # The first frame once for nothing, so that no compiling stands between the first frame and the first word.

@@ -36,7 +36,7 @@ def lower_pass(
         dtype: of weights, cache and computations.
         where: all of it lies.
     """
-    weights = Weights(abstract_model(config, param_dtype=dtype), where)
+    weights = Weights(abstract_model(config, param_dtype=dtype), where, consume=True)
     return lower(
         weights.compiled(programs_of),
         True,
@@ -60,7 +60,7 @@ def lower_encode(config: ModelConfig, *, side: int, dtype: DTypeLike, where: Whe
         dtype: of weights and computations.
         where: all of it lies.
     """
-    weights = Weights(abstract_model(config, param_dtype=dtype), where)
+    weights = Weights(abstract_model(config, param_dtype=dtype), where, consume=True)
     patches, units = side * side, side * side // config.vision.spatial_merge_size**2
     inbox = shape_of(where, jax.ShapeDtypeStruct((1, 1, units, config.text.hidden_size), dtype), INBOX)
     pixels = shape_of(where, jax.ShapeDtypeStruct((patches, config.geometry.patch_dim), jnp.uint8), "--")

@@ -17,6 +17,7 @@ from swjax.inference.place import Where, attention_on, check_mesh, platform_of, 
 from swjax.mesh import ConstrainOnMesh
 from swjax.models.decoder_layer import GatedLayer
 from swjax.models.family import abstract_model
+from swjax.models.layers import layers_apart
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Parameters, merge_parameters, split_parameters, widened
 
@@ -76,13 +77,15 @@ def _stacked(path: str, leaves: Parameters) -> Any:
 class Weights:
     """A model ready to stream. Several engines may share them.
 
-    But for a TPU, layers become arrays of their own: a copy, made once, where each pass would copy them out of their
-    stack. (The weights of 3B on an H200: 3 ms of an 18 ms pass.) For a GPU, products with the same input become one.
+    Layers become arrays of their own: a copy, made once, where each pass would copy them out of their stack (of 3B, on an
+    H200 3 ms of an 18 ms pass; on a v5e, by the compiler's clock, 9 of 22). On a TPU, whose memory may not have room for
+    both, only if the model may be used up. For a GPU, products with the same input become one.
 
     Args:
         model: the model, real or abstract.
         where: the parameters are to lie: a sharding for all of them, a mesh (`swjax.mesh.make_mesh`) over whose axes
             they are divided as in training, or None, which leaves them where they are.
+        consume: whether the model is used up, so that what is made of it need not fit beside it.
 
     Attributes:
         config: the model's.
@@ -95,7 +98,7 @@ class Weights:
         ValueError: if the mesh does not divide the model.
     """
 
-    def __init__(self, model: VideoLanguageModel, where: Where = None):
+    def __init__(self, model: VideoLanguageModel, where: Where = None, *, consume: bool = False):
         self.config, self.where, self.platform = model.config, where, platform_of(where)
         parameters = split_parameters(model)[1]
         check_finite(parameters)
@@ -108,19 +111,24 @@ class Weights:
                 abstract_model(self.config, vision_attention=of_frames),
             )
             model, visual = (merge_parameters(split_parameters(one)[0], parameters) for one in structures)
-        decoder, visual = self._held(model), self._held(visual)
-        self.decoder, self.visual = Held.of(decoder.decoder, where), Held.of(visual.visual, where, whole=True)
+        decoder, tower = self._held(model.decoder, "layers", consume), self._held(visual.visual, "blocks", consume)
+        for layer in decoder.layers if self._is_single_gpu else ():
+            if isinstance(layer, GatedLayer):
+                layer.merge_products()
+        self.decoder, self.visual = Held.of(decoder, where), Held.of(tower, where, whole=True)
 
-    def _held(self, model: VideoLanguageModel) -> VideoLanguageModel:
-        """The model with layers of their own, and for a single GPU with fewer and wider products."""
-        held = model if self.platform == "tpu" else model.with_layers_apart()
-        if self.platform == "gpu" and not isinstance(self.where, Mesh):
+    @property
+    def _is_single_gpu(self) -> bool:
+        return self.platform == "gpu" and not isinstance(self.where, Mesh)
+
+    def _held(self, module: Any, layers: str, consume: bool) -> Any:
+        """A half of the model with layers of their own, and on a single GPU with wider products."""
+        held = nnx.merge(*nnx.split(module))
+        if consume or self.platform != "tpu":
+            setattr(held, layers, layers_apart(getattr(held, layers), consume=consume))
+        if self._is_single_gpu:
             structure, parameters = split_parameters(held)
             held = merge_parameters(structure, widened(parameters, WIDTH_TILES["gpu"]))
-            layers: Any = held.decoder.layers
-            for layer in layers:
-                if isinstance(layer, GatedLayer):
-                    layer.merge_products()
         return held
 
     def compiled(self, make: Callable[..., Result]) -> Result:

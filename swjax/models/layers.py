@@ -105,10 +105,14 @@ def scan_layers(
     return jax.lax.scan(lambda carry, layer: (step(carry, layer), None), carry, scanned, unroll=unroll)[0]
 
 
-def layers_apart(layers: nnx.Module) -> nnx.List:
+def layers_apart(layers: nnx.Module, *, consume: bool = False) -> nnx.List:
     """Stacked layers as a list, each with arrays of its own.
 
-    To run one layer of a stack, XLA copies its weights out of it first on a CPU, which takes longer than a decode step.
+    To run one layer of a stack, XLA copies its weights out of it first, which takes longer than a decode step.
+
+    Args:
+        layers: as `stack_layers` makes them.
+        consume: whether each stack is freed as soon as it is taken apart; the module is of no use then.
     """
 
     def pick(leaf: Any, index: int) -> Any:
@@ -116,8 +120,12 @@ def layers_apart(layers: nnx.Module) -> nnx.List:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if is_shape else leaf[index]
 
     leaves, structure = jax.tree.flatten(layers)
-    picked = ([pick(leaf, index) for leaf in leaves] for index in range(leaves[0].shape[0]))
-    return nnx.List([jax.tree.unflatten(structure, layer) for layer in picked])
+    apart = []
+    for leaf in leaves:
+        apart.append([pick(leaf, index) for index in range(leaf.shape[0])])
+        if consume and isinstance(leaf, jax.Array):
+            leaf.delete()
+    return nnx.List([jax.tree.unflatten(structure, layer) for layer in zip(*apart, strict=True)])
 
 
 Layer = TypeVar("Layer", bound=nnx.Module)

@@ -29,3 +29,12 @@ def test_words_are_those_of_the_model_as_it_is(tokenizer, monkeypatch):
     assert held.decoder.parameters["layers/0/gate_up_weight_dx"].shape == (128, 256)
     for rows in (1, 2):
         assert words(held, tokenizer, rows) == words(plain, tokenizer, rows)
+
+
+def test_a_model_may_be_used_up(tokenizer):
+    config = Qwen2_5_VLConfig.preset("tiny", text={"vocab_size": len(tokenizer)})
+    model, twin = (Qwen2_5_VL(config, rngs=nnx.Rngs(0)) for _ in range(2))
+    held = Weights(model, consume=True)
+    assert model.decoder.layers.gate_weight_df[...].is_deleted()
+    assert model.visual.blocks.gate_weight_df[...].is_deleted()
+    assert words(held, tokenizer, 1) == words(Weights(twin), tokenizer, 1)
