@@ -122,11 +122,15 @@ def estimate(
         return cycles[call.name][0]
 
     schedule = read_schedule(text, clock=chip.clock, link_bandwidth=chip.link_bandwidth, kernel_cycles=kernel_cycles)
-    kernels = {}
+    kernels: dict[str, KernelEstimate] = {}
+    named: dict[KernelEstimate, str] = {}  # layers that are no loop have the same kernel each, by names of their own
     for operation in schedule.operations:
         if operation.kind == "kernel":
             known = cycles[operation.name][1]
-            kernels[operation.name] = replace(known, calls=operation.runs, seconds=operation.seconds)
+            name = named.setdefault(known, operation.name)
+            before = kernels.get(name, replace(known, calls=0, seconds=0.0))
+            calls, seconds = before.calls + operation.runs, before.seconds + operation.seconds
+            kernels[name] = replace(known, calls=calls, seconds=seconds)
     return Estimate(schedule, kernels)
 
 
