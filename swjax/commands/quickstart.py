@@ -25,7 +25,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("--config", default="moving_shapes", help="training configuration (default: %(default)s)")
+    parser.add_argument("--config", default="quickstart", help="training configuration (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"), help="(default: %(default)s)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/moving_shapes"), help="(default: %(default)s)")
     parser.add_argument("--export", type=Path, default=Path("exports/moving_shapes"), help="(default: %(default)s)")

@@ -91,6 +91,6 @@ def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match="unknown attention implementation 'flash'"):
         cache_attention(q, cache_of(k), cache_of(v), 0, spans, like=SpanAttention("flash"))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("heads",))
-    divided = SpanAttention(sharding=AttentionSharding(mesh, heads="heads"))
-    with pytest.raises(ValueError, match="divided over a mesh cannot stream"):
+    divided = SpanAttention(sharding=AttentionSharding(mesh, context="heads"))
+    with pytest.raises(ValueError, match="not divided along its slots"):
         cache_attention(q, cache_of(k), cache_of(v), 0, spans, like=divided)

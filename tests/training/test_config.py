@@ -210,7 +210,7 @@ def test_a_faulty_file_is_named(tmp_path: Path, content: str, message: str) -> N
 
 
 def test_a_missing_file_is_named() -> None:
-    names = "finetune, finetune_full, moving_shapes, moving_shapes_asked, moving_shapes_base, pe_video_7b"
+    names = "finetune, finetune_full, moving_shapes, moving_shapes_asked, moving_shapes_base, pe_video_7b, quickstart"
     names += ", sweeps/gipe_gap, sweeps/longer, sweeps/variants"
     with pytest.raises(ConfigError, match=rf"there is no configuration file nowhere\.py; give a file, or .*: {names}$"):
         load_config("nowhere.py")
