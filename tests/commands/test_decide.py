@@ -101,5 +101,5 @@ def test_a_mesh_evaluates_as_one_device_does(made):
         words += ["--output", str(made / name), "--rows", "2", "--speak", "decide:most=2", "--max-tail", "3"]
         assert main([*words, *more]) == 0
         lines = (made / name / "predictions.jsonl").read_text().splitlines()
-        said.append([json.loads(line)["prediction"] for line in lines])
+        said.append([json.loads(line)["token_ids"] for line in lines])
     assert said[0] == said[1]
