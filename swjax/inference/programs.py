@@ -196,6 +196,12 @@ def _attend(
     return mass[:, 0][:, :, slots]
 
 
+def _losses(decoder: Any, hidden: Float[Array, "B n D"], following: Int32[Array, "n"]) -> Float[Array, "n"]:
+    """Cross entropy of the tokens that follow those of the first row, in nats."""
+    scores = jax.nn.log_softmax(decoder.logits(hidden)[0].astype(jnp.float32), axis=-1)
+    return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
+
+
 def _surprise(
     structure: nnx.GraphDef,
     parameters: Parameters,
@@ -211,8 +217,7 @@ def _surprise(
     of_row = _row_of(cache, row)
     spans, x = KeySpans(start[None], stop[None]), decoder.embed(token_ids[None])
     hidden, _ = decoder.reread(x, positions[:, None], spans, of_row)
-    scores = jax.nn.log_softmax(decoder.logits(hidden)[0].astype(jnp.float32), axis=-1)
-    return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
+    return _losses(decoder, hidden, following)
 
 
 def _rerun(
@@ -236,6 +241,4 @@ def _rerun(
     of_row = jax.tree.map(lambda one: jnp.repeat(one, alike, axis=1), _row_of(cache, row))
     ids, at = jnp.tile(positions[:, None], (1, alike, 1)), jnp.tile(slots[None], (alike, 1))
     hidden, new = decoder.extend(x, ids, spans, of_row, at)
-    scores = jax.nn.log_softmax(decoder.logits(hidden)[0].astype(jnp.float32), axis=-1)
-    losses = -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
-    return losses, *rows.take(new, jnp.int32(0), first, len(token_ids))
+    return _losses(decoder, hidden, following), *rows.take(new, jnp.int32(0), first, len(token_ids))
