@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import checked
+import jaxtyping
 import pytest
 import stores
 
@@ -13,6 +15,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for one another longer than tiny models take
+
+jaxtyping.install_import_hook(checked.MODULES, "checked.check")
 
 
 @pytest.fixture(scope="session")

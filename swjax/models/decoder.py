@@ -5,7 +5,7 @@ layer is, its family says; `swjax.models.decoder_layer` has the usual one.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from swjax.models.rotary import Rotation
 from swjax.streaming import KeySpans
 
 
+@runtime_checkable
 class DecoderLayer(Protocol):
     """One layer, which is an `nnx.Module`; between its two parts, the decoder attends."""
 
