@@ -163,6 +163,7 @@ KEYS = (
     Key("optimizer.ema", 0.0, "decay of a running mean of the parameters that evaluation and export use; 0 = none"),
     Key("lora.rank", 0, "rank of adapters, which then train alone, whatever frozen says; 0 trains the weights"),
     Key("lora.alpha", 16.0, "what an adapter adds is scaled by alpha / rank"),
+    Key("lora.dropout", 0.0, "share of the inputs of every adapter that training drops at random", later=True),
     Key("lora.rslora", False, "scale by alpha / square root of the rank instead", later=True),
     Key(
         "lora.targets",
@@ -304,7 +305,11 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> None:
     for path in ("optimizer.learning_rate", "optimizer.decay_fraction", "lora.alpha"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")
-    for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
+    for path in (
+        *(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")),
+        "lora.dropout",
+        "data.max_rejected",
+    ):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
     for path in (

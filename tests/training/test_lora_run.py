@@ -31,11 +31,12 @@ SILENT = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def trained(make_config, tmp_path_factory):
-    """Four steps of adapters of rank 3, averaged over about two steps."""
+    """Four steps of adapters of rank 3 with dropout, averaged over about two steps."""
     config = make_config(tmp_path_factory.mktemp("lora") / "run")
     config.update({"steps": 4, "eval_every": 4})
     config.lora.rank, config.lora.alpha = 3, 6.0
     config.lora.targets = ("decoder/layers/(q|k|v|o|gate|up|down)_weight", "visual/merger/(up|down)_weight")
+    config.lora.dropout = 0.25
     config.optimizer.ema = 0.5
     return config, train(config, console=SILENT)
 
@@ -110,7 +111,7 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
     expected = {f"base_model.model.{name}.lora_{side}.weight" for name in chosen for side in "AB"}
     assert set(tensors) == expected
     assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in tensors
-    assert settings["r"] == 3
+    assert (settings["r"], settings["lora_dropout"]) == (3, 0.25)
     for name in chosen:
         linear = theirs.get_submodule(name)
         assert isinstance(linear, torch.nn.Linear)
