@@ -22,7 +22,7 @@ from swjax.runs.export import export_adapter
 from swjax.runs.folder import load_run, open_checkpoint
 from swjax.runs.streaming_model import load_with_adapter
 from swjax.streaming import KeySpans
-from swjax.training.config import ConfigError
+from swjax.training.config import ConfigError, freeze
 from swjax.training.run import train
 from swjax.training.start import scratch_state
 
@@ -53,7 +53,7 @@ def test_adapters_alone_train(trained) -> None:
     assert all("_lora_" in path for path in state.trainable)
     assert all(np.abs(leaf).max() > 0 for path, leaf in state.trainable.items() if "_lora_b_" in path)
     model_config = load_run(config.run_dir).model.config
-    before = jax.jit(lambda: scratch_state(model_config, config, optax.identity()))().frozen
+    before = jax.jit(lambda: scratch_state(model_config, freeze(config), optax.identity()))().frozen
     assert before.keys() == state.frozen.keys()
     for path, leaf in state.frozen.items():
         np.testing.assert_allclose(leaf, before[path], rtol=1e-5, atol=1e-7, err_msg=path)
