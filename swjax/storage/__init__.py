@@ -3,7 +3,7 @@
 Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a copy from a bounded cache.
 """
 
-from swjax.storage.cache import cache_bytes, local_file, local_folder
+from swjax.storage.cache import cache_bytes, local_file, local_folder, local_lock
 from swjax.storage.files import (
     copy_file,
     file_size,
@@ -48,6 +48,7 @@ __all__ = [
     "list_files",
     "local_file",
     "local_folder",
+    "local_lock",
     "make_folder",
     "open_log",
     "read_range",
