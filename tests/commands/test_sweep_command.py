@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from swjax.commands.main import main
+from swjax.evaluation.sweep import read_table
+from swjax.storage import as_path
 
 SWEEP = """
 from swjax.evaluation.sweep import Sweep
@@ -181,3 +183,28 @@ def test_the_sweeps_of_the_repository_can_be_made(file, tmp_path, capsys):
     assert jobs
     assert len(jobs) % 3 == 0  # seeds
     assert len(set(jobs)) == len(jobs)
+
+
+def test_data_runs_table_and_report_in_a_bucket(made, gcs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data, output = "gs://bucket/shapes", as_path("gs://bucket/sweep")
+    text = SWEEP.format(data=data, output=str(output)).replace("configs/moving_shapes.py", "moving_shapes")
+    text = text.replace('"variant": ("gdpe",), "seed": (0, 1)', '"gap": (0, 7)')
+    text = text.replace('"steps"', '"variant": "gipe", "steps"').replace('"random:0", "random:1"', "")
+    (made / "gaps.py").write_text(text)
+    words = ["sweep", "--config", str(made / "gaps.py")]
+    with gcs.failing(every=40):
+        counts = ["--train", "8", "--validation", "1", "--test", "1", "--workers", "1"]
+        assert main(["prepare", "moving_shapes", "--output", data, *counts]) == 0
+        command = [sys.executable, "-m", "swjax.commands.main", *words]
+        subprocess.run([*command, "--only", "gap-0"], env=environment(made), check=True, timeout=300)
+        assert main([*words, "--print-jobs"]) == 0
+        assert "--only gap-7" in capsys.readouterr().out.splitlines()[-1]
+        subprocess.run([*command, "--parallel", "2"], env=environment(made), check=True, timeout=300)
+        assert main(["report", "--sweep", str(output), "--metrics", "event_accuracy,word_s"]) == 0
+    rows = read_table(output / "results.csv")
+    assert [(row["gap"], row["videos"]) for row in rows] == [(0, 1), (7, 1)]
+    assert "train" in (output / "runs" / "gap-7" / "log.txt").read_text()
+    assert "| gap | runs |" in (output / "report" / "table.md").read_text()
+    assert (output / "report" / "gap.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.iterdir())
