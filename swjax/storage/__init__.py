@@ -5,6 +5,7 @@ Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a 
 
 from swjax.storage.cache import cache_bytes, local_file, local_folder, local_lock
 from swjax.storage.files import (
+    check_writable,
     copy_file,
     file_size,
     is_remote,
@@ -39,6 +40,7 @@ __all__ = [
     "as_path",
     "cache_bytes",
     "check_access",
+    "check_writable",
     "copy_file",
     "describe_failure",
     "file_size",

@@ -122,7 +122,12 @@ def _fetch_all(url: str, files: Mapping[str, Mapping[str, Any]], folder: AnyPath
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    return str(next((info[key] for key in ("generation", "etag", "ETag", "mtime", "last_modified") if key in info), ""))
+    return str(
+        next(
+            (info[key] for key in ("generation", "etag", "ETag", "mtime", "last_modified", "blob_id") if key in info),
+            "",
+        )
+    )
 
 
 def _touch(entry: Path) -> bool:

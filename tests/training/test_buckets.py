@@ -23,6 +23,7 @@ from swjax.hub import open_hf
 from swjax.runs.folder import list_steps, open_run_model
 from swjax.storage import as_path, copy_file, list_files, remove_folder, sync_logs
 from swjax.training.config import flatten
+from swjax.training.origin import open_origin
 from swjax.training.run import train
 
 SILENT = Console(quiet=True)
@@ -107,6 +108,8 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
         assert main(command) == 0
         assert_same_run(as_path(url), tmp_path / "on_disk", 4)
         check_what_follows(commands, tmp_path / "on_disk")
+        config.init_from, config.init_checkpoint = url, "2"
+        assert_same_arrays(open_origin(config).parameters, open_run_model(tmp_path / "on_disk", 2))
         assert gcs.faults >= 10
     assert {file.name for file in tmp_path.iterdir()} == {"on_disk", "exported", "config.py"}, (
         "nothing else is left on disk"

@@ -165,6 +165,7 @@ def claim(root: AnyPath, recipe: dict[str, object]) -> None:
     Raises:
       PrepareError: if it was made otherwise.
     """
+    make_folder(root)
     path = root / "recipe.json"
     if path.exists():
         try:
@@ -177,7 +178,6 @@ def claim(root: AnyPath, recipe: dict[str, object]) -> None:
                 "choose another folder, or delete that one"
             )
         return
-    make_folder(root)
     write_lines(path, [json.dumps(recipe)])
 
 
