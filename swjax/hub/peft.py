@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
 from swjax.models.stored import StoredArray, in_memory
 from swjax.models.weights import WeightTable
-from swjax.storage import AnyPath
+from swjax.storage import AnyPath, as_path, local_file
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -102,7 +101,7 @@ class Adapter:
     rslora: bool
 
 
-def open_adapter(folder: str | Path, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+def open_adapter(folder: str | AnyPath, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
     """Read an adapter that PEFT, LLaMA-Factory, ms-swift or `swjax export --format lora` wrote.
 
     Args:
@@ -114,12 +113,12 @@ def open_adapter(folder: str | Path, model: ModelConfig, shapes: Mapping[str, tu
         CheckpointError: it is not there, damaged, of another model, or of a kind that is not taken (DoRA, ranks by
             pattern, biases).
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config = read_json(folder / ADAPTER_CONFIG, holder="a folder of an adapter in PEFT's form")
     _refuse_kinds(folder, config)
     rank = config["r"]
     try:
-        tensors = load_file(folder / ADAPTER)
+        tensors = load_file(local_file(folder / ADAPTER))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / ADAPTER} cannot be read: {error}") from error
     table = family_of(model).weights
@@ -178,7 +177,7 @@ def _places(table: WeightTable, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     return places
 
 
-def _refuse_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_kinds(folder: AnyPath, config: Mapping[str, Any]) -> None:
     faults = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
     if faults or config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} is of no LoRA adapter: it needs r and lora_alpha")

@@ -21,6 +21,7 @@ from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.runs.export import export_adapter
 from swjax.runs.folder import load_run, open_checkpoint
 from swjax.runs.streaming_model import load_with_adapter
+from swjax.storage import as_path
 from swjax.streaming import KeySpans
 from swjax.training.config import ConfigError, freeze
 from swjax.training.run import train
@@ -128,7 +129,7 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
 
 
 def test_an_adapter_in_peft_s_form_is_read_back_and_rslora_scales_by_the_root_of_the_rank(
-    trained, tmp_path: Path
+    trained, tmp_path: Path, gcs
 ) -> None:
     config, state = trained
     structure, _ = split_parameters(load_run(config.run_dir).model)
@@ -147,8 +148,8 @@ def test_an_adapter_in_peft_s_form_is_read_back_and_rslora_scales_by_the_root_of
         np.testing.assert_allclose(logits_of(load_run(tmp_path / "run").model), expected, atol=1e-5)
         merged = load_with_adapter(tmp_path / "base", tmp_path / "adapter")
         np.testing.assert_allclose(logits_of(merged.model), expected, atol=1e-5)
-    export_adapter(tmp_path / "run", tmp_path / "adapter", dtype="bfloat16")
-    rounded = logits_of(load_with_adapter(tmp_path / "base", tmp_path / "adapter").model)
+    export_adapter(tmp_path / "run", as_path("gs://bucket/adapter"), dtype="bfloat16")
+    rounded = logits_of(load_with_adapter(tmp_path / "base", "gs://bucket/adapter").model)
     np.testing.assert_allclose(rounded, expected, atol=0.05)
 
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
