@@ -1,6 +1,7 @@
 """Object stores on loopback, each a program of its own, behind a proxy that makes faults."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -172,3 +174,60 @@ def _start(command: list[str], port: int) -> subprocess.Popen[bytes]:
             time.sleep(0.1)
     server.kill()
     raise RuntimeError(f"{command[0]} does not start")
+
+
+@contextlib.contextmanager
+def hub_of(folder: Path, proxy: Proxy) -> Iterator[None]:
+    """A Hugging Face Hub behind a proxy, whose data set owner/name has the files of a folder, to be read."""
+    base = "datasets/owner/name"
+
+    def described(path: Path) -> dict[str, object]:
+        kind = {"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size}
+        return {**kind, "path": str(path.relative_to(folder)), "oid": hashlib.sha1(str(path).encode()).hexdigest()}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def _answer(self, content: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            address = urllib.parse.unquote(self.path.partition("?")[0]).strip("/")
+            if address in (f"api/{base}", f"api/{base}/revision/main"):
+                self._answer(json.dumps({"id": "owner/name", "sha": "0" * 40}).encode())
+            elif address == f"api/{base}/paths-info/main":
+                asked = [folder / name for name in urllib.parse.parse_qs(body)["paths"]]
+                self._answer(json.dumps([described(path) for path in asked if path.exists()]).encode())
+            elif address.startswith(f"api/{base}/tree/main"):
+                below = folder / address.removeprefix(f"api/{base}/tree/main").lstrip("/")
+                paths = below.rglob("*") if "recursive=true" in self.path.lower() else below.glob("*")
+                self._answer(json.dumps([described(path) for path in sorted(paths)]).encode())
+            elif (file := folder / address.removeprefix(f"{base}/resolve/main/")).is_file():
+                content, wanted = file.read_bytes(), self.headers.get("Range")
+                first, _, last = wanted.removeprefix("bytes=").partition("-") if wanted else ("0", "", "")
+                part = content[int(first) : int(last) + 1 if last else None]
+                whole = {"ETag": '"1"', "X_Repo_Commit": "0" * 40, "Accept_Ranges": "bytes"}
+                of = {"Content_Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"} if wanted else {}
+                self._answer(part, 206 if wanted else 200, **whole, **of)
+            else:
+                self._answer(b"", 404, X_Error_Code="EntryNotFound")
+
+        do_GET = do_POST = do_HEAD = _serve
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    proxy.port = server.server_port
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -3,13 +3,12 @@
 import argparse
 import importlib.util
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from swjax.commands.evaluate_watch import Watch
-from swjax.commands.say import UsageError
+from swjax.commands.say import UsageError, any_path
 from swjax.storage import AnyPath, as_path
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to score by: moving_shapes, captions (default: each that has what it needs)",
     )
     parser.add_argument(
-        "--events", type=Path, metavar="FILE", help="what happens in Moving Shapes (default: beside the manifest)"
+        "--events", type=any_path, metavar="FILE", help="what happens in Moving Shapes (default: beside the manifest)"
     )
     parser.add_argument("--meteor", action="store_true", help="METEOR too; needs Java")
     parser.add_argument("--baselines", action="store_true", help="score the two baselines as well (Moving Shapes)")

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
 from swjax.commands.mesh_arguments import add_mesh_argument, load_on_mesh, read_mesh
-from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
+from swjax.commands.say import UsageError, add_checkpoint_arguments, any_path, console, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
 
@@ -81,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-fast-as-possible", action="store_true", help="do not wait for the video's clock between frames"
     )
     parser.add_argument(
-        "--picture", type=Path, metavar="PNG", help="write a picture: the frames and, below each, the words said then"
+        "--picture",
+        type=any_path,
+        metavar="PNG",
+        help="write a picture: the frames and, below each, the words said then",
     )
     add_speaking_arguments(parser)
     add_memory_arguments(parser)

@@ -15,11 +15,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 
 from swjax.data.json_lines import cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
+from swjax.storage import AnyPath, append_line
 
 PROMPT = """\
 You grade the fluency of English text. The text was written by a program that describes a video. Do not judge whether \
@@ -73,7 +73,7 @@ class Judge:
 
     url: str
     model: str
-    cache: Path
+    cache: AnyPath
     options: Mapping[str, Any] = field(default_factory=lambda: dict(OPTIONS))
     key: str | None = field(default=None, repr=False)
     max_requests: int = 1000
@@ -116,10 +116,8 @@ class Judge:
         name = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         if name not in self._grades:
             self._grades[name] = self._ask(body)
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with self.cache.open("a", encoding="utf-8") as file:
-                line = {"request": name, "model": self.model, "text": text, "fluency": self._grades[name]}
-                file.write(json.dumps(line) + "\n")
+            line = {"request": name, "model": self.model, "text": text, "fluency": self._grades[name]}
+            append_line(self.cache, json.dumps(line))
         return self._grades[name]
 
     def _ask(self, body: dict[str, Any]) -> int:
@@ -176,7 +174,7 @@ class Judge:
             )
 
 
-def _read_cache(path: Path) -> dict[str, int]:
+def _read_cache(path: AnyPath) -> dict[str, int]:
     if not path.exists():
         return {}
     cut_half_line(path)

@@ -7,12 +7,11 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from swjax.atomic import write_bytes
 from swjax.evaluation.errors import EvaluationError
-from swjax.storage import AnyPath, as_path, is_remote, refused_scheme
+from swjax.storage import AnyPath, refused_scheme
 from swjax.streaming.spec import StreamSpec
 
 SWEEP = "sweep.json"
@@ -58,10 +57,7 @@ class Sweep:
             split_schedule(schedule)
         if not self.schedules or not all(values for grid in self.grids for values in grid.values()):
             raise EvaluationError("a sweep needs at least one schedule, and a value for each key of its grids")
-        refused = refused_scheme(self.output) or refused_scheme(self.data)
-        if not refused and is_remote(as_path(self.output)):
-            refused = f"{self.output} is in a bucket, and a sweep locks and tabulates its runs on disk; give a folder"
-        if refused:
+        if refused := refused_scheme(self.output) or refused_scheme(self.data):
             raise EvaluationError(refused)
 
 
@@ -141,7 +137,7 @@ def result_rows(
     return rows
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: AnyPath) -> list[dict[str, Any]]:
     """The rows of all finished runs of a sweep's folder, in the order of the sweep.
 
     Raises:
@@ -161,7 +157,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+def write_tables(folder: AnyPath, rows: Sequence[Mapping[str, Any]]) -> list[AnyPath]:
     """Write rows as CSV and, where pyarrow is installed, as Parquet; returns the files.
 
     Columns that only some rows have stand empty in the others.
@@ -185,7 +181,7 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     return [folder / TABLE, folder / PARQUET]
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
+def read_table(path: AnyPath) -> list[dict[str, Any]]:
     """Read a table that `write_tables` wrote as CSV: numbers as numbers, empty cells left out.
 
     Raises:
@@ -193,8 +189,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise EvaluationError(f"there is no table {path}; `swjax sweep` makes one")
-    with path.open(newline="") as file:
-        rows = [{column: _number(cell) for column, cell in row.items() if cell} for row in csv.DictReader(file)]
+    lines = csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))
+    rows = [{column: _number(cell) for column, cell in row.items() if cell} for row in lines]
     if not rows or any("schedule" not in row for row in rows):
         raise EvaluationError(f"{path} is not a table of a sweep, or is empty")
     return rows

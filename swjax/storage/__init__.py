@@ -3,8 +3,9 @@
 Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a copy from a bounded cache.
 """
 
-from swjax.storage.cache import cache_bytes, local_file, local_folder
+from swjax.storage.cache import cache_bytes, local_file, local_folder, local_lock
 from swjax.storage.files import (
+    check_writable,
     copy_file,
     file_size,
     is_remote,
@@ -39,6 +40,7 @@ __all__ = [
     "as_path",
     "cache_bytes",
     "check_access",
+    "check_writable",
     "copy_file",
     "describe_failure",
     "file_size",
@@ -48,6 +50,7 @@ __all__ = [
     "list_files",
     "local_file",
     "local_folder",
+    "local_lock",
     "make_folder",
     "open_log",
     "read_range",

@@ -80,6 +80,7 @@ STREAM_KEYS = (
 )
 """The keys that are fields of `StreamSpec`, by the last part of their paths."""
 
+_PATHS = ("run_dir", "init_from", "lora.init_from", "tokenizer", "compilation_cache")
 _DATA_PATHS = ("train", "root", "validation")
 
 DEFAULTS: Mapping[str, Any] = types.MappingProxyType({key.path: key.default for key in KEYS})
@@ -163,7 +164,11 @@ def check_config(config: Config | Unread) -> Config:
     for path in ("optimizer.learning_rate", "optimizer.decay_fraction", "lora.alpha"):
         if not values[path] > 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be above 0")
-    for path in (*(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")), "data.max_rejected"):
+    for path in (
+        *(f"optimizer.{name}" for name in ("warmup_fraction", "b1", "b2", "ema")),
+        "lora.dropout",
+        "data.max_rejected",
+    ):
         if not 0 <= values[path] < 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0 and below 1")
     for path in (
@@ -178,7 +183,7 @@ def check_config(config: Config | Unread) -> Config:
     ):
         if values[path] < 0:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at least 0")
-    for path in ("run_dir", "init_from", "tokenizer", "compilation_cache", *(f"data.{name}" for name in _DATA_PATHS)):
+    for path in (*_PATHS, *(f"data.{name}" for name in _DATA_PATHS)):
         for name in values[path].split(","):
             try:
                 as_path(name.strip())

@@ -1,10 +1,9 @@
 """What a run may start from: a Hugging Face folder or Hub id, or a checkpoint of an earlier run."""
 
-from pathlib import Path
-
 from swjax.data.json_lines import readable_lines
 from swjax.runs.folder import METRICS, MODEL, find_step, list_steps
 from swjax.runs.streaming_model import StoredModel, open_streaming_model
+from swjax.storage import AnyPath, as_path
 from swjax.training.config import ConfigError
 
 BEST_BY = "validation_loss"
@@ -24,7 +23,7 @@ def open_origin(init_from: str, chosen: str) -> StoredModel:
         CheckpointError: it cannot be used.
         ConfigError: `config.init_checkpoint` names none of its checkpoints.
     """
-    if not (Path(init_from) / MODEL).exists():
+    if not (as_path(init_from) / MODEL).exists():
         if chosen != "latest":
             raise ConfigError(
                 f"config.init_checkpoint={chosen!r} chooses a checkpoint of a run, and config.init_from="
@@ -38,14 +37,14 @@ def open_origin(init_from: str, chosen: str) -> StoredModel:
     return open_streaming_model(init_from, step=step)
 
 
-def best_step(run_dir: str | Path) -> int:
+def best_step(run_dir: str | AnyPath) -> int:
     """The step of the checkpoint that was validated with the lowest loss, the earliest of several.
 
     Raises:
         ConfigError: no checkpoint that is there was validated.
     """
     kept = set(list_steps(run_dir))
-    lines = readable_lines(Path(run_dir) / METRICS, ["step", BEST_BY])
+    lines = readable_lines(as_path(run_dir) / METRICS, ["step", BEST_BY])
     losses = {line["step"]: line[BEST_BY] for line in lines if line["step"] in kept and line[BEST_BY] is not None}
     if not losses:
         raise ConfigError(

@@ -91,6 +91,8 @@ def make_program(config: Config, model_config: ModelConfig, *, devices: Sequence
         max_labels=config.data.max_labels,
         constrain=constrain,
         lora_alpha=effective_alpha(config.lora.alpha, config.lora.rank, rslora=config.lora.rslora),
+        lora_dropout=config.lora.dropout if config.lora.rank else 0.0,
+        seed=config.seed,
         ema=config.optimizer.ema,
         objective=find_objective(config.objective),
         width_tile=WIDTH_TILES.get(mesh.devices.flat[0].platform, 1),

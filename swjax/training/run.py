@@ -15,7 +15,7 @@ from swjax.hub.tokenizer_files import copy_tokenizer, write_added_tokens
 from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
-from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder, sync_logs
+from swjax.storage import AnyPath, absolute, as_path, check_access, check_writable, make_folder, sync_logs
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, Unread, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
@@ -59,6 +59,7 @@ def train(config: Config | Unread, *, console: Console | None = None) -> TrainSt
     config = check_config(config)
     check_wandb(config.wandb.project)
     run_dir = as_path(config.run_dir)
+    check_writable(run_dir)
     check_access(run_dir)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(absolute(as_path(config.compilation_cache))))

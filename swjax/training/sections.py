@@ -121,6 +121,7 @@ class LoraConfig:
 
     rank: int = key(0, "rank of adapters, which then train alone, whatever frozen says; 0 trains the weights")
     alpha: float = key(16.0, "what an adapter adds is scaled by alpha / rank")
+    dropout: float = key(0.0, "share of the inputs of every adapter that training drops at random", later=True)
     rslora: bool = key(False, "scale by alpha / square root of the rank instead", later=True)
     targets: tuple[str, ...] = key(
         ("decoder/layers/",),

@@ -30,9 +30,9 @@ REFUSED = (
 
 ON_DISK_ALONE = (
     ["quickstart", "--run-dir", "gs://bucket/run"],
-    ["layout", "--figure", "a.png", "--figure", "gs://bucket/b.png"],
-    ["report", "--table", "a.csv", "--table", "gs://bucket/b.csv"],
-    ["prepare", "moving_shapes", "--output", "gs://bucket/data"],
+    ["train", "--config", "gs://bucket/config.py"],
+    ["plan", "--config", "gs:/bucket/config.py", "--topology", "v5e:8x8"],
+    ["sweep", "--config", "gs://bucket/sweep.py"],
 )
 
 
