@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from swjax.data.example import Rejected, VideoExample
     from swjax.data.pipeline_config import PipelineConfig
     from swjax.data.statistics import Statistics
+    from swjax.streaming.tokens import Tokenizer
 
 NAME = "data"
 HELP = "look at a data set: counts, lengths, padding, and examples with what may be said when"
@@ -204,7 +205,7 @@ def _write(
     rejected: Any,
     examples: Any,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
 ) -> None:
     from swjax.commands.data_figures import draw_histograms, draw_sheet
     from swjax.data.sources import readable_examples

@@ -12,6 +12,7 @@ from swjax.commands.memory_arguments import read_drop, read_memory
 from swjax.commands.say import UsageError
 from swjax.commands.speaking_arguments import read_speaking
 from swjax.storage import AnyPath
+from swjax.streaming.tokens import Tokenizer
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.data.example import Rejected, VideoExample
@@ -58,7 +59,7 @@ class Watch:
 
     source: "StreamingModel"
     weights: "Weights"
-    tokenizer: Any
+    tokenizer: Tokenizer
     examples: "Sequence[VideoExample]"
     args: argparse.Namespace
     folder: AnyPath

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -11,6 +10,7 @@ from jaxtyping import Int
 from swjax.commands.say import UsageError
 from swjax.storage import AnyPath
 from swjax.streaming import DEFAULT_GEOMETRY, SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 
 MERGE = DEFAULT_GEOMETRY.merge_size
 
@@ -166,7 +166,7 @@ def read_chat(file: AnyPath, tokenizer_path: str | None) -> Chat:
 
 
 def _encoded(
-    tokenizer: Any, question: str, answer: str, grid: tuple[int, int, int], later: Sequence[tuple[str, str]] = ()
+    tokenizer: Tokenizer, question: str, answer: str, grid: tuple[int, int, int], later: Sequence[tuple[str, str]] = ()
 ) -> Chat:
     from swjax.data.chat import encode_chat
 

@@ -7,6 +7,7 @@ from swjax.commands.say import UsageError
 
 if TYPE_CHECKING:
     from swjax.streaming import StreamSpec
+    from swjax.streaming.tokens import Tokenizer
 
 
 def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,7 @@ def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_speaking(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any) -> dict[str, Any]:
+def read_speaking(args: argparse.Namespace, record: "StreamSpec", tokenizer: "Tokenizer") -> dict[str, Any]:
     """The fields of `StreamSettings` that say when to speak.
 
     Args:

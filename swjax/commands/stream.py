@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from swjax.commands.mesh_arguments import add_mesh_argument, load_on_mesh, read_
 from swjax.commands.say import UsageError, add_checkpoint_arguments, any_path, console, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
+from swjax.streaming.tokens import Tokenizer
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.inference import Frame, StreamEvent, StreamSession, StreamSettings
@@ -217,7 +218,7 @@ def _schedule(text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def _stop_token(text: str, tokenizer: Any) -> int:
+def _stop_token(text: str, tokenizer: Tokenizer) -> int:
     from swjax.data.text import check_text
 
     check_text(text, "--stop-token")
@@ -228,7 +229,9 @@ def _stop_token(text: str, tokenizer: Any) -> int:
     return int(ids[0])
 
 
-def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, geometry: "Geometry") -> "StreamSettings":
+def _settings(
+    args: argparse.Namespace, record: "StreamSpec", tokenizer: Tokenizer, geometry: "Geometry"
+) -> "StreamSettings":
     from swjax.inference import Sampling, StreamSettings
     from swjax.streaming import Variant
 

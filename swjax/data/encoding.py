@@ -32,6 +32,7 @@ from swjax.streaming import (
 )
 from swjax.streaming.dropping import drop_of
 from swjax.streaming.pruning import prune_layout
+from swjax.streaming.tokens import Tokenizer
 
 
 def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
@@ -77,7 +78,7 @@ def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
 def encode_example(
     example: VideoExample,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
     *,
     question: str,
@@ -187,7 +188,7 @@ def _placing(config: PipelineConfig, special_tokens: SpecialTokens) -> dict[str,
 def _lay_out(
     example: VideoExample,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
     *,
     question: str,
@@ -227,7 +228,7 @@ def _without_dropped(layout: StreamLayout, kept: Bool[np.ndarray, "U"], special:
 def encode_text(
     example: VideoExample,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
     *,
     question: str,
@@ -282,7 +283,7 @@ def answer_schedule(
     ids: Int32[np.ndarray, "L"],
     grid: tuple[int, int, int],
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
 ) -> int | list[int]:
     """Answer tokens a frame: wait-k, or as the times of the sentences allow.

@@ -25,12 +25,13 @@ from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.stream import CountedStream
 from swjax.streaming import SpecialTokens
 from swjax.streaming.dropping import drop_of
+from swjax.streaming.tokens import Tokenizer
 
 
 def build_pipeline(
     examples: Sequence[VideoExample] | Mixture,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     train: bool,
     special_tokens: SpecialTokens | None = None,
@@ -132,7 +133,7 @@ class _RowEncoder:
 
     sets: tuple[Sequence[VideoExample], ...]
     config: PipelineConfig
-    tokenizer: Any
+    tokenizer: Tokenizer
     special_tokens: SpecialTokens
     train: bool
     cache: PatchCache

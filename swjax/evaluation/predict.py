@@ -34,6 +34,7 @@ from swjax.inference.prompt import encode_prompt
 from swjax.inference.room import bounded_room
 from swjax.inference.sizes import CHUNK_SIZES, TILE
 from swjax.streaming import SpecialTokens, random_schedule
+from swjax.streaming.tokens import Tokenizer
 
 Schedule = Callable[[str, int], Sequence[int]]
 """From the key of an example and the number of its frames to the tokens spoken after each."""
@@ -113,7 +114,7 @@ class Prediction:
 
 def predict(
     model: Model | Weights,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     examples: Iterable[VideoExample],
     *,
     question: str,

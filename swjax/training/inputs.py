@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import grain
 import jax
@@ -18,6 +17,7 @@ from swjax.data.sources import Source, open_sources
 from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.storage import as_path
+from swjax.streaming.tokens import Tokenizer
 from swjax.training.config import ConfigError
 from swjax.training.sections import Config, DataConfig
 
@@ -51,7 +51,7 @@ def open_training_data(data: DataConfig) -> tuple[Source, ...]:
 
 
 def open_inputs(
-    config: Config, model_config: ModelConfig, tokenizer: Any, mesh: Mesh, sources: Sequence[Source]
+    config: Config, model_config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, sources: Sequence[Source]
 ) -> Inputs:
     """Opens the batches of a run, for this process's part of the rows on a mesh.
 
@@ -149,7 +149,7 @@ def _stream(
     config: Config,
     model_config: ModelConfig,
     sources: Sequence[Source],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     log: RejectedLog,
     *,
     rows: int,

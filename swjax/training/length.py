@@ -12,6 +12,7 @@ from swjax.data.example import ExampleError
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.sources import Source
 from swjax.data.statistics import measure
+from swjax.streaming.tokens import Tokenizer
 from swjax.training.sections import Config
 
 SAMPLE = 256
@@ -22,7 +23,7 @@ def set_length(
     config: Config,
     sources: Sequence[Source],
     pipeline_config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     recorded: Mapping[str, Any] | None = None,
 ) -> Config:
     """A configuration whose `steps` are those of its `epochs`, if it has any.
@@ -47,7 +48,7 @@ def set_length(
     return replace(config, steps=max(1, math.ceil(config.epochs * filled / (config.batch_size * config.accumulation))))
 
 
-def _count_packed(sources: Sequence[Source], config: PipelineConfig, tokenizer: Any) -> float:
+def _count_packed(sources: Sequence[Source], config: PipelineConfig, tokenizer: Tokenizer) -> float:
     """Rows that the examples of an epoch fill, by some of them."""
     count = _count(sources)
     firsts = np.cumsum([0, *(len(source.examples) for source in sources)])

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -16,6 +15,7 @@ from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
 from swjax.storage import AnyPath, absolute, as_path, check_access, check_writable, make_folder, sync_logs
+from swjax.streaming.tokens import Tokenizer
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
 from swjax.training.config import ConfigError, Unread, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
@@ -145,7 +145,7 @@ def _check_same_run(run_dir: AnyPath, config: Config) -> None:
         )
 
 
-def _write_run_folder(run_dir: AnyPath, config: Config, model_config: ModelConfig, tokenizer: Any) -> None:
+def _write_run_folder(run_dir: AnyPath, config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
     """Writes what does not change while the run goes on."""
     make_folder(run_dir)
     source = Path(tokenizer.name_or_path)

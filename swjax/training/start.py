@@ -20,6 +20,7 @@ from swjax.models.family import family_of, preset_config
 from swjax.models.parameters import Parameters, match_all, split_parameters
 from swjax.models.stored import place
 from swjax.streaming import SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 from swjax.training.config import ConfigError
 from swjax.training.optimizer import split_frozen
 from swjax.training.origin import open_origin
@@ -29,7 +30,7 @@ from swjax.training.step import TrainState, initial_state
 _ADDITIONAL = "lora.additional"
 
 
-def choose_tokenizer(config: Config) -> Any:
+def choose_tokenizer(config: Config) -> Tokenizer:
     """Loads the tokenizer that the configuration names: its own, else that of `init_from`, else Moving Shapes'.
 
     One that is to decide when to speak gets the tokens for that, if it lacks them.
@@ -49,7 +50,7 @@ def choose_tokenizer(config: Config) -> Any:
     return tokenizer
 
 
-def choose_model(config: Config, tokenizer: Any) -> ModelConfig:
+def choose_model(config: Config, tokenizer: Tokenizer) -> ModelConfig:
     """The model's configuration: that of `init_from`, else the preset with the tokenizer's vocabulary.
 
     Raises:
@@ -190,7 +191,7 @@ def make_state(
     return jax.jit(warm, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)
 
 
-def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> ModelConfig:
+def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Tokenizer) -> ModelConfig:
     special = SpecialTokens.from_tokenizer(tokenizer, _find_preset(name).chat)
     of_the_tokenizer = {
         "video_token_id": special.video_pad,
@@ -211,7 +212,7 @@ def _find_preset(name: str, **overrides: Any) -> ModelConfig:
         raise ConfigError(f"config.model: {error}") from error
 
 
-def _check_tokenizer(model: ModelConfig, tokenizer: Any) -> None:
+def _check_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> None:
     special = SpecialTokens.from_tokenizer(tokenizer, model.chat)
     if special.video_pad != model.video_token_id or len(tokenizer) > model.text.vocab_size:
         raise ConfigError(
