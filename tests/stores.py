@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import http.client
 import json
+import re
+import shlex
 import socket
 import struct
 import subprocess
@@ -127,6 +129,13 @@ class Proxy:
                     super().handle()
 
         return Handler
+
+
+def documented(block: int) -> list[list[str]]:
+    """The words of the commands in a block of docs/storage.md, in a bucket that is there."""
+    text = (Path(__file__).parents[1] / "docs" / "storage.md").read_text()
+    lines = re.findall(r"```bash\n(.*?)```", text, re.S)[block].splitlines()
+    return [shlex.split(line.replace("BUCKET", "bucket"))[1:] for line in lines]
 
 
 def free_port() -> int:

@@ -2,8 +2,6 @@
 
 import json
 import random
-import re
-import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -56,13 +54,6 @@ def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(swjax.training.loop, "save_checkpoint", save_before)
 
 
-def documented() -> Iterator[list[str]]:
-    """The words of the commands that docs/storage.md shows, in a bucket that is there."""
-    text = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
-    for line in re.findall(r"```bash\n(.*?)```", text, re.S)[0].splitlines():
-        yield shlex.split(line.replace("BUCKET", "bucket"))[1:]
-
-
 def check_what_follows(commands: Iterator[list[str]], on_disk: Path) -> None:
     """Evaluates, exports and imports in the bucket as documented, and compares with the same on disk."""
     url = "gs://bucket/runs/shapes"
@@ -96,7 +87,7 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
     for name in list_files(moving_shapes):
         copy_file(moving_shapes / name, as_path("gs://bucket/clips") / name)
     (tmp_path / "config.py").write_text(launched.CONFIG_FILE.format(content=json.dumps(flatten(config))))
-    commands = documented()
+    commands = iter(stores.documented(0))
     command = ["config.py" if word == "configs/moving_shapes.py" else word for word in next(commands)]
     url = "gs://bucket/runs/shapes"
     with gcs.failing(every=40), monkeypatch.context() as patch:
