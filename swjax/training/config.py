@@ -6,6 +6,7 @@ Defaults are the paper's where it names a value.
 
 import difflib
 import json
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -146,7 +147,11 @@ KEYS = (
     ),
     Key("epochs", 0.0, "passes over the training data, which set the steps; 0 = as steps says", grows=True, later=True),
     Key("batch_size", 4, "rows that run through the model at once, over all devices; 0 = one for each device"),
-    Key("accumulation", 16, "batches whose gradients make one step: batch_size x accumulation rows a step"),
+    Key(
+        "accumulation",
+        16,
+        "batches whose gradients make one step: batch_size x accumulation rows, with which a run may be resumed",
+    ),
     Key("optimizer.name", "adamw", f"rule of the updates: {', '.join(OPTIMIZERS)}", later=True),
     Key("optimizer.learning_rate", 2e-5, "peak learning rate; unless it is given, 1e-4 where adapters train"),
     Key("optimizer.schedule", "cosine", f"learning rate after its warm-up: {', '.join(SCHEDULES)}", later=True),
@@ -350,6 +355,9 @@ def changed_keys(recorded: Mapping[str, Any], config: ConfigDict | Mapping[str, 
     later = {key.path: key.default for key in KEYS if key.later}
     old, new = later | dict(_walk(recorded, "")), flatten(config)
     free = {key.path for key in KEYS if key.free or key.grows}
+    rows = "batch_size", "accumulation"
+    if math.prod(new[path] for path in rows) == math.prod(old.get(path, 0) for path in rows):
+        free.update(rows)  # a step has the rows that it had
     return [
         f"config.{path} was {_plain(old.get(path))!r}, is {_plain(new.get(path))!r}"
         for path in dict.fromkeys([*new, *old])
