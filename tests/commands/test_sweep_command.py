@@ -238,7 +238,9 @@ def test_the_documented_sweep_and_its_tables_are_in_a_bucket(gcs, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_data_runs_table_and_report_in_a_bucket(made, gcs, tmp_path, monkeypatch, capsys):
+def test_data_runs_table_and_report_in_a_bucket(made, gcs, tmp_path, monkeypatch, capsys, request):
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("its parts are tested one by one; -m slow was not given")
     monkeypatch.chdir(tmp_path)
     with gcs.failing(every=40):
         counts = ["--train", "8", "--validation", "0", "--test", "1", "--workers", "1"]
