@@ -1,11 +1,13 @@
 """Paths with a scheme: those of stores are opened where a verb takes them, others are refused before it writes."""
 
+import argparse
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
-from swjax.commands.main import main
+from swjax.commands.main import VERBS, main
 from swjax.storage import StorageError, as_path, refused_scheme
 
 CONFIG = "configs/moving_shapes.py"
@@ -34,6 +36,22 @@ ON_DISK_ALONE = (
     ["plan", "--config", "gs:/bucket/config.py", "--topology", "v5e:8x8"],
     ["sweep", "--config", "gs://bucket/sweep.py"],
 )
+
+
+DISK_ALONE = {
+    *(f"{verb} config" for verb in ("train", "plan", "sweep")),
+    *(f"quickstart {name}" for name in ("data", "run_dir", "export")),
+}
+"""Arguments that take no bucket, each by its verb: `main` refuses one for every argument of the type Path."""
+
+
+def test_a_new_argument_takes_a_bucket_or_stands_in_the_list():
+    found = set()
+    for verb in VERBS:
+        parser = argparse.ArgumentParser()
+        verb.add_arguments(parser)
+        found |= {f"{verb.NAME} {action.dest}" for action in parser._actions if action.type is Path}
+    assert found == DISK_ALONE
 
 
 @pytest.fixture
