@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
         else:
             plans, found = [], candidates(config, model, len(devices), slices=args.slices)
             for number, tried in zip(range(args.most), found, strict=False):
-                shown = f"{number + 1}: mesh {_mesh(tried.mesh.to_dict())}, remat {tried.remat}"
+                shown = f"{number + 1}: mesh {_mesh(asdict(tried.mesh))}, remat {tried.remat}"
                 try:
                     plans.append(make_plan(tried, model, name, devices, bundles=folder))
                     said = f"{plans[-1].tokens_per_second:,.0f} tokens/s, {plans[-1].spare:.0%} of the memory spare"
@@ -195,7 +196,7 @@ def _model(name: str | None, config: Any) -> Any:
     chosen = name or config.model.preset
     if not chosen:
         raise ConfigError("the configuration takes its model's size from a checkpoint; name it with --model")
-    return preset_config(chosen, **config.model.overrides.to_dict())
+    return preset_config(chosen, **config.model.overrides)
 
 
 def _mesh(sizes: dict[str, int]) -> str:

@@ -38,6 +38,7 @@ def save_adapter(
     alpha: float,
     base: str | None,
     rslora: bool = False,
+    dropout: float = 0.0,
     dtype: DTypeLike | None = None,
 ) -> None:
     """Write a folder that PEFT reads. Cut off, it has no adapter_config.json.
@@ -48,6 +49,7 @@ def save_adapter(
         rank: of the adapters.
         alpha: their scale is alpha / rank.
         rslora: the scale is alpha / sqrt(rank) instead.
+        dropout: share of their inputs that was dropped while they trained, which PEFT goes on with.
         base: path or Hub id of the model that they belong to.
         dtype: of the weights; None keeps the tensors'.
     """
@@ -55,7 +57,7 @@ def save_adapter(
     arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
     with replacing(folder / ADAPTER) as partial:
         save_file(arrays, partial, metadata={"format": "pt"})
-    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora))
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora, dropout))
 
 
 def peft_tensors(
@@ -217,7 +219,7 @@ def _module_name(table: WeightTable, hub_name: str, layer: int | None) -> str:
 
 
 def _adapter_config(
-    tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None, rslora: bool
+    tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None, rslora: bool, dropout: float
 ) -> dict[str, Any]:
     """The keys of peft.LoraConfig that matter; the others have its defaults."""
     names = [name.removeprefix("base_model.model.") for name in tensors]
@@ -232,7 +234,7 @@ def _adapter_config(
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout,
         "modules_to_save": whole or None,
         "peft_type": "LORA",
         "r": rank,

@@ -180,7 +180,16 @@ def export_adapter(
         write_json(folder / STREAMING, _record(source))
         text = model_card(source.config, _record(source), **about_run(run_dir), adapter=True)
         (folder / README).write_text(text, encoding="utf-8")
-        save_adapter(folder, tensors, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora, base=base, dtype=dtype)
+        save_adapter(
+            folder,
+            tensors,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            rslora=lora.rslora,
+            dropout=lora.dropout,
+            base=base,
+            dtype=dtype,
+        )
     except BaseException:
         if is_new:
             remove_folder(folder)

@@ -75,6 +75,7 @@ class Lora:
         rslora: whether the scale is over the square root of the rank.
         additional: patterns of the parameters that train beside them.
         base_dtype: int8 where the weights that they adapt are held so, or "".
+        dropout: share of their inputs that training drops.
     """
 
     rank: int
@@ -83,6 +84,7 @@ class Lora:
     rslora: bool = False
     additional: tuple[str, ...] = ()
     base_dtype: str = ""
+    dropout: float = 0.0
 
     @property
     def effective_alpha(self) -> float:
@@ -152,6 +154,7 @@ def read_lora(config: Mapping[str, Any]) -> Lora | None:
         found.get("rslora", False),
         tuple(found.get("additional", ())),
         found.get("base_dtype", ""),
+        found.get("dropout", 0.0),
     )
 
 

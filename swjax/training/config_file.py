@@ -8,10 +8,11 @@ from ml_collections import ConfigDict, config_flags
 
 from swjax.python_file import PythonFileError, call_python_file, find_config
 from swjax.training.config import DEFAULTS, ConfigError, check_config, flatten, unknown_key
+from swjax.training.sections import Config
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Reads a configuration file and applies overrides to it.
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration file, applies overrides to it, and freezes it.
 
     Args:
         path: a Python file with `get_config()`, such as configs/moving_shapes.py, or the name of one that comes with
@@ -37,8 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(_value_error(str(error))) from error
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is not an override; write --config.KEY=VALUE")
-    check_config(config)
-    return config
+    return check_config(config)
 
 
 def _call_get_config(path: Path) -> ConfigDict:

@@ -1,7 +1,5 @@
 """What a run may start from: a Hugging Face folder or Hub id, or a checkpoint of an earlier run."""
 
-from ml_collections import ConfigDict
-
 from swjax.data.json_lines import readable_lines
 from swjax.runs.folder import METRICS, MODEL, find_step, list_steps
 from swjax.runs.streaming_model import StoredModel, open_streaming_model
@@ -12,31 +10,31 @@ BEST_BY = "validation_loss"
 """The metric, smaller is better, by which a run's checkpoints are told apart."""
 
 
-def open_origin(config: ConfigDict) -> StoredModel:
-    """Opens what `config.init_from` names; no weights are read.
+def open_origin(init_from: str, chosen: str) -> StoredModel:
+    """Opens what a run starts from; no weights are read.
 
     A run's model is the one that is evaluated and exported: averaged where the run averages, adapters merged.
 
     Args:
-        config: the run's, with an `init_from`.
+        init_from: `config.init_from`, which is not empty.
+        chosen: `config.init_checkpoint`.
 
     Raises:
         CheckpointError: it cannot be used.
         ConfigError: `config.init_checkpoint` names none of its checkpoints.
     """
-    chosen = config.init_checkpoint
-    if not (as_path(config.init_from) / MODEL).exists():
+    if not (as_path(init_from) / MODEL).exists():
         if chosen != "latest":
             raise ConfigError(
                 f"config.init_checkpoint={chosen!r} chooses a checkpoint of a run, and config.init_from="
-                f"{config.init_from!r} is no run folder; set it to 'latest'"
+                f"{init_from!r} is no run folder; set it to 'latest'"
             )
-        return open_streaming_model(config.init_from)
+        return open_streaming_model(init_from)
     if chosen == "latest":
-        step = find_step(config.init_from)
+        step = find_step(init_from)
     else:
-        step = best_step(config.init_from) if chosen == "best" else find_step(config.init_from, int(chosen))
-    return open_streaming_model(config.init_from, step=step)
+        step = best_step(init_from) if chosen == "best" else find_step(init_from, int(chosen))
+    return open_streaming_model(init_from, step=step)
 
 
 def best_step(run_dir: str | AnyPath) -> int:

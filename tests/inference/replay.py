@@ -98,12 +98,18 @@ def visible(layout, settings, frames, prompt, special, *, axes) -> np.ndarray:
         said = np.concatenate([said, first])
         kept = memory.keep(replace(book, words=number[said], word_slots=said), no_keys)
         held = np.take_along_axis(held, np.broadcast_to(kept.sources, (*axes, np.shape(kept.sources)[-1])), axis=-1)
+        if kept.fetched is not None:
+            at, of, place = kept.fetched.at, kept.fetched.frames, kept.fetched.places
+            back = np.stack([np.flatnonzero(is_frame & (frame == one)) for one in range(frames)])[of, place]
+            held = np.concatenate(
+                [held[..., :at], np.broadcast_to(back, (*axes, back.shape[-1])), held[..., at:]], axis=-1
+            )
         said = said[kept.words]
         later = np.where(is_word, (after >= index) & ~np.isin(slots, first), after > index)
         gone = np.broadcast_to(~later, (*axes, len(layout))).copy()
         np.put_along_axis(gone, held, False, axis=-1)
         gone[..., said] = False
-        there &= ~(later[:, None] & gone[..., None, :])
+        there = np.where(later[:, None], ~gone[..., None, :], there)  # what comes back is seen again
     return there & seen
 
 

@@ -131,7 +131,8 @@ BUDGET = "sources=60,words=8,first_words=2"
         for name in ("uniform", "random", "infinipot_v", "keydiff", "ma_lmm", "streammem", "peak_end")
     ]
     + [(*WAYS[1], memory_of(f"streammem:{BUDGET}")), (*WAYS[5], memory_of(f"streammem:{BUDGET}"))]
-    + [(*WAYS[0], memory_of(f"vsb:{BUDGET},buckets=4"))],
+    + [(*WAYS[0], memory_of(f"vsb:{BUDGET},buckets=4"))]
+    + [(*way, memory_of(f"rekv:{BUDGET}")) for way in (*WAYS[:3], WAYS[5])],
     ids=lambda value: type(value).__name__ if hasattr(value, "keep") else "apart" if value is APART else str(value),
 )
 def test_what_is_dropped_is_as_if_masked(model, tokenizer, scores, variant, mode, placement, memory):

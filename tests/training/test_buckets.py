@@ -99,8 +99,7 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
         assert main(command) == 0
         assert_same_run(as_path(url), tmp_path / "on_disk", 4)
         check_what_follows(commands, tmp_path / "on_disk")
-        config.init_from, config.init_checkpoint = url, "2"
-        assert_same_arrays(open_origin(config).parameters, open_run_model(tmp_path / "on_disk", 2))
+        assert_same_arrays(open_origin(url, "2").parameters, open_run_model(tmp_path / "on_disk", 2))
         assert gcs.faults >= 10
     assert {file.name for file in tmp_path.iterdir()} == {"on_disk", "exported", "config.py"}, (
         "nothing else is left on disk"

@@ -172,7 +172,7 @@ def test_overrides_are_typed() -> None:
     assert isinstance(config.optimizer.learning_rate, float)
     assert config.frozen == ("visual/",)
     assert config.optimizer.groups == (("visual/.*norm", 0.5), ("decoder", 2.0))
-    assert config.model.overrides.to_dict() == {"text": {"num_layers": 2}}
+    assert config.model.overrides == {"text": {"num_layers": 2}}
 
 
 @pytest.mark.parametrize(

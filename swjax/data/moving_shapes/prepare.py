@@ -2,7 +2,7 @@
 
     ROOT/recipe.json                     what it was made with
     ROOT/{train,validation,test}/
-        videos/train-00000.mp4 ...       H.264, 24 fps, 5 to 12 s
+        videos/train-00000.mp4 ...       H.264, 12 fps, 5 to 12 s
         events.jsonl                     a line a video: its events and their times, in seconds
         timed.jsonl                      the same videos, each event told when it can be seen: `speaking=decide`
         asked.jsonl                      each video once for each of `ASKED`: events of that kind alone are told
@@ -35,7 +35,7 @@ from swjax.data.tokenizer import load_tokenizer
 from swjax.storage import AnyPath, as_path, make_folder
 
 SPLITS = ("train", "validation", "test")
-RECIPE_VERSION = 1  # to be raised whenever the same seed makes something else
+RECIPE_VERSION = 2  # to be raised whenever the same seed makes something else
 TIMED_QUESTION = "Tell each event as soon as it can be seen."
 ASKED: dict[Kind, str] = {
     "turn": "Tell me when it turns.",
