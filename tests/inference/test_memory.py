@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from full_passes import QUESTION, make_frames
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from replay import no_keys, replayed_scores
+from replay import Noting, no_keys, replayed_scores
 
 from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSession, StreamSettings, run_streams
 from swjax.inference import programs as programs_module
@@ -48,23 +48,6 @@ class Unlike:
         count = len(book.source_slots)
         rows = [np.delete(np.arange(count), np.arange(20 + 5 * row, 36 + 5 * row)) for row in range(4)]
         return Kept(np.reshape(rows, (2, 2, -1)), np.arange(len(book.words)))
-
-
-class Noting:
-    """A policy that notes what it keeps, and says the same again when it is replayed, without keys."""
-
-    def __init__(self, policy):
-        self.policy, self.kept, self.told = policy, [], 0
-
-    def is_full(self, book):
-        return self.policy.is_full(book)
-
-    def keep(self, book, read):
-        if read is no_keys:
-            self.told += 1
-            return self.kept[self.told - 1]
-        self.kept.append(self.policy.keep(book, read))
-        return self.kept[-1]
 
 
 @pytest.fixture(scope="module")

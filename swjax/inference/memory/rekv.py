@@ -103,7 +103,8 @@ class ReKV(Budget):
             index = np.resize(some, (AT_ONCE, size))
             found = _read(stored.padded_keys, stored.padded_values, ids[:, index.ravel()], index, stored.rotary)
             for number, at in enumerate(some):
-                keys, values, vector = (np.ascontiguousarray(np.asarray(one)[number]) for one in found)
+                # Copies, as a view of what lies on a CPU would keep all of it there.
+                keys, values, vector = (np.array(np.asarray(one)[number]) for one in found)
                 block = Block(keys, values, ids[:, at], book.set_back.astype(np.int32), frames[at], places[at])
                 book.host.add(block, vector)
         return np.concatenate([leaving[blocks.size :], window[begin:]])
