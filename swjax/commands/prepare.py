@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from swjax.commands.say import SMALL_TOKENIZER, UsageError, any_path, console, refusing
+from swjax.plain import Json
 from swjax.storage import is_remote
 from swjax.streaming.spec import StreamSpec
 
@@ -168,7 +168,7 @@ def _make_records(args: argparse.Namespace) -> int:
     if args.source is None:
         raise UsageError(f"give the folder of the original {args.data_set} with --source")
     defaults = PAPER_LIMITS if args.data_set in ("pe_video", "funqa") else {}
-    limits: dict[str, Any] = {
+    limits: Json = {
         name: defaults.get(name) if getattr(args, name) is None else getattr(args, name)
         for name in ("min_seconds", "max_seconds", "min_rate", "max_rate")
     }

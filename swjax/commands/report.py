@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swjax.atomic import replacing, write_text
 from swjax.commands.say import UsageError, any_path, console, refusing
+from swjax.plain import Json
 from swjax.storage import make_folder
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _differences(rows: "list[Row]", against: str, metrics: list[str] | None) -> 
     return markdown_differences(rows, column, same[0] if same else value, metrics)
 
 
-def _figures(rows: "Sequence[Row]", metrics: list[str] | None) -> dict[str, Any]:
+def _figures(rows: "Sequence[Row]", metrics: list[str] | None) -> Json:
     try:
         from swjax.evaluation.plots import draw_all
     except ImportError as error:

@@ -1,9 +1,10 @@
 """The argument that says when to speak."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swjax.commands.say import UsageError
+from swjax.plain import Json
 
 if TYPE_CHECKING:
     from swjax.streaming import StreamSpec
@@ -21,7 +22,7 @@ def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_speaking(args: argparse.Namespace, record: "StreamSpec", tokenizer: "Tokenizer") -> dict[str, Any]:
+def read_speaking(args: argparse.Namespace, record: "StreamSpec", tokenizer: "Tokenizer") -> Json:
     """The fields of `StreamSettings` that say when to speak.
 
     Args:

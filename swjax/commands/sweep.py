@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from swjax.atomic import write_json
 from swjax.commands.say import UsageError, any_path, console, refuse
+from swjax.plain import Json
 from swjax.python_file import PythonFileError, call_python_file, find_config
 from swjax.storage import AnyPath, as_path, is_remote, local_lock, make_folder, writing_file
 
@@ -145,7 +146,7 @@ def load_sweep(path: AnyPath) -> "Sweep":
     return sweep
 
 
-def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[str, Any]:
+def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> Json:
     """All that a run's result depends on; checks the run's configuration."""
     from swjax.training.config import KEYS, flatten
     from swjax.training.config_file import load_config
@@ -166,7 +167,7 @@ def _overrides(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> list[st
     return [*(f"--config.{key}={value}" for key, value in values.items()), *extra]
 
 
-def _is_finished(folder: AnyPath, definition: dict[str, Any]) -> bool:
+def _is_finished(folder: AnyPath, definition: Json) -> bool:
     from swjax.evaluation.sweep import RESULT
 
     path = folder / RESULT
@@ -187,7 +188,7 @@ def _is_finished(folder: AnyPath, definition: dict[str, Any]) -> bool:
     )
 
 
-def _make(sweep: "Sweep", run: "SweepRun", folder: AnyPath, definition: dict[str, Any], extra: Sequence[str]) -> bool:
+def _make(sweep: "Sweep", run: "SweepRun", folder: AnyPath, definition: Json, extra: Sequence[str]) -> bool:
     """Train and evaluate a run, or go on with it; returns whether all went well."""
     from swjax.commands.main import main  # here, because main imports this module
     from swjax.evaluation.sweep import (

@@ -5,10 +5,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swjax.data.example import ArchiveMember, ExampleError, Rejected
 from swjax.data.json_lines import JsonLineError, parse_line
+from swjax.plain import Json
 from swjax.storage import AnyPath, local_file
 
 MAX_MEMBER_BYTES = 4 * 2**30
@@ -25,7 +26,7 @@ class TarSample(NamedTuple):
     """
 
     key: str
-    fields: dict[str, Any]
+    fields: Json
     video: ArchiveMember
 
 
@@ -37,7 +38,7 @@ def read_tar_samples(path: AnyPath) -> Iterator[TarSample | Rejected]:
     """
     here = local_file(path)
     size = here.stat().st_size
-    waiting: dict[str, Any] = {}
+    waiting: Json = {}
     seen: set[str] = set()
     try:
         with tarfile.open(here, "r:") as archive:
@@ -106,7 +107,7 @@ def read_member(path: AnyPath, member: ArchiveMember) -> bytes:
     return data
 
 
-def _sample(path: AnyPath, found: dict[str, Any], seen: set[str]) -> TarSample | Rejected:
+def _sample(path: AnyPath, found: Json, seen: set[str]) -> TarSample | Rejected:
     where = f"{path}:{found['key']}"
     for suffix in ("mp4", "json"):
         if suffix not in found:

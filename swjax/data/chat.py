@@ -14,6 +14,7 @@ from jaxtyping import Int32
 
 from swjax.data.example import IMAGE_TAG, VIDEO_TAG, ExampleError
 from swjax.data.text import check_text, join_texts
+from swjax.plain import Json
 from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
 from swjax.streaming.tokens import Tokenizer
 
@@ -116,7 +117,7 @@ def encode_parts(
         return text
 
     prompt = checked(chat.system_prompt, "system prompt")
-    messages: list[dict[str, Any]] = [{"role": "system", "content": prompt}] if prompt else []
+    messages: list[Json] = [{"role": "system", "content": prompt}] if prompt else []
     for question, answer in turns:
         for text in [question] if isinstance(question, str) else [part.get("text", "") for part in question]:
             checked(text, "question")

@@ -20,6 +20,7 @@ from swjax.data.pictures import read_picture
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.pruned import kept_tokens
 from swjax.data.video import iter_frames
+from swjax.plain import Json
 from swjax.streaming import (
     DESIGNS,
     ChatRule,
@@ -174,7 +175,7 @@ def chat_of(example: VideoExample, config: PipelineConfig) -> ChatRule:
     return config.chat if example.system is None else dataclasses.replace(config.chat, system_prompt=example.system)
 
 
-def _placing(config: PipelineConfig, special_tokens: SpecialTokens) -> dict[str, Any]:
+def _placing(config: PipelineConfig, special_tokens: SpecialTokens) -> Json:
     return {
         "variant": config.variant,
         "gap": config.gap,

@@ -6,7 +6,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from swjax.inference import (
 from swjax.inference.prompt import encode_prompt
 from swjax.inference.room import bounded_room
 from swjax.inference.sizes import CHUNK_SIZES, TILE
+from swjax.plain import Json
 from swjax.streaming import SpecialTokens, random_schedule
 from swjax.streaming.tokens import Tokenizer
 
@@ -351,7 +351,7 @@ def _references(example: VideoExample) -> list[str]:
     return in_video + [answer for _, answer in example.later]
 
 
-def _said(spoken: Sequence[TokenSpoken]) -> dict[str, Any]:
+def _said(spoken: Sequence[TokenSpoken]) -> Json:
     """What is kept of the words of any answer."""
     words = tuple(event.text for event in spoken)
     return {

@@ -11,6 +11,7 @@ from typing import Any
 
 from swjax.atomic import write_bytes
 from swjax.evaluation.errors import EvaluationError
+from swjax.plain import Json, JsonView
 from swjax.storage import AnyPath, refused_scheme
 from swjax.streaming.spec import StreamSpec
 
@@ -45,7 +46,7 @@ class Sweep:
     grids: tuple[Grid, ...]
     data: str
     output: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: JsonView = field(default_factory=dict)
     schedules: tuple[str, ...] = ("fixed",)
     limit: int | None = None
     max_tail: int = StreamSpec.max_tail
@@ -71,7 +72,7 @@ class SweepRun:
     """
 
     name: str
-    values: dict[str, Any]
+    values: Json
 
 
 def expand(grids: Iterable[Grid]) -> tuple[SweepRun, ...]:
@@ -113,11 +114,11 @@ def evaluation_folder(run: AnyPath, kind: str, seed: int | None) -> AnyPath:
 
 def result_rows(
     run: SweepRun,
-    scores: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, JsonView],
     *,
-    config: Mapping[str, Any],
+    config: JsonView,
     commit: str | None,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """The rows of a run in the table, one a schedule.
 
     Args:
@@ -129,7 +130,7 @@ def result_rows(
     rows = []
     for schedule, found in scores.items():
         kind, seed = split_schedule(schedule)
-        row: dict[str, Any] = {"run": run.name, **run.values, "schedule": kind, "schedule_seed": seed}
+        row: Json = {"run": run.name, **run.values, "schedule": kind, "schedule_seed": seed}
         row["videos"] = found["videos"]
         for name, (low, high) in found["intervals"].items():
             row |= {name: found[name], f"{name}_low": low, f"{name}_high": high}
@@ -137,7 +138,7 @@ def result_rows(
     return rows
 
 
-def read_rows(folder: AnyPath) -> list[dict[str, Any]]:
+def read_rows(folder: AnyPath) -> list[Json]:
     """The rows of all finished runs of a sweep's folder, in the order of the sweep.
 
     Raises:
@@ -146,7 +147,7 @@ def read_rows(folder: AnyPath) -> list[dict[str, Any]]:
     record = folder / SWEEP
     if not record.is_file():
         raise EvaluationError(f"{folder} is not the folder of a sweep; `swjax sweep` makes one")
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for name in json.loads(record.read_text())["runs"]:
         path = folder / RUNS / name / RESULT
         if path.is_file():
@@ -157,7 +158,7 @@ def read_rows(folder: AnyPath) -> list[dict[str, Any]]:
     return rows
 
 
-def write_tables(folder: AnyPath, rows: Sequence[Mapping[str, Any]]) -> list[AnyPath]:
+def write_tables(folder: AnyPath, rows: Sequence[JsonView]) -> list[AnyPath]:
     """Write rows as CSV and, where pyarrow is installed, as Parquet; returns the files.
 
     Columns that only some rows have stand empty in the others.
@@ -181,7 +182,7 @@ def write_tables(folder: AnyPath, rows: Sequence[Mapping[str, Any]]) -> list[Any
     return [folder / TABLE, folder / PARQUET]
 
 
-def read_table(path: AnyPath) -> list[dict[str, Any]]:
+def read_table(path: AnyPath) -> list[Json]:
     """Read a table that `write_tables` wrote as CSV: numbers as numbers, empty cells left out.
 
     Raises:
@@ -196,7 +197,7 @@ def read_table(path: AnyPath) -> list[dict[str, Any]]:
     return rows
 
 
-def _name(values: Mapping[str, Any]) -> str:
+def _name(values: JsonView) -> str:
     words = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     name = "_".join(words)
     if len(name) < 100 and all(character.isalnum() or character in "-_." for character in name):

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import DTypeLike
@@ -22,8 +21,10 @@ from swjax.hub.writer import write_json
 from swjax.models.adapters import adapter_paths, adapter_shapes, is_adapter
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
+from swjax.models.parameters import Leaves
 from swjax.models.stored import StoredArray, in_memory
 from swjax.models.weights import WeightTable
+from swjax.plain import Json, JsonView
 from swjax.storage import AnyPath, as_path, local_file
 
 ADAPTER = "adapter_model.safetensors"
@@ -159,7 +160,7 @@ def open_adapter(folder: str | AnyPath, model: ModelConfig, shapes: Mapping[str,
     return Adapter(parameters, rank, float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
 
 
-def _other_side(path: str, found: Mapping[str, Any]) -> bool:
+def _other_side(path: str, found: JsonView) -> bool:
     """Whether A or B lacks the other."""
     stem = re.sub(r"_lora_[ab]_\w+$", "", path)
     return sum(other.startswith(f"{stem}_lora_") for other in found) != 2
@@ -177,7 +178,7 @@ def _places(table: WeightTable, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     return places
 
 
-def _refuse_kinds(folder: AnyPath, config: Mapping[str, Any]) -> None:
+def _refuse_kinds(folder: AnyPath, config: JsonView) -> None:
     faults = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
     if faults or config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} is of no LoRA adapter: it needs r and lora_alpha")
@@ -218,9 +219,7 @@ def _module_name(table: WeightTable, hub_name: str, layer: int | None) -> str:
     return name if layer is None else name.replace("*", str(layer))
 
 
-def _adapter_config(
-    tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None, rslora: bool, dropout: float
-) -> dict[str, Any]:
+def _adapter_config(tensors: Leaves, rank: int, alpha: float, base: str | None, rslora: bool, dropout: float) -> Json:
     """The keys of peft.LoraConfig that matter; the others have its defaults."""
     names = [name.removeprefix("base_model.model.") for name in tensors]
     modules = {name.rpartition(".lora_")[0] for name in names if ".lora_" in name}

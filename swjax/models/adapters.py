@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
-from swjax.models.parameters import Parameters, match_paths
+from swjax.models.parameters import Leaves, Parameters, match_paths
 from swjax.models.stored import Block, StoredArray
 
 Shape = tuple[int, ...]
@@ -83,7 +83,7 @@ def scale_path(path: str) -> str:
     return f"{_stem(path)}_scale_{_axes(path)[1]}"
 
 
-def in_int8(parameters: Mapping[str, Any], targets: Iterable[str]) -> Parameters:
+def in_int8(parameters: Leaves, targets: Iterable[str]) -> Parameters:
     """Parameters with some weights in int8, each with its scales beside it, in the dtype that the weight had. Pure.
 
     A scale is a 127th of the largest number of an output's; one that is rounded makes all of its numbers smaller or
@@ -199,7 +199,7 @@ class AdaptedWeight:
 
 
 def attach_adapters(
-    parameters: Mapping[str, Any],
+    parameters: Leaves,
     *,
     alpha: float,
     dtype: DTypeLike,

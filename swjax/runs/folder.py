@@ -18,7 +18,6 @@ Training writes it; streaming, evaluation and export read it, and need nothing o
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,9 @@ from swjax.models.adapters import adapter_shapes, choose_targets, effective_alph
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import Parameters, merge_parameters, split_parameters
+from swjax.models.parameters import Leaves, Parameters, merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
+from swjax.plain import Json, JsonView
 from swjax.runs.orbax_files import MARKER, is_staged, open_arrays
 from swjax.storage import AnyPath, absolute, as_path, retried
 
@@ -59,7 +59,7 @@ class Run:
     """
 
     model: VideoLanguageModel
-    config: Mapping[str, Any]
+    config: JsonView
     tokenizer: AnyPath
     step: int
 
@@ -120,7 +120,7 @@ def load_run(
     return Run(merge_parameters(structure, parameters), config, run_dir / TOKENIZER, step)
 
 
-def read_run_config(run_dir: str | AnyPath) -> dict[str, Any]:
+def read_run_config(run_dir: str | AnyPath) -> Json:
     """Reads the configuration that a run was started with.
 
     Raises:
@@ -138,7 +138,7 @@ def read_model_config(run_dir: str | AnyPath) -> ModelConfig:
     return parse_config(as_path(run_dir) / MODEL, holder=_HOLDER)
 
 
-def read_lora(config: Mapping[str, Any]) -> Lora | None:
+def read_lora(config: JsonView) -> Lora | None:
     """What a run's configuration says of adapters; None where it has none.
 
     Args:
@@ -209,7 +209,7 @@ def open_checkpoint(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]
         CheckpointError: as for `open_parameters`.
     """
     config = read_run_config(run_dir)
-    shapes: dict[str, Any] = dict(split_parameters(abstract_model(read_model_config(run_dir)))[1])
+    shapes: Parameters = dict(split_parameters(abstract_model(read_model_config(run_dir)))[1])
     lora = read_lora(config)
     if lora is not None:
         try:
@@ -249,7 +249,7 @@ def read_parameters(
 
 
 def open_parameters(
-    run_dir: str | AnyPath, step: int, shapes: Mapping[str, Any], *, item: str = PARAMETERS
+    run_dir: str | AnyPath, step: int, shapes: Leaves, *, item: str = PARAMETERS
 ) -> dict[str, StoredArray]:
     """Opens a checkpoint's parameters and checks their names and shapes; reads none.
 
@@ -275,7 +275,7 @@ def _item(run_dir: str | AnyPath, step: int, item: str) -> AnyPath:
     return folder
 
 
-def _check_shapes(folder: AnyPath, stored: Mapping[str, StoredArray], expected: Mapping[str, Any]) -> None:
+def _check_shapes(folder: AnyPath, stored: Mapping[str, StoredArray], expected: Leaves) -> None:
     faults = [f"lacks {path}" for path in expected if path not in stored]
     faults += [f"has unexpected {path}" for path in stored if path not in expected]
     faults += [

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from swjax.attention import IMPLEMENTATIONS
 from swjax.models.remat import REMAT
+from swjax.plain import Json, JsonView
 from swjax.storage import StorageError, as_path
 from swjax.streaming.spec import check_spec
 from swjax.training.objectives import find_objective
@@ -24,7 +25,7 @@ from swjax.training.optimizer import OPTIMIZERS, SCHEDULES
 from swjax.training.profiling import parse_steps
 from swjax.training.sections import DTYPES, Config
 
-Unread: TypeAlias = ConfigDict | Mapping[str, Any]
+Unread: TypeAlias = ConfigDict | JsonView
 """A configuration as a file, the command line or a run folder has it."""
 
 
@@ -84,7 +85,7 @@ STREAM_KEYS = (
 _PATHS = ("run_dir", "init_from", "lora.init_from", "tokenizer", "compilation_cache")
 _DATA_PATHS = ("train", "root", "validation")
 
-DEFAULTS: Mapping[str, Any] = types.MappingProxyType({key.path: key.default for key in KEYS})
+DEFAULTS: JsonView = types.MappingProxyType({key.path: key.default for key in KEYS})
 
 
 def base_config() -> ConfigDict:
@@ -110,7 +111,7 @@ def freeze(config: Config | Unread) -> Config:
     return _build(Config, values)
 
 
-def flatten(config: Config | Unread) -> dict[str, Any]:
+def flatten(config: Config | Unread) -> Json:
     """The values of a configuration by dotted path, in the order of the table.
 
     Raises:
@@ -205,7 +206,7 @@ def check_config(config: Config | Unread) -> Config:
     return frozen
 
 
-def changed_keys(recorded: Mapping[str, Any], config: Config | Unread) -> list[str]:
+def changed_keys(recorded: JsonView, config: Config | Unread) -> list[str]:
     """What keeps a run from being resumed with another configuration: a line for each key that must stay as it was.
 
     Args:
@@ -231,14 +232,14 @@ def describe_keys(config: Config | Unread) -> str:
     return "\n".join(f"  --config.{key.path}={values[key.path]!r}\n      {key.meaning}" for key in KEYS)
 
 
-def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _walk(node: JsonView, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
         path = prefix + name
         is_group = isinstance(value, Mapping) and path not in DEFAULTS
         yield from _walk(value, path + ".") if is_group else [(path, value)]
 
 
-def _check_start(values: Mapping[str, Any]) -> None:
+def _check_start(values: JsonView) -> None:
     for path in ("optimizer.final_fraction", "optimizer.decay_fraction"):
         if values[path] > 1:
             raise ConfigError(f"config.{path} is {values[path]}; it must be at most 1")
@@ -268,7 +269,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+def _build(section: type, values: JsonView, prefix: str = "") -> Any:
     kinds = typing.get_type_hints(section)
     return section(
         **{

@@ -2,9 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from swjax.data.example import ExampleError
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.sources import Source
 from swjax.data.statistics import measure
+from swjax.plain import JsonView
 from swjax.streaming.tokens import Tokenizer
 from swjax.training.sections import Config
 
@@ -24,7 +24,7 @@ def set_length(
     sources: Sequence[Source],
     pipeline_config: PipelineConfig,
     tokenizer: Tokenizer,
-    recorded: Mapping[str, Any] | None = None,
+    recorded: JsonView | None = None,
 ) -> Config:
     """A configuration whose `steps` are those of its `epochs`, if it has any.
 

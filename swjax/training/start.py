@@ -1,7 +1,7 @@
 """Where a run starts: its model's configuration, and its state before the first step."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from swjax.hub.progress import STDERR
 from swjax.models.adapters import choose_targets, in_int8, is_adapter, new_adapters, scale_path
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
-from swjax.models.parameters import Parameters, match_all, split_parameters
+from swjax.models.parameters import Leaves, Parameters, match_all, split_parameters
 from swjax.models.stored import place
+from swjax.plain import JsonView
 from swjax.streaming import SpecialTokens
 from swjax.streaming.tokens import Tokenizer
 from swjax.training.config import ConfigError
@@ -86,7 +87,7 @@ def scratch_state(model_config: ModelConfig, config: Config, optimizer: optax.Gr
     return initial_state(trainable, frozen, optimizer, ema=config.optimizer.ema)
 
 
-def make_adapters(parameters: Mapping[str, Any], lora: LoraConfig, *, seed: int) -> Parameters:
+def make_adapters(parameters: Leaves, lora: LoraConfig, *, seed: int) -> Parameters:
     """The adapters that a configuration asks for, before the first step. Pure.
 
     Args:
@@ -103,7 +104,7 @@ def make_adapters(parameters: Mapping[str, Any], lora: LoraConfig, *, seed: int)
 
 
 def split_additional(
-    parameters: Mapping[str, Any], additional: Sequence[str], targets: Sequence[str]
+    parameters: Leaves, additional: Sequence[str], targets: Sequence[str]
 ) -> tuple[Parameters, Parameters]:
     """Divides a model's parameters into those that train beside its adapters, and those that do not train.
 
@@ -191,7 +192,7 @@ def make_state(
     return jax.jit(warm, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)
 
 
-def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Tokenizer) -> ModelConfig:
+def _preset(name: str, overrides: JsonView, tokenizer: Tokenizer) -> ModelConfig:
     special = SpecialTokens.from_tokenizer(tokenizer, _find_preset(name).chat)
     of_the_tokenizer = {
         "video_token_id": special.video_pad,

@@ -24,6 +24,7 @@ from swjax.data.example import Rejected, VideoExample
 from swjax.data.formats import AUTO
 from swjax.data.json_lines import readable_lines
 from swjax.data.records import FEATURES
+from swjax.plain import Json
 from swjax.storage import AnyPath, as_path, file_size
 
 REJECTED = "rejected.jsonl"
@@ -60,7 +61,7 @@ class RecipeConfig(tfds.core.BuilderConfig):
     beam: bool = False
     format: str = AUTO
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """All that the records depend on; kept beside them."""
         format = {} if self.format == AUTO else {"format": self.format}
         return self.recipe.to_json() | {"digest of the source": self.digest} | format
@@ -120,7 +121,7 @@ class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             features=FEATURES, metadata=tfds.core.MetadataDict(self.builder_config.describe())
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: Any) -> Json:
         splits = self.find_parts(self.builder_config.source)
         return {split: self._generate_examples(split, parts) for split, parts in splits.items()}
 

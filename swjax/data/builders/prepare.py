@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -26,6 +25,7 @@ from swjax.data.builders.manifests import Manifest, MovingShapes
 from swjax.data.builders.pe_video import PeVideo
 from swjax.data.builders.recipe import Recipe
 from swjax.data.formats import AUTO
+from swjax.plain import JsonView
 from swjax.storage import AnyPath, copy_file, is_remote, list_files, upload
 
 BUILDERS: Mapping[str, type[ReleaseBuilder]] = MappingProxyType(
@@ -55,7 +55,7 @@ class Prepared:
 
     folder: AnyPath
     rejected: AnyPath
-    report: Mapping[str, Any]
+    report: JsonView
 
 
 def download_release(name: str, source: Path) -> None:
