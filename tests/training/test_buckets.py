@@ -181,12 +181,9 @@ def test_a_run_in_a_bucket_survives_a_storm_of_kills(gcs, make_config, tmp_path:
                     time.sleep(0.2)
                 time.sleep(rng.random())
             process.send_signal(sent)
-            process.communicate(timeout=launched.LONGEST_S)
-            assert process.returncode in {signal.SIGKILL: (-9,), signal.SIGTERM: (75, -15)}[sent]
+            launched.finish([process], code={signal.SIGKILL: (-9,), signal.SIGTERM: (75, -15)}[sent])
             print(f"{sent.name}: {before} -> {list_steps(url)}, {gcs.faults} of {gcs.requests} requests failed")
-        process = launched.launch(config, words, variables=variables)
-        said, _ = process.communicate(timeout=3 * launched.LONGEST_S)
-        assert process.returncode == 0, said
+        launched.finish([launched.launch(config, words, variables=variables)], longest_s=3 * launched.LONGEST_S)
     assert_same_run(as_path(url), tmp_path / "on_disk", config.steps)
     assert not list(temporary.iterdir())
     assert not list(Path.cwd().glob("gs:*"))
