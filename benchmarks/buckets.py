@@ -8,8 +8,8 @@
   - later epochs: from the store, by way of the cache that the first has filled.
 
 A row reads the same examples in the same order and decodes all their frames, once over; of several rounds, in which the
-three take turns, the best of each is shown, so that other work on the machine counts little. Made here: clips of
-10 s at 2 frames a second, 448 x 448 pixels of noise that JPEG cannot make small, so that bytes count.
+three take turns, the best of each is shown, so that other work on the machine counts little. What is made here: clips
+of 10 s at 2 frames a second, 448 x 448 pixels of noise that JPEG cannot make small, so that bytes count.
 """
 
 import argparse

@@ -163,7 +163,7 @@ def test_a_run_in_a_bucket_survives_a_storm_of_kills(gcs, make_config, tmp_path:
     if "slow" not in request.config.getoption("markexpr"):
         pytest.skip("twenty starts take half an hour; -m slow was not given")
     config = make_config(tmp_path / "on_disk")
-    config.steps, config.checkpoint_every, config.batch_size, config.eval_every = 150, 3, 2, 50
+    config.steps, config.checkpoint_every, config.batch_size, config.eval_every = 120, 3, 2, 50
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
     launched.finish([launched.launch(config)])
     url, rng, temporary = "gs://bucket/runs/storm", random.Random(0), tmp_path / "temporary"
@@ -181,10 +181,9 @@ def test_a_run_in_a_bucket_survives_a_storm_of_kills(gcs, make_config, tmp_path:
                     time.sleep(0.2)
                 time.sleep(rng.random())
             process.send_signal(sent)
-            process.communicate(timeout=launched.LONGEST_S)
-            assert process.returncode in {signal.SIGKILL: (-9,), signal.SIGTERM: (75, -15)}[sent]
+            launched.finish([process], code={signal.SIGKILL: (-9,), signal.SIGTERM: (75, -15)}[sent])
             print(f"{sent.name}: {before} -> {list_steps(url)}, {gcs.faults} of {gcs.requests} requests failed")
-        launched.finish([launched.launch(config, words, variables=variables)])
+        launched.finish([launched.launch(config, words, variables=variables)], longest_s=3 * launched.LONGEST_S)
     assert_same_run(as_path(url), tmp_path / "on_disk", config.steps)
     assert not list(temporary.iterdir())
     assert not list(Path.cwd().glob("gs:*"))
