@@ -165,10 +165,8 @@ def main() -> None:
         + " MB",
         "CPU of the server, of the cameras": f"{its:.0f} s, {own:.0f} s",
     }
-    print(
-        f"{args.cameras} cameras, {args.pace:g} pictures a second, {args.minutes:g} minutes, {args.memory}; load {os.getloadavg()[1]:.1f}\n\n| | |"
-    )
-    print("| --- | ---: |")
+    print(f"{args.cameras} cameras, {args.pace:g} pictures a second, {args.minutes:g} minutes, {args.memory}")
+    print(f"load average {os.getloadavg()[1]:.1f}\n\n| | |\n| --- | ---: |")
     for name, value in rows.items():
         print(f"| {name} | {value} |")
     for number, camera in enumerate(cameras):
