@@ -58,16 +58,20 @@ def book_of(stream):
 
 
 def test_all_fetched_is_nothing_forgotten(weights, tokenizer):
-    memories = ReKV(sources=180, words=48), All(sources=60, words=48, recent=0)
-    (whole, words), (all_, same) = (
-        watch(make_engine(weights, slots=300, word_slots=90, max_slots=300), tokenizer, memory, 20)
-        for memory in memories
-    )
-    assert (book_of(whole).host, len(book_of(all_).host)) == (None, 19)
-    assert [event.token_id for event in words] == [event.token_id for event in same]
-    assert len({event.token_id for event in words}) > 5
-    frames = np.broadcast_to(book_of(whole).frames, book_of(all_).frames.shape)
-    np.testing.assert_array_equal(book_of(all_).frames, frames)
+    """Words, and the keys of all frames in the end."""
+    found = []
+    for memory in (ReKV(sources=180, words=48), All(sources=60, words=48, recent=0)):
+        engine = make_engine(weights, slots=300, word_slots=90, max_slots=300)
+        stream, spoken = watch(engine, tokenizer, memory, 20)
+        book = book_of(stream)
+        keys = engine._speaker.read(0, book.source_slots, stream.origin).keys
+        found.append((book, [event.token_id for event in spoken], keys))
+    (whole, words, keys), (all_, same, others) = found
+    assert (whole.host, len(all_.host)) == (None, 19)
+    assert words == same
+    assert len(set(words)) > 5
+    np.testing.assert_array_equal(all_.frames, np.broadcast_to(whole.frames, all_.frames.shape))
+    np.testing.assert_allclose(keys, others, atol=1e-4)
 
 
 @pytest.mark.parametrize("is_apart", [False, True])
