@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import http.client
 import json
+import re
+import shlex
 import socket
 import struct
 import subprocess
@@ -20,6 +22,13 @@ FAULTS = ("503", "reset", "slow", "cut", "lost")
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 
 
+class _Server(ThreadingHTTPServer):
+    """One that does not lose connections which come faster than a loaded machine takes them in."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 class Proxy:
     """Passes requests on to a server; within `failing`, some of them go wrong, in turn.
 
@@ -34,8 +43,7 @@ class Proxy:
         self.faults = 0
         self.requests = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -127,6 +135,13 @@ class Proxy:
                     super().handle()
 
         return Handler
+
+
+def documented(block: int) -> list[list[str]]:
+    """The words of the commands in a block of docs/storage.md, in a bucket that is there."""
+    text = (Path(__file__).parents[1] / "docs" / "storage.md").read_text()
+    lines = re.findall(r"```bash\n(.*?)```", text, re.S)[block].splitlines()
+    return [shlex.split(line.replace("BUCKET", "bucket"))[1:] for line in lines]
 
 
 def free_port() -> int:
@@ -222,8 +237,7 @@ def hub_of(folder: Path, proxy: Proxy) -> Iterator[None]:
 
         do_GET = do_POST = do_HEAD = _serve
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     proxy.port = server.server_port
     try:

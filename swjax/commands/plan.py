@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from swjax.commands.mesh_arguments import add_mesh_argument, read_mesh
-from swjax.commands.say import console, refuse
+from swjax.commands.say import any_path, console, refuse
 
 if TYPE_CHECKING:
     from swjax.planning.estimate import Estimate
@@ -51,7 +51,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb; overrides of the configuration stay over for `run`."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
+        "--config", type=any_path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
     )
     parser.add_argument(
         "--topology", required=True, help="v5e:4x8, v5p:4x4x4, v6e:8x8, tpu7x:2x2x1 ...; local = this machine's devices"

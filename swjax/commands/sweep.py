@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -60,7 +59,7 @@ class _StoppedError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb; overrides of the configuration stay over for `run`."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="a sweep's file, or a name: sweeps/gipe_gap"
+        "--config", type=any_path, required=True, metavar="FILE", help="a sweep's file, or a name: sweeps/gipe_gap"
     )
     parser.add_argument("--output", type=any_path, metavar="DIR", help="folder of the sweep (default: the file's)")
     parser.add_argument("--data", metavar="NAME", help="what to evaluate on (default: the file's)")
@@ -130,7 +129,7 @@ def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def load_sweep(path: Path) -> "Sweep":
+def load_sweep(path: AnyPath) -> "Sweep":
     """Read a file with `get_sweep()`.
 
     Raises:

@@ -30,17 +30,18 @@ class TarSample(NamedTuple):
     video: ArchiveMember
 
 
-def read_tar_samples(path: Path) -> Iterator[TarSample | Rejected]:
+def read_tar_samples(path: AnyPath) -> Iterator[TarSample | Rejected]:
     """The samples of a WebDataset's tar shard: the JSON read, the video only located.
 
     An archive that is cut short gives what lies before the cut, and the rest as one `Rejected`; a sample without its
     video or JSON is one as well.
     """
-    size = path.stat().st_size
+    here = local_file(path)
+    size = here.stat().st_size
     waiting: Json = {}
     seen: set[str] = set()
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(here, "r:") as archive:
             for member in archive:
                 key, _, suffix = member.name.rpartition("/")[2].partition(".")
                 if not member.isfile() or suffix not in ("mp4", "json"):
@@ -106,7 +107,7 @@ def read_member(path: AnyPath, member: ArchiveMember) -> bytes:
     return data
 
 
-def _sample(path: Path, found: Json, seen: set[str]) -> TarSample | Rejected:
+def _sample(path: AnyPath, found: Json, seen: set[str]) -> TarSample | Rejected:
     where = f"{path}:{found['key']}"
     for suffix in ("mp4", "json"):
         if suffix not in found:

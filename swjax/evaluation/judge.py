@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from swjax.data.json_lines import cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
 from swjax.plain import Json, JsonView
-from swjax.storage import AnyPath, append_line
+from swjax.storage import AnyPath, append_line, sync_logs
 
 PROMPT = """\
 You grade the fluency of English text. The text was written by a program that describes a video. Do not judge whether \
@@ -175,6 +175,7 @@ class Judge:
 
 
 def _read_cache(path: AnyPath) -> dict[str, int]:
+    sync_logs()  # an earlier judge of this process may have appended to it
     if not path.exists():
         return {}
     cut_half_line(path)

@@ -288,8 +288,11 @@ class Lane:
             ids[: len(token_ids)] = token_ids
             return self._compiled.ask(self._decoder, ids, np.int32(len(token_ids)))
 
-        keys, values = stored(self._cache, np.int32(row), padded)
-        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention, surprise, queries)
+        def take(indices: Int32[np.ndarray, "n"]) -> tuple[Array, Array]:
+            return stored(self._cache, np.int32(row), slots[indices] + np.int32(origin))
+
+        rotary = self._config.text.rotary
+        return StoredKeys(take, self.slots, len(slots), rotary, attention, surprise, queries)
 
     def rerun(self, row: int, tokens: Tokens, following: Int32[np.ndarray, "n"], origin: int) -> Refit:
         """Run tokens of a row again, in neighbouring slots, and store nothing.

@@ -92,7 +92,7 @@ class Track:
         self._waiting_positions: Int32[np.ndarray, "3 N"] | None = None
         self.waiting: tuple[int, ...] = special.prefix
         self._said: tuple[int, ...] = (NO_TOKEN,) * len(special.prefix)
-        self._memory = settings.memory
+        self._memory, self._gap = settings.memory, settings.gap
         self._moved = self._sinks_moved = np.zeros((2, 3), np.int32)  # of sources, and of words
         is_joint = settings.design.counting.words_move_sources
         self.book = None if settings.memory == KEEP_ALL else Book(is_joint=is_joint)
@@ -303,7 +303,7 @@ class Track:
             sinks,
             positions=memory.positions,
             joint=book.is_joint,
-            reanchor_at=memory.reanchor_at,
+            reanchor_at=min(memory.reanchor_at, self._gap // 2) if self._design.from_the_gap else memory.reanchor_at,
         )
         if found is None:
             return moves

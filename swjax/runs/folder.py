@@ -34,7 +34,7 @@ from swjax.models.parameters import Leaves, Parameters, merge_parameters, split_
 from swjax.models.stored import StoredArray, place
 from swjax.plain import Json, JsonView
 from swjax.runs.orbax_files import MARKER, is_staged, open_arrays
-from swjax.storage import AnyPath, absolute, as_path
+from swjax.storage import AnyPath, absolute, as_path, retried
 
 CONFIG = "config.json"
 MODEL = "model.json"
@@ -165,7 +165,8 @@ def list_steps(run_dir: str | AnyPath) -> list[int]:
         return []
     if is_staged(folder):
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / MARKER).exists())
-    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+    found = retried(lambda: list(ocp.path.step.standard_name_format().find_all(folder)), f"listing {folder}")
+    return sorted(one.step for one in found)
 
 
 def find_step(run_dir: str | AnyPath, step: int | None = None) -> int:

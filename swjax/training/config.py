@@ -7,6 +7,7 @@ there on functions take that, a section of it, or what they need of it.
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -215,6 +216,9 @@ def changed_keys(recorded: JsonView, config: Config | Unread) -> list[str]:
     later = {key.path: key.default for key in KEYS if key.later}
     old, new = later | dict(_walk(recorded, "")), flatten(config)
     free = {key.path for key in KEYS if key.free or key.grows}
+    rows = "batch_size", "accumulation"
+    if math.prod(new[path] for path in rows) == math.prod(old.get(path, 0) for path in rows):
+        free.update(rows)  # a step has the rows that it had
     return [
         f"config.{path} was {_plain(old.get(path))!r}, is {_plain(new.get(path))!r}"
         for path in dict.fromkeys([*new, *old])

@@ -213,7 +213,7 @@ class Config:
         0.0, "passes over the training data, which set the steps; 0 = as steps says", grows=True, later=True
     )
     batch_size: int = key(4, "rows that run through the model at once, over all devices; 0 = one for each device")
-    accumulation: int = key(16, "batches whose gradients make one step: batch_size x accumulation rows a step")
+    accumulation: int = key(16, "batches whose gradients make one step: batch_size x accumulation rows")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     frozen_layers: tuple[int, ...] = key((), "numbers of the decoder's layers, from 0, that do not train", later=True)

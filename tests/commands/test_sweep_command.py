@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import stores
 
 from swjax.atomic import write_json
 from swjax.commands.main import main
-from swjax.evaluation.sweep import read_table
-from swjax.storage import as_path
+from swjax.evaluation.sweep import evaluation_folder, read_table
+from swjax.storage import as_path, list_files
 
 SWEEP = """
 from swjax.evaluation.sweep import Sweep
@@ -209,22 +211,36 @@ def check_bucket_sweep(file, output, capsys):
     assert (as_path(output) / "report" / "gap.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_runs_and_tables_of_a_sweep_are_in_a_bucket(made, gcs, tmp_path, monkeypatch, capsys):
+def test_the_documented_sweep_and_its_tables_are_in_a_bucket(gcs, tmp_path, monkeypatch, capsys):
     def evaluate(args, extra):
-        row = {"videos": 1, "word_s": 2.5, "intervals": {"word_s": [2.0, 3.0]}}
-        write_json(as_path(args.checkpoint) / "evaluation" / "scores.json", {"model": row})
+        row = {"videos": 1, "event_accuracy": 0.5, "intervals": {"event_accuracy": [0.4, 0.6]}}
+        for seed in args.schedule_seed if args.schedule == "random" else [None]:
+            folder = evaluation_folder(as_path(args.checkpoint), args.schedule, seed)
+            write_json(folder / "scores.json", {"model": row})
         return 0
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("swjax.commands.train.run", lambda args, extra: 0)
     monkeypatch.setattr("swjax.commands.evaluate.run", evaluate)
-    with gcs.failing(every=10):
-        check_bucket_sweep(bucket_sweep(made, "gs://bucket/tables"), "gs://bucket/tables", capsys)
+    sweep, report = stores.documented(1)[3:]
+    with gcs.failing(every=40):
+        assert main([*sweep, "--print-jobs"]) == 0
+        first, *others = capsys.readouterr().out.splitlines()
+        assert main(shlex.split(first)[1:]) == 0
+        assert main(sweep) == 0
+        assert f"{1 + len(others)} runs, 1 of them finished before" in capsys.readouterr().out
+        assert main(report) == 0
+    made = {name for name in list_files(as_path(sweep[-1])) if not name.startswith("runs/")}
+    assert {"sweep.json", "results.csv", "report/table.md", "report/gap.png"} <= made
+    rows = read_table(as_path(sweep[-1]) / "results.csv")
+    assert {row["run"] for row in rows} == set(json.loads((as_path(sweep[-1]) / "sweep.json").read_text())["runs"])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_data_runs_table_and_report_in_a_bucket(made, gcs, tmp_path, monkeypatch, capsys):
+def test_data_runs_table_and_report_in_a_bucket(made, gcs, tmp_path, monkeypatch, capsys, request):
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("its parts are tested one by one; -m slow was not given")
     monkeypatch.chdir(tmp_path)
     with gcs.failing(every=40):
         counts = ["--train", "8", "--validation", "0", "--test", "1", "--workers", "1"]

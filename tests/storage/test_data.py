@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stores
 from rich.console import Console
 
 from swjax.commands.main import main
@@ -138,13 +139,16 @@ def test_records_are_made_in_a_bucket_and_replaced_when_asked(store, clips, caps
     assert sum(".array_record" in name for name in list_files(folder)) == 1
 
 
-def test_a_data_set_in_a_bucket_is_inspected(gcs, clips, capsys):
-    folder = uploaded(clips, "gs://bucket/inspected")
+def test_the_documented_commands_make_data_in_a_bucket(gcs, capsys):
+    render, record, inspect = stores.documented(1)[:3]
+    assert main([*render, "--train", "2", "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    assert main([*record, "--workers", "0"]) == 0
     pixels = ["--min-pixels", "784", "--max-pixels", "3136", "--sheets", "1"]
-    for source in (folder / "train" / "manifest.jsonl", f"{folder / 'records'}:train"):
-        assert main(["data", "inspect", str(source), *pixels, "--output", "gs://bucket/inspected/found"]) == 0
-        assert "3 usable" in capsys.readouterr().out
-    assert sorted(list_files(folder / "found")) == ["example_0.png", "histograms.png", "statistics.json"]
+    assert main([*inspect, *pixels]) == 0
+    assert "2 usable" in capsys.readouterr().out
+    assert sorted(list_files(as_path(inspect[-1]))) == ["example_0.png", "histograms.png", "statistics.json"]
+    assert main(["data", "inspect", f"{render[-1]}/train/manifest.jsonl", *pixels]) == 0
+    assert "format manifest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "format"), [("a.json", "auto"), ("a.jsonl", "sharegpt")])

@@ -1,5 +1,7 @@
 """What a run's program is told by its configuration about attention."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,7 @@ from swjax.mesh import make_mesh
 from swjax.models.family import abstract_model
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.training.compilations import count_compilations
-from swjax.training.config import ConfigError, base_config, check_config, freeze
+from swjax.training.config import ConfigError, base_config, changed_keys, check_config, freeze
 from swjax.training.program import describe_attention, fit_rows, make_attention, make_program, open_mesh
 
 
@@ -58,6 +60,7 @@ def test_a_batch_of_0_is_a_row_for_each_device_that_takes_rows():
         assert open_mesh(fitted, Qwen2_5_VLConfig.preset("7b"))[0].size == 8
     on_two = fit_rows(freeze(config), devices=jax.devices()[:2])
     assert (on_two.batch_size, on_two.accumulation, config.batch_size) == (2, 8, 0)
+    assert changed_keys(dataclasses.asdict(fitted), on_two) == [], "a run of eight is resumed by two"
 
 
 def test_attention_is_divided_by_heads_where_that_can_be():

@@ -9,7 +9,8 @@ window grow; what a policy's `positions` says is done about it, once tokens have
 - `together`: all ids are set back by one number, rarely. No difference changes: it keeps ids small, where their angles
   are exact.
 - `apart`: the window's sources are set back, rarely, to where they would stand behind the prompt in a stream that has
-  just begun, and its words likewise behind the first ones. Differences between the two groups change.
+  just begun, and its words likewise behind the first ones. Differences between the two groups change. Where words are
+  counted from a gap, half of it is as far as sources come, so that they never reach the words' ids.
 """
 
 from typing import NamedTuple

@@ -1,5 +1,6 @@
 """What the slots of a stream hold, as a memory policy is shown it, and what of them is to stay."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -25,10 +26,12 @@ def _none() -> Int32[np.ndarray, "0"]:
 class StoredKeys:
     """Keys, rotated, and values of a stream's sources, in the order of the book, on the device.
 
-    In layers and heads that kept other sources than the first, they are those of `Book.frames`.
+    In layers and heads that kept other sources than the first, they are those of `Book.frames`. What is not asked for
+    is not copied.
 
     Attributes:
-        padded_keys, padded_values: with more behind them up to a length that does not change, for what is compiled.
+        take: copies of the keys and values of sources: from their indices.
+        length: how long keys and values are with what pads them, which does not change (P).
         count: how many sources there are (S).
         rotary: by which ids turn keys.
         attention: attention mass on each source (padded likewise), of tokens that are run again as they were: their
@@ -40,8 +43,8 @@ class StoredKeys:
             heads of a key head: from its ids. Float32.
     """
 
-    padded_keys: Float[Array, "layers K P H"]
-    padded_values: Float[Array, "layers K P H"]
+    take: Callable[[Int32[np.ndarray, "n"]], tuple[Float[Array, "layers K n H"], Float[Array, "layers K n H"]]]
+    length: int
     count: int
     rotary: Rotary
     attention: Callable[
@@ -58,6 +61,20 @@ class StoredKeys:
         Float[Array, "n"],
     ]
     queries: Callable[[Int32[np.ndarray, "n"]], Float[Array, "layers K H"]]
+
+    @functools.cached_property
+    def _padded(self) -> tuple[Float[Array, "layers K P H"], Float[Array, "layers K P H"]]:
+        return self.take(np.minimum(np.arange(self.length), self.count - 1))
+
+    @property
+    def padded_keys(self) -> Float[Array, "layers K P H"]:
+        """Keys, with more behind them up to a length that does not change, for what is compiled."""
+        return self._padded[0]
+
+    @property
+    def padded_values(self) -> Float[Array, "layers K P H"]:
+        """Values, likewise."""
+        return self._padded[1]
 
     @property
     def keys(self) -> Float[Array, "layers K S H"]:

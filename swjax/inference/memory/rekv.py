@@ -101,9 +101,11 @@ class ReKV(Budget):
         for first in range(0, len(blocks), AT_ONCE):
             some = blocks[first : first + AT_ONCE]
             index = np.resize(some, (AT_ONCE, size))
-            found = _read(stored.padded_keys, stored.padded_values, ids[:, index.ravel()], index, stored.rotary)
+            made = _blocks(*stored.take(index.ravel()), ids[:, index.ravel()], AT_ONCE, stored.rotary)
+            found = [np.asarray(one) for one in made]
             for number, at in enumerate(some):
-                keys, values, vector = (np.ascontiguousarray(np.asarray(one)[number]) for one in found)
+                # Copies, as a view of what lies on a CPU would keep all of it there.
+                keys, values, vector = (np.array(one[number]) for one in found)
                 block = Block(keys, values, ids[:, at], book.set_back.astype(np.int32), frames[at], places[at])
                 book.host.add(block, vector)
         return np.concatenate([leaving[blocks.size :], window[begin:]])
@@ -122,7 +124,7 @@ class ReKV(Budget):
         if count < 1:
             return None
         query = host.asked[1]
-        copies = stored.padded_keys.shape[1] // query.shape[1]  # on a mesh each key head may stand more than once
+        copies = host[0].keys.shape[1] // query.shape[1]  # on a mesh each key head may stand more than once
         best = host.best(np.repeat(query, copies, axis=1), count)
         keys, values = (np.zeros((*x.shape[:2], most * host.size, x.shape[3]), x.dtype) for x in host[0][:2])
         for layer, index in np.ndindex(best.shape):
@@ -165,19 +167,18 @@ class ReKV(Budget):
         return np.stack([turn, others, others])
 
 
-@functools.partial(jax.jit, static_argnames="rotary")
-def _read(
-    keys: Float[Array, "L K P H"],
-    values: Float[Array, "L K P H"],
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _blocks(
+    keys: Float[Array, "L K b*n H"],
+    values: Float[Array, "L K b*n H"],
     ids: Int32[Array, "3 b*n"],
-    index: Int32[Array, "b n"],
+    count: int,
     rotary: Rotary,
 ) -> tuple[Float[Array, "b L K n H"], Float[Array, "b L K n H"], Float[Array, "b L K H"]]:
-    """Blocks of keys and values, and the mean of each block's keys without rotation."""
-    some = keys[:, :, index.ravel()]
-    plain = turned(some.astype(jnp.float32), -ids, rotary)
+    """Keys and values by blocks, and the mean of each block's keys without rotation."""
+    plain = turned(keys.astype(jnp.float32), -ids, rotary)
 
     def blocks(x: Float[Array, "L K b*n H"]) -> Float[Array, "b L K n H"]:
-        return jnp.moveaxis(x.reshape(*x.shape[:2], *index.shape, -1), 2, 0)
+        return jnp.moveaxis(x.reshape(*x.shape[:2], count, -1, x.shape[-1]), 2, 0)
 
-    return blocks(some), blocks(values[:, :, index.ravel()]), blocks(plain).mean(axis=3)
+    return blocks(keys), blocks(values), blocks(plain).mean(axis=3)
