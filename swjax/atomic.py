@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from swjax.storage import AnyPath, is_remote, writing_file
 
@@ -45,6 +44,6 @@ def write_text(path: AnyPath, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: AnyPath, content: Any) -> None:
+def write_json(path: AnyPath, content: object) -> None:
     """Writes a value as a JSON file, indented, as a whole."""
     write_text(path, json.dumps(content, indent=2) + "\n")

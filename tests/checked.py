@@ -3,6 +3,7 @@
 import typing
 from pathlib import Path
 
+import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 
 ROOMS = Path(__file__).parents[1] / "swjax"
@@ -18,8 +19,13 @@ MODULES = [
 
 check = beartype(
     conf=BeartypeConf(
-        is_pep484_tower=True,  # an int is a float
-        # Methods are checked one by one, where Self means nothing.
-        hint_overrides=FrozenDict({typing.Self: typing.Any}),
+        hint_overrides=FrozenDict(
+            {
+                int: int | np.integer,
+                float: float | int | np.floating | np.integer,
+                bool: bool | np.bool_,
+                typing.Self: typing.Any,  # methods are checked one by one, where Self means nothing
+            }
+        ),
     )
 )

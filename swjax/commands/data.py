@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -160,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_format(args: argparse.Namespace, out: Any) -> None:
+def _print_format(args: argparse.Namespace, out: Console) -> None:
     """The format of a data set, and what becomes of each of its fields."""
     from swjax.data.formats import choose_format, count_fields
 
@@ -186,7 +187,7 @@ def _usable(examples: Iterable[VideoExample | Rejected], damaged: list[Rejected]
             yield example
 
 
-def _print_table(found: Statistics, out: Any) -> None:
+def _print_table(found: Statistics, out: Console) -> None:
     import numpy as np
 
     table = Table("", "least", "median", "95 %", "most", "sum", box=None)

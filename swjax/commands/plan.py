@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
 from swjax.commands.mesh_arguments import add_mesh_argument, read_mesh
@@ -148,7 +149,7 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
 
 
 def _plan_streaming(
-    args: argparse.Namespace, config: Any, model: Any, place: Any, bundles: Path | None, out: Any
+    args: argparse.Namespace, config: Any, model: Any, place: Any, bundles: Path | None, out: Console
 ) -> int:
     from swjax.planning.streaming import plan_streaming
 
@@ -203,7 +204,7 @@ def _mesh(sizes: dict[str, int]) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if axis != "slices" and size > 1) or "1"
 
 
-def _show(out: Any, plan: Plan, video_hours: float) -> None:
+def _show(out: Console, plan: Plan, video_hours: float) -> None:
     rows = plan.rows
     out.print(
         f"{plan.topology}: {plan.num_devices} x {plan.device_kind}, mesh {_mesh(dict(plan.mesh))}, remat {plan.remat}, "
@@ -245,14 +246,14 @@ def _show(out: Any, plan: Plan, video_hours: float) -> None:
     out.print(f"largest array {plan.largest or 'unknown'}; compiled in {plan.compile_seconds:.0f} s")
 
 
-def _explain(out: Any, plan: Plan) -> None:
+def _explain(out: Console, plan: Plan) -> None:
     if plan.estimate is None:
         out.print("the compiler gives no cycles for these chips, so nothing can be explained")
         return
     _explain_estimate(out, plan.estimate)
 
 
-def _explain_estimate(out: Any, estimate: Estimate) -> None:
+def _explain_estimate(out: Console, estimate: Estimate) -> None:
     table = Table("operation", "source", "runs", "ms", "share", box=None)
     for one in estimate.schedule.most_expensive():
         what = f"{one.path.rpartition(')/')[2] or one.name}" + (f" ({one.waste})" if one.waste else "")

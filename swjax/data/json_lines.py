@@ -8,7 +8,6 @@ order mark before the first line is skipped.
 import codecs
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from swjax.plain import Json
 from swjax.storage import AnyPath, is_remote
@@ -88,13 +87,13 @@ def readable_lines(path: AnyPath, needed: Sequence[str] = ()) -> Iterator[Json]:
             yield record
 
 
-def json_type(value: Any) -> str:
+def json_type(value: object) -> str:
     """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value)) or f"the number {shown(value)}"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a message repeats it: not longer than a line."""
     text = str(value)
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}... ({len(text)} characters)"

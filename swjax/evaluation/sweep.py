@@ -206,7 +206,7 @@ def _name(values: JsonView) -> str:
     return f"run-{digest}"
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> Any:
     return value if isinstance(value, int | float | str | None) else json.dumps(value)
 
 

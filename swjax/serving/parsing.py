@@ -71,12 +71,12 @@ def _ask_checks(limits: Limits) -> dict[str, _Check]:
     return {"question": _text(limits.max_question_characters), "interrupt": _yes_or_no}
 
 
-def _yes_or_no(value: Any) -> str | None:
+def _yes_or_no(value: object) -> str | None:
     return None if isinstance(value, bool) else "true or false"
 
 
 def _text(longest: int) -> _Check:
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if not isinstance(value, str) or not value.strip() or len(value) > longest:
             return f"a text of 1 to {longest} characters"
         try:
@@ -93,7 +93,7 @@ def _one_of(names: tuple[str, ...]) -> _Check:
 
 
 def _whole(low: int, high: int) -> _Check:
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
         return None if ok else f"a whole number from {low} to {high}"
 
@@ -101,7 +101,7 @@ def _whole(low: int, high: int) -> _Check:
 
 
 def _number(low: float, high: float) -> _Check:
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         # By comparison alone: NaN is in no range, and an integer may be beyond what a float holds.
         ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
         return None if ok else f"a number from {low:g} to {high:g}"
@@ -109,7 +109,7 @@ def _number(low: float, high: float) -> _Check:
     return check
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as an error shows it: short."""
     try:
         text = json.dumps(value)

@@ -1,7 +1,5 @@
 """Numbers that users give, as the devices can hold them: int32 and float32."""
 
-from typing import Any
-
 import numpy as np
 
 LARGEST_COUNT = 2**30
@@ -11,7 +9,7 @@ LARGEST_REAL = 1e30
 """The largest number that is not whole; its reciprocal is the smallest above zero. Both are normal in float32."""
 
 
-def whole(name: str, value: Any, *, least: int = 0, most: int = LARGEST_COUNT) -> int:
+def whole(name: str, value: object, *, least: int = 0, most: int = LARGEST_COUNT) -> int:
     """An integer within bounds.
 
     Raises:
@@ -22,7 +20,7 @@ def whole(name: str, value: Any, *, least: int = 0, most: int = LARGEST_COUNT) -
     return int(value)
 
 
-def real(name: str, value: Any, *, least: float = -LARGEST_REAL, most: float = LARGEST_REAL) -> float:
+def real(name: str, value: object, *, least: float = -LARGEST_REAL, most: float = LARGEST_REAL) -> float:
     """A finite number within bounds.
 
     Raises:
@@ -34,7 +32,7 @@ def real(name: str, value: Any, *, least: float = -LARGEST_REAL, most: float = L
     return float(value)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as an error shows it: a number of 400 digits or a whole array would hide the message."""
     try:
         text = repr(value)

@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import Any
 
 from swjax.streaming.variants import DESIGNS, Variant
 
@@ -56,7 +55,7 @@ class StreamSpec:
             raise ValueError(f"speaking is 'decide', and variant {self.variant} does not speak while it watches")
 
 
-def check_spec(name: str, value: Any) -> None:
+def check_spec(name: str, value: object) -> None:
     """Looks whether a field of `StreamSpec` may have a value.
 
     Args:

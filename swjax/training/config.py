@@ -264,7 +264,7 @@ def _check_groups(groups: Any) -> None:
             )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A value as JSON gives it back: lists for tuples."""
     return json.loads(json.dumps(value))
 
@@ -281,17 +281,17 @@ def _build(section: type, values: JsonView, prefix: str = "") -> Any:
     )
 
 
-def _tupled(value: Any) -> Any:
+def _tupled(value: object) -> Any:
     return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
 
 
-def _check_type(key: Key, value: Any) -> None:
+def _check_type(key: Key, value: object) -> None:
     if not _is_of(value, key.kind):
         name = str(key.kind) if isinstance(key.default, tuple) else type(key.default).__name__
         raise ConfigError(f"config.{key.path} is {value!r}; it must be of type {name}")
 
 
-def _is_of(value: Any, kind: Any) -> bool:
+def _is_of(value: object, kind: Any) -> bool:
     """Whether a value is of a type, as JSON and the command line write it: a list for a tuple, 1 for 1.0."""
     origin = typing.get_origin(kind)
     if origin is tuple:  # pairs have checks of their own

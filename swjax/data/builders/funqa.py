@@ -74,7 +74,7 @@ class Funqa(ReleaseBuilder):
                 yield VideoExample(key, found, None, answer, question, others=tuple(others))
 
 
-def _fault(entry: Any) -> str | None:
+def _fault(entry: object) -> str | None:
     if not isinstance(entry, dict):
         return "not a JSON object"
     for field in ("visual_input", "instruction", "output", "task"):

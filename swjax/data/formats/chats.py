@@ -126,7 +126,7 @@ def _question_first(message: Message) -> str:
     return leading[0].replace(VIDEO_TAG, "").strip() + text[leading.end() :] + VIDEO_TAG * videos
 
 
-def one_path(value: Any, name: str) -> list[str]:
+def one_path(value: object, name: str) -> list[str]:
     """Paths of a field: a path, a list of them, or none.
 
     Raises:
@@ -146,7 +146,7 @@ def one_path(value: Any, name: str) -> list[str]:
     return paths
 
 
-def _content(content: Any, where: str) -> tuple[str, dict[str, list[str]]]:
+def _content(content: object, where: str) -> tuple[str, dict[str, list[str]]]:
     """Text of a message, which is text or a list of parts, and the files that it names, by the tags of the text."""
     media: dict[str, list[str]] = {VIDEO_TAG: [], IMAGE_TAG: []}
     if isinstance(content, str):

@@ -6,8 +6,9 @@ A frame is compared with the one before, place by place. The first frame, and th
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
+from swjax.streaming.arrays import XpArray
 from swjax.streaming.dropping.view import PIXELS, FrameView, likeness_to_previous
 from swjax.streaming.numbers import real
 
@@ -33,7 +34,7 @@ class DTD:
         if self.against not in (PREVIOUS, LAST_KEPT):
             raise ValueError(f"dtd's against must be {PREVIOUS} or {LAST_KEPT}, got {self.against!r}")
 
-    def keep(self, view: FrameView) -> Bool[Array, "U"]:
+    def keep(self, view: FrameView) -> Bool[XpArray, "U"]:
         """Those at or below the bound."""
         return likeness_to_previous(view) <= self.tau
 
@@ -52,7 +53,7 @@ class PixelDTD:
     def __post_init__(self) -> None:
         real("dtd_pixels' tau", self.tau, least=0, most=1)
 
-    def keep(self, view: FrameView) -> Bool[Array, "U"]:
+    def keep(self, view: FrameView) -> Bool[XpArray, "U"]:
         """Those at or above the bound."""
         assert view.pixels is not None, "it needs pixels"
         assert view.previous_pixels is not None, "it needs pixels"

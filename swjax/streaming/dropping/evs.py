@@ -6,8 +6,9 @@ A stream does not know its other frames, so the count is that of each frame; the
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
+from swjax.streaming.arrays import XpArray
 from swjax.streaming.dropping.fixed_share import FixedShare
 from swjax.streaming.dropping.view import FrameView, likeness_to_previous, lowest
 
@@ -16,6 +17,6 @@ from swjax.streaming.dropping.view import FrameView, likeness_to_previous, lowes
 class EVS(FixedShare):
     """The tokens that are least like what was at their place in the frame before."""
 
-    def keep(self, view: FrameView) -> Bool[Array, "U"]:
+    def keep(self, view: FrameView) -> Bool[XpArray, "U"]:
         """So many; all where there is no frame before."""
         return ~view.has_previous | lowest(jnp.nan_to_num(likeness_to_previous(view)), view, self.share)

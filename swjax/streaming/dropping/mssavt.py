@@ -6,8 +6,9 @@ second place, in a checkerboard, may be dropped for that.
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
+from swjax.streaming.arrays import XpArray
 from swjax.streaming.dropping.view import FrameView, checkerboard, likeness_to_neighbors, likeness_to_previous
 from swjax.streaming.numbers import real
 
@@ -28,7 +29,7 @@ class MSSAVT:
         real("mssavt's temporal", self.temporal, least=-1, most=1)
         real("mssavt's spatial", self.spatial, least=-1, most=1)
 
-    def keep(self, view: FrameView) -> Bool[Array, "U"]:
+    def keep(self, view: FrameView) -> Bool[XpArray, "U"]:
         """Those that neither mask drops. A neighbor counts whether or not it is itself dropped for being as it was."""
         like_a_neighbor = checkerboard(view) & (likeness_to_neighbors(view) > self.spatial)
         return (likeness_to_previous(view) <= self.temporal) & ~like_a_neighbor

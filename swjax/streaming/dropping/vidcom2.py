@@ -6,8 +6,9 @@ The anchors are the mean of the frame and the mean of all frames before it, of w
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
+from swjax.streaming.arrays import XpArray
 from swjax.streaming.dropping.fixed_share import FixedShare
 from swjax.streaming.dropping.view import SMALLEST_NORM, FrameView, lowest
 
@@ -18,7 +19,7 @@ WIDTHS = tuple(2.0**power for power in range(-3, 2))
 class VidCom2(FixedShare):
     """The tokens with the smallest sum of Gaussians around both anchors, on the half of channels that vary least."""
 
-    def keep(self, view: FrameView) -> Bool[Array, "U"]:
+    def keep(self, view: FrameView) -> Bool[XpArray, "U"]:
         """So many."""
         features = view.features.astype(jnp.float32)
         weights = view.exists[:, None].astype(jnp.float32)
@@ -31,10 +32,10 @@ class VidCom2(FixedShare):
         return lowest(scores + jnp.where(view.number > 0, past, 0), view, self.share)
 
 
-def _unit(x: Float[Array, "*n C"]) -> Float[Array, "*n C"]:
+def _unit(x: Float[XpArray, "*n C"]) -> Float[XpArray, "*n C"]:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
 
 
-def _closeness(tokens: Float[Array, "U C"], anchor: Float[Array, "C"]) -> Float[Array, "U"]:
+def _closeness(tokens: Float[XpArray, "U C"], anchor: Float[XpArray, "C"]) -> Float[XpArray, "U"]:
     squares = ((tokens - anchor) ** 2).sum(axis=-1)
     return sum((jnp.exp(-squares / (2 * width)) for width in WIDTHS), jnp.zeros_like(squares))

@@ -9,8 +9,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 
+from swjax.streaming.arrays import XpArray
 from swjax.streaming.geometry import Geometry
 
 SMALLEST_NORM = 1e-12
@@ -32,18 +33,18 @@ class FrameView(NamedTuple):
             0 to 1; None where the rule needs none.
     """
 
-    features: Float[Array, "U D"]
-    units: Int32[Array, ""]
-    columns: Int32[Array, ""]
-    number: Int32[Array, ""]
-    previous: Float[Array, "U D"]
-    has_previous: Bool[Array, ""]
-    mean: Float[Array, "D"]
-    pixels: Float[Array | np.ndarray, "U C"] | None = None
-    previous_pixels: Float[Array | np.ndarray, "U C"] | None = None
+    features: Float[XpArray, "U D"]
+    units: Int32[XpArray, ""]
+    columns: Int32[XpArray, ""]
+    number: Int32[XpArray, ""]
+    previous: Float[XpArray, "U D"]
+    has_previous: Bool[XpArray, ""]
+    mean: Float[XpArray, "D"]
+    pixels: Float[XpArray, "U C"] | None = None
+    previous_pixels: Float[XpArray, "U C"] | None = None
 
     @property
-    def exists(self) -> Bool[Array, "U"]:
+    def exists(self) -> Bool[XpArray, "U"]:
         """Which tokens are the frame's."""
         return self.xp.arange(self.features.shape[0]) < self.units
 
@@ -64,7 +65,7 @@ class Drop(Protocol):
     One that does not need features says what it needs by `needs`, a set of `FEATURES` and `PIXELS`.
     """
 
-    def keep(self, view: FrameView) -> Bool[Array, "U"]:
+    def keep(self, view: FrameView) -> Bool[XpArray, "U"]:
         """Which stay; traced once for all frames. What pads the frame is not looked at."""
 
 
@@ -88,19 +89,19 @@ def token_pixels(
     return first, last
 
 
-def cosine(a: Float[Array, "*n D"], b: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def cosine(a: Float[XpArray, "*n D"], b: Float[XpArray, "*n D"]) -> Float[XpArray, "*n"]:
     """Cosines of features, in float32; nothing is like a feature of zeros."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return (a * b).sum(axis=-1) / jnp.maximum(norms, SMALLEST_NORM)
 
 
-def likeness_to_previous(view: FrameView) -> Float[Array, "U"]:
+def likeness_to_previous(view: FrameView) -> Float[XpArray, "U"]:
     """Cosine with the feature at the same place of the frame before; -inf where there is none."""
     return jnp.where(view.has_previous, cosine(view.features, view.previous), -jnp.inf)
 
 
-def likeness_to_neighbors(view: FrameView) -> Float[Array, "U"]:
+def likeness_to_neighbors(view: FrameView) -> Float[XpArray, "U"]:
     """Largest cosine with the feature above, below, to the left or to the right; beyond an edge there is none."""
     index = jnp.arange(view.features.shape[0])
     column = index % view.columns
@@ -116,20 +117,20 @@ def likeness_to_neighbors(view: FrameView) -> Float[Array, "U"]:
     return likeness
 
 
-def checkerboard(view: FrameView) -> Bool[Array, "U"]:
+def checkerboard(view: FrameView) -> Bool[XpArray, "U"]:
     """Every second place, no two of which are neighbors; the first is not among them."""
     index = jnp.arange(view.features.shape[0])
     return (index // view.columns + index % view.columns) % 2 == 1
 
 
-def lowest(scores: Float[Array, "U"], view: FrameView, share: float) -> Bool[Array, "U"]:
+def lowest(scores: Float[XpArray, "U"], view: FrameView, share: float) -> Bool[XpArray, "U"]:
     """A share of the tokens, and one at least: those with the lowest scores, of equal ones the first."""
     count, xp = share_of(view, share), view.xp
     order = xp.argsort(xp.where(view.exists, scores, xp.inf), stable=True)
     return xp.argsort(order) < count
 
 
-def share_of(view: FrameView, share: float) -> Int32[Array, ""]:
+def share_of(view: FrameView, share: float) -> Int32[XpArray, ""]:
     """So much of the tokens of a frame, rounded down, and one at least."""
     exact = view.units.astype(np.float32) * np.float32(share)
     return view.xp.maximum(1, view.xp.floor(exact + np.float32(1e-4)).astype(np.int32))
