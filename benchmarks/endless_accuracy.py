@@ -115,14 +115,18 @@ def get_config() -> ConfigDict:
 
 # A window of 8 frames, as long as the shortest clips, and the words after them: dropped at once, so both stay in step.
 WINDOW = "window:frames=8,words={words},first_words=0"
+# The prompt's tokens, and 8 frames: half of them the newest, as many fetched.
+REKV = "rekv:sources={sources},words={words},first_words=0,recent=50"
 MINUTES = {
     "keep_all": "keep_all",
     "window, kept": WINDOW,
     "window, contiguous": f"{WINDOW},positions=contiguous",
     "window, together": f"{WINDOW},positions=together,reanchor_at=64",
     "window, apart": f"{WINDOW},positions=apart,reanchor_at=1",
+    **{f"rekv, {one}": f"{REKV},positions={one}" for one in ("kept", "contiguous")},
+    "rekv, apart": f"{REKV},positions=apart,reanchor_at=1",
 }
-POLICIES = ("window", "uniform", "random", "infinipot_v", "keydiff", "streammem", "vsb", "peak_end")
+POLICIES = ("window", "uniform", "random", "infinipot_v", "keydiff", "ma_lmm", "streammem", "vsb", "peak_end", "rekv")
 SHARES = (1.0, 0.5, 0.25, 0.12)
 DROPS = (
     "none",
@@ -216,18 +220,21 @@ def budget_of(share: float, prompt: int, seconds: int) -> int:
     return next(sources for sources in range(low, 2 * low) if sources - max(1, sources // 8) >= low)
 
 
-def measure(what: str, run: str, streams: int, output: Path) -> None:
-    """Measure, print and write rows of a table, one after another."""
+def measure(what: str, run: str, streams: int, output: Path, only: str = "") -> None:
+    """Measure, print and write rows of a table, one after another; of memories `only` those whose names begin so."""
     rows = []
     if what == "minutes":
         words = (SHORTEST - 1) * loaded(run)[2].wait_k
-        todo = [({"memory": memory.format(words=words)}, {"name": name}) for name, memory in MINUTES.items()]
+        sources = budget_of(SHORTEST / LONGEST, prompt_tokens(run), LONGEST)
+        named = [(name, memory) for name, memory in MINUTES.items() if not only or name.startswith(only)]
+        todo = [({"memory": memory.format(words=words, sources=sources)}, {"name": name}) for name, memory in named]
     elif what == "budgets":
         prompt = prompt_tokens(run)
         todo = [({"memory": "keep_all"}, {"name": "keep_all", "share": 1.0})] + [
             ({"memory": f"{name}:sources={budget_of(share, prompt, LONGEST)},words=64"}, {"name": name, "share": share})
             for share in SHARES
             for name in POLICIES
+            if not only or name.startswith(only)
         ]
     else:
         todo = [({"drop": drop}, {"name": drop}) for drop in DROPS]
@@ -262,6 +269,7 @@ def main() -> None:
     parser.add_argument("--run", help="the folder of a trained run")
     parser.add_argument("--count", type=int, default=2000, help="training clips (default: %(default)s)")
     parser.add_argument("--streams", type=int, help="videos (default: 8 of minutes, 64 of the others)")
+    parser.add_argument("--only", default="", help="of memories those alone whose names begin so")
     parser.add_argument("--output", type=Path, help="where clips, or rows of the table as JSON lines, are written")
     args = parser.parse_args()
     if args.what == "make":
@@ -270,7 +278,7 @@ def main() -> None:
     if args.run is None:
         parser.error("--run is missing")
     output = args.output or Path("results") / f"{args.what}_{Path(args.run).name}.jsonl"
-    measure(args.what, args.run, args.streams or (8 if args.what == "minutes" else 64), output)
+    measure(args.what, args.run, args.streams or (8 if args.what == "minutes" else 64), output, args.only)
 
 
 if __name__ == "__main__":

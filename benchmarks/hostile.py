@@ -326,11 +326,11 @@ def resident_mb(process: int) -> float:
     return total * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def serve(checkpoint: Path, log: Path) -> tuple[subprocess.Popen[str], int]:
+def serve(checkpoint: Path, log: Path, limits: list[str] = LIMITS) -> tuple[subprocess.Popen[str], int]:
     """Start the server; returns its process and its port."""
     command = [sys.executable, "-m", "swjax.commands.main", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
     with log.open("wb") as errors:
-        server = subprocess.Popen([*command, *LIMITS], stdout=subprocess.PIPE, stderr=errors, text=True)
+        server = subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, stderr=errors, text=True)
     assert server.stdout is not None
     for line in server.stdout:
         if found := re.match(r"listening on http://127\.0\.0\.1:(\d+)/", line):

@@ -106,7 +106,8 @@ def make_model(preset: str, dtype: str, special: SpecialTokens, vocabulary: int)
     """A model with random weights whose answers do not end."""
     if preset in MODELS:
         text = {**MODELS[preset], "vocab_size": vocabulary}
-        config = Qwen2_5_VLConfig.preset("tiny", text=text, vision={"out_hidden_size": text["hidden_size"]})
+        vision = {"out_hidden_size": text["hidden_size"]}
+        config = Qwen2_5_VLConfig.preset("tiny", text=text, vision=vision, video_token_id=special.video_pad)
     else:
         config = Qwen2_5_VLConfig.preset(preset)
     model = Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=dtype)

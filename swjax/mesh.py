@@ -109,7 +109,8 @@ def make_mesh(
             f"a mesh of {asked} does not fit {len(devices)} devices; "
             "make the sizes multiply to it, or set one of them to -1"
         )
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if slices == -1 else slices
+    known_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = known_slices if slices == -1 else slices
     shape, axis_types = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
     if slices == 1:
         try:
@@ -125,7 +126,8 @@ def make_mesh(
         (sizes["data"] // slices, *shape[1:]),
         (slices, 1, 1, 1),
         devices,
-        process_is_granule=not hasattr(devices[0], "slice_index"),
+        # Beside TPUs, JAX takes all processes of a machine for one slice; here each may stand for one.
+        process_is_granule=devices[0].platform != "tpu" and known_slices != slices,
     )
     return Mesh(arranged, AXES, axis_types=axis_types)
 

@@ -8,24 +8,30 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from swjax.storage import AnyPath, as_path, local_file
+
 
 class PythonFileError(ValueError):
     """The function of a file cannot be called, or fails; the message names the file."""
 
 
-def find_config(name: str | Path, *, kind: str) -> Path:
+def find_config(name: str | AnyPath, *, kind: str) -> Path:
     """The file of a configuration or sweep: `FILE.py` stands for itself, another name for one that is shipped.
 
     A wheel holds the repository's configs/ as swjax/configs.
 
     Args:
-        name: such as `my/experiment.py`, `moving_shapes` or `sweeps/gipe_gap`.
+        name: such as `my/experiment.py`, `moving_shapes` or `sweeps/gipe_gap`. One in a bucket is copied, without its
+            neighbours.
         kind: what the file is, in the message.
 
     Raises:
         PythonFileError: if it is no file and none that is shipped; the message lists those.
     """
-    path = Path(name)
+    try:
+        path = local_file(as_path(name))
+    except FileNotFoundError:
+        raise PythonFileError(f"there is no {kind} {name}") from None
     if path.is_file():
         return path
     package = Path(str(files("swjax")))

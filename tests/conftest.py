@@ -1,10 +1,15 @@
 """Runs the suite on the CPU, as eight devices, so that sharded code is tested on any machine."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
 import sys
+import time
+import types
 
+import checked
+import jaxtyping
 import pytest
 import stores
 
@@ -13,6 +18,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for one another longer than tiny models take
+
+jaxtyping.install_import_hook(checked.MODULES, "checked.check")
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +104,9 @@ def _environment(tmp_path_factory):
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
         for name, value in (GCS_ENVIRONMENT | S3_ENVIRONMENT).items():
             patch.setenv(name, value)
+        # Before they try again, clients wait for seconds, which stores on loopback do not need.
+        patch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 20)))
+        patch.setattr("swjax.storage.files.time", types.SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 20)))
         yield patch
 
 

@@ -1,14 +1,18 @@
 """Object stores on loopback, each a program of its own, behind a proxy that makes faults."""
 
 import contextlib
+import hashlib
 import http.client
 import json
+import re
+import shlex
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +20,13 @@ from pathlib import Path
 
 FAULTS = ("503", "reset", "slow", "cut", "lost")
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
+
+
+class _Server(ThreadingHTTPServer):
+    """One that does not lose connections which come faster than a loaded machine takes them in."""
+
+    request_queue_size = 128
+    daemon_threads = True
 
 
 class Proxy:
@@ -32,8 +43,7 @@ class Proxy:
         self.faults = 0
         self.requests = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -127,6 +137,13 @@ class Proxy:
         return Handler
 
 
+def documented(block: int) -> list[list[str]]:
+    """The words of the commands in a block of docs/storage.md, in a bucket that is there."""
+    text = (Path(__file__).parents[1] / "docs" / "storage.md").read_text()
+    lines = re.findall(r"```bash\n(.*?)```", text, re.S)[block].splitlines()
+    return [shlex.split(line.replace("BUCKET", "bucket"))[1:] for line in lines]
+
+
 def free_port() -> int:
     """A port that nobody listens at."""
     with socket.socket() as found:
@@ -172,3 +189,59 @@ def _start(command: list[str], port: int) -> subprocess.Popen[bytes]:
             time.sleep(0.1)
     server.kill()
     raise RuntimeError(f"{command[0]} does not start")
+
+
+@contextlib.contextmanager
+def hub_of(folder: Path, proxy: Proxy) -> Iterator[None]:
+    """A Hugging Face Hub behind a proxy, whose data set owner/name has the files of a folder, to be read."""
+    base = "datasets/owner/name"
+
+    def described(path: Path) -> dict[str, object]:
+        kind = {"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size}
+        return {**kind, "path": str(path.relative_to(folder)), "oid": hashlib.sha1(str(path).encode()).hexdigest()}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def _answer(self, content: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            address = urllib.parse.unquote(self.path.partition("?")[0]).strip("/")
+            if address in (f"api/{base}", f"api/{base}/revision/main"):
+                self._answer(json.dumps({"id": "owner/name", "sha": "0" * 40}).encode())
+            elif address == f"api/{base}/paths-info/main":
+                asked = [folder / name for name in urllib.parse.parse_qs(body)["paths"]]
+                self._answer(json.dumps([described(path) for path in asked if path.exists()]).encode())
+            elif address.startswith(f"api/{base}/tree/main"):
+                below = folder / address.removeprefix(f"api/{base}/tree/main").lstrip("/")
+                paths = below.rglob("*") if "recursive=true" in self.path.lower() else below.glob("*")
+                self._answer(json.dumps([described(path) for path in sorted(paths)]).encode())
+            elif (file := folder / address.removeprefix(f"{base}/resolve/main/")).is_file():
+                content, wanted = file.read_bytes(), self.headers.get("Range")
+                first, _, last = wanted.removeprefix("bytes=").partition("-") if wanted else ("0", "", "")
+                part = content[int(first) : int(last) + 1 if last else None]
+                whole = {"ETag": '"1"', "X_Repo_Commit": "0" * 40, "Accept_Ranges": "bytes"}
+                of = {"Content_Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"} if wanted else {}
+                self._answer(part, 206 if wanted else 200, **whole, **of)
+            else:
+                self._answer(b"", 404, X_Error_Code="EntryNotFound")
+
+        do_GET = do_POST = do_HEAD = _serve
+
+    server = _Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    proxy.port = server.server_port
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()

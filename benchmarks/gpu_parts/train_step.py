@@ -24,14 +24,14 @@ from common import (
     timed,
     visible_pairs,
 )
-from ml_collections import ConfigDict
 from profiled import kernels_of
 
 from swjax.chips import chip_of
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.training.config import base_config
+from swjax.training.config import base_config, freeze
 from swjax.training.flops import Rows, model_flops
 from swjax.training.program import make_program
+from swjax.training.sections import Config
 from swjax.training.start import make_state
 from swjax.training.step import put_batch
 
@@ -63,14 +63,14 @@ def model_config(shape: ModelShape) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig.preset("3b", text=text, vision=vision, video_token_id=min(151_656, shape.vocab_size - 1))
 
 
-def run_config(shape: ModelShape, attention: str, remat: str, patches: int, length: int) -> ConfigDict:
+def run_config(shape: ModelShape, attention: str, remat: str, patches: int, length: int) -> Config:
     """The run of one row, with the paper's parts that train."""
     config = base_config()
     config.attention, config.remat = attention, remat
     config.batch_size = config.accumulation = 1
     config.data.max_tokens, config.data.max_patches, config.data.max_labels = length, patches, MAX_LABELS
     config.lora.rank = 16 if shape.trains == "lora" else 0
-    return config
+    return freeze(config)
 
 
 def measure(shape: ModelShape, attention: str, remat: str, length: int, repeats: int) -> dict[str, Any]:

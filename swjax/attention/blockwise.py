@@ -1,7 +1,6 @@
 """Numbers and arithmetic that all kernels share which go through the keys block by block, with a running softmax."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ UNSEEN = -1e30
 """A masked score: below `FIRST_MAXIMUM`, also once it is scaled for heads of at most 128 features."""
 
 
-def quotient(size: Any, divisor: int) -> Any:
+def quotient(size: Array | int, divisor: int) -> Array:
     """Of int32 that are not negative: `//` asks the machine for their signs, one that may not be the compiler's."""
     return jax.lax.div(size, jnp.int32(divisor))
 

@@ -23,7 +23,7 @@ def cache_attention(
     q: Float[Array, "B T N H"],
     keys: Float[Array, "layers B K S H"],
     values: Float[Array, "layers B K S H"],
-    layer: Int32[Any, ""],
+    layer: Int32[Array, ""],
     spans: KeySpans,
     *,
     like: Any = None,

@@ -18,10 +18,10 @@ and is slow with one that is an array.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int32
@@ -105,25 +105,27 @@ def _attend(
     )(*([] if layer is None else [layer.reshape(1)]), *operands)
 
 
-def _cache_body(layer_ref: Any, *refs: Any, plan: Plan) -> None:
+def _cache_body(layer_ref: Ref, *refs: Ref, plan: Plan) -> None:
     _forward_body(*refs, plan=plan, layer=layer_ref[0])
 
 
 def _forward_body(
-    start_ref: Any,
-    stop_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    out_ref: Any,
-    lse_ref: Any,
+    start_ref: Ref,
+    stop_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    out_ref: Ref,
+    lse_ref: Ref,
     *,
     plan: Plan,
-    layer: Any = None,
+    layer: Array | int | None = None,
 ) -> None:
     q, start, stop = q_ref[...], start_ref[...], stop_ref[...]
 
-    def attend_block(place: Any, seen: Array | None, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def attend_block(
+        place: Array | int, seen: Array | None, carry: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
         largest, total, sums = carry
         at = pl.ds(place, plan.keys), slice(None)
         k, v = (ref[at if layer is None else (layer, *at)] for ref in (k_ref, v_ref))

@@ -1,10 +1,10 @@
 """The backward pass of span attention on NVIDIA GPUs: one kernel for queries, one for keys and values."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
@@ -71,21 +71,21 @@ def _query_gradient(
 
 
 def _query_gradient_body(
-    start_ref: Any,
-    stop_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    dout_ref: Any,
-    lse_ref: Any,
-    along_ref: Any,
-    dq_ref: Any,
+    start_ref: Ref,
+    stop_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    dout_ref: Ref,
+    lse_ref: Ref,
+    along_ref: Ref,
+    dq_ref: Ref,
     *,
     plan: Plan,
 ) -> None:
     q, dout, lse, along = q_ref[...], dout_ref[...], lse_ref[...], along_ref[...]
 
-    def add_block(place: Any, seen: Array | None, dq: Array) -> Array:
+    def add_block(place: Array | int, seen: Array | None, dq: Array) -> Array:
         k, v = (ref[pl.ds(place, plan.keys), :] for ref in (k_ref, v_ref))
         weights = jnp.exp2(block_scores(q, k, seen, plan) - lse[:, None])
         dscores = weights * (dot(dout, v, (1, 1), plan.precision) - along[:, None])
@@ -127,25 +127,25 @@ def _key_gradients(
 
 
 def _key_gradients_body(
-    count_ref: Any,
-    touching_ref: Any,
-    start_ref: Any,
-    stop_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    dout_ref: Any,
-    lse_ref: Any,
-    along_ref: Any,
-    dk_ref: Any,
-    dv_ref: Any,
+    count_ref: Ref,
+    touching_ref: Ref,
+    start_ref: Ref,
+    stop_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    dout_ref: Ref,
+    lse_ref: Ref,
+    along_ref: Ref,
+    dk_ref: Ref,
+    dv_ref: Ref,
     *,
     plan: Plan,
 ) -> None:
     k, v, count = k_ref[...], v_ref[...], count_ref[...]
     index = pl.program_id(0) * plan.keys + jnp.arange(plan.keys, dtype=jnp.int32)
 
-    def add_block(head: Any, i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add_block(head: Array | int, i: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         dk, dv = carry
         rows = pl.ds(touching_ref[i] * plan.queries, plan.queries)
         q, dout = (ref[rows, head, :] for ref in (q_ref, dout_ref))
@@ -155,7 +155,7 @@ def _key_gradients_body(
         dscores = weights * (dot(dout, v, (1, 1), plan.precision) - along_ref[head, rows][:, None])
         return dk + dot(dscores.astype(q.dtype), q, (0, 0), plan.precision), dv
 
-    def add_head(head: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add_head(head: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         return jax.lax.fori_loop(0, count, functools.partial(add_block, head), carry)
 
     nothing = jnp.zeros((plan.keys, plan.width), jnp.float32)

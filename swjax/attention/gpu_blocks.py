@@ -179,7 +179,7 @@ def for_each_block(
     whole_begin = jnp.clip(quotient(jnp.maximum(jnp.max(start) - low, 0) + plan.keys - 1, plan.keys), begin, end)
     whole_end = jnp.clip(quotient(jnp.maximum(jnp.min(stop) - low, 0), plan.keys), whole_begin, end)
 
-    def masked(i: Any, carry: Any) -> Any:
+    def masked(i: Array | int, carry: Any) -> Any:
         first = low + i * plan.keys
         place = jnp.minimum(first, plan.num_keys - plan.keys)
         index = place + jnp.arange(plan.keys, dtype=jnp.int32)

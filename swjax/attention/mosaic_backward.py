@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
@@ -102,21 +103,21 @@ def _query_gradient(
 
 
 def _query_gradient_body(
-    reach: Any,
-    whole: Any,
-    edges: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    dout: Any,
-    numbers: Any,
-    dq: Any,
+    reach: Ref,
+    whole: Ref,
+    edges: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    dout: Ref,
+    numbers: Ref,
+    dq: Ref,
     *,
-    q_shared: Any,
-    dout_shared: Any,
-    edges_shared: Any,
-    numbers_shared: Any,
-    rows_filled: Any,
+    q_shared: Ref,
+    dout_shared: Ref,
+    edges_shared: Ref,
+    numbers_shared: Ref,
+    rows_filled: Ref,
     keys: Channel,
     values: Channel,
     plan: Plan,
@@ -142,7 +143,7 @@ def _query_gradient_body(
         lse, along = (plgpu.layout_cast(my_numbers[i], BY_ROW) for i in range(2))
         whole_begin, whole_end = whole[row, part, 0], whole[row, part, 1]
 
-        def add_block(step: Any, dq: Array) -> Array:
+        def add_block(step: Array | int, dq: Array) -> Array:
             slot = jax.lax.rem(step, jnp.int32(plan.stages))
             block = first + step
             k_shared, v_shared = keys.buffers[0].at[slot], values.buffers[0].at[slot]
@@ -241,21 +242,21 @@ def touching_parts(
 
 
 def _key_gradients_body(
-    counts: Any,
-    touching: Any,
-    edges: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    dout: Any,
-    numbers: Any,
-    dk: Any,
-    dv: Any,
+    counts: Ref,
+    touching: Ref,
+    edges: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    dout: Ref,
+    numbers: Ref,
+    dk: Ref,
+    dv: Ref,
     *,
-    k_shared: Any,
-    v_shared: Any,
-    total_shared: Any,
-    keys_filled: Any,
+    k_shared: Ref,
+    v_shared: Ref,
+    total_shared: Ref,
+    keys_filled: Ref,
     queries: Channel,
     douts: Channel,
     plan: Plan,
@@ -278,7 +279,7 @@ def _key_gradients_body(
         plgpu.copy_gmem_to_smem(v.at[at], my_v, keys_filled.at[warpgroup])
         plgpu.barrier_wait(keys_filled.at[warpgroup])
 
-        def add_step(step: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def add_step(step: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             total_dk, total_dv, part = carry
             slot = jax.lax.rem(step, jnp.int32(plan.stages))
             q_shared, edges_shared, numbers_shared = (buffer.at[slot] for buffer in queries.buffers)
@@ -320,7 +321,7 @@ def _key_gradients_body(
     def _fetch() -> None:
         set_registers(groups, compute=False)
 
-        def sources(step: Any) -> Any:
+        def sources(step: Array | int) -> Any:
             part = jax.lax.div(touching[row, tile, jax.lax.div(step, heads)], jnp.int32(2))
             head = key_head * jnp.int32(plan.group) + first_head + jax.lax.rem(step, heads)
             at = row, pl.ds(part * ROWS, ROWS), head

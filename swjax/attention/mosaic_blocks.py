@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, DTypeLike, Float, Int32
 
 from swjax.attention.blockwise import LOG2E, UNSEEN
 from swjax.attention.reach import union
@@ -136,7 +137,7 @@ def pad(x: Array, axis: int, multiple: int) -> Array:
     return jnp.pad(x, [(0, missing if i == axis % x.ndim else 0) for i in range(x.ndim)]) if missing else x
 
 
-def shared(dtype: Any, *shape: int) -> Any:
+def shared(dtype: DTypeLike, *shape: int) -> Any:
     """Shared memory for matrices, in the order in which copies write and tensor cores read them."""
     columns = 128 // jnp.dtype(dtype).itemsize
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
@@ -152,12 +153,12 @@ def down(numbers: Array, shape: tuple[int, ...]) -> Array:
     return jax.lax.broadcast_in_dim(numbers, shape, [1])
 
 
-def index_along(axis: int, first: Any, shape: tuple[int, ...]) -> Array:
+def index_along(axis: int, first: Array | int, shape: tuple[int, ...]) -> Array:
     """Index of each row (or column), the first of which is given."""
     return first + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=MATRIX)
 
 
-def mask_rows(scores: Array, is_whole: Any, first: Any, start: Array, stop: Array) -> Array:
+def mask_rows(scores: Array, is_whole: Array | bool, first: Array | int, start: Array, stop: Array) -> Array:
     """Scores [queries, keys] with those of unseen keys far below all others, unless all are seen."""
 
     def masked() -> Array:
@@ -168,10 +169,12 @@ def mask_rows(scores: Array, is_whole: Any, first: Any, start: Array, stop: Arra
     return jax.lax.cond(is_whole, lambda: scores, masked)
 
 
-def key_blocks(k_ref: Any, v_ref: Any, row: Any, head: Any, layer: Any, plan: Plan) -> Any:
+def key_blocks(
+    k_ref: Ref, v_ref: Ref, row: Array | int, head: Array | int, layer: Array | int | None, plan: Plan
+) -> Any:
     """A function of a block's number that gives the keys, and the values, of one head where they lie."""
 
-    def at(block: Any) -> tuple[Any, Any]:
+    def at(block: Array | int) -> tuple[Any, Any]:
         some = pl.ds(block * plan.keys, plan.keys)
         where = (row, some, head) if layer is None else (layer, row, head, some)
         return (k_ref.at[where],), (v_ref.at[where],)
@@ -179,7 +182,7 @@ def key_blocks(k_ref: Any, v_ref: Any, row: Any, head: Any, layer: Any, plan: Pl
     return at
 
 
-def mask_columns(scores: Array, is_whole: Any, first: Any, edges: Any) -> Array:
+def mask_columns(scores: Array, is_whole: Array | bool, first: Array | int, edges: Ref) -> Array:
     """Scores [keys, queries] as `mask_rows` has them; edges are in shared memory, [2, queries]."""
 
     def masked() -> Array:
@@ -236,7 +239,7 @@ class Channel(NamedTuple):
 
 
 def fetch_ahead(
-    steps: Any, stages: int, channels: Sequence[Channel], sources: Callable[[Any], Sequence[Sequence[Any]]]
+    steps: Array | int, stages: int, channels: Sequence[Channel], sources: Callable[[Any], Sequence[Sequence[Any]]]
 ) -> None:
     """Copies what every step needs, as soon as there is room: all that the memory's warpgroup does.
 
@@ -248,7 +251,7 @@ def fetch_ahead(
     """
 
     @pl.loop(0, steps)
-    def _step(step: Any) -> None:
+    def _step(step: Array | int) -> None:
         slot = jax.lax.rem(step, jnp.int32(stages))
         for channel, refs in zip(channels, sources(step), strict=True):
             pl.when(step >= stages)(functools.partial(plgpu.barrier_wait, channel.freed.at[slot]))
@@ -256,6 +259,6 @@ def fetch_ahead(
                 plgpu.copy_gmem_to_smem(ref, buffer.at[slot], channel.filled.at[slot])
 
     @pl.loop(jnp.maximum(steps - stages, 0), steps)
-    def _last(step: Any) -> None:
+    def _last(step: Array | int) -> None:
         for channel in channels:
             plgpu.barrier_wait(channel.freed.at[jax.lax.rem(step, jnp.int32(stages))])

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
@@ -66,7 +67,7 @@ def attend(
     return kernel(*([] if layer is None else [layer.reshape(1)]), *operands)
 
 
-def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
+def _forward_body(*refs: Ref, plan: Plan, cached: bool, **scratch: Any) -> None:
     layer = refs[0][0] if cached else None
     reach, whole, edges, q, k, v, out, lse = refs[cached:]
     warpgroup = jax.lax.axis_index("warpgroup")
@@ -108,12 +109,12 @@ def _forward_body(*refs: Any, plan: Plan, cached: bool, **scratch: Any) -> None:
 def _forward_rows(
     q: Any,
     edges: Any,
-    whole: tuple[Any, Any],
+    whole: tuple[Array | int, Array | int],
     out: Any,
     lse: Any,
-    first: Any,
-    steps: Any,
-    warpgroup: Any,
+    first: Array | int,
+    steps: Array | int,
+    warpgroup: Array | int,
     plan: Plan,
     *,
     q_shared: Any,
@@ -142,7 +143,7 @@ def _forward_rows(
         if turns is not None:
             plgpu.barrier_arrive(turns.at[1 - warpgroup])
 
-    def attend_block(step: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def attend_block(step: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         sums, largest, total = carry
         slot = jax.lax.rem(step, jnp.int32(plan.stages))
         block = first + step

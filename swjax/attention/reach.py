@@ -1,12 +1,10 @@
 """Which keys a block of queries has to do with, and which blocks of queries a block of keys: for blockwise kernels."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
 
-def union(start: Int32[Array, "*B X"], stop: Int32[Array, "*B X"], num_keys: int) -> tuple[Any, Any]:
+def union(start: Int32[Array, "*B X"], stop: Int32[Array, "*B X"], num_keys: int) -> tuple[Array, Array]:
     """The smallest range [low, high) with all spans along the last axis; [0, 0) if all are empty."""
     is_empty = start >= stop
     high = jnp.where(is_empty, 0, stop).max(axis=-1)

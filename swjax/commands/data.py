@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from swjax.commands.say import SMALL_TOKENIZER, UsageError, any_path, console, refusing
+from swjax.storage import as_path, local_file, writing_folder
 from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from swjax.data.example import Rejected, VideoExample
     from swjax.data.pipeline_config import PipelineConfig
     from swjax.data.statistics import Statistics
+    from swjax.streaming.tokens import Tokenizer
 
 NAME = "data"
 HELP = "look at a data set: counts, lengths, padding, and examples with what may be said when"
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["inspect"], help="what to do")
     parser.add_argument("source", help="a data set in any format, or prepared records and their split (FOLDER:train)")
     parser.add_argument("--format", default="auto", help="its format (docs/data.md); by default it is found by looking")
-    parser.add_argument("--output", type=Path, help="folder for statistics.json, the histograms and contact sheets")
+    parser.add_argument("--output", type=any_path, help="folder for statistics.json, the histograms and contact sheets")
     parser.add_argument("--limit", type=int, default=1000, help="look at the first so many examples (default: 1000)")
     parser.add_argument("--sheets", type=int, default=4, help="contact sheets to draw (default: 4)")
     parser.add_argument("--tokenizer", help="folder of the tokenizer (default: the small one of Moving Shapes)")
@@ -152,7 +154,8 @@ def run(args: argparse.Namespace) -> int:
     for line in describe_filling(found, config, examples=len(source.examples)):
         out.print(f"  or {line}", markup=False, soft_wrap=True)
     if args.output is not None:
-        _write(args, found, rejected, source.examples, config, tokenizer)
+        with writing_folder(args.output) as folder:
+            _write(folder, args, found, rejected, source.examples, config, tokenizer)
         out.print(f"written: {args.output}", soft_wrap=True)
     return 0
 
@@ -161,13 +164,13 @@ def _print_format(args: argparse.Namespace, out: Any) -> None:
     """The format of a data set, and what becomes of each of its fields."""
     from swjax.data.formats import choose_format, count_fields
 
-    path = Path(args.source)
+    path = as_path(args.source)
     found = choose_format(path, args.format)
     if not path.exists():
         return
     out.print(f"{args.source}: format {found.name} ({found.meaning})", markup=False, soft_wrap=True)
     table = Table("field", "records", "what becomes of it", box=None)
-    for name, number, meaning in count_fields(path, found, limit=args.limit):
+    for name, number, meaning in count_fields(local_file(path), found, limit=args.limit):
         table.add_row(name, str(number), meaning)
     out.print(table)
 
@@ -196,12 +199,18 @@ def _print_table(found: Statistics, out: Any) -> None:
 
 
 def _write(
-    args: argparse.Namespace, found: Statistics, rejected: Any, examples: Any, config: PipelineConfig, tokenizer: Any
+    folder: Path,
+    args: argparse.Namespace,
+    found: Statistics,
+    rejected: Any,
+    examples: Any,
+    config: PipelineConfig,
+    tokenizer: Tokenizer,
 ) -> None:
     from swjax.commands.data_figures import draw_histograms, draw_sheet
     from swjax.data.sources import readable_examples
 
-    args.output.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     summary = {
         "source": str(args.source),
         "examples": len(examples),
@@ -211,10 +220,10 @@ def _write(
         "rejected": [{"where": bad.where, "reason": bad.reason} for bad in rejected],
         "sizes": [{"key": size.key} | {name: getattr(size, name) for name in COLUMNS} for size in found.sizes],
     }
-    (args.output / "statistics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    draw_histograms(found, COLUMNS, args.output / "histograms.png")
+    (folder / "statistics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    draw_histograms(found, COLUMNS, folder / "histograms.png")
     usable = {size.key for size in found.sizes}
     # A sheet has what may be said after each frame of one video.
     shown = (one for one in _usable(readable_examples(examples), []) if one.key in usable and one.video is not None)
     for number, example in enumerate(itertools.islice(shown, args.sheets)):
-        draw_sheet(example, config, tokenizer, args.output / f"example_{number}.png")
+        draw_sheet(example, config, tokenizer, folder / f"example_{number}.png")

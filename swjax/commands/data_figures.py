@@ -13,6 +13,7 @@ from swjax.data.example import VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.statistics import Statistics, words_by_frame
 from swjax.data.video import decode_video
+from swjax.streaming.tokens import Tokenizer
 
 
 def draw_histograms(found: Statistics, columns: Mapping[str, str], file: Path) -> None:
@@ -41,7 +42,7 @@ def draw_histograms(found: Statistics, columns: Mapping[str, str], file: Path) -
     figure.savefig(file, dpi=120)
 
 
-def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Any, file: Path) -> None:
+def draw_sheet(example: VideoExample, config: PipelineConfig, tokenizer: Tokenizer, file: Path) -> None:
     """The frames of an example, and below each what may be said after it and no earlier.
 
     Args:

@@ -3,19 +3,19 @@
 import argparse
 import importlib.util
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from swjax.commands.evaluate_watch import Watch
-from swjax.commands.say import UsageError
+from swjax.commands.say import UsageError, any_path
+from swjax.plain import Json, JsonView
 from swjax.storage import AnyPath, as_path
 
 if TYPE_CHECKING:
     from swjax.data.example import VideoExample
 
-Truths = Mapping[str, Mapping[str, Any]]
+Truths = Mapping[str, JsonView]
 """What benchmarks know of videos: by the benchmark's name, then by the video's key."""
 
 
@@ -28,7 +28,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to score by: moving_shapes, captions (default: each that has what it needs)",
     )
     parser.add_argument(
-        "--events", type=Path, metavar="FILE", help="what happens in Moving Shapes (default: beside the manifest)"
+        "--events", type=any_path, metavar="FILE", help="what happens in Moving Shapes (default: beside the manifest)"
     )
     parser.add_argument("--meteor", action="store_true", help="METEOR too; needs Java")
     parser.add_argument("--baselines", action="store_true", help="score the two baselines as well (Moving Shapes)")
@@ -56,14 +56,14 @@ def read_truths(args: argparse.Namespace, examples: "Sequence[VideoExample]", ou
     if args.meteor:
         names = dict.fromkeys([*(name for name in names if name != "captions"), "captions_meteor"])
     references = {example.key: example.caption for example in examples}
-    truths: dict[str, Mapping[str, Any]] = {}
+    truths: dict[str, JsonView] = {}
     for name in names:
         benchmark = find_benchmark(name)
         truths[name] = references if benchmark.read is None else benchmark.read(_file(args, benchmark.file))
     return truths
 
 
-def score_baselines(task: Watch, truths: Truths, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+def score_baselines(task: Watch, truths: Truths, keys: Sequence[str]) -> dict[str, Json]:
     """Scores of each benchmark's best constant answer, and of the same model shown blank frames, on the same videos."""
     from swjax.data.example import Rejected
     from swjax.data.sources import open_source, readable_examples
@@ -84,7 +84,7 @@ def score_baselines(task: Watch, truths: Truths, keys: Sequence[str]) -> dict[st
         if not isinstance(example, Rejected)
     ]
     blank, _ = task.watch("blank_frames.jsonl", "watching blank frames", blank_frames)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Json] = {}
     of_blank: dict[str, Score] = {}
     for name, of_all in truths.items():
         benchmark = find_benchmark(name)

@@ -4,12 +4,11 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import track
 
-from swjax.commands.say import UsageError
+from swjax.commands.say import UsageError, any_path
 from swjax.storage import AnyPath
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     )
     judge.add_argument(
         "--judge-cache",
-        type=Path,
+        type=any_path,
         metavar="FILE",
         help="known grades (default: judge_cache.jsonl in --output)",
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from swjax.evaluation import Score
     from swjax.runs.streaming_model import StreamingModel
     from swjax.streaming import Geometry
+    from swjax.streaming.tokens import Tokenizer
 
 MAX_TOKENS = 2**17
 """Tokens of the longest example that is read: as many as a row of the engine may have when videos are watched."""
@@ -36,7 +37,9 @@ class CaptionLosses:
     rejected: "tuple[Rejected, ...]"
 
 
-def caption_losses(source: "StreamingModel", tokenizer: Any, examples: "Sequence[VideoExample]") -> CaptionLosses:
+def caption_losses(
+    source: "StreamingModel", tokenizer: "Tokenizer", examples: "Sequence[VideoExample]"
+) -> CaptionLosses:
     """Read the captions of examples, later turns included, in rows of the lengths that their videos turn out to have.
 
     Rows are padded to powers of two, so that few shapes are compiled.

@@ -1,13 +1,14 @@
 """The table of scores that `swjax evaluate` prints."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from swjax.plain import JsonView
 
-def show_scores(out: Console, rows: Mapping[str, Mapping[str, Any]]) -> None:
+
+def show_scores(out: Console, rows: Mapping[str, JsonView]) -> None:
     """Print a line a score and a column a row of scores.json, of which the first shows its intervals."""
     from swjax.evaluation.report import READ_AS_TRAINED
     from swjax.evaluation.shown import known_metrics, metric_of
@@ -25,7 +26,7 @@ def show_scores(out: Console, rows: Mapping[str, Mapping[str, Any]]) -> None:
     out.print(table)
 
 
-def _cell(row: Mapping[str, Any], name: str, form: str, *, is_first: bool) -> str:
+def _cell(row: JsonView, name: str, form: str, *, is_first: bool) -> str:
     if name not in row:
         return ""
     if not is_first:

@@ -11,7 +11,9 @@ from rich.progress import track
 from swjax.commands.memory_arguments import read_drop, read_memory
 from swjax.commands.say import UsageError
 from swjax.commands.speaking_arguments import read_speaking
+from swjax.plain import Json
 from swjax.storage import AnyPath
+from swjax.streaming.tokens import Tokenizer
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.data.example import Rejected, VideoExample
@@ -58,7 +60,7 @@ class Watch:
 
     source: "StreamingModel"
     weights: "Weights"
-    tokenizer: Any
+    tokenizer: Tokenizer
     examples: "Sequence[VideoExample]"
     args: argparse.Namespace
     folder: AnyPath
@@ -140,7 +142,7 @@ class Watch:
         )
 
     @functools.cached_property
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> Json:
         """All that predictions depend on."""
         from swjax.data.chat import EVALUATION_QUESTION
         from swjax.inference import Mode

@@ -1,10 +1,9 @@
 """`swjax layout`: show what a position design makes of a chat."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swjax.commands.say import UsageError, console, refusing
+from swjax.commands.say import UsageError, any_path, console, refusing
 from swjax.streaming.spec import StreamSpec
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
@@ -69,7 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant", action="append", metavar="NAME", help="design to show, or all; may be repeated (default: gdpe)"
     )
     parser.add_argument(
-        "--figure", action="append", type=Path, default=[], metavar="FILE", help="PNG or SVG to draw; may be repeated"
+        "--figure",
+        action="append",
+        type=any_path,
+        default=[],
+        metavar="FILE",
+        help="PNG or SVG to draw; may be repeated",
     )
     parser.add_argument(
         "--gap", type=int, default=StreamSpec.gap, help="first id of the answer in gipe (default: %(default)s)"
@@ -108,8 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source = chat.add_mutually_exclusive_group()
     source.add_argument("--text", help="an answer, cut into a tokenizer's tokens")
-    source.add_argument("--manifest", type=Path, metavar="FILE", help="a data set to take an example from")
-    source.add_argument("--tokens", type=Path, metavar="FILE", help="JSON file of a chat")
+    source.add_argument("--manifest", type=any_path, metavar="FILE", help="a data set to take an example from")
+    source.add_argument("--tokens", type=any_path, metavar="FILE", help="JSON file of a chat")
     chat.add_argument("--key", help="video_id of the example, with --manifest (default: the first)")
     chat.add_argument("--question", help="what is asked about the video, with --text or --manifest")
     chat.add_argument(

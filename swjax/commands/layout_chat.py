@@ -3,14 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from swjax.commands.say import UsageError
+from swjax.storage import AnyPath
 from swjax.streaming import DEFAULT_GEOMETRY, SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 
 MERGE = DEFAULT_GEOMETRY.merge_size
 
@@ -76,7 +76,7 @@ def text_chat(grid: tuple[int, int, int], question: str, answer: str, tokenizer_
 
 
 def manifest_chat(
-    manifest: Path,
+    manifest: AnyPath,
     key: str | None,
     question: str | None,
     tokenizer_path: str | None,
@@ -135,7 +135,7 @@ def manifest_chat(
     return chat, schedule if isinstance(schedule, list) else None
 
 
-def read_chat(file: Path, tokenizer_path: str | None) -> Chat:
+def read_chat(file: AnyPath, tokenizer_path: str | None) -> Chat:
     """A chat from a JSON file with input_ids, video_grid_thw and image_grid_thw.
 
     Args:
@@ -166,7 +166,7 @@ def read_chat(file: Path, tokenizer_path: str | None) -> Chat:
 
 
 def _encoded(
-    tokenizer: Any, question: str, answer: str, grid: tuple[int, int, int], later: Sequence[tuple[str, str]] = ()
+    tokenizer: Tokenizer, question: str, answer: str, grid: tuple[int, int, int], later: Sequence[tuple[str, str]] = ()
 ) -> Chat:
     from swjax.data.chat import encode_chat
 

@@ -1,14 +1,15 @@
 """Layouts as figures: for each design position ids against time and, below them, who sees whom."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from swjax.atomic import replacing
 from swjax.commands.layout_view import Pair, Part, number_parts, pairs_seen, steps_in_time, time_order
 from swjax.commands.say import UsageError
+from swjax.storage import AnyPath, make_folder
 from swjax.streaming import DESIGNS, SpecialTokens, StreamLayout, Variant
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def draw_slots(layouts: Mapping[str, StreamLayout], *, columns: int = 3) -> "Fig
     return figure
 
 
-def save_figure(figure: "Figure", files: Sequence[Path]) -> None:
+def save_figure(figure: "Figure", files: Sequence[AnyPath]) -> None:
     """Write a figure as PNG or SVG files; the same figure gives the same bytes.
 
     Raises:
@@ -103,14 +104,14 @@ def save_figure(figure: "Figure", files: Sequence[Path]) -> None:
         svg = file.suffix == ".svg"
         metadata: Any = {"Date": None, "Creator": None} if svg else {"Software": None}
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with matplotlib.rc_context({"svg.hashsalt": "swjax"}):
-                figure.savefig(file, metadata=metadata)
+            make_folder(file.parent)
+            with matplotlib.rc_context({"svg.hashsalt": "swjax"}), replacing(file) as partial:
+                figure.savefig(partial, format=file.suffix[1:], metadata=metadata)
         except OSError as error:
             raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
-def check_endings(files: Sequence[Path]) -> None:
+def check_endings(files: Sequence[AnyPath]) -> None:
     """Refuse file names that say no format which a figure can have.
 
     Raises:

@@ -93,7 +93,8 @@ def _refused_paths(args: argparse.Namespace, extra: Sequence[str]) -> str:
             paths = [as_path(part) for part in str(value).split(",")] if isinstance(value, str | Path) else []
             # Verbs that take a bucket make their paths with `as_path`.
             if isinstance(value, Path) and any(map(is_remote, paths)):
-                return f"{paths[0]} is in a bucket, and this argument takes files and folders on disk alone"
+                alone = "this argument takes files and folders on disk alone; copy it, or mount the bucket"
+                return f"{paths[0]} is in a bucket, and {alone}"
     except StorageError as error:
         return str(error)
     return ""

@@ -18,14 +18,16 @@ MEMORY_NUMBERS = {
     "words": "newest words that stay",
     "first_words": "words from the beginning of the answer that stay beside them",
     "frames": "newest frames that stay (window)",
-    "recent": "percent of the budget for the newest frames, which stay whole (all that score)",
+    "recent": "percent of the budget for the newest frames, which stay whole (all that score, rekv)",
     "alpha": "percent of the rest for keys unlike the newest, before norms of values (infinipot_v)",
-    "proxy": "newest words that are run again to see what they attend to (streammem, vsb)",
+    "proxy": "newest words that are run again for what they attend to (streammem, vsb), or ask, too (rekv)",
     "buckets": "stretches of time over which sources are spread (vsb)",
     "top": "percent of the rest that is taken by attention alone (vsb)",
+    "block": "tokens that go to the host, and come back, together; 0 for those of a frame (rekv)",
+    "host_mb": "megabytes of host memory for what has left the device; beyond them the oldest is forgotten (rekv)",
     "seed": "of what is drawn (random)",
-    "positions": "what becomes of position ids (window): kept, contiguous, together, apart",
-    "reanchor_at": "ids after which all are set back, together or apart (window)",
+    "positions": "what becomes of position ids (window, rekv): kept, contiguous, together, apart",
+    "reanchor_at": "ids after which all are set back, together or apart (window, rekv)",
 }
 """What the policies' own numbers mean, by name."""
 
@@ -49,7 +51,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is kept of what has been seen and said (default: as config.memory of the run says, or keep_all): "
         "keep_all, or a policy with a budget, with which a video may be of any length: window (the question, the first "
         "words, and the newest frames and words), uniform, random, infinipot_v, keydiff, ma_lmm, streammem, vsb, "
-        "peak_end",
+        "peak_end, rekv (all others on the host, fetched by the question)",
     )
     _add_numbers(group, "memory", MEMORY_NUMBERS)
     group.add_argument(

@@ -1,18 +1,19 @@
 """A picture of a stream: the frames in a row and, below each, the words that were said when it had been seen."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from swjax.atomic import replacing
 from swjax.inference import Frame
+from swjax.storage import AnyPath, make_folder
 
 _WIDTH, _MARGIN, _FONT_SIZE = 150, 12, 17
 _INK, _FAINT, _PAPER = "#202020", "#808080", "#ffffff"
 
 
-def draw_stream(frames: Sequence[Frame], words: Sequence[str], file: Path) -> None:
+def draw_stream(frames: Sequence[Frame], words: Sequence[str], file: AnyPath) -> None:
     """Write the picture.
 
     Args:
@@ -44,8 +45,9 @@ def draw_stream(frames: Sequence[Frame], words: Sequence[str], file: Path) -> No
     draw.text((_MARGIN, tail_top), "after the last frame:", font=small, fill=_FAINT)
     for number, text in enumerate(tail, start=1):
         draw.text((_MARGIN, tail_top + number * line), text, font=font, fill=_INK)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(file)
+    make_folder(file.parent)
+    with replacing(file) as partial:
+        canvas.save(partial, format="png")
 
 
 def _last_picture(frame: Frame) -> Image.Image:

@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from swjax.commands.mesh_arguments import add_mesh_argument, read_mesh
-from swjax.commands.say import console, refuse
+from swjax.commands.say import any_path, console, refuse
 
 if TYPE_CHECKING:
     from swjax.planning.estimate import Estimate
@@ -50,7 +51,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb; overrides of the configuration stay over for `run`."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
+        "--config", type=any_path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
     )
     parser.add_argument(
         "--topology", required=True, help="v5e:4x8, v5p:4x4x4, v6e:8x8, tpu7x:2x2x1 ...; local = this machine's devices"
@@ -111,7 +112,7 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
         else:
             plans, found = [], candidates(config, model, len(devices), slices=args.slices)
             for number, tried in zip(range(args.most), found, strict=False):
-                shown = f"{number + 1}: mesh {_mesh(tried.mesh.to_dict())}, remat {tried.remat}"
+                shown = f"{number + 1}: mesh {_mesh(asdict(tried.mesh))}, remat {tried.remat}"
                 try:
                     plans.append(make_plan(tried, model, name, devices, bundles=folder))
                     said = f"{plans[-1].tokens_per_second:,.0f} tokens/s, {plans[-1].spare:.0%} of the memory spare"
@@ -195,7 +196,7 @@ def _model(name: str | None, config: Any) -> Any:
     chosen = name or config.model.preset
     if not chosen:
         raise ConfigError("the configuration takes its model's size from a checkpoint; name it with --model")
-    return preset_config(chosen, **config.model.overrides.to_dict())
+    return preset_config(chosen, **config.model.overrides)
 
 
 def _mesh(sizes: dict[str, int]) -> str:

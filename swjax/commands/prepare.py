@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from swjax.commands.say import SMALL_TOKENIZER, UsageError, console, refusing
+from swjax.commands.say import SMALL_TOKENIZER, UsageError, any_path, console, refusing
+from swjax.plain import Json
+from swjax.storage import is_remote
 from swjax.streaming.spec import StreamSpec
 
 NAME = "prepare"
-HELP = "make a data set on disk, ready for training"
+HELP = "make a data set, ready for training"
 
 DESCRIPTION = """\
-Make a data set on disk.
+Make a data set, on disk or in a bucket.
 
 moving_shapes  synthetic videos of 5 to 12 s in which a coloured shape enters, turns, bounces off another, changes
                colour and leaves. Nothing is downloaded. The captions come from a small grammar, and events.jsonl
@@ -46,6 +47,7 @@ examples:
   swjax prepare moving_shapes --output data/moving_shapes --train 3000 --validation 100 --test 100
   swjax prepare pe_video --source /data/PE-Video --tokenizer /models/Qwen2.5-VL-3B-Instruct --output data
   swjax prepare manifest --source my_videos/manifest.jsonl --output data --fps 2 --max-pixels 200704
+  swjax prepare manifest --source gs://BUCKET/clips/manifest.jsonl --output gs://BUCKET/data --min-pixels 784
   swjax prepare pe_video --source /shared/PE-Video --output /shared/data --beam-runner FlinkRunner --beam-option=...
 """
 
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["moving_shapes", "moving_shapes_live", "pe_video", "funqa", "manifest"],
         help="what to make",
     )
-    parser.add_argument("--output", type=Path, help="folder to make it in (default: data, or data/moving_shapes)")
+    parser.add_argument("--output", type=any_path, help="folder to make it in (default: data, or data/moving_shapes)")
     parser.add_argument(
         "--workers", type=int, help="processes that work (default: one a core); 0 works in this one (records only)"
     )
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--seconds", type=int, default=60, help="length of a film (default: 60; moving_shapes_live)")
     shapes.add_argument("--seed", type=int, default=0, help="another seed makes other videos (default: 0)")
     records = parser.add_argument_group("making records")
-    records.add_argument("--source", type=Path, help="folder or manifest of the original videos")
+    records.add_argument("--source", type=any_path, help="folder or manifest of the original videos")
     records.add_argument(
         "--format", default="auto", metavar="NAME", help="format of the source of manifest (default: auto, which looks)"
     )
@@ -166,7 +168,7 @@ def _make_records(args: argparse.Namespace) -> int:
     if args.source is None:
         raise UsageError(f"give the folder of the original {args.data_set} with --source")
     defaults = PAPER_LIMITS if args.data_set in ("pe_video", "funqa") else {}
-    limits: dict[str, Any] = {
+    limits: Json = {
         name: defaults.get(name) if getattr(args, name) is None else getattr(args, name)
         for name in ("min_seconds", "max_seconds", "min_rate", "max_rate")
     }
@@ -186,6 +188,8 @@ def _make_records(args: argparse.Namespace) -> int:
         load_tokenizer(args.tokenizer or None)  # refuses before hours of work, not after
         if not args.tokenizer:
             out.print(SMALL_TOKENIZER, soft_wrap=True)
+    if args.download and is_remote(args.source):
+        raise UsageError(f"--download fetches to disk, and --source is {args.source}")
     if args.download:
         download_release(args.data_set, args.source)
     made = prepare_records(

@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from swjax.commands.say import console
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from swjax.commands.main import main  # here, because main imports this module
 
     out = console()
-    began = time.monotonic()
+    seconds: dict[str, float] = {}
     test = args.data / "test"
     video = test / "videos" / "test-00000.mp4"
     data = [
@@ -64,24 +65,27 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         command = [str(word) for word in words]
         out.rule(f"[bold]{number} of {len(steps)}: {title}", align="left")
         out.print(f"$ swjax {' '.join(command)}", style="dim", soft_wrap=True, markup=False)
+        began = time.monotonic()
         status = main(command)
         if status:
             return status
-    _sum_up(args, video, time.monotonic() - began)
+        seconds[command[0]] = time.monotonic() - began
+    _sum_up(args, video, seconds)
     return 0
 
 
-def _sum_up(args: argparse.Namespace, video: Path, seconds: float) -> None:
+def _sum_up(args: argparse.Namespace, video: Path, seconds: Mapping[str, float]) -> None:
     from swjax.data.manifest import read_manifest
 
     scores = json.loads((args.run_dir / "evaluation" / "scores.json").read_text())
     caption = read_manifest(video.parents[1] / "manifest.jsonl").examples[0].caption
     model, constant, blank = (scores[name] for name in ("model", "best constant answer", "model, blank frames"))
-    out = console()
+    test, out = video.parent, console()
     out.rule("[bold]done", align="left")
     out.print(
         f"""\
-In {seconds / 60:.1f} minutes a model learned, from nothing, to describe videos while it watches them.
+In {sum(seconds.values()) / 60:.1f} minutes a model learned, from nothing, to describe videos while it watches them
+({", ".join(f"{name} {part:.0f} s" for name, part in seconds.items())}).
 Events told exactly, in {model["videos"]} videos that it had not seen:
   {model["event_accuracy"]:4.0%}  the model ({model["grammatical"]:.0%} of its captions are grammatical)
   {constant["event_accuracy"]:4.0%}  the best constant answer
@@ -93,6 +97,9 @@ The caption of the streamed video, for comparison:
   {str(args.data) + "/":<26}the videos, their captions and events
   {str(args.run_dir) + "/":<26}checkpoints, metrics.jsonl, TensorBoard files, evaluation/
   {str(args.export) + "/":<26}the model as transformers loads it
+
+See it live: the page plays a film, such as those in {test}, with the words under it as they are said
+  swjax serve --checkpoint {args.run_dir}
 
 Next:
   swjax stream --checkpoint {args.run_dir} --video {video.with_name("test-00001.mp4")}

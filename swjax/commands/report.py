@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from swjax.commands.say import UsageError, console, refusing
+from swjax.atomic import replacing, write_text
+from swjax.commands.say import UsageError, any_path, console, refusing
+from swjax.plain import Json
+from swjax.storage import make_folder
 
 if TYPE_CHECKING:
     from swjax.evaluation.report import Row
@@ -31,9 +33,13 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--sweep", type=Path, metavar="DIR", help="folder of a sweep; its finished runs are gathered")
-    source.add_argument("--table", type=Path, action="append", metavar="CSV", help="table of a sweep; may be repeated")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="(default: report in the sweep's folder)")
+    source.add_argument(
+        "--sweep", type=any_path, metavar="DIR", help="folder of a sweep; its finished runs are gathered"
+    )
+    source.add_argument(
+        "--table", type=any_path, action="append", metavar="CSV", help="table of a sweep; may be repeated"
+    )
+    parser.add_argument("--output", type=any_path, metavar="DIR", help="(default: report in the sweep's folder)")
     parser.add_argument("--metrics", metavar="A,B,...", help="which metrics (default: all in tables, the main drawn)")
     parser.add_argument(
         "--against",
@@ -56,11 +62,12 @@ def run(args: argparse.Namespace) -> int:
     if args.against:
         tables["differences.md"] = _differences(rows, args.against, metrics)
     figures = {} if args.no_figures else _figures(rows, metrics)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, text in tables.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        with replacing(folder / f"{name}.png") as file:
+            figure.savefig(file, dpi=110, format="png")
     out.print(tables["table.md"], markup=False, soft_wrap=True)
     written = [*tables, *(f"{name}.png" for name in figures)]
     out.print(f"written to {folder}: {', '.join(written)}", soft_wrap=True)
@@ -88,7 +95,7 @@ def _differences(rows: "list[Row]", against: str, metrics: list[str] | None) -> 
     return markdown_differences(rows, column, same[0] if same else value, metrics)
 
 
-def _figures(rows: "Sequence[Row]", metrics: list[str] | None) -> dict[str, Any]:
+def _figures(rows: "Sequence[Row]", metrics: list[str] | None) -> Json:
     try:
         from swjax.evaluation.plots import draw_all
     except ImportError as error:

@@ -1,12 +1,14 @@
 """The argument that says when to speak."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swjax.commands.say import UsageError
+from swjax.plain import Json
 
 if TYPE_CHECKING:
     from swjax.streaming import StreamSpec
+    from swjax.streaming.tokens import Tokenizer
 
 
 def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +22,7 @@ def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_speaking(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any) -> dict[str, Any]:
+def read_speaking(args: argparse.Namespace, record: "StreamSpec", tokenizer: "Tokenizer") -> Json:
     """The fields of `StreamSettings` that say when to speak.
 
     Args:

@@ -8,15 +8,16 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from swjax.commands.memory_arguments import add_memory_arguments, read_drop, read_memory
 from swjax.commands.mesh_arguments import add_mesh_argument, load_on_mesh, read_mesh
-from swjax.commands.say import UsageError, add_checkpoint_arguments, console, refusing
+from swjax.commands.say import UsageError, add_checkpoint_arguments, any_path, console, refusing
 from swjax.commands.speaking_arguments import add_speaking_arguments, read_speaking
 from swjax.streaming.spec import StreamSpec
+from swjax.streaming.tokens import Tokenizer
 
 if TYPE_CHECKING:  # at run time they are imported where they are used, so that --help is quick
     from swjax.inference import Frame, StreamEvent, StreamSession, StreamSettings
@@ -81,7 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-fast-as-possible", action="store_true", help="do not wait for the video's clock between frames"
     )
     parser.add_argument(
-        "--picture", type=Path, metavar="PNG", help="write a picture: the frames and, below each, the words said then"
+        "--picture",
+        type=any_path,
+        metavar="PNG",
+        help="write a picture: the frames and, below each, the words said then",
     )
     add_speaking_arguments(parser)
     add_memory_arguments(parser)
@@ -214,7 +218,7 @@ def _schedule(text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def _stop_token(text: str, tokenizer: Any) -> int:
+def _stop_token(text: str, tokenizer: Tokenizer) -> int:
     from swjax.data.text import check_text
 
     check_text(text, "--stop-token")
@@ -225,7 +229,9 @@ def _stop_token(text: str, tokenizer: Any) -> int:
     return int(ids[0])
 
 
-def _settings(args: argparse.Namespace, record: "StreamSpec", tokenizer: Any, geometry: "Geometry") -> "StreamSettings":
+def _settings(
+    args: argparse.Namespace, record: "StreamSpec", tokenizer: Tokenizer, geometry: "Geometry"
+) -> "StreamSettings":
     from swjax.inference import Sampling, StreamSettings
     from swjax.streaming import Variant
 

@@ -9,14 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from swjax.atomic import write_json
-from swjax.commands.say import UsageError, console, refuse
+from swjax.commands.say import UsageError, any_path, console, refuse
+from swjax.plain import Json
 from swjax.python_file import PythonFileError, call_python_file, find_config
+from swjax.storage import AnyPath, as_path, is_remote, local_lock, make_folder, writing_file
 
 if TYPE_CHECKING:
     from swjax.evaluation.sweep import Sweep, SweepRun
@@ -58,9 +59,9 @@ class _StoppedError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb; overrides of the configuration stay over for `run`."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="a sweep's file, or a name: sweeps/gipe_gap"
+        "--config", type=any_path, required=True, metavar="FILE", help="a sweep's file, or a name: sweeps/gipe_gap"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the sweep (default: the file's)")
+    parser.add_argument("--output", type=any_path, metavar="DIR", help="folder of the sweep (default: the file's)")
     parser.add_argument("--data", metavar="NAME", help="what to evaluate on (default: the file's)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N videos (default: the file's)")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
@@ -92,7 +93,7 @@ def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
     sweep = load_sweep(args.config)
     changes = {"output": args.output and str(args.output), "data": args.data, "limit": args.limit}
     sweep = replace(sweep, **{name: value for name, value in changes.items() if value is not None})
-    folder, runs = Path(sweep.output), expand(sweep.grids)
+    folder, runs = as_path(sweep.output), expand(sweep.grids)
     definitions = {run.name: _definition(sweep, run, extra) for run in runs}
     unknown = sorted(set(args.only or ()) - set(definitions))
     if unknown:
@@ -104,7 +105,7 @@ def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
             out.print(shlex.join(["swjax", *_job(args, extra, run)]), soft_wrap=True, markup=False)
         return 0
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if not args.only:
         record = {"config": str(args.config), "runs": [run.name for run in runs]}
         write_json(folder / SWEEP, record)
@@ -128,7 +129,7 @@ def _sweep(args: argparse.Namespace, extra: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def load_sweep(path: Path) -> "Sweep":
+def load_sweep(path: AnyPath) -> "Sweep":
     """Read a file with `get_sweep()`.
 
     Raises:
@@ -145,7 +146,7 @@ def load_sweep(path: Path) -> "Sweep":
     return sweep
 
 
-def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> dict[str, Any]:
+def _definition(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> Json:
     """All that a run's result depends on; checks the run's configuration."""
     from swjax.training.config import KEYS, flatten
     from swjax.training.config_file import load_config
@@ -166,7 +167,7 @@ def _overrides(sweep: "Sweep", run: "SweepRun", extra: Sequence[str]) -> list[st
     return [*(f"--config.{key}={value}" for key, value in values.items()), *extra]
 
 
-def _is_finished(folder: Path, definition: dict[str, Any]) -> bool:
+def _is_finished(folder: AnyPath, definition: Json) -> bool:
     from swjax.evaluation.sweep import RESULT
 
     path = folder / RESULT
@@ -187,7 +188,7 @@ def _is_finished(folder: Path, definition: dict[str, Any]) -> bool:
     )
 
 
-def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, Any], extra: Sequence[str]) -> bool:
+def _make(sweep: "Sweep", run: "SweepRun", folder: AnyPath, definition: Json, extra: Sequence[str]) -> bool:
     """Train and evaluate a run, or go on with it; returns whether all went well."""
     from swjax.commands.main import main  # here, because main imports this module
     from swjax.evaluation.sweep import (
@@ -221,10 +222,13 @@ def _make(sweep: "Sweep", run: "SweepRun", folder: Path, definition: dict[str, A
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from a run, such as those that a killed sweep with --parallel has left behind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+def _locked(folder: AnyPath) -> Iterator[None]:
+    """Keep other processes from a run, such as those that a killed sweep with --parallel has left behind.
+
+    A bucket has no locks: there, processes of this machine alone are kept from it.
+    """
+    make_folder(folder)
+    with (local_lock(folder) if is_remote(folder) else folder / "lock").open("w") as file:
         if sys.platform != "win32":
             import fcntl
 
@@ -241,7 +245,7 @@ def _failed(status: int) -> bool:
     return status != 0
 
 
-def _commit(folder: Path, steps: int) -> str | None:
+def _commit(folder: AnyPath, steps: int) -> str | None:
     """The commit that the run's last steps were made with, by its environment.jsonl."""
     from swjax.training.environment import recorded_starts
 
@@ -258,16 +262,19 @@ def _job(args: argparse.Namespace, extra: Sequence[str], run: "SweepRun") -> lis
 
 
 def _run_apart(
-    args: argparse.Namespace, extra: Sequence[str], left: "Sequence[SweepRun]", folder: Path, out: Console
+    args: argparse.Namespace, extra: Sequence[str], left: "Sequence[SweepRun]", folder: AnyPath, out: Console
 ) -> list[str]:
     """Make runs in processes of their own, several at a time; each writes a log. Returns those that failed."""
     from swjax.evaluation.sweep import RUNS
 
     def make(run: "SweepRun") -> bool:
         log = folder / RUNS / run.name / "log.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(log.parent)
         command = [sys.executable, "-m", "swjax.commands.main", *_job(args, extra, run)]
-        with log.open("ab") as file:
+        with writing_file(log) as on_disk, on_disk.open("ab") as file:
+            if is_remote(log) and log.exists():
+                file.write(log.read_bytes())
+                file.flush()
             return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode == 0
 
     failed = []

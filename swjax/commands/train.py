@@ -1,9 +1,8 @@
 """`swjax train`: train a model as a configuration file says."""
 
 import argparse
-from pathlib import Path
 
-from swjax.commands.say import console, known_errors, refuse
+from swjax.commands.say import any_path, console, known_errors, refuse
 
 NAME = "train"
 HELP = "train a model; resumes by itself where a run was stopped"
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"some of them (see --show-config), the command line any:\n{describe_keys(base_config())}"
     ).replace("%", "%%")
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
+        "--config", type=any_path, required=True, metavar="FILE", help="configuration file, or a name: moving_shapes"
     )
     parser.add_argument("--run-dir", metavar="DIR", help="the same as --config.run_dir=DIR")
     group = parser.add_argument_group("several processes, where no cluster says it")

@@ -5,10 +5,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swjax.data.example import ArchiveMember, ExampleError, Rejected
 from swjax.data.json_lines import JsonLineError, parse_line
+from swjax.plain import Json
 from swjax.storage import AnyPath, local_file
 
 MAX_MEMBER_BYTES = 4 * 2**30
@@ -25,21 +26,22 @@ class TarSample(NamedTuple):
     """
 
     key: str
-    fields: dict[str, Any]
+    fields: Json
     video: ArchiveMember
 
 
-def read_tar_samples(path: Path) -> Iterator[TarSample | Rejected]:
+def read_tar_samples(path: AnyPath) -> Iterator[TarSample | Rejected]:
     """The samples of a WebDataset's tar shard: the JSON read, the video only located.
 
     An archive that is cut short gives what lies before the cut, and the rest as one `Rejected`; a sample without its
     video or JSON is one as well.
     """
-    size = path.stat().st_size
-    waiting: dict[str, Any] = {}
+    here = local_file(path)
+    size = here.stat().st_size
+    waiting: Json = {}
     seen: set[str] = set()
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(here, "r:") as archive:
             for member in archive:
                 key, _, suffix = member.name.rpartition("/")[2].partition(".")
                 if not member.isfile() or suffix not in ("mp4", "json"):
@@ -105,7 +107,7 @@ def read_member(path: AnyPath, member: ArchiveMember) -> bytes:
     return data
 
 
-def _sample(path: Path, found: dict[str, Any], seen: set[str]) -> TarSample | Rejected:
+def _sample(path: AnyPath, found: Json, seen: set[str]) -> TarSample | Rejected:
     where = f"{path}:{found['key']}"
     for suffix in ("mp4", "json"):
         if suffix not in found:

@@ -7,11 +7,11 @@ frames are dropped, `kept` bool[P] says of which patches the tokens are left.
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from swjax.plain import Json
 from swjax.streaming import (
     KeySpans,
     StreamLayout,
@@ -21,7 +21,7 @@ from swjax.streaming import (
     pad_layout,
 )
 
-Row = dict[str, Any]
+Row = Json
 Batch = dict[str, np.ndarray]
 """Rows of one batch, B rows of L tokens, P patches and V videos:
 

@@ -1,15 +1,16 @@
 """Text that arrives between the frames of a video, or after it, as token ids with the marks of the chat."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Int32
 
 from swjax.data.chat import encode_chat
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SourceText, SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 
 
-def encode_question(tokenizer: Any, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT) -> SourceText:
+def encode_question(
+    tokenizer: Tokenizer, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
+) -> SourceText:
     """A question in mid-stream: it closes the message of the frames so far and opens one for itself and those to come.
 
     So the sources read as the chat template writes several messages of a user, each a question and then its video.
@@ -26,7 +27,7 @@ def encode_question(tokenizer: Any, special: SpecialTokens, question: str, chat:
     return SourceText((*special.trailer, *_message(tokenizer, special, question, chat)))
 
 
-def encode_line(tokenizer: Any, special: SpecialTokens, line: str, chat: ChatRule = DEFAULT_CHAT) -> SourceText:
+def encode_line(tokenizer: Tokenizer, special: SpecialTokens, line: str, chat: ChatRule = DEFAULT_CHAT) -> SourceText:
     """A subtitle, a line of a sensor or of a chat: text in the message of the video, between two pieces of it.
 
     Args:
@@ -43,7 +44,7 @@ def encode_line(tokenizer: Any, special: SpecialTokens, line: str, chat: ChatRul
 
 
 def encode_turn(
-    tokenizer: Any, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
+    tokenizer: Tokenizer, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
 ) -> Int32[np.ndarray, "S"]:
     """A question after the video, when the answer before it has ended: a message of the user without a video.
 
@@ -60,7 +61,7 @@ def encode_turn(
     return ids[start:stop]
 
 
-def _message(tokenizer: Any, special: SpecialTokens, text: str, chat: ChatRule) -> tuple[int, ...]:
+def _message(tokenizer: Tokenizer, special: SpecialTokens, text: str, chat: ChatRule) -> tuple[int, ...]:
     """`<|im_start|>user\\n`, the text and `<|vision_start|>`."""
     ids = encode_chat(tokenizer, question=text, answer=None, video_grid_thw=(1, 1, 1), merge_size=1, chat=chat)
     video = int(np.flatnonzero(ids == special.video_pad)[0])

@@ -14,7 +14,9 @@ from jaxtyping import Int32
 
 from swjax.data.example import IMAGE_TAG, VIDEO_TAG, ExampleError
 from swjax.data.text import check_text, join_texts
+from swjax.plain import Json
 from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
+from swjax.streaming.tokens import Tokenizer
 
 EVALUATION_QUESTION = "Describe the scene in this video and the activity that takes place in it."
 TRAINING_QUESTIONS = (
@@ -32,7 +34,7 @@ def training_question(key: str, *, seed: int, epoch: int) -> str:
 
 
 def encode_chat(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     question: str,
     answer: str | None,
@@ -67,7 +69,7 @@ def encode_chat(
 
 
 def encode_mixed(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     turns: Sequence[tuple[str, str | None]],
     *,
     grid_thw: Sequence[Sequence[int]],
@@ -97,7 +99,7 @@ def _parts(question: str) -> str | list[dict[str, str]]:
 
 
 def encode_parts(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     turns: Sequence[tuple[str | list[dict[str, str]], str | None]],
     grids: Sequence[Sequence[int] | np.ndarray],
     *,
@@ -115,7 +117,7 @@ def encode_parts(
         return text
 
     prompt = checked(chat.system_prompt, "system prompt")
-    messages: list[dict[str, Any]] = [{"role": "system", "content": prompt}] if prompt else []
+    messages: list[Json] = [{"role": "system", "content": prompt}] if prompt else []
     for question, answer in turns:
         for text in [question] if isinstance(question, str) else [part.get("text", "") for part in question]:
             checked(text, "question")
@@ -143,7 +145,7 @@ def encode_parts(
     return np.repeat(ids, counts)
 
 
-def _structural_tokens(tokenizer: Any, chat: ChatRule) -> list[str]:
+def _structural_tokens(tokenizer: Tokenizer, chat: ChatRule) -> list[str]:
     """The tokens that a text may not hold: those that give a chat its structure, and others marked as special.
 
     Words that somebody added to the vocabulary, and Qwen's <tool_call>, are text like any other.
@@ -152,7 +154,7 @@ def _structural_tokens(tokenizer: Any, chat: ChatRule) -> list[str]:
     return list(dict.fromkeys([*chat.added_tokens, *special]))
 
 
-def sentence_tokens(tokenizer: Any, sentences: Sequence[str]) -> Int32[np.ndarray, "sentences"]:
+def sentence_tokens(tokenizer: Tokenizer, sentences: Sequence[str]) -> Int32[np.ndarray, "sentences"]:
     """How many tokens of an answer belong to each of its sentences, which `join_texts` joins.
 
     A token that reaches over a boundary belongs to the later sentence; one whose only token does so has none.

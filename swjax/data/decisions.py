@@ -1,7 +1,6 @@
 """Decision tokens in a tokenizer, and answers that decide after each frame whether there is something to say."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32
@@ -24,6 +23,7 @@ from swjax.streaming import (
     speak_after_items,
     thoughts_by_item,
 )
+from swjax.streaming.tokens import Tokenizer
 
 SKIP, END = "<skip>", "</think>"
 
@@ -31,14 +31,14 @@ DECISION_TEXTS = (SKIP, "<think>", END)
 """What is added to a tokenizer, as TaYS does: so in Qwen2.5-VL's they are the tokens 151,665 to 151,667."""
 
 
-def add_decisions(tokenizer: Any) -> None:
+def add_decisions(tokenizer: Tokenizer) -> None:
     """Add the tokens of decisions to a tokenizer that has none; where it has them, they stay as they are."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     new = [AddedToken(text, special=True, normalized=False) for text in DECISION_TEXTS if text not in added]
     tokenizer.add_tokens(new, special_tokens=True)
 
 
-def find_decisions(tokenizer: Any) -> DecisionTokens:
+def find_decisions(tokenizer: Tokenizer) -> DecisionTokens:
     """The tokens of decisions in a tokenizer.
 
     Args:
@@ -59,7 +59,7 @@ def find_decisions(tokenizer: Any) -> DecisionTokens:
 
 def encode_decisions(
     example: VideoExample,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     question: str,
     grid: tuple[int, int, int],
@@ -109,7 +109,7 @@ def encode_decisions(
 
 def encode_questions(
     example: VideoExample,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special: SpecialTokens,
     *,
     question: str,
@@ -187,7 +187,7 @@ def question_times(asked_s: Sequence[float], arrival_s: Float[np.ndarray, "F"]) 
 
 
 def _thoughts(
-    sentences: Sequence[Sentence], tokenizer: Any, decisions: DecisionTokens, item_s: Float[np.ndarray, "items"]
+    sentences: Sequence[Sentence], tokenizer: Tokenizer, decisions: DecisionTokens, item_s: Float[np.ndarray, "items"]
 ) -> list[list[int]]:
     """The words after each source item, without what ends them."""
     due = [(min(one.time_s, float(item_s[-1])), (number,)) for number, one in enumerate(sentences)]

@@ -20,6 +20,7 @@ from swjax.data.pictures import read_picture
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.pruned import kept_tokens
 from swjax.data.video import iter_frames
+from swjax.plain import Json
 from swjax.streaming import (
     DESIGNS,
     ChatRule,
@@ -32,6 +33,7 @@ from swjax.streaming import (
 )
 from swjax.streaming.dropping import drop_of
 from swjax.streaming.pruning import prune_layout
+from swjax.streaming.tokens import Tokenizer
 
 
 def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
@@ -77,7 +79,7 @@ def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
 def encode_example(
     example: VideoExample,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
     *,
     question: str,
@@ -173,7 +175,7 @@ def chat_of(example: VideoExample, config: PipelineConfig) -> ChatRule:
     return config.chat if example.system is None else dataclasses.replace(config.chat, system_prompt=example.system)
 
 
-def _placing(config: PipelineConfig, special_tokens: SpecialTokens) -> dict[str, Any]:
+def _placing(config: PipelineConfig, special_tokens: SpecialTokens) -> Json:
     return {
         "variant": config.variant,
         "gap": config.gap,
@@ -187,7 +189,7 @@ def _placing(config: PipelineConfig, special_tokens: SpecialTokens) -> dict[str,
 def _lay_out(
     example: VideoExample,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
     *,
     question: str,
@@ -227,7 +229,7 @@ def _without_dropped(layout: StreamLayout, kept: Bool[np.ndarray, "U"], special:
 def encode_text(
     example: VideoExample,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
     *,
     question: str,
@@ -282,7 +284,7 @@ def answer_schedule(
     ids: Int32[np.ndarray, "L"],
     grid: tuple[int, int, int],
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
 ) -> int | list[int]:
     """Answer tokens a frame: wait-k, or as the times of the sentences allow.

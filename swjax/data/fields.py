@@ -4,6 +4,7 @@ from typing import Any
 
 from swjax.data.json_lines import json_type, shown
 from swjax.data.text import check_text
+from swjax.plain import Json
 
 MAX_SECONDS = 1e9
 """The latest time in a video, some thirty years: no file is longer, and timestamps of nanoseconds still hold it."""
@@ -13,7 +14,7 @@ class FieldError(ValueError):
     """What is wrong with one record."""
 
 
-def objects(record: dict[str, Any], name: str, *, least: int = 1) -> list[dict[str, Any]]:
+def objects(record: Json, name: str, *, least: int = 1) -> list[Json]:
     """A list of objects, with one at least, or as many as `least` says."""
     value = record[name]
     if not (isinstance(value, list) and len(value) >= least and all(isinstance(entry, dict) for entry in value)):
@@ -22,14 +23,14 @@ def objects(record: dict[str, Any], name: str, *, least: int = 1) -> list[dict[s
     return value
 
 
-def field(record: dict[str, Any], name: str) -> Any:
+def field(record: Json, name: str) -> Any:
     """A field that must be there."""
     if name not in record:
         raise FieldError(f"the field {name!r} is missing")
     return record[name]
 
 
-def text(record: dict[str, Any], name: str) -> str:
+def text(record: Json, name: str) -> str:
     """A text that is not blank, without blanks around it."""
     value = field(record, name)
     if not isinstance(value, str):
@@ -39,12 +40,12 @@ def text(record: dict[str, Any], name: str) -> str:
     return check_text(value.strip(), f"field {name!r}")
 
 
-def optional_seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> float | None:
+def optional_seconds(record: Json, name: str, *, or_zero: bool = False) -> float | None:
     """A time, or None where the field is missing or null."""
     return None if record.get(name) is None else seconds(record, name, or_zero=or_zero)
 
 
-def seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> float:
+def seconds(record: Json, name: str, *, or_zero: bool = False) -> float:
     """A time from 0 to `MAX_SECONDS`."""
     value = field(record, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -57,7 +58,7 @@ def seconds(record: dict[str, Any], name: str, *, or_zero: bool = False) -> floa
     return float(value)
 
 
-def key(record: dict[str, Any], default: str) -> str:
+def key(record: Json, default: str) -> str:
     """What the record is called: its `video_id`, or the default."""
     value = record.get("video_id")
     if value is None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from swjax.plain import Json
 from swjax.storage import AnyPath, is_remote
 
 LONGEST_QUOTE = 80
@@ -37,7 +38,7 @@ def read_lines(path: AnyPath) -> list[tuple[int, bytes]]:
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def parse_line(line: bytes | str) -> dict[str, Any]:
+def parse_line(line: bytes | str) -> Json:
     """The JSON object in a line.
 
     Raises:
@@ -69,7 +70,7 @@ def cut_half_line(path: AnyPath) -> None:
             file.truncate(whole)
 
 
-def readable_lines(path: AnyPath, needed: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def readable_lines(path: AnyPath, needed: Sequence[str] = ()) -> Iterator[Json]:
     """The objects of a log, without the lines that a crash or a full disk has spoiled; none if there is no file.
 
     Args:

@@ -27,7 +27,6 @@ import re
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from swjax.data.example import (
     IMAGE_TAG,
@@ -43,6 +42,7 @@ from swjax.data.example import (
 from swjax.data.fields import FieldError, key, objects, optional_seconds, seconds, text
 from swjax.data.json_lines import JsonLineError, parse_line, read_lines, shown
 from swjax.data.text import check_text, join_texts
+from swjax.plain import Json
 from swjax.storage import AnyPath, as_path, is_remote, list_files, refused_scheme
 
 
@@ -122,7 +122,7 @@ def _parse_line(
 
 
 def parse_record(
-    record: dict[str, Any], folder: AnyPath, root: AnyPath, *, default_key: str, there: Set[str] | None = None
+    record: Json, folder: AnyPath, root: AnyPath, *, default_key: str, there: Set[str] | None = None
 ) -> VideoExample:
     """An example of an object with the fields of a manifest.
 
@@ -163,7 +163,7 @@ def parse_record(
     )
 
 
-def _is_mixed(record: dict[str, Any]) -> bool:
+def _is_mixed(record: Json) -> bool:
     """Whether it is a chat about images, several videos or nothing to look at."""
     named = [name for name in ("images", "videos") if record.get(name) is not None]
     if named and record.get("video_path") is not None:
@@ -171,7 +171,7 @@ def _is_mixed(record: dict[str, Any]) -> bool:
     return bool(named) or ("video_path" in record and record["video_path"] is None)
 
 
-def _media(record: dict[str, Any], folder: AnyPath, questions: list[str]) -> list[Picture | AnyPath]:
+def _media(record: Json, folder: AnyPath, questions: list[str]) -> list[Picture | AnyPath]:
     """The images and videos of a chat, in the order of their tags."""
     waiting: dict[str, list[Picture | AnyPath]] = {}
     for name, tag in (("images", IMAGE_TAG), ("videos", VIDEO_TAG)):
@@ -219,7 +219,7 @@ def _path(path: str, name: str, folder: AnyPath) -> AnyPath:
     return as_path(path) if "://" in path else folder / path
 
 
-def _video(record: dict[str, Any], path: AnyPath) -> tuple[AnyPath | VideoFile, float | None]:
+def _video(record: Json, path: AnyPath) -> tuple[AnyPath | VideoFile, float | None]:
     """What is to be watched, and how long it is said to be."""
     claimed_s, end_s = optional_seconds(record, "video_duration_in_s"), optional_seconds(record, "end_s")
     start_s = optional_seconds(record, "start_s", or_zero=True)
@@ -232,7 +232,7 @@ def _video(record: dict[str, Any], path: AnyPath) -> tuple[AnyPath | VideoFile, 
     return VideoFile(path, start_s, end_s), None if last is None else last - start_s
 
 
-def _turns(record: dict[str, Any], sentences: tuple[Sentence, ...]) -> list[tuple[str | None, str]]:
+def _turns(record: Json, sentences: tuple[Sentence, ...]) -> list[tuple[str | None, str]]:
     """Questions and answers."""
     if record.get("turns") is None:
         question = None if record.get("question") is None else text(record, "question")
@@ -247,7 +247,7 @@ def _turns(record: dict[str, Any], sentences: tuple[Sentence, ...]) -> list[tupl
     return [(text(turn, "question"), text(turn, "answer")) for turn in turns]
 
 
-def _sentences(record: dict[str, Any]) -> tuple[Sentence, ...]:
+def _sentences(record: Json) -> tuple[Sentence, ...]:
     if record.get("sentences") is None:
         return ()
     if record.get("human_caption") is not None:
@@ -260,7 +260,7 @@ def _sentences(record: dict[str, Any]) -> tuple[Sentence, ...]:
     return sentences
 
 
-def _questions(record: dict[str, Any]) -> tuple[Question, ...]:
+def _questions(record: Json) -> tuple[Question, ...]:
     """What is asked in mid-video; an answer without times is due at once."""
     if record.get("questions") is None:
         return ()

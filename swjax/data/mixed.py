@@ -1,7 +1,5 @@
 """Mixed chats: images, several videos, later turns about others, or text alone, as token ids."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
@@ -9,12 +7,13 @@ from swjax.data.chat import encode_mixed
 from swjax.data.example import VIDEO_TAG, ExampleError, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.streaming import ChatRule, SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 
 
 def encode_mixed_text(
     example: VideoExample,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special_tokens: SpecialTokens,
     *,
     question: str,

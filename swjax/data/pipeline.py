@@ -23,14 +23,16 @@ from swjax.data.order import Mixture, Numbered, evaluation_order, training_order
 from swjax.data.pipeline_config import Batching, PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.stream import CountedStream
+from swjax.plain import Json
 from swjax.streaming import SpecialTokens
 from swjax.streaming.dropping import drop_of
+from swjax.streaming.tokens import Tokenizer
 
 
 def build_pipeline(
     examples: Sequence[VideoExample] | Mixture,
     config: PipelineConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     train: bool,
     special_tokens: SpecialTokens | None = None,
@@ -132,7 +134,7 @@ class _RowEncoder:
 
     sets: tuple[Sequence[VideoExample], ...]
     config: PipelineConfig
-    tokenizer: Any
+    tokenizer: Tokenizer
     special_tokens: SpecialTokens
     train: bool
     cache: PatchCache
@@ -170,7 +172,7 @@ class _RowEncoder:
         return {"question": EVALUATION_QUESTION if question is None else question, "answer": answer}
 
 
-def _note(row: dict[str, Any], *, log: RejectedLog, num_examples: int) -> dict[str, Any]:
+def _note(row: Json, *, log: RejectedLog, num_examples: int) -> Json:
     """Tell the log what came of an example; raises when too many are bad, or a run on bad data would never end."""
     if row["key"]:
         log.note(row["key"], row["reason"] or None)
@@ -179,7 +181,7 @@ def _note(row: dict[str, Any], *, log: RejectedLog, num_examples: int) -> dict[s
     return row
 
 
-def _is_usable(row: dict[str, Any]) -> bool:
+def _is_usable(row: Json) -> bool:
     return not row["reason"]
 
 

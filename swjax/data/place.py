@@ -4,12 +4,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swjax.plain import Json, JsonView
+
 _ROW = "next_row"
 
 
-def divide_place(
-    states: Sequence[Mapping[str, Any]], fresh: Mapping[str, Any], *, parts: int, part: tuple[int, int]
-) -> dict[str, Any]:
+def divide_place(states: Sequence[JsonView], fresh: JsonView, *, parts: int, part: tuple[int, int]) -> Json:
     """Where a process goes on with examples that other processes have begun.
 
     The reader of part p of P reads the examples p, p + P, p + 2 P and so on of one order. If all have read n, the first
@@ -27,7 +27,7 @@ def divide_place(
         A state for this process's iterator.
     """
     done = min(int(_find(state)[_ROW]) for state in states) * parts
-    place: dict[str, Any] = copy.deepcopy(dict(fresh))
+    place: Json = copy.deepcopy(dict(fresh))
     _find(place)[_ROW] = (done - part[0] + part[1] - 1) // part[1]
     return place
 

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from swjax.data.example import EncodedClip, ExampleError, Picture, Question, Sentence, VideoExample
 from swjax.data.shards import BucketRecords
+from swjax.plain import Json
 from swjax.storage import AnyPath, StorageError, as_path, is_remote, list_files, local_folder
 
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
@@ -163,7 +164,7 @@ def _damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _example(record: dict[str, Any]) -> VideoExample:
+def _example(record: Json) -> VideoExample:
     questions, answers = ([_text(text) for text in record[name]] for name in ("questions", "answers"))
     (question, caption), *others = zip(questions, answers, strict=True)
     key, frames = _text(record["key"]), tuple(bytes(frame) for frame in record["frames"])
@@ -191,7 +192,7 @@ def _example(record: dict[str, Any]) -> VideoExample:
     )
 
 
-def _media(record: dict[str, Any], frames: tuple[bytes, ...], fps: float, name: str) -> Iterator[Picture | EncodedClip]:
+def _media(record: Json, frames: tuple[bytes, ...], fps: float, name: str) -> Iterator[Picture | EncodedClip]:
     """The images and videos of a mixed chat."""
     sizes = zip(*(map(int, record.get(field, ())) for field in ("media_heights", "media_widths")), strict=True)
     first = 0
@@ -201,7 +202,7 @@ def _media(record: dict[str, Any], frames: tuple[bytes, ...], fps: float, name: 
         yield clip if count else Picture(clip)
 
 
-def _question(values: dict[str, Any]) -> Question:
+def _question(values: Json) -> Question:
     return Question(**values | {"sentences": tuple(Sentence(**sentence) for sentence in values["sentences"])})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from swjax.plain import Json
 from swjax.storage import AnyPath, StorageError, cache_bytes, file_size, local_file
 
 
@@ -32,10 +33,10 @@ class BucketRecords(Sequence[Any]):
         self._lock = threading.Lock()
         self._ahead: threading.Thread | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Json:
         return {name: getattr(self, name) for name in ("_files", "_lengths", "_features", "_ends")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Json) -> None:
         self.__dict__.update(state)
         self._forget()
 

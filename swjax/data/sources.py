@@ -6,7 +6,6 @@ from pathlib import Path
 
 from swjax.data.example import ExampleError, Rejected, VideoExample
 from swjax.data.formats import AUTO, read_examples
-from swjax.data.manifest import read_manifest
 from swjax.data.records import open_records
 from swjax.storage import AnyPath, as_path, is_remote
 
@@ -53,8 +52,7 @@ def open_source(name: str | AnyPath, *, root: str | AnyPath | None = None, forma
     folder, colon, split = str(name).rpartition(":")
     if is_records(name):
         return Source(open_records(folder, split) if colon and "//" not in split else open_records(name, "train"))
-    path = as_path(name)
-    found = read_manifest(path, root=root) if is_remote(path) else read_examples(Path(path), root=root, format=format)
+    found = read_examples(as_path(name), root=root, format=format)
     return Source(found.examples, found.rejected)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from swjax.data.encoding import encode_example, encode_text, first_answer
 from swjax.data.example import ExampleError, Picture, Rejected, VideoExample
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.streaming import SpecialTokens, last_visible_frame, tokens_per_frame_schedule
+from swjax.streaming.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Statistics:
         return np.array([getattr(size, name) for size in self.sizes], np.float64)
 
 
-def measure(examples: Iterable[VideoExample], config: PipelineConfig, tokenizer: Any) -> Statistics:
+def measure(examples: Iterable[VideoExample], config: PipelineConfig, tokenizer: Tokenizer) -> Statistics:
     """Encode examples as training does, and measure the rows.
 
     Args:
@@ -125,7 +125,7 @@ def _packed_share(rows: Sequence[Row], used: int, config: PipelineConfig) -> flo
 
 
 def words_by_frame(
-    example: VideoExample, grid: tuple[int, int, int], config: PipelineConfig, tokenizer: Any
+    example: VideoExample, grid: tuple[int, int, int], config: PipelineConfig, tokenizer: Tokenizer
 ) -> list[str]:
     """The answer, cut up into what may be said after each frame and no earlier.
 

@@ -8,6 +8,7 @@ from swjax.data.chat import encode_chat
 from swjax.notice import notify
 from swjax.storage import AnyPath, as_path, local_folder
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "moving_shapes" / "tokenizer"
 
@@ -28,7 +29,7 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be loaded, or does not chat as the model does."""
 
 
-def load_tokenizer(path: str | AnyPath | None = None, chat: ChatRule = DEFAULT_CHAT) -> Any:
+def load_tokenizer(path: str | AnyPath | None = None, chat: ChatRule = DEFAULT_CHAT) -> Tokenizer:
     """Load a tokenizer with `transformers.AutoTokenizer`, from disk only, and try its chat template on a video.
 
     A folder without any chat template gets the shipped one, with a notice.
@@ -128,7 +129,7 @@ def _choose_default(templates: Any, file: Path) -> str:
     return found
 
 
-def _try_on_a_video(tokenizer: Any, special: SpecialTokens, chat: ChatRule) -> str:
+def _try_on_a_video(tokenizer: Tokenizer, special: SpecialTokens, chat: ChatRule) -> str:
     """What is wrong with the chat template, '' where nothing is."""
     try:
         prompt, whole = (

@@ -12,14 +12,14 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import Any
 
 from swjax.data.json_lines import cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
+from swjax.plain import Json, JsonView
+from swjax.storage import AnyPath, append_line, sync_logs
 
 PROMPT = """\
 You grade the fluency of English text. The text was written by a program that describes a video. Do not judge whether \
@@ -73,8 +73,8 @@ class Judge:
 
     url: str
     model: str
-    cache: Path
-    options: Mapping[str, Any] = field(default_factory=lambda: dict(OPTIONS))
+    cache: AnyPath
+    options: JsonView = field(default_factory=lambda: dict(OPTIONS))
     key: str | None = field(default=None, repr=False)
     max_requests: int = 1000
     max_tokens: int = 1_000_000
@@ -93,7 +93,7 @@ class Judge:
         self.url = self.url.rstrip("/").removesuffix("/chat/completions")
         self._grades = _read_cache(self.cache)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """What grades depend on: for the record."""
         return {"model": self.model, "url": self.url, "prompt": PROMPT, "options": dict(self.options)}
 
@@ -116,13 +116,11 @@ class Judge:
         name = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         if name not in self._grades:
             self._grades[name] = self._ask(body)
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with self.cache.open("a", encoding="utf-8") as file:
-                line = {"request": name, "model": self.model, "text": text, "fluency": self._grades[name]}
-                file.write(json.dumps(line) + "\n")
+            line = {"request": name, "model": self.model, "text": text, "fluency": self._grades[name]}
+            append_line(self.cache, json.dumps(line))
         return self._grades[name]
 
-    def _ask(self, body: dict[str, Any]) -> int:
+    def _ask(self, body: Json) -> int:
         """A grade; a reply without one is asked for again a few times."""
         reply = ""
         for _ in range(MALFORMED_TRIES):
@@ -140,7 +138,7 @@ class Judge:
             f"{self.model} at {self.url} gave no grade in {MALFORMED_TRIES} replies; the last begins {reply[:200]!r}"
         )
 
-    def _send(self, body: dict[str, Any]) -> str:
+    def _send(self, body: Json) -> str:
         """One reply; tried again, after longer and longer pauses, where the failure may pass."""
         request = urllib.request.Request(
             f"{self.url}/chat/completions",
@@ -176,7 +174,8 @@ class Judge:
             )
 
 
-def _read_cache(path: Path) -> dict[str, int]:
+def _read_cache(path: AnyPath) -> dict[str, int]:
+    sync_logs()  # an earlier judge of this process may have appended to it
     if not path.exists():
         return {}
     cut_half_line(path)
@@ -192,7 +191,7 @@ def _read_cache(path: Path) -> dict[str, int]:
     return grades
 
 
-def _used_tokens(reply: Mapping[str, Any]) -> int:
+def _used_tokens(reply: JsonView) -> int:
     used = reply.get("usage")
     total = used.get("total_tokens") if isinstance(used, dict) else None
     return total if isinstance(total, int) and total > 0 else 0

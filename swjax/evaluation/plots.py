@@ -38,11 +38,12 @@ def draw_all(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> dict[
         figures["gap"] = metric_against_gap(rows, chosen)
     if _varies(rows, "variant"):
         figures["variants"] = variants_side_by_side(rows, chosen)
-    if column is not None and _varies(rows, "schedule"):
-        perturbed = [name for name in chosen if name not in READ_AS_TRAINED]
+    perturbed = [name for name in chosen if name not in READ_AS_TRAINED]
+    if column is not None and perturbed and _varies(rows, "schedule"):
         figures["perturbation"] = perturbation(rows, perturbed, column)
-    if column is not None and "word_s" in known:
-        figures["latency"] = latency_against_quality(rows, [name for name in chosen if name != "word_s"], column)
+    qualities = [name for name in chosen if name != "word_s"]
+    if column is not None and qualities and "word_s" in known:
+        figures["latency"] = latency_against_quality(rows, qualities, column)
     return figures
 
 

@@ -6,7 +6,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,9 @@ from swjax.inference import (
 from swjax.inference.prompt import encode_prompt
 from swjax.inference.room import bounded_room
 from swjax.inference.sizes import CHUNK_SIZES, TILE
+from swjax.plain import Json
 from swjax.streaming import SpecialTokens, random_schedule
+from swjax.streaming.tokens import Tokenizer
 
 Schedule = Callable[[str, int], Sequence[int]]
 """From the key of an example and the number of its frames to the tokens spoken after each."""
@@ -113,7 +114,7 @@ class Prediction:
 
 def predict(
     model: Model | Weights,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     examples: Iterable[VideoExample],
     *,
     question: str,
@@ -350,7 +351,7 @@ def _references(example: VideoExample) -> list[str]:
     return in_video + [answer for _, answer in example.later]
 
 
-def _said(spoken: Sequence[TokenSpoken]) -> dict[str, Any]:
+def _said(spoken: Sequence[TokenSpoken]) -> Json:
     """What is kept of the words of any answer."""
     words = tuple(event.text for event in spoken)
     return {

@@ -1,14 +1,14 @@
 """Predictions on disk: a JSON line a video, written as it goes, so that an evaluation goes on where it stopped."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, fields
-from typing import Any
 
 from swjax.atomic import write_json
 from swjax.data.json_lines import JsonLineError, cut_half_line, parse_line, read_lines
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.predict import LaterAnswer, Prediction
+from swjax.plain import Json, JsonView
 from swjax.storage import AnyPath, append_line, forget_log, make_folder
 
 PREDICTIONS = "predictions.jsonl"
@@ -35,7 +35,7 @@ class PredictionFile:
 
 
 def open_predictions(
-    folder: AnyPath, settings: Mapping[str, Any], *, name: str = PREDICTIONS, overwrite: bool = False
+    folder: AnyPath, settings: JsonView, *, name: str = PREDICTIONS, overwrite: bool = False
 ) -> PredictionFile:
     """Open the predictions of a folder, to go on where an evaluation with the same settings stopped.
 
@@ -79,7 +79,7 @@ def read_predictions(path: AnyPath) -> list[Prediction]:
     for number, line in read_lines(path):
         try:
             record = parse_line(line)
-            values: dict[str, Any] = {field.name: record[field.name] for field in fields(Prediction)[:-1]}
+            values: Json = {field.name: record[field.name] for field in fields(Prediction)[:-1]}
             later = [LaterAnswer(**_as_tuples(answer)) for answer in record.get("later", ())]
         except (JsonLineError, KeyError, TypeError) as error:
             raise EvaluationError(f"{path}:{number} cannot be read: {error!r}; begin anew with --overwrite") from error
@@ -87,7 +87,7 @@ def read_predictions(path: AnyPath) -> list[Prediction]:
     return found
 
 
-def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+def _as_tuples(values: JsonView) -> Json:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -112,7 +112,7 @@ def write_authors_results(path: AnyPath, predictions: Iterable[Prediction], *, t
             file.write(json.dumps(record) + "\n")
 
 
-def _check_settings(path: AnyPath, record: AnyPath, settings: Mapping[str, Any]) -> None:
+def _check_settings(path: AnyPath, record: AnyPath, settings: JsonView) -> None:
     try:
         before = json.loads(record.read_text())
     except (OSError, ValueError) as error:

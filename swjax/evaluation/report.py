@@ -1,7 +1,7 @@
 """Tables of a sweep: means over seeds with intervals, in Markdown and LaTeX."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import scipy.stats
 
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.shown import known_metrics, metric_of
+from swjax.plain import JsonView
 
-Row = Mapping[str, Any]
+Row = JsonView
 
 NOT_SETTINGS = ("run", "seed", "schedule_seed", "videos", "commit", "config")
 

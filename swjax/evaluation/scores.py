@@ -1,7 +1,6 @@
 """All scores of a set of predictions, each with its interval over videos."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,12 +9,13 @@ from swjax.evaluation.bootstrap import Score, mean_score
 from swjax.evaluation.errors import EvaluationError
 from swjax.evaluation.metrics import form_scores, own_metric
 from swjax.evaluation.predict import Prediction
+from swjax.plain import Json, JsonView
 
 
 def score_predictions(
     predictions: Sequence[Prediction],
     *,
-    truths: Mapping[str, Mapping[str, Any]] | None = None,
+    truths: Mapping[str, JsonView] | None = None,
     own: Mapping[str, str] | None = None,
 ) -> dict[str, Score]:
     """Score predictions.
@@ -66,7 +66,7 @@ def average_lagging(video_s: Sequence[float], duration_s: float) -> float:
     return sum(at - number * pace for number, at in enumerate(video_s[:counted])) / counted
 
 
-def wall_times(predictions: Sequence[Prediction], *, mode: str, rows: int) -> dict[str, Any]:
+def wall_times(predictions: Sequence[Prediction], *, mode: str, rows: int) -> Json:
     """How long words took on this machine; for speed, not for comparing designs.
 
     Videos are handed over as fast as the engine takes them in, not by their clocks, and share its passes with the rows
@@ -84,14 +84,14 @@ def wall_times(predictions: Sequence[Prediction], *, mode: str, rows: int) -> di
         video's tokens, then over videos).
     """
     spoken = [p for p in predictions if p.wall_s and (p.mode, p.rows) == (mode, rows)]
-    times: dict[str, Any] = {"mode": mode, "rows": rows, "videos": len(spoken)}
+    times: Json = {"mode": mode, "rows": rows, "videos": len(spoken)}
     if spoken:
         times["first_word_wall_s"] = float(np.mean([p.wall_s[0] for p in spoken]))
         times["lag_wall_s"] = float(np.mean([np.mean(np.subtract(p.wall_s, p.frame_wall_s)) for p in spoken]))
     return times
 
 
-def to_row(scores: Mapping[str, Score], *, videos: int) -> dict[str, Any]:
+def to_row(scores: Mapping[str, Score], *, videos: int) -> Json:
     """Scores as they stand in scores.json: values by name, the number of videos, and `intervals` by name."""
     return {
         "videos": videos,

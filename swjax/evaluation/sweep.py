@@ -7,12 +7,12 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from swjax.atomic import write_bytes
 from swjax.evaluation.errors import EvaluationError
-from swjax.storage import AnyPath, as_path, is_remote, refused_scheme
+from swjax.plain import Json, JsonView
+from swjax.storage import AnyPath, refused_scheme
 from swjax.streaming.spec import StreamSpec
 
 SWEEP = "sweep.json"
@@ -46,7 +46,7 @@ class Sweep:
     grids: tuple[Grid, ...]
     data: str
     output: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: JsonView = field(default_factory=dict)
     schedules: tuple[str, ...] = ("fixed",)
     limit: int | None = None
     max_tail: int = StreamSpec.max_tail
@@ -58,10 +58,7 @@ class Sweep:
             split_schedule(schedule)
         if not self.schedules or not all(values for grid in self.grids for values in grid.values()):
             raise EvaluationError("a sweep needs at least one schedule, and a value for each key of its grids")
-        refused = refused_scheme(self.output) or refused_scheme(self.data)
-        if not refused and is_remote(as_path(self.output)):
-            refused = f"{self.output} is in a bucket, and a sweep locks and tabulates its runs on disk; give a folder"
-        if refused:
+        if refused := refused_scheme(self.output) or refused_scheme(self.data):
             raise EvaluationError(refused)
 
 
@@ -75,7 +72,7 @@ class SweepRun:
     """
 
     name: str
-    values: dict[str, Any]
+    values: Json
 
 
 def expand(grids: Iterable[Grid]) -> tuple[SweepRun, ...]:
@@ -117,11 +114,11 @@ def evaluation_folder(run: AnyPath, kind: str, seed: int | None) -> AnyPath:
 
 def result_rows(
     run: SweepRun,
-    scores: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, JsonView],
     *,
-    config: Mapping[str, Any],
+    config: JsonView,
     commit: str | None,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """The rows of a run in the table, one a schedule.
 
     Args:
@@ -133,7 +130,7 @@ def result_rows(
     rows = []
     for schedule, found in scores.items():
         kind, seed = split_schedule(schedule)
-        row: dict[str, Any] = {"run": run.name, **run.values, "schedule": kind, "schedule_seed": seed}
+        row: Json = {"run": run.name, **run.values, "schedule": kind, "schedule_seed": seed}
         row["videos"] = found["videos"]
         for name, (low, high) in found["intervals"].items():
             row |= {name: found[name], f"{name}_low": low, f"{name}_high": high}
@@ -141,7 +138,7 @@ def result_rows(
     return rows
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: AnyPath) -> list[Json]:
     """The rows of all finished runs of a sweep's folder, in the order of the sweep.
 
     Raises:
@@ -150,7 +147,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     record = folder / SWEEP
     if not record.is_file():
         raise EvaluationError(f"{folder} is not the folder of a sweep; `swjax sweep` makes one")
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for name in json.loads(record.read_text())["runs"]:
         path = folder / RUNS / name / RESULT
         if path.is_file():
@@ -161,7 +158,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+def write_tables(folder: AnyPath, rows: Sequence[JsonView]) -> list[AnyPath]:
     """Write rows as CSV and, where pyarrow is installed, as Parquet; returns the files.
 
     Columns that only some rows have stand empty in the others.
@@ -185,7 +182,7 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     return [folder / TABLE, folder / PARQUET]
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
+def read_table(path: AnyPath) -> list[Json]:
     """Read a table that `write_tables` wrote as CSV: numbers as numbers, empty cells left out.
 
     Raises:
@@ -193,14 +190,14 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise EvaluationError(f"there is no table {path}; `swjax sweep` makes one")
-    with path.open(newline="") as file:
-        rows = [{column: _number(cell) for column, cell in row.items() if cell} for row in csv.DictReader(file)]
+    lines = csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))
+    rows = [{column: _number(cell) for column, cell in row.items() if cell} for row in lines]
     if not rows or any("schedule" not in row for row in rows):
         raise EvaluationError(f"{path} is not a table of a sweep, or is empty")
     return rows
 
 
-def _name(values: Mapping[str, Any]) -> str:
+def _name(values: JsonView) -> str:
     words = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     name = "_".join(words)
     if len(name) < 100 and all(character.isalnum() or character in "-_." for character in name):

@@ -1,11 +1,10 @@
 """The README.md of an exported folder: what the model was trained to do, of what, and how it speaks in PyTorch."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
+from swjax.plain import JsonView
 from swjax.storage import AnyPath
 
 _CARD = """\
@@ -44,12 +43,12 @@ that this model was not trained with. `finetuning.py` makes batches for more tra
 
 def model_card(
     config: ModelConfig,
-    record: Mapping[str, Any],
+    record: JsonView,
     *,
     base: str | None = None,
     licence: str | None = None,
     data: str | None = None,
-    scores: Mapping[str, Any] | None = None,
+    scores: JsonView | None = None,
     adapter: bool = False,
 ) -> str:
     """The text of the README.md.

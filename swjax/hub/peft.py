@@ -8,8 +8,6 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import DTypeLike
@@ -23,9 +21,11 @@ from swjax.hub.writer import write_json
 from swjax.models.adapters import adapter_paths, adapter_shapes, is_adapter
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
+from swjax.models.parameters import Leaves
 from swjax.models.stored import StoredArray, in_memory
 from swjax.models.weights import WeightTable
-from swjax.storage import AnyPath
+from swjax.plain import Json, JsonView
+from swjax.storage import AnyPath, as_path, local_file
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -39,6 +39,7 @@ def save_adapter(
     alpha: float,
     base: str | None,
     rslora: bool = False,
+    dropout: float = 0.0,
     dtype: DTypeLike | None = None,
 ) -> None:
     """Write a folder that PEFT reads. Cut off, it has no adapter_config.json.
@@ -49,6 +50,7 @@ def save_adapter(
         rank: of the adapters.
         alpha: their scale is alpha / rank.
         rslora: the scale is alpha / sqrt(rank) instead.
+        dropout: share of their inputs that was dropped while they trained, which PEFT goes on with.
         base: path or Hub id of the model that they belong to.
         dtype: of the weights; None keeps the tensors'.
     """
@@ -56,7 +58,7 @@ def save_adapter(
     arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
     with replacing(folder / ADAPTER) as partial:
         save_file(arrays, partial, metadata={"format": "pt"})
-    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora))
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora, dropout))
 
 
 def peft_tensors(
@@ -100,7 +102,7 @@ class Adapter:
     rslora: bool
 
 
-def open_adapter(folder: str | Path, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+def open_adapter(folder: str | AnyPath, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
     """Read an adapter that PEFT, LLaMA-Factory, ms-swift or `swjax export --format lora` wrote.
 
     Args:
@@ -112,12 +114,12 @@ def open_adapter(folder: str | Path, model: ModelConfig, shapes: Mapping[str, tu
         CheckpointError: it is not there, damaged, of another model, or of a kind that is not taken (DoRA, ranks by
             pattern, biases).
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config = read_json(folder / ADAPTER_CONFIG, holder="a folder of an adapter in PEFT's form")
     _refuse_kinds(folder, config)
     rank = config["r"]
     try:
-        tensors = load_file(folder / ADAPTER)
+        tensors = load_file(local_file(folder / ADAPTER))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / ADAPTER} cannot be read: {error}") from error
     table = family_of(model).weights
@@ -158,7 +160,7 @@ def open_adapter(folder: str | Path, model: ModelConfig, shapes: Mapping[str, tu
     return Adapter(parameters, rank, float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
 
 
-def _other_side(path: str, found: Mapping[str, Any]) -> bool:
+def _other_side(path: str, found: JsonView) -> bool:
     """Whether A or B lacks the other."""
     stem = re.sub(r"_lora_[ab]_\w+$", "", path)
     return sum(other.startswith(f"{stem}_lora_") for other in found) != 2
@@ -176,7 +178,7 @@ def _places(table: WeightTable, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     return places
 
 
-def _refuse_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_kinds(folder: AnyPath, config: JsonView) -> None:
     faults = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
     if faults or config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} is of no LoRA adapter: it needs r and lora_alpha")
@@ -217,9 +219,7 @@ def _module_name(table: WeightTable, hub_name: str, layer: int | None) -> str:
     return name if layer is None else name.replace("*", str(layer))
 
 
-def _adapter_config(
-    tensors: Mapping[str, Any], rank: int, alpha: float, base: str | None, rslora: bool
-) -> dict[str, Any]:
+def _adapter_config(tensors: Leaves, rank: int, alpha: float, base: str | None, rslora: bool, dropout: float) -> Json:
     """The keys of peft.LoraConfig that matter; the others have its defaults."""
     names = [name.removeprefix("base_model.model.") for name in tensors]
     modules = {name.rpartition(".lora_")[0] for name in names if ".lora_" in name}
@@ -233,7 +233,7 @@ def _adapter_config(
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout,
         "modules_to_save": whole or None,
         "peft_type": "LORA",
         "r": rank,

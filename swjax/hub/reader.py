@@ -18,9 +18,10 @@ from swjax.hub.progress import STDERR
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model, family_of, read_model_config
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import merge_parameters, split_parameters
+from swjax.models.parameters import Leaves, merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
 from swjax.notice import notify
+from swjax.plain import Json
 from swjax.storage import AnyPath, as_path, refused_scheme
 
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja")
@@ -97,7 +98,7 @@ def open_hf(path: str | AnyPath) -> tuple[ModelConfig, dict[str, StoredArray]]:
     return config, stored_parameters(files, tensors, shapes)
 
 
-def stored_dtype(parameters: Mapping[str, Any]) -> Any:
+def stored_dtype(parameters: Leaves) -> Any:
     """The dtype of a checkpoint: that of its embedding, which no one keeps in higher precision than the rest."""
     return parameters["decoder/embedding_vd"].dtype
 
@@ -165,7 +166,7 @@ def parse_config(file: AnyPath, *, holder: str = CHECKPOINT) -> ModelConfig:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{file}: {error}") from error
 
 
-def read_json(file: AnyPath, *, holder: str = CHECKPOINT) -> dict[str, Any]:
+def read_json(file: AnyPath, *, holder: str = CHECKPOINT) -> Json:
     """Read a JSON object, in UTF-8 with or without a byte order mark.
 
     Args:

@@ -5,10 +5,10 @@ What transformers 5 would write for a tokenizer that it has read, transformers 4
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from swjax.atomic import write_json
 from swjax.storage import AnyPath, copy_file, make_folder, remove_folder, resolved
+from swjax.streaming.tokens import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,7 +45,7 @@ def copy_tokenizer(source: AnyPath, folder: AnyPath) -> None:
             copy_file(file, folder / TEMPLATES / file.name)
 
 
-def write_added_tokens(folder: AnyPath, tokenizer: Any, texts: Sequence[str]) -> None:
+def write_added_tokens(folder: AnyPath, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Write tokens that have been added to a tokenizer in memory into its files, as transformers 4 and 5 read them.
 
     Args:

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,9 +25,10 @@ from swjax.hub.reader import stored_dtype
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import split_parameters
+from swjax.models.parameters import Leaves, split_parameters
 from swjax.models.stored import StoredArray
 from swjax.models.weights import HubTensor
+from swjax.plain import JsonView
 from swjax.storage import AnyPath, as_path, is_remote, make_folder, write_object, writing_file
 
 UNFINISHED = ".unfinished"
@@ -39,13 +39,13 @@ _TILE = 64
 
 
 def save_hf(
-    model: VideoLanguageModel | Mapping[str, Any],
+    model: VideoLanguageModel | Leaves,
     path: str | AnyPath,
     *,
     config: ModelConfig | None = None,
     dtype: DTypeLike | None = None,
     max_shard_size: int | str = "5GB",
-    more_config: Mapping[str, Any] | None = None,
+    more_config: JsonView | None = None,
 ) -> None:
     """Write a Hugging Face checkpoint: config.json and safetensors with the names that the hub uses.
 
@@ -98,7 +98,7 @@ def save_hf(
     _meet("published")
 
 
-def write_json(file: AnyPath, content: Mapping[str, Any]) -> None:
+def write_json(file: AnyPath, content: JsonView) -> None:
     """Write a JSON file that is there whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
     if is_remote(file):
@@ -113,7 +113,7 @@ def _write_files(
     folder: AnyPath,
     files: Mapping[str, Sequence[str]],
     tensors: Mapping[str, HubTensor],
-    parameters: Mapping[str, Any],
+    parameters: Leaves,
     dtype: DTypeLike | None,
 ) -> None:
     """Write this process's files; rounds of one file a process, so that all write at the same time."""
@@ -134,7 +134,7 @@ def _write_files(
 
 
 def _fetch(
-    parameters: Mapping[str, Any], where: HubTensor, held: dict[tuple[str, int], np.ndarray], *, needed: bool
+    parameters: Leaves, where: HubTensor, held: dict[tuple[str, int], np.ndarray], *, needed: bool
 ) -> np.ndarray | None:
     """The array of one tensor, its axes as ours; None where nobody needs it here.
 
@@ -194,7 +194,7 @@ def _to_hub(ours: np.ndarray, where: HubTensor, dtype: DTypeLike | None) -> np.n
     return copy.view(ours.dtype).reshape(where.shape)
 
 
-def _publish(folder: AnyPath, files: Sequence[str], index: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+def _publish(folder: AnyPath, files: Sequence[str], index: JsonView | None, config: JsonView) -> None:
     """Give the files their names; until the last one has its own, the folder is no checkpoint."""
     end = "" if is_remote(folder) else UNFINISHED
     absent = [name for name in files if not (folder / (name + end)).exists()]

@@ -37,6 +37,7 @@ from swjax.inference.stream import Stream
 from swjax.inference.track import Track
 from swjax.inference.voice import UNDECIDED
 from swjax.inference.weights import Model, Weights
+from swjax.streaming.tokens import Tokenizer
 
 Result = TypeVar("Result")
 
@@ -162,7 +163,7 @@ class BatchEngine:
 
     def open(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         question: Question,
         settings: StreamSettings = USUAL_SETTINGS,

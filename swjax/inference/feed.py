@@ -4,7 +4,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from swjax.data.example import VIDEO_TAG
 from swjax.inference.batch_engine import BatchEngine, Stream
@@ -14,6 +13,7 @@ from swjax.inference.numbers import shown
 from swjax.inference.prompt import Question
 from swjax.inference.settings import USUAL_SETTINGS, Mode, StreamSettings, WhenBehind, check_speed
 from swjax.models.config import VisionConfig
+from swjax.streaming.tokens import Tokenizer
 
 LONGEST_SLEEP_S = 60.0
 """Seconds after which the clock is looked at again, however late the next frame is due."""
@@ -98,7 +98,7 @@ class _Feed:
 
 def run_streams(
     engine: BatchEngine,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     requests: Iterable[Request],
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -147,7 +147,9 @@ def run_streams(
         raise refused[0]
 
 
-def _begin(engine: BatchEngine, tokenizer: Any, index: int, request: Request, clock: Callable[[], float]) -> _Feed:
+def _begin(
+    engine: BatchEngine, tokenizer: Tokenizer, index: int, request: Request, clock: Callable[[], float]
+) -> _Feed:
     """Open a stream for a request."""
     if not isinstance(request, Request):
         raise ValueError(f"request {index} must be a Request, got {shown(request)}")

@@ -8,6 +8,7 @@ sizes, so that nothing recompiles.
 import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from swjax.inference import rows
 from swjax.inference.memory import Moves, StoredKeys
-from swjax.inference.memory.moved import moved, stored, turned
+from swjax.inference.memory.moved import inserted, moved, stored, turned
 from swjax.inference.packing import RowTokens, pack
 from swjax.inference.place import CACHE, INBOX, SAID, key_head_copies, put
 from swjax.inference.programs import lower, programs_of
@@ -31,6 +32,9 @@ from swjax.models.cache import KeyValueCache
 
 MAX_FRAME_SIZES = 8
 """Numbers of patches that the vision tower is compiled for in lanes that are not warmed up, beside the largest."""
+
+QUESTION_SIZE = 64
+"""Tokens to which a question that is run by itself is padded at least, so that most take one program."""
 
 _COMPILER = ThreadPoolExecutor(1, "swjax-compiler")
 
@@ -245,6 +249,10 @@ class Lane:
                 self.put(
                     row, first, Piece(turned(keys, np.repeat(sinks.turn[:, None], sinks.slots, 1), rotary), values)
                 )
+        if (new := moves.incoming) is not None:
+            where = np.int32(row), np.int32(origin + new.first), np.int32(new.length)
+            piece = self.fetch(Piece(cast(Array, new.keys), cast(Array, new.values)))
+            self._cache = put(self._where, inserted(self._cache, *where, tuple(piece), new.turn, rotary), CACHE)
 
     def remember(self, row: int, words: Int32[np.ndarray, "W"]) -> None:
         """Forget of what has been said in a row all but some words, so that a repetition penalty is for these alone."""
@@ -275,8 +283,16 @@ class Lane:
             tokens = token_ids, following, positions, *spans
             return self._compiled.surprise(self._decoder, self._cache, np.int32(row), *tokens)
 
-        keys, values = stored(self._cache, np.int32(row), padded)
-        return StoredKeys(keys, values, len(slots), self._config.text.rotary, attention, surprise)
+        def queries(token_ids: np.ndarray) -> Array:
+            ids = np.zeros(max(QUESTION_SIZE, padded_size(len(token_ids))), np.int32)
+            ids[: len(token_ids)] = token_ids
+            return self._compiled.ask(self._decoder, ids, np.int32(len(token_ids)))
+
+        def take(indices: Int32[np.ndarray, "n"]) -> tuple[Array, Array]:
+            return stored(self._cache, np.int32(row), slots[indices] + np.int32(origin))
+
+        rotary = self._config.text.rotary
+        return StoredKeys(take, self.slots, len(slots), rotary, attention, surprise, queries)
 
     def rerun(self, row: int, tokens: Tokens, following: Int32[np.ndarray, "n"], origin: int) -> Refit:
         """Run tokens of a row again, in neighbouring slots, and store nothing.

@@ -127,6 +127,9 @@ class Tally:
         frames_seen: frames that words could see.
         frames_delayed, frames_dropped, frames_merged: frames that waited for earlier ones to be taken in, were never
             taken in, or went into another frame.
+        blocks_stored, blocks_forgotten: blocks of sources that a memory has stored on the host, and those that it has
+            forgotten since, as there was no more room.
+        host_bytes: of the blocks that are there.
         largest_lag_s: longest time from a frame's arrival until words could see it.
     """
 
@@ -137,4 +140,7 @@ class Tally:
     frames_delayed: int = 0
     frames_dropped: int = 0
     frames_merged: int = 0
+    blocks_stored: int = 0
+    blocks_forgotten: int = 0
+    host_bytes: int = 0
     largest_lag_s: float = 0.0

@@ -4,7 +4,7 @@ Rows are divided over `data` and `fsdp`, heads and features over `tensor`. Frame
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ from swjax.mesh import array_sharding, parameter_shardings, replicated
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import merge_parameters, split_parameters
+from swjax.models.parameters import Leaves, merge_parameters, split_parameters
 
 Where: TypeAlias = Sharding | Mesh | None
 """A sharding for all arrays, a mesh, or where they are made."""
@@ -57,7 +57,7 @@ def shape_of(where: Where, one: Any, axes: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding_of(where, axes, one.shape))
 
 
-def put_parameters(where: Where, parameters: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
+def put_parameters(where: Where, parameters: Leaves, *, whole: bool = False) -> dict[str, Any]:
     """Parameters, or their shapes, where they are to lie.
 
     Args:
@@ -68,7 +68,7 @@ def put_parameters(where: Where, parameters: Mapping[str, Any], *, whole: bool =
     if where is None:
         return dict(parameters)
     if isinstance(where, Mesh):
-        shardings: Mapping[str, Any] = (
+        shardings: Leaves = (
             dict.fromkeys(parameters, replicated(where)) if whole else parameter_shardings(where, parameters)
         )
     else:

@@ -109,6 +109,7 @@ class Programs(NamedTuple):
     attend: Any
     surprise: Any
     rerun: Any
+    ask: Any
 
 
 @functools.cache
@@ -129,6 +130,7 @@ def programs_of(decoder: nnx.GraphDef, visual: nnx.GraphDef, platform: str, mesh
         jit(functools.partial(_attend, decoder)),
         jit(functools.partial(_surprise, decoder)),
         jit(functools.partial(_rerun, decoder, mesh)),
+        jit(functools.partial(_ask, decoder)),
     )
 
 
@@ -218,6 +220,15 @@ def _surprise(
     spans, x = KeySpans(start[None], stop[None]), decoder.embed(token_ids[None])
     hidden, _ = decoder.reread(x, positions[:, None], spans, of_row)
     return _losses(decoder, hidden, following)
+
+
+def _ask(
+    structure: nnx.GraphDef, parameters: Parameters, token_ids: Int32[Array, "P"], count: Array
+) -> Float[Array, "layers K H"]:
+    decoder, ids = assembled(structure, parameters), jnp.arange(len(token_ids), dtype=jnp.int32)[None]
+    weights = jnp.where(ids < count, 1 / count, 0)
+    spans = KeySpans(jnp.zeros_like(ids), ids + 1)
+    return decoder.queries(decoder.embed(token_ids[None]), jnp.tile(ids, (3, 1, 1)), spans, weights)[:, 0]
 
 
 def _rerun(

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -17,6 +16,7 @@ from swjax.inference.memory import KEEP_ALL
 from swjax.inference.numbers import shown
 from swjax.inference.settings import StreamSettings
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 
 Piece = Int32[np.ndarray, "S"] | Frame
 """Tokens of text, or an image."""
@@ -40,7 +40,7 @@ class Opening:
 
 
 def encode_opening(
-    tokenizer: Any, special: SpecialTokens, question: Sequence[str | Frame], chat: ChatRule = DEFAULT_CHAT
+    tokenizer: Tokenizer, special: SpecialTokens, question: Sequence[str | Frame], chat: ChatRule = DEFAULT_CHAT
 ) -> Opening:
     """A question of texts, images and videos.
 
@@ -76,7 +76,7 @@ def encode_opening(
 
 
 def encode_prompt(
-    tokenizer: Any, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
+    tokenizer: Tokenizer, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
 ) -> Int32[np.ndarray, "S"]:
     """Token ids of a question about a video, up to its first frame.
 
@@ -103,7 +103,7 @@ def encode_prompt(
 
 
 def encode_later(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     special: SpecialTokens,
     question: str,
     *,
@@ -139,7 +139,12 @@ def _check_text(question: str) -> None:
 
 
 def open_stream(
-    tokenizer: Any, question: Question, settings: StreamSettings, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
+    tokenizer: Tokenizer,
+    question: Question,
+    settings: StreamSettings,
+    *,
+    vocab_size: int,
+    chat: ChatRule = DEFAULT_CHAT,
 ) -> tuple[SpecialTokens, Opening]:
     """What a stream begins with, of whatever its question is about; arguments and errors as for `begin_stream`."""
     if isinstance(question, str) or not isinstance(question, Sequence):
@@ -156,7 +161,7 @@ def open_stream(
 
 
 def begin_stream(
-    tokenizer: Any, question: str, settings: StreamSettings, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
+    tokenizer: Tokenizer, question: str, settings: StreamSettings, *, vocab_size: int, chat: ChatRule = DEFAULT_CHAT
 ) -> tuple[SpecialTokens, Int32[np.ndarray, "S"]]:
     """What every stream begins with: the tokenizer's special tokens, and the prompt.
 

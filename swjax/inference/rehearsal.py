@@ -4,6 +4,7 @@ import numpy as np
 
 from swjax.inference.lane import Lane
 from swjax.inference.memory import KEEP_ALL, TEXT, Book, Kept, Memory
+from swjax.inference.memory.book import incoming
 
 
 def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
@@ -13,7 +14,7 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
     """
     if memory == KEEP_ALL:
         return
-    book, number, units = Book(), 0, perceiver.frame_units
+    book, number, units = Book(prompt=1, questions={0: np.zeros(1, np.int32)}), 0, perceiver.frame_units
     book.add_sources(np.arange(1, dtype=np.int32), np.zeros((3, 1), np.int32), TEXT)
     book.add_words(np.array([-1], np.int32), np.zeros((3, 1), np.int32), 0, [0], [0])
     for fills in (False, True, True):
@@ -27,8 +28,10 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
         kept = Kept(np.arange(len(book.source_slots), dtype=np.int32), np.arange(1, dtype=np.int32))
         if fills:
             kept = memory.keep(book, lambda: speaker.read(0, book.source_slots, speaker.left))
-        count = np.shape(kept.sources)[-1]
+        count = np.shape(kept.sources)[-1] + (kept.fetched.length if kept.fetched else 0)
         moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots)
+        if kept.fetched is not None:
+            moves = moves._replace(incoming=incoming(book, kept.fetched))
         speaker.move(0, moves, speaker.left)
         if perceiver is not speaker:
             perceiver.move(0, moves.of_sources(), 0)

@@ -16,6 +16,7 @@ from jaxtyping import Int32
 
 from swjax.inference.frames import Frame, merge_frames
 from swjax.inference.memory import KEEP_ALL, Book, Moves, StoredKeys, bounds_of
+from swjax.inference.memory.host import HostBlocks
 from swjax.inference.numbers import whole
 from swjax.inference.parts import Arrival, Asked, Group, Part, Share, Tally
 from swjax.inference.prompt import Piece
@@ -80,7 +81,7 @@ class Scheduler:
         self._track, self.settings, self._design, self._mode = track, settings, settings.design, mode
         self._merge_size, self._when_behind, self._apart = merge_size, when_behind, apart
         self.on_demand, self._watches_on = on_demand, watches_on
-        self._full = self._spoke = False
+        self._full = self._spoke = self._asks = False
         self._unasked_words = 0
         self._queue: deque[Group] = deque()
         self._lay_pieces([prompt] if isinstance(prompt, np.ndarray) else prompt)
@@ -411,7 +412,7 @@ class Scheduler:
         self.words_left -= 1
         self._unasked_words += 1
         if self._unasked_words > self.settings.step:  # of a stream on demand
-            self._full, self._unasked_words = self._track.is_full, 0
+            self._full, self._unasked_words = self._asks or self._track.is_full, 0
         if self._last_said is not None and self._voice is not None:
             assert self._fed is not None, "a word is chosen behind one that has been written"
             self._last_said.note(self._fed, token, begins=not self._voice.in_utterance)
@@ -432,12 +433,17 @@ class Scheduler:
 
     def _begin_answer(self) -> None:
         self.answering = self._open.popleft()
+        # What the question asks for is fetched before its first word.
+        self._asks = getattr(self.settings.memory, "fetches", False)
+        self._full = self._full or self._asks
         self._queue.append(Group(self._track.begin_answer(), is_target=True))
 
     def _speak(self, share: Share, room: int, *, alone: bool) -> None:
         """Add the waiting word, where one may be spoken in this pass, and with it more of the next frame."""
         waiting = len(self._track.waiting)
         if not self.words_left or len(share) + waiting > room or any(group.is_target for group in self._queue):
+            return
+        if self._asks:
             return
         if waiting and alone and (self._queue or share.parts):
             return  # one thing at a time
@@ -500,7 +506,7 @@ class Scheduler:
         share.revealed += [self._ahead] if self._ahead is not None else []
         self._ahead = None
         self._closed = self._closing
-        self._full, self._spoke, self._unasked_words = self._track.is_full, False, 0
+        self._full, self._spoke, self._unasked_words = self._asks or self._track.is_full, False, 0
         self._allow_words()
 
     def verify(self, rerun: Rerun, keep: Callable[[Refit], None]) -> None:
@@ -537,8 +543,9 @@ class Scheduler:
     def compact(self, read: Callable[[Book], StoredKeys], *, layers: int, heads: int) -> Moves | None:
         """Drop what a full memory does not keep; None if it is not full, or this is not the time.
 
-        It is once the first word after the newest frame has been computed, which does not wait for it, or else before
-        anything more is laid out: in all modes alike. And all that has been laid out must have been written.
+        It is before the first word of an answer, for a memory that fetches what is asked for. Else it is once the first
+        word after the newest frame has been computed, which does not wait for it, or before anything more is laid out:
+        in all modes alike. And all that has been laid out must have been written.
 
         Args:
             read: gives keys and values of the sources in a book.
@@ -547,12 +554,22 @@ class Scheduler:
         Raises:
             ValueError: if the policy keeps what cannot be kept.
         """
-        is_time = self._spoke or (self._may_lay and not self.words_left)
+        is_time = self._asks or self._spoke or (self._may_lay and not self.words_left)
         if not self._full or self._queue or not is_time:
             return None
-        self._full = False
+        self._full = self._asks = False
         oldest = min([self._asked + 1, *self._open, *([] if self.answering is None else [self.answering])])
-        return self._track.compact(read, open_question=oldest, layers=layers, heads=heads)
+        return self._track.compact(read, open_question=oldest, asking=self.answering, layers=layers, heads=heads)
+
+    @property
+    def host(self) -> HostBlocks | None:
+        """What its memory has stored on the host, if it does."""
+        return None if self._track.book is None else self._track.book.host
+
+    def release(self) -> None:
+        """Give up what is stored on the host."""
+        if self._track.book is not None:
+            self._track.book.host = None
 
     @property
     def said(self) -> Int32[np.ndarray, "W"]:

@@ -16,6 +16,7 @@ from swjax.inference.prompt import Question
 from swjax.inference.room import padded_size
 from swjax.inference.settings import USUAL_SETTINGS, StreamSettings, check_speed
 from swjax.inference.weights import Model, Weights
+from swjax.streaming.tokens import Tokenizer
 
 CHUNK_SIZES = (16, 32, 64, 128, 256)
 """Tokens of a frame in a pass. One video has frames of one size, so a session compiles one or two of these."""
@@ -52,7 +53,7 @@ class StreamSession:
     def __init__(
         self,
         model: Model | Weights,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         question: Question,
         settings: StreamSettings = USUAL_SETTINGS,

@@ -227,6 +227,10 @@ class Stream:
         speaker.move(self.row, moves, self._origin)
         if perceiver is not speaker:
             perceiver.move(self.row, moves.of_sources(), 0)
+            self._held = [(moves.new_slot(first), piece) for first, piece in self._held]
+        if (host := self._scheduler.host) is not None:
+            self.tally.blocks_stored, self.tally.blocks_forgotten = host.stored, host.forgotten
+            self.tally.host_bytes = host.bytes
         if self.settings.sampling.repetition_penalty != 1:
             speaker.remember(self.row, self._scheduler.said)
 
@@ -298,6 +302,7 @@ class Stream:
         """It has ended."""
         self.ended = reason
         self._held.clear()
+        self._scheduler.release()
         return StreamEnded(reason, self.text, now - self.opened_s)
 
 

@@ -8,14 +8,15 @@ the video `turn` lays out the question of a later turn, as `swjax.streaming.buil
 """
 
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.inference.memory import KEEP_ALL, TEXT, Book, Moves, StoredKeys, Window
+from swjax.inference.memory import KEEP_ALL, TEXT, Book, Moves, ReKV, StoredKeys, Window
 from swjax.inference.memory.anchor import anchored
-from swjax.inference.memory.book import Sinks
+from swjax.inference.memory.book import Sinks, incoming
 from swjax.inference.sampler import NO_TOKEN
 from swjax.inference.settings import StreamSettings
 from swjax.streaming import (
@@ -61,6 +62,17 @@ def join(pieces: list[Tokens]) -> Tokens:
     return Tokens(*(np.concatenate(arrays, axis=-1) for arrays in zip(*pieces, strict=True)))
 
 
+def question_words(token_ids: Int32[np.ndarray, "S"], special: SpecialTokens) -> Int32[np.ndarray, "n"]:
+    """What a question asks: the last message of it, without the marks of the chat."""
+    (starts,) = np.nonzero(token_ids == special.im_start)
+    message = token_ids[starts[-1] + 1 if len(starts) else 0 :]
+    (lines,) = np.nonzero(message == special.newline)
+    text = message[lines[0] + 1 if len(lines) else 0 :]
+    marks = [one for one in astuple(special) if isinstance(one, int)]
+    asked = text[~np.isin(text, marks)]
+    return asked if len(asked) else message
+
+
 class Track:
     """Where one stream stands.
 
@@ -80,10 +92,11 @@ class Track:
         self._waiting_positions: Int32[np.ndarray, "3 N"] | None = None
         self.waiting: tuple[int, ...] = special.prefix
         self._said: tuple[int, ...] = (NO_TOKEN,) * len(special.prefix)
-        self._memory, self._prompt = settings.memory, 0
+        self._memory, self._gap = settings.memory, settings.gap
         self._moved = self._sinks_moved = np.zeros((2, 3), np.int32)  # of sources, and of words
-        self.book = None if settings.memory == KEEP_ALL else Book()
-        self.frames = self._questions = 0
+        is_joint = settings.design.counting.words_move_sources
+        self.book = None if settings.memory == KEEP_ALL else Book(is_joint=is_joint)
+        self.frames = self._questions = self._asked = 0
         self._newest = self._newest_laid = TEXT
         self._piece: int | None = None
         self._next_word = -len(self.waiting)
@@ -106,7 +119,10 @@ class Track:
         counts = self._ahead or self._words
         self._ahead, positions = place_text(self._design, counts, len(token_ids), is_item=is_item)
         self._questions += is_item
-        self._prompt = self._prompt or len(token_ids)
+        if is_item:
+            self._note_question(token_ids)
+        elif self.book is not None and not self.book.prompt:
+            self.book.prompt, self.book.questions = len(token_ids), {0: question_words(token_ids, self._special)}
         positions = positions + self._moved[0, 0]
         return self._store_sources(token_ids, positions, TEXT - self._questions if is_item else TEXT)
 
@@ -123,7 +139,13 @@ class Track:
     def turn(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
         """Lay out the question of a later turn, behind the video and all that has been said; nothing may wait."""
         self._ahead = begin_turn(self._design, self._words)
+        self._note_question(token_ids)
         return self.text(token_ids)
+
+    def _note_question(self, token_ids: Int32[np.ndarray, "S"]) -> None:
+        self._asked += 1
+        if self.book is not None:
+            self.book.questions[self._asked] = question_words(token_ids, self._special)
 
     def before_frame(self) -> Tokens | None:
         """What must be written before another frame, a question or the end of the video is laid out; None if nothing.
@@ -230,7 +252,9 @@ class Track:
         """Whether the memory policy wants to drop something."""
         return self.book is not None and self._memory.is_full(self.book)
 
-    def compact(self, read: Callable[[Book], StoredKeys], *, open_question: int, layers: int, heads: int) -> Moves:
+    def compact(
+        self, read: Callable[[Book], StoredKeys], *, open_question: int, asking: int | None, layers: int, heads: int
+    ) -> Moves:
         """Drop what a full memory does not keep; all that has been laid out must be written.
 
         Ids stay as they are, but for what a window's `positions` turns; what has not been revealed stays. It is moved
@@ -240,6 +264,7 @@ class Track:
         Args:
             read: gives keys and values of the sources in a book.
             open_question: number of the oldest question that is not answered.
+            asking: number of the question that is being answered; None for none.
             layers, heads: of the model's cache.
 
         Raises:
@@ -248,41 +273,50 @@ class Track:
         book = self.book
         assert book is not None, "there is a policy"
         book.open_question = open_question
+        book.asking = book.asking if asking is None else asking
+        book.questions = {one: words for one, words in book.questions.items() if one >= min(open_question, book.asking)}
+        book.set_back = self._moved[0]
         seen = book.first(self._visible)
         kept = self._memory.keep(seen, lambda: read(seen))
         seen.check(kept, layers=layers, heads=heads)
+        book.host = seen.host
         hidden = np.arange(self._visible, len(book.source_slots), dtype=np.int32)
         hidden = np.broadcast_to(hidden, (*np.shape(kept.sources)[:-1], len(hidden)))
         kept = kept._replace(sources=np.concatenate([kept.sources, hidden], axis=-1))
-        sources, words = np.shape(kept.sources)[-1], len(kept.words)
+        fetched = kept.fetched
+        sources, words = np.shape(kept.sources)[-1] + (fetched.length if fetched else 0), len(kept.words)
         source_slots, word_slots = (np.arange(count, dtype=np.int32) for count in (sources, words))
         word_slots = -1 - word_slots if self._design.grouped else sources + word_slots
         self._stored, self._visible = StoredCounts(sources, words), sources - hidden.shape[-1]
-        return self._anchor(book.keep(kept, source_slots, word_slots))
+        moves = self._anchor(book.keep(kept, source_slots, word_slots))
+        return moves if fetched is None else moves._replace(incoming=incoming(book, fetched))
 
     def _anchor(self, moves: Moves) -> Moves:
         """Turn what has been kept, and what will come, as the policy's `positions` says."""
         book, memory = self.book, self._memory
         assert book is not None, "there is a policy"
-        if not isinstance(memory, Window):
+        if not isinstance(memory, Window | ReKV):
             return moves
-        sinks = self._prompt, int(np.count_nonzero(book.words < memory.first_words))
+        sinks = book.prompt, int(np.count_nonzero(book.words < memory.first_words))
         found = anchored(
             book,
             sinks,
             positions=memory.positions,
-            joint=self._design.counting.words_move_sources,
-            reanchor_at=memory.reanchor_at,
+            joint=book.is_joint,
+            reanchor_at=min(memory.reanchor_at, self._gap // 2) if self._design.from_the_gap else memory.reanchor_at,
         )
         if found is None:
             return moves
         sources, words = found.turns(sinks, len(book.source_slots), len(book.words))
-        book.ids, book.word_ids = book.ids + sources, book.word_ids + words
+        turn = sources.reshape(3, *(1,) * (book.ids.ndim - 2), -1)
+        book.ids, book.word_ids = book.ids + turn, book.word_ids + words
         self._moved = self._moved + np.stack([found.sources, found.words])
         if self._waiting_positions is not None:
             self._waiting_positions = self._waiting_positions + found.words[:, None]
         if memory.positions != "contiguous":
-            return moves._replace(turn=np.concatenate([words, sources], axis=1))
+            comes = len(book.source_slots) + len(book.words) - len(moves.target)  # from the host, turned on its way
+            own = np.delete(sources, range(*book.fetched), axis=1) if comes else sources
+            return moves._replace(turn=np.concatenate([words, own], axis=1))
         self._sinks_moved = self._sinks_moved + np.stack([found.source_sinks, found.word_sinks])
         first_word = -sinks[1] if self._design.grouped else len(book.source_slots)
         firsts = zip((0, first_word), sinks, self._sinks_moved, strict=True)

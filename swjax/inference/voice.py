@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from swjax.data.decisions import find_decisions
 from swjax.inference.numbers import shown
 from swjax.streaming import Decide, DecisionTokens, DropTrigger, Moment, Speaking, StreamSpec, Verify, speaking_of
+from swjax.streaming.tokens import Tokenizer
 
 NO_DECISIONS = DecisionTokens(-2, -2)
 """Of models that do not decide: what a rule lets them say is as long as it may be."""
@@ -120,7 +121,7 @@ class Voice:
         return Deciding(self._tokens.skip, self._tokens.end, below)
 
 
-def voice_of(record: StreamSpec, tokenizer: Any, rule: str | None = None) -> dict[str, Any]:
+def voice_of(record: StreamSpec, tokenizer: Tokenizer, rule: str | None = None) -> dict[str, Any]:
     """The fields of `StreamSettings` that say when a model speaks.
 
     Args:

@@ -1,7 +1,7 @@
 """A model's weights, as they are best held on the devices on which it streams."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from swjax.models.decoder_layer import GatedLayer
 from swjax.models.family import abstract_model
 from swjax.models.layers import layers_apart
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import Parameters, merge_parameters, split_parameters, widened
+from swjax.models.parameters import Leaves, Parameters, merge_parameters, split_parameters, widened
 
 Result = TypeVar("Result")
 
@@ -56,7 +56,7 @@ class Held:
         return cls(structure, put_parameters(where, stacked, whole=whole))
 
 
-def assembled(structure: nnx.GraphDef[Any], parameters: Mapping[str, Any]) -> Any:
+def assembled(structure: nnx.GraphDef[Any], parameters: Leaves) -> Any:
     """The module that is held, inside of a compiled function."""
     single: Parameters = {}
     for path, leaf in parameters.items():

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
-from swjax.models.parameters import Parameters, match_paths
+from swjax.models.parameters import Leaves, Parameters, match_paths
 from swjax.models.stored import Block, StoredArray
 
 Shape = tuple[int, ...]
@@ -83,7 +83,7 @@ def scale_path(path: str) -> str:
     return f"{_stem(path)}_scale_{_axes(path)[1]}"
 
 
-def in_int8(parameters: Mapping[str, Any], targets: Iterable[str]) -> Parameters:
+def in_int8(parameters: Leaves, targets: Iterable[str]) -> Parameters:
     """Parameters with some weights in int8, each with its scales beside it, in the dtype that the weight had. Pure.
 
     A scale is a 127th of the largest number of an output's; one that is rounded makes all of its numbers smaller or
@@ -153,15 +153,19 @@ class AdaptedWeight:
         alpha: numerator of the scale.
         dtype: of the computations.
         scale: of each output, where the weight is held in int8; otherwise None.
+        key: of the random numbers by which inputs of A are dropped; None drops none.
+        dropout: the share of these inputs that is dropped, where there is a key.
     """
 
     weight: Any
     down: Any
     up: Any
     scale: Any
+    key: PRNGKeyArray | None
     path: str = field(metadata={"static": True})
     alpha: float = field(metadata={"static": True})
     dtype: Any = field(metadata={"static": True})
+    dropout: float = field(metadata={"static": True})
 
     @property
     def shape(self) -> Shape:
@@ -173,6 +177,17 @@ class AdaptedWeight:
         """A times the scale, which in float32 costs nothing and leaves no number of a product to be scaled."""
         return self.down * (self.alpha / self.down.shape[-1])
 
+    def dropped(self, x: Array) -> Array:
+        """The inputs of A: in training some are zero and the others larger, so that the mean stays what it was.
+
+        Args:
+            x: inputs of the weight.
+        """
+        if self.key is None:
+            return x
+        kept = jax.random.bernoulli(self.key, 1 - self.dropout, x.shape)
+        return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
+
     def __getitem__(self, index: Any) -> Array:
         # Every process, and the export, must come to the same weights: no bfloat16 passes on a TPU.
         axes = _product_axes(self.path, self.weight.ndim)
@@ -183,7 +198,14 @@ class AdaptedWeight:
         return (weight + product).astype(self.dtype)[index]
 
 
-def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DTypeLike) -> Parameters:
+def attach_adapters(
+    parameters: Leaves,
+    *,
+    alpha: float,
+    dtype: DTypeLike,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Parameters:
     """The parameters of the plain model in the dtype that it computes in, adapted weights as `AdaptedWeight`.
 
     So no model knows of adapters.
@@ -192,15 +214,23 @@ def attach_adapters(parameters: Mapping[str, Any], *, alpha: float, dtype: DType
         parameters: of the model and of its adapters, if it has any, by path.
         alpha: numerator of the scale of what is added (`config.lora.alpha`).
         dtype: of the computations.
+        dropout: share of the inputs of every adapter that is dropped, each adapter's and layer's by themselves.
+        key: of what is dropped; None drops nothing, as in evaluation.
     """
     attached: Parameters = {}
-    for path, leaf in parameters.items():
+    for number, (path, leaf) in enumerate(sorted(parameters.items())):
         if is_beside(path):
             continue
         a, b = adapter_paths(path) if linear_axes(path) else ("", "")
         if a in parameters:
             scale = parameters.get(scale_path(path))
-            attached[path] = AdaptedWeight(leaf, parameters[a], parameters[b], scale, path, alpha, jnp.dtype(dtype))
+            keys = None
+            if dropout and key is not None:
+                layers = leaf.shape[: leaf.ndim - len(path.rsplit("_", 1)[1])]
+                keys = jax.random.split(jax.random.fold_in(key, number), layers)
+            attached[path] = AdaptedWeight(
+                leaf, parameters[a], parameters[b], scale, keys, path, alpha, jnp.dtype(dtype), dropout
+            )
         else:
             attached[path] = leaf.astype(dtype)
     return attached

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 from swjax.models.rotary import Rotary
+from swjax.plain import Json, JsonView
 from swjax.streaming import DEFAULT_CHAT, ChatRule, Geometry
 
 
@@ -139,7 +140,7 @@ class ModelConfig(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+    def from_hf(cls, config: JsonView) -> Self:
         """Read the content of a Hugging Face config.json.
 
         Raises:
@@ -147,7 +148,7 @@ class ModelConfig(abc.ABC):
         """
 
     @abc.abstractmethod
-    def to_hf(self, dtype: str) -> dict[str, Any]:
+    def to_hf(self, dtype: str) -> Json:
         """The content of a config.json.
 
         Args:
@@ -162,8 +163,8 @@ def from_preset(
     presets: Mapping[str, Config],
     name: str,
     *,
-    text: Mapping[str, Any] = MappingProxyType({}),
-    vision: Mapping[str, Any] = MappingProxyType({}),
+    text: JsonView = MappingProxyType({}),
+    vision: JsonView = MappingProxyType({}),
     **overrides: Any,
 ) -> Config:
     """A named size, with fields of the text, vision or top level replaced.
@@ -178,7 +179,7 @@ def from_preset(
     return _replace(replace(preset, text=new_text, vision=new_vision), overrides, "the top level")
 
 
-def _replace(config: Any, changes: Mapping[str, Any], where: str) -> Any:
+def _replace(config: Any, changes: JsonView, where: str) -> Any:
     known = {field.name for field in fields(config)}
     for name in changes:
         if name not in known:

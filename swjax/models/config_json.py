@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from swjax.plain import JsonView
+
 _LARGEST = 2**31 - 1
 
 
@@ -11,7 +13,7 @@ _LARGEST = 2**31 - 1
 class Section:
     """An object of a config.json whose values are looked at before they are used; a null is as if it were not there."""
 
-    content: Mapping[str, Any]
+    content: JsonView
     name: str
 
     def has(self, key: str) -> bool:

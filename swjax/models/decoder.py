@@ -5,7 +5,7 @@ layer is, its family says; `swjax.models.decoder_layer` has the usual one.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from swjax.models.rotary import Rotation
 from swjax.streaming import KeySpans
 
 
+@runtime_checkable
 class DecoderLayer(Protocol):
     """One layer, which is an `nnx.Module`; between its two parts, the decoder attends."""
 
@@ -175,3 +176,33 @@ class Decoder(nnx.Module):
             mass = jnp.zeros((len(index), len(x), self.config.num_kv_heads, cache.slots), jnp.float32)
             x, mass = scan_layers(layer_step, (x, mass), self.layers, index)
             return rms_norm(x, self.norm_d[...], self.config.rms_norm_eps), mass
+
+    def queries(
+        self,
+        x: Float[Array, "B L D"],
+        position_ids: Int32[Array, "3 B L"],
+        spans: KeySpans,
+        weights: Float[Array, "B L"],
+    ) -> Float[Array, "layers B K H"]:
+        """What a whole sequence asks for: its queries without their rotation.
+
+        Args:
+            x, position_ids, spans: as for a whole sequence.
+            weights: of each token.
+
+        Returns:
+            The weighted sum over tokens, and the sum over the query heads of a key head, of each layer. Float32.
+        """
+        rotation, still = self.config.rotary(position_ids), self.config.rotary(jnp.zeros_like(position_ids))
+        index, heads = np.arange(self.config.num_layers, dtype=np.int32), self.config.num_kv_heads
+
+        def layer_step(carry: tuple[Array, Array], indexed: tuple[Array, DecoderLayer]) -> tuple[Array, Array]:
+            (x, found), (index, layer) = carry, indexed
+            plain = layer.query_key_value(x, still)[0].astype(jnp.float32)
+            grouped = plain.reshape(*plain.shape[:2], heads, -1, plain.shape[-1])
+            attended = layer.attention(*layer.query_key_value(x, rotation), spans)
+            return layer.finish(x, attended), found.at[index].set(jnp.einsum("blkgh,bl->bkh", grouped, weights))
+
+        with jax.named_scope("queries"):
+            found = jnp.zeros((len(index), len(x), heads, self.config.head_dim), jnp.float32)
+            return scan_layers(layer_step, (x, found), self.layers, index)[1]

@@ -14,6 +14,7 @@ from swjax.models.config import ModelConfig, from_preset
 from swjax.models.layers import Attention, Constrain, unconstrained
 from swjax.models.model import VideoLanguageModel
 from swjax.models.weights import WeightTable
+from swjax.plain import JsonView
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def family_of(config: ModelConfig) -> Family:
     return _find(config.model_type)
 
 
-def read_model_config(content: Mapping[str, Any]) -> ModelConfig:
+def read_model_config(content: JsonView) -> ModelConfig:
     """Read the content of a config.json of any family.
 
     Raises:

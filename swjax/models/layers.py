@@ -61,7 +61,7 @@ def project(
     held = weight.get_value()
     if isinstance(held, AdaptedWeight):
         down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
-        added = _product(_product(x, down, f"{axes[:2]}r", constrain), up, axes, constrain)
+        added = _product(_product(held.dropped(x), down, f"{axes[:2]}r", constrain), up, axes, constrain)
         product = _product(x, held.weight.astype(held.dtype), axes, constrain)
         product = (product if held.scale is None else product * held.scale.astype(held.dtype)) + added
     else:

@@ -18,6 +18,9 @@ Model = TypeVar("Model", bound=nnx.Module)
 Parameters = dict[str, Any]
 """Parameter path, its parts joined by `/`, to an array (or to whatever stands for one: a shape, a sharding)."""
 
+Leaves = Mapping[str, Any]
+"""`Parameters` that are read alone."""
+
 
 def split_parameters(model: Model) -> tuple[nnx.GraphDef[Model], Parameters]:
     """Takes a module apart into its structure and its parameters.
@@ -35,13 +38,13 @@ def split_parameters(model: Model) -> tuple[nnx.GraphDef[Model], Parameters]:
     return structure, {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def merge_parameters(structure: nnx.GraphDef[Model], parameters: Mapping[str, Any]) -> Model:
+def merge_parameters(structure: nnx.GraphDef[Model], parameters: Leaves) -> Model:
     """Puts a module together again: the inverse of `split_parameters`."""
     flat: dict[tuple[Any, ...], Any] = {_keys(path): leaf for path, leaf in parameters.items()}
     return nnx.merge(structure, nnx.from_flat_state(flat))
 
 
-def widened(parameters: Mapping[str, Any], tile: int) -> Parameters:
+def widened(parameters: Leaves, tile: int) -> Parameters:
     """Parameters whose axes f, the widths inside of MLPs, are filled up with zeros to a multiple of a tile.
 
     The model computes the same: what zeros give, silu(0) 0 or gelu(0), meets zeros in the next product. Without it
@@ -104,7 +107,7 @@ def match_all(patterns: Iterable[str], paths: Iterable[str], *, key: str) -> set
     return {path for pattern in patterns for path in match_paths(pattern, paths, key=key)}
 
 
-def fingerprint(parameters: Mapping[str, Any]) -> str:
+def fingerprint(parameters: Leaves) -> str:
     """Sixteen hexadecimal digits that change when any bit of any parameter does, wherever the parameters lie.
 
     Bits are summed as integers on the devices, so neither sharding nor the order of a sum changes the result.

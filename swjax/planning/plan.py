@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
-from ml_collections import ConfigDict
 
 from swjax.chips import Chip, chip_of
 from swjax.mesh import AXES
@@ -27,6 +26,7 @@ from swjax.planning.kept import REFUSED, keep, kept_file, read_kept
 from swjax.planning.work import full_rows, kernel_flops, spans_of_layers
 from swjax.training.flops import Rows, model_flops
 from swjax.training.program import Program, batch_shapes, fit_rows, make_program
+from swjax.training.sections import Config
 
 SPARE_MEMORY = 0.10
 """Share of a chip's memory that a plan should leave: other programs and fragments of memory take some."""
@@ -170,7 +170,7 @@ def open_topology(name: str, *, slices: int = 1, bundles: Path | None = None) ->
 
 
 def make_plan(
-    config: ConfigDict,
+    config: Config,
     model: ModelConfig,
     topology: str,
     devices: Sequence[jax.Device],
@@ -198,7 +198,7 @@ def make_plan(
     batch = batch_shapes(config, model, program, tokens=config.data.max_tokens, patches=config.data.max_patches)
     began = time.monotonic()
     lowered = program.train_step.lower(program.shapes, batch)  # type: ignore[attr-defined]
-    file = kept_file(lowered, topology, [str(device) for device in devices], config.to_json(), model, bundles is None)
+    file = kept_file(lowered, topology, [str(device) for device in devices], config, model, bundles is None)
     if (kept := read_kept(file)) is not None:
         if REFUSED in kept:
             raise OutOfMemoryError(kept[REFUSED])
@@ -253,7 +253,7 @@ def make_plan(
 
 
 def _estimate(
-    compiled: jax.stages.Compiled, bundles: Path, chip: Chip, config: ConfigDict, model: ModelConfig
+    compiled: jax.stages.Compiled, bundles: Path, chip: Chip, config: Config, model: ModelConfig
 ) -> Estimate | None:
     """The compiler's clock; None for a chip whose compiler gives no cycles."""
     if chip.clock is None:
@@ -266,7 +266,7 @@ def _estimate(
     return estimate_time(text, bundles, chip=chip, model=model, decoder=decoder, vision=vision)
 
 
-def candidates(config: ConfigDict, model: ModelConfig, num_devices: int, *, slices: int = 1) -> Iterator[ConfigDict]:
+def candidates(config: Config, model: ModelConfig, num_devices: int, *, slices: int = 1) -> Iterator[Config]:
     """Configurations to try, those that promise most first: meshes that fit the model, and remat policies.
 
     As many rows as the configuration gives each chip stay on each chip, or on the chips that a row is cut over.
@@ -284,11 +284,8 @@ def candidates(config: ConfigDict, model: ModelConfig, num_devices: int, *, slic
             if left or model.text.num_kv_heads % tensor or model.text.hidden_size % (fsdp * context):
                 continue
             for remat in ("minimal", "attention", "full"):
-                tried = ConfigDict(config.to_dict())
-                tried.mesh.data, tried.mesh.fsdp, tried.mesh.context, tried.mesh.tensor = data, fsdp, context, tensor
-                tried.batch_size = rows_a_chip * data * fsdp
-                tried.remat = remat
-                yield tried
+                mesh = dataclasses.replace(config.mesh, data=data, fsdp=fsdp, context=context, tensor=tensor)
+                yield dataclasses.replace(config, mesh=mesh, batch_size=rows_a_chip * data * fsdp, remat=remat)
 
 
 def best(plans: Sequence[Plan]) -> Plan | None:

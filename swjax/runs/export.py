@@ -6,9 +6,7 @@ weights as it goes: the model is never in memory as a whole.
 """
 
 import importlib.resources
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import jax
 from jaxtyping import DTypeLike
@@ -22,6 +20,7 @@ from swjax.hub.writer import UNFINISHED, save_hf, write_json
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
 from swjax.models.parameters import match_all
+from swjax.plain import Json, JsonView
 from swjax.runs.folder import MODEL, find_step, open_checkpoint, read_lora, read_model_config, read_run_config
 from swjax.runs.streaming_model import STREAMING, StoredModel, open_streaming_model
 from swjax.storage import AnyPath, as_path, make_folder, remove_folder
@@ -38,7 +37,7 @@ def export_streaming_model(
     *,
     dtype: DTypeLike | None = None,
     max_shard_size: int | str = "5GB",
-    about: Mapping[str, Any] | None = None,
+    about: JsonView | None = None,
 ) -> None:
     """Write a Hugging Face folder: weights, configs, README, the tokenizer's files, and the files for PyTorch.
 
@@ -68,7 +67,7 @@ def export_streaming_model(
 
 
 def _write_export(
-    source: StoredModel, folder: AnyPath, dtype: DTypeLike | None, max_shard_size: int | str, about: Mapping[str, Any]
+    source: StoredModel, folder: AnyPath, dtype: DTypeLike | None, max_shard_size: int | str, about: JsonView
 ) -> None:
     make_folder(folder)
     if jax.process_index() == 0:
@@ -81,7 +80,7 @@ def _write_export(
     )
 
 
-def _record(source: StoredModel) -> dict[str, Any]:
+def _record(source: StoredModel) -> Json:
     """What the model was trained to do, with the design by its name: PyTorch's file knows no aliases.
 
     What streams keep and drop is left out where it is all, so that files of older exports read it."""
@@ -102,7 +101,7 @@ def _write_companions(source: StoredModel, folder: AnyPath) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def about_run(path: str | AnyPath) -> dict[str, Any]:
+def about_run(path: str | AnyPath) -> Json:
     """What a run folder knows of its model's origin: base, its licence, data and scores; {} for another folder."""
     run_dir = as_path(path)
     if not (run_dir / MODEL).exists():
@@ -180,7 +179,16 @@ def export_adapter(
         write_json(folder / STREAMING, _record(source))
         text = model_card(source.config, _record(source), **about_run(run_dir), adapter=True)
         (folder / README).write_text(text, encoding="utf-8")
-        save_adapter(folder, tensors, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora, base=base, dtype=dtype)
+        save_adapter(
+            folder,
+            tensors,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            rslora=lora.rslora,
+            dropout=lora.dropout,
+            base=base,
+            dtype=dtype,
+        )
     except BaseException:
         if is_new:
             remove_folder(folder)
@@ -203,7 +211,7 @@ def _is_adapter_export(folder: AnyPath) -> bool:
     return set(folder.iterdir()) <= {file for pattern in known for file in folder.glob(pattern)}
 
 
-def _generation_config(config: ModelConfig) -> Mapping[str, Any]:
+def _generation_config(config: ModelConfig) -> JsonView:
     return {
         "bos_token_id": config.bos_token_id,
         "do_sample": False,
@@ -212,7 +220,7 @@ def _generation_config(config: ModelConfig) -> Mapping[str, Any]:
     }
 
 
-def _preprocessor_config(source: StoredModel) -> Mapping[str, Any]:
+def _preprocessor_config(source: StoredModel) -> JsonView:
     vision, file = source.config.vision, source.tokenizer / "preprocessor_config.json"
     base = read_json(file) if file.exists() else {}
     base.pop("size", None)  # of the base's pictures

@@ -18,7 +18,6 @@ Training writes it; streaming, evaluation and export read it, and need nothing o
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +30,11 @@ from swjax.models.adapters import adapter_shapes, choose_targets, effective_alph
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import Parameters, merge_parameters, split_parameters
+from swjax.models.parameters import Leaves, Parameters, merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
+from swjax.plain import Json, JsonView
 from swjax.runs.orbax_files import MARKER, is_staged, open_arrays
-from swjax.storage import AnyPath, absolute, as_path
+from swjax.storage import AnyPath, absolute, as_path, retried
 
 CONFIG = "config.json"
 MODEL = "model.json"
@@ -59,7 +59,7 @@ class Run:
     """
 
     model: VideoLanguageModel
-    config: Mapping[str, Any]
+    config: JsonView
     tokenizer: AnyPath
     step: int
 
@@ -75,6 +75,7 @@ class Lora:
         rslora: whether the scale is over the square root of the rank.
         additional: patterns of the parameters that train beside them.
         base_dtype: int8 where the weights that they adapt are held so, or "".
+        dropout: share of their inputs that training drops.
     """
 
     rank: int
@@ -83,6 +84,7 @@ class Lora:
     rslora: bool = False
     additional: tuple[str, ...] = ()
     base_dtype: str = ""
+    dropout: float = 0.0
 
     @property
     def effective_alpha(self) -> float:
@@ -118,7 +120,7 @@ def load_run(
     return Run(merge_parameters(structure, parameters), config, run_dir / TOKENIZER, step)
 
 
-def read_run_config(run_dir: str | AnyPath) -> dict[str, Any]:
+def read_run_config(run_dir: str | AnyPath) -> Json:
     """Reads the configuration that a run was started with.
 
     Raises:
@@ -136,7 +138,7 @@ def read_model_config(run_dir: str | AnyPath) -> ModelConfig:
     return parse_config(as_path(run_dir) / MODEL, holder=_HOLDER)
 
 
-def read_lora(config: Mapping[str, Any]) -> Lora | None:
+def read_lora(config: JsonView) -> Lora | None:
     """What a run's configuration says of adapters; None where it has none.
 
     Args:
@@ -152,6 +154,7 @@ def read_lora(config: Mapping[str, Any]) -> Lora | None:
         found.get("rslora", False),
         tuple(found.get("additional", ())),
         found.get("base_dtype", ""),
+        found.get("dropout", 0.0),
     )
 
 
@@ -162,7 +165,8 @@ def list_steps(run_dir: str | AnyPath) -> list[int]:
         return []
     if is_staged(folder):
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / MARKER).exists())
-    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+    found = retried(lambda: list(ocp.path.step.standard_name_format().find_all(folder)), f"listing {folder}")
+    return sorted(one.step for one in found)
 
 
 def find_step(run_dir: str | AnyPath, step: int | None = None) -> int:
@@ -205,7 +209,7 @@ def open_checkpoint(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]
         CheckpointError: as for `open_parameters`.
     """
     config = read_run_config(run_dir)
-    shapes: dict[str, Any] = dict(split_parameters(abstract_model(read_model_config(run_dir)))[1])
+    shapes: Parameters = dict(split_parameters(abstract_model(read_model_config(run_dir)))[1])
     lora = read_lora(config)
     if lora is not None:
         try:
@@ -245,7 +249,7 @@ def read_parameters(
 
 
 def open_parameters(
-    run_dir: str | AnyPath, step: int, shapes: Mapping[str, Any], *, item: str = PARAMETERS
+    run_dir: str | AnyPath, step: int, shapes: Leaves, *, item: str = PARAMETERS
 ) -> dict[str, StoredArray]:
     """Opens a checkpoint's parameters and checks their names and shapes; reads none.
 
@@ -271,7 +275,7 @@ def _item(run_dir: str | AnyPath, step: int, item: str) -> AnyPath:
     return folder
 
 
-def _check_shapes(folder: AnyPath, stored: Mapping[str, StoredArray], expected: Mapping[str, Any]) -> None:
+def _check_shapes(folder: AnyPath, stored: Mapping[str, StoredArray], expected: Leaves) -> None:
     faults = [f"lacks {path}" for path in expected if path not in stored]
     faults += [f"has unexpected {path}" for path in stored if path not in expected]
     faults += [

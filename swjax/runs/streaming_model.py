@@ -5,7 +5,6 @@ It is read from a run folder or from a Hugging Face folder.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from jaxtyping import DTypeLike
 
@@ -18,6 +17,7 @@ from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import match_all, merge_parameters, split_parameters
 from swjax.models.stored import StoredArray, place
+from swjax.plain import JsonView
 from swjax.runs.folder import (
     MODEL,
     TOKENIZER,
@@ -166,7 +166,7 @@ def _hub_folder(path: str | AnyPath, step: int | None) -> AnyPath:
     return find_checkpoint(path)
 
 
-def _run_record(config: Mapping[str, Any]) -> StreamSpec:
+def _run_record(config: JsonView) -> StreamSpec:
     keys = {**config, **config["data"]}
     return StreamSpec(**{field.name: keys[field.name] for field in fields(StreamSpec) if field.name in keys})
 

@@ -7,9 +7,10 @@ that is worth having, and may be killed at any time.
 import json
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from swjax.data.pictures import PictureError, pictures_to_patches
+from swjax.plain import Json
 from swjax.streaming import Geometry
 
 HEAD = struct.Struct(">II")
@@ -19,13 +20,13 @@ READY = b"+"
 """What it says when it can be asked."""
 
 
-def pack(head: dict[str, Any], body: bytes = b"") -> bytes:
+def pack(head: Json, body: bytes = b"") -> bytes:
     """A message."""
     text = json.dumps(head).encode()
     return HEAD.pack(len(text), len(body)) + text + body
 
 
-def answer(head: dict[str, Any], body: bytes) -> bytes:
+def answer(head: Json, body: bytes) -> bytes:
     """The answer to a question: the grid and the patches of a frame, or why there is none."""
     files, first = [], 0
     for count in head["bytes"]:

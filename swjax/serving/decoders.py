@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from swjax.data.pictures import PictureError
+from swjax.plain import Json
 from swjax.serving import decode_worker
 from swjax.serving.decode_worker import HEAD, READY, pack
 from swjax.serving.patience import in_time
@@ -47,7 +48,7 @@ class DecodeShare:
 class _Job:
     share: DecodeShare
     message: bytes
-    answer: "asyncio.Future[tuple[dict[str, Any], bytes]]"
+    answer: "asyncio.Future[tuple[Json, bytes]]"
     came_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -197,7 +198,7 @@ class Decoders:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _ask(process: Process, message: bytes) -> tuple[dict[str, Any], bytes]:
+async def _ask(process: Process, message: bytes) -> tuple[Json, bytes]:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(message)

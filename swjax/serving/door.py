@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from swjax.plain import Json
 from swjax.serving.counts import Counts
 from swjax.serving.limits import Limits
 from swjax.serving.masks import FrameGuard
@@ -28,7 +29,7 @@ class Visitor(web.RequestHandler):
     __slots__ = ("_door", "_expiry", "address", "is_socket")
 
     def __init__(self, door: "Door", server: web.Server, loop: asyncio.AbstractEventLoop, limits: Limits):
-        options: dict[str, Any] = {
+        options: Json = {
             "access_log": None,
             "keepalive_timeout": limits.keep_alive_s,
             "lingering_time": min(1.0, limits.stop_s),

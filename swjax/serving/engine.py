@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from swjax.inference.room import bounded_room
 from swjax.inference.sizes import TILE
 from swjax.serving.limits import Limits
 from swjax.streaming import DEFAULT_GEOMETRY, Geometry, StreamSpec
+from swjax.streaming.tokens import Tokenizer
 
 QUESTION_SLOTS = 256
 """Slots for the prompt beside the video's; a longer question leaves fewer for the video."""
@@ -98,7 +98,7 @@ class EngineSize:
 
 
 def build_engine(
-    model: Model | Weights, size: EngineSize, tokenizer: Any, memory: Memory = KEEP_ALL, drop: Drop | None = None
+    model: Model | Weights, size: EngineSize, tokenizer: Tokenizer, memory: Memory = KEEP_ALL, drop: Drop | None = None
 ) -> BatchEngine:
     """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
 

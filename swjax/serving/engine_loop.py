@@ -8,7 +8,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from swjax.inference import BatchEngine, Frame, FrameSeen, QuestionSeen, Stream, StreamEnded, StreamEvent, TokenSpoken
 from swjax.serving.counts import Counts
@@ -17,6 +16,7 @@ from swjax.serving.line import in_turn
 from swjax.serving.offer import Choice
 from swjax.serving.outbox import Outbox
 from swjax.serving.protocol import Ask, Asked, Ended, Failed, FailureCode, Opened, Seen, ServerMessage, Waiting, Word
+from swjax.streaming.tokens import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class EngineLoop:
     def __init__(
         self,
         engine: BatchEngine,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         counts: Counts,
         *,
         limits: Limits,

@@ -1,14 +1,13 @@
 """What a server offers, and what a client's `open` makes of it: the arguments of a stream."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from swjax.data.chat import EVALUATION_QUESTION
 from swjax.inference import Mode, Sampling, StreamSettings
 from swjax.inference.dropping import Drop
 from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.settings import WhenBehind
+from swjax.plain import JsonView
 from swjax.serving.limits import Limits
 from swjax.serving.protocol import Hello, Open, ProtocolError
 from swjax.streaming import DEFAULT_GEOMETRY, DESIGNS, Geometry, StreamSpec, Variant
@@ -51,7 +50,7 @@ class Offer:
     question: str = EVALUATION_QUESTION
     geometry: Geometry = DEFAULT_GEOMETRY
     memory: Memory = KEEP_ALL
-    voice: Mapping[str, Any] = field(default_factory=dict)
+    voice: JsonView = field(default_factory=dict)
     drop: Drop | None = None
 
     def __post_init__(self) -> None:

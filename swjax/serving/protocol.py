@@ -6,9 +6,10 @@ at the model's rate; `pictures_per_frame` of them make a frame.
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from swjax.inference.settings import WhenBehind
+from swjax.plain import Json
 
 PROTOCOL = 1
 """Version of the messages."""
@@ -141,7 +142,7 @@ class Hello:
     min_pixels: int
     max_pixels: int
     modes: dict[str, list[str]]
-    defaults: dict[str, Any]
+    defaults: Json
     limits: dict[str, float]
     protocol: int = PROTOCOL
 

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -25,6 +24,7 @@ from swjax.serving.intake import Shared
 from swjax.serving.offer import Offer
 from swjax.serving.patience import in_time
 from swjax.serving.protocol import Failed
+from swjax.streaming.tokens import Tokenizer
 
 PAGE = Path(__file__).parent / "page"
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -57,7 +57,7 @@ class Server:
         over: set when the server is to end.
     """
 
-    def __init__(self, engine: BatchEngine, size: EngineSize, tokenizer: Any, offer: Offer, access: Access):
+    def __init__(self, engine: BatchEngine, size: EngineSize, tokenizer: Tokenizer, offer: Offer, access: Access):
         self._access, self._rows, self._limits = access, size.rows, offer.limits
         self._decoders = Decoders(DECODERS, self._limits.decode_s)
         self._files = {
@@ -236,7 +236,7 @@ class Server:
 async def serve(
     engine: BatchEngine,
     size: EngineSize,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     offer: Offer,
     access: Access,
     *,

@@ -3,8 +3,9 @@
 Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a copy from a bounded cache.
 """
 
-from swjax.storage.cache import cache_bytes, local_file, local_folder
+from swjax.storage.cache import cache_bytes, local_file, local_folder, local_lock
 from swjax.storage.files import (
+    check_writable,
     copy_file,
     file_size,
     is_remote,
@@ -13,6 +14,7 @@ from swjax.storage.files import (
     make_folder,
     read_range,
     remove_folder,
+    retried,
     upload,
     write_object,
     writing_file,
@@ -39,6 +41,7 @@ __all__ = [
     "as_path",
     "cache_bytes",
     "check_access",
+    "check_writable",
     "copy_file",
     "describe_failure",
     "file_size",
@@ -48,12 +51,14 @@ __all__ = [
     "list_files",
     "local_file",
     "local_folder",
+    "local_lock",
     "make_folder",
     "open_log",
     "read_range",
     "refused_scheme",
     "remove_folder",
     "resolved",
+    "retried",
     "sync_logs",
     "upload",
     "write_object",

@@ -83,6 +83,11 @@ def open_cache_folder() -> Path:
     return folder
 
 
+def local_lock(path: AnyPath) -> Path:
+    """A file of this machine that can be locked for a path in a bucket, which cannot."""
+    return open_cache_folder() / f"{hashlib.sha256(os.fspath(path).encode()).hexdigest()[:40]}-lock"
+
+
 def cache_bytes() -> float:
     """How large the copies may be together."""
     text = os.environ.get("SWJAX_CACHE_GB", "32")
@@ -117,7 +122,12 @@ def _fetch_all(url: str, files: Mapping[str, Mapping[str, Any]], folder: AnyPath
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    return str(next((info[key] for key in ("generation", "etag", "ETag", "mtime", "last_modified") if key in info), ""))
+    return str(
+        next(
+            (info[key] for key in ("generation", "etag", "ETag", "mtime", "last_modified", "blob_id") if key in info),
+            "",
+        )
+    )
 
 
 def _touch(entry: Path) -> bool:

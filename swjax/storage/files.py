@@ -104,12 +104,25 @@ def list_objects(folder: AnyPath) -> dict[str, dict[str, Any]]:
     return {name: info for name, info in names.items() if info["type"] == "file" and not name.endswith("/")}
 
 
+def check_writable(path: AnyPath) -> None:
+    """Refuses to write where each file would be a commit of its own.
+
+    Raises:
+        StorageError: it is a data set of the Hugging Face Hub.
+    """
+    if is_remote(path) and os.fspath(path).startswith("hf://"):
+        raise StorageError(
+            f"{path} is on the Hugging Face Hub, which is read alone here; write elsewhere and upload it"
+        )
+
+
 def upload(file: Path, path: AnyPath) -> None:
     """Copies a file from disk to a path in a bucket, where it appears as a whole.
 
     Raises:
         StorageError: the store does not take it.
     """
+    check_writable(path)
 
     def put() -> None:
         file_system(path).put_file(str(file), os.fspath(path))
@@ -125,6 +138,7 @@ def write_object(path: AnyPath, content: bytes) -> None:
     Raises:
         StorageError: the store does not take it.
     """
+    check_writable(path)
     url = os.fspath(path)
     retried(lambda: file_system(path).pipe_file(url, content), f"writing {url}", final=_FINAL_OF_WRITES)
 
@@ -157,7 +171,12 @@ def fetch(path: AnyPath, file: Path, size: int) -> None:
 
 
 def make_folder(folder: AnyPath) -> None:
-    """Makes a folder where there are such; in a bucket, files bring their own."""
+    """Makes a folder where there are such; in a bucket, files bring their own.
+
+    Raises:
+        StorageError: nothing can be written there (`check_writable`).
+    """
+    check_writable(folder)
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
 

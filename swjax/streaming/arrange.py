@@ -3,15 +3,15 @@
 Like `swjax.streaming.chat` it takes the array namespace, works on fixed shapes and checks nothing.
 """
 
+from types import ModuleType
 from typing import Any, assert_never
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from swjax.streaming.arrays import Bools, Flag, Integer, Ints, XpArray
 from swjax.streaming.chat import (
-    Bools,
     ChatTokens,
-    Ints,
     VisualCells,
     read_chat_tokens,
     read_visual_cells,
@@ -25,15 +25,15 @@ NO_LABEL = -100
 
 
 def arrange(
-    xp: Any,
+    xp: ModuleType,
     input_ids: Ints,
-    num_tokens: Int[Any, ""] | int,
-    grid_thw: Int[Any, "items 3"],
-    counts: Int[Any, "F"],
-    temporal_stride: Shaped[Any, "items"],
+    num_tokens: Int[XpArray, ""] | int,
+    grid_thw: Int[XpArray, "items 3"],
+    counts: Int[XpArray, "F"],
+    temporal_stride: Shaped[XpArray, "items"],
     *,
     design: Design,
-    gap: Int[Any, ""] | int,
+    gap: Int[XpArray, ""] | int,
     special: SpecialTokens,
     merge_size: int,
 ) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def arrange(
 
 
 def arrange_tokens(
-    xp: Any, input_ids: Ints, cells: VisualCells, tokens: ChatTokens, design: Design, gap: Int[Any, ""] | int
+    xp: ModuleType, input_ids: Ints, cells: VisualCells, tokens: ChatTokens, design: Design, gap: Int[XpArray, ""] | int
 ) -> dict[str, Any]:
     """The fields of a `StreamLayout` by name, from what each token is and where it stands in its frame."""
     is_real = tokens.is_real
@@ -90,7 +90,7 @@ def arrange_tokens(
     }
 
 
-def _store(xp: Any, tokens: ChatTokens, storage: Storage) -> tuple[Ints, KeySpans]:
+def _store(xp: ModuleType, tokens: ChatTokens, storage: Storage) -> tuple[Ints, KeySpans]:
     """The permutation from slot to index in the chat, and the span of each slot; padding stays behind, on its own."""
     index = xp.arange(len(tokens.is_real))
     causal = KeySpans(xp.where(tokens.is_real, 0, index), index + 1)
@@ -105,7 +105,7 @@ def _store(xp: Any, tokens: ChatTokens, storage: Storage) -> tuple[Ints, KeySpan
     assert_never(storage)
 
 
-def _store_groups(xp: Any, tokens: ChatTokens) -> tuple[Ints, KeySpans]:
+def _store_groups(xp: ModuleType, tokens: ChatTokens) -> tuple[Ints, KeySpans]:
     """The group mask (paper, figure 3) as a span a slot: a source sees the sources up to itself, and a target those
     that had arrived when it was spoken and the targets up to itself, which are stored in reverse before the sources."""
     index = xp.arange(len(tokens.is_real))
@@ -121,18 +121,20 @@ def _store_groups(xp: Any, tokens: ChatTokens) -> tuple[Ints, KeySpans]:
     return order, KeySpans(start[order], stop[order])
 
 
-def _advance(xp: Any, cells: VisualCells, is_real: Any, *, frame_by_frame: bool) -> Ints:
+def _advance(xp: ModuleType, cells: VisualCells, is_real: Bools, *, frame_by_frame: bool) -> Ints:
     """How far each token moves the count: text by one, an image or video by its largest id plus one, at its end."""
     ends, extent = (cells.ends_frame, cells.frame_extent) if frame_by_frame else (cells.ends_item, cells.item_extent)
     return xp.where(cells.is_visual, ends * extent, 1) * is_real
 
 
-def _count(xp: Any, advance: Ints) -> Ints:
+def _count(xp: ModuleType, advance: Ints | Bools) -> Ints:
     """The count at each token: what all tokens before it have moved it by."""
     return xp.cumsum(advance) - advance
 
 
-def _count_by_steps(xp: Any, tokens: ChatTokens, advance: Ints, design: Design, gap: Int[Any, ""] | int) -> Ints:
+def _count_by_steps(
+    xp: ModuleType, tokens: ChatTokens, advance: Ints, design: Design, gap: Int[XpArray, ""] | int
+) -> Ints:
     """The id at which each token stands: counted on from where the sources, or the words, of its step begin."""
     step, opens_turn = tokens.step, tokens.opens_turn
     if not design.speaks_while_watching:
@@ -153,11 +155,17 @@ def _count_by_steps(xp: Any, tokens: ChatTokens, advance: Ints, design: Design, 
 
 
 def _first_ids(
-    xp: Any, counting: Counting, before: StepEnds, extents: Ints, words: Ints, opens: Bools, num_steps: Int[Any, ""]
+    xp: ModuleType,
+    counting: Counting,
+    before: StepEnds,
+    extents: Ints,
+    words: Ints,
+    opens: Bools,
+    num_steps: Int[XpArray, ""],
 ) -> tuple[Ints, Ints]:
     """The ids at which the sources, and the words, of each step begin, going from one step to the next."""
 
-    def next_step(before: StepEnds, extent: Any, words: Any, opens_turn: Any) -> tuple[Any, StepEnds]:
+    def next_step(before: StepEnds, extent: Integer, words: Integer, opens_turn: Flag) -> tuple[Integer, StepEnds]:
         source = counting.first_source(before, opens_turn, xp)
         return source, counting.end(before, source + extent, words, xp)
 
@@ -171,7 +179,7 @@ def _first_ids(
 
     from jax.lax import fori_loop  # comes with jax.numpy; this room does without for as long as it is numpy's
 
-    def body(step: Any, carry: tuple[Any, StepEnds]) -> tuple[Any, StepEnds]:
+    def body(step: Integer, carry: tuple[XpArray, StepEnds]) -> tuple[XpArray, StepEnds]:
         source, ends = next_step(carry[1], extents[step], words[step], opens[step])
         return carry[0].at[:, step].set(xp.stack([source, ends.words])), _integers(xp, ends)
 
@@ -180,17 +188,17 @@ def _first_ids(
     return firsts[0], firsts[1]
 
 
-def _integers(xp: Any, ends: StepEnds) -> StepEnds:
+def _integers(xp: ModuleType, ends: StepEnds) -> StepEnds:
     return StepEnds(*(xp.asarray(end, xp.int32) for end in ends))
 
 
-def _sum_by_step(xp: Any, values: Ints, step: Ints) -> Ints:
+def _sum_by_step(xp: ModuleType, values: Ints | Bools, step: Ints) -> Ints:
     """Sums of the values of each step, with room for as many steps as tokens."""
     if xp is np:
         return np.bincount(step, values, len(step)).astype(np.int64)
     return xp.zeros(len(step), int).at[step].add(values)
 
 
-def _next(xp: Any, values: Ints) -> Ints:
+def _next(xp: ModuleType, values: Ints) -> Ints:
     """The value of the token after each."""
     return xp.concatenate([values[1:], xp.full(min(1, len(values)), NO_LABEL, values.dtype)])

@@ -4,16 +4,15 @@ Every function takes the array namespace `xp`, numpy or jax.numpy, and works on 
 tokens, so the same lines run on the host and inside jit. Nothing is checked here; `swjax.streaming.checks` does.
 """
 
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Int, Shaped
 
+from swjax.streaming.arrays import Bools, Ints, XpArray
 from swjax.streaming.positions import temporal_ids
 from swjax.streaming.schedule import last_visible_frame
 from swjax.streaming.tokens import SpecialTokens
-
-Ints = Int[Any, "L"]
-Bools = Bool[Any, "L"]
 
 
 class VisualCells(NamedTuple):
@@ -66,11 +65,11 @@ class ChatTokens(NamedTuple):
 
 
 def read_visual_cells(
-    xp: Any,
+    xp: ModuleType,
     input_ids: Ints,
     is_real: Bools,
-    grid_thw: Int[Any, "items 3"],
-    temporal_stride: Shaped[Any, "items"],
+    grid_thw: Int[XpArray, "items 3"],
+    temporal_stride: Shaped[XpArray, "items"],
     special: SpecialTokens,
     merge_size: int,
 ) -> VisualCells:
@@ -114,7 +113,12 @@ def read_visual_cells(
 
 
 def read_chat_tokens(
-    xp: Any, input_ids: Ints, is_real: Bools, frames_begun: Ints, counts: Int[Any, "F"], special: SpecialTokens
+    xp: ModuleType,
+    input_ids: Ints,
+    is_real: Bools,
+    frames_begun: Ints,
+    counts: Int[XpArray, "F"],
+    special: SpecialTokens,
 ) -> ChatTokens:
     """Find turns, answers and steps.
 
@@ -164,11 +168,11 @@ def read_chat_tokens(
 
 
 def read_conversation_tokens(
-    xp: Any,
+    xp: ModuleType,
     input_ids: Ints,
     is_real: Bools,
     step: Ints,
-    num_sources: Int[Any, ""] | int,
+    num_sources: Int[XpArray, ""] | int,
     special: SpecialTokens,
 ) -> ChatTokens:
     """The tokens of a conversation: all sources in order of arrival, then all targets in the order of speech.
@@ -200,7 +204,7 @@ def read_conversation_tokens(
     )
 
 
-def _read_messages(xp: Any, input_ids: Ints, within: Bools, special: SpecialTokens) -> tuple[Ints, Ints, Bools]:
+def _read_messages(xp: ModuleType, input_ids: Ints, within: Bools, special: SpecialTokens) -> tuple[Ints, Ints, Bools]:
     """The number of each token's message, from 1 on, the index that opens it, and where an answer opens."""
     starts = (input_ids == special.im_start) & within
     message = xp.cumsum(starts)
@@ -208,7 +212,9 @@ def _read_messages(xp: Any, input_ids: Ints, within: Bools, special: SpecialToke
     return message, xp.searchsorted(message, message, side="left"), opens
 
 
-def _is_labelled(xp: Any, input_ids: Ints, is_target: Bools, message_start: Ints, special: SpecialTokens) -> Bools:
+def _is_labelled(
+    xp: ModuleType, input_ids: Ints, is_target: Bools, message_start: Ints, special: SpecialTokens
+) -> Bools:
     """Words and the first `<|im_end|>` of each answer."""
     answer_index = xp.arange(len(input_ids)) - message_start - len(special.prefix)
     is_end = (input_ids == special.im_end) & is_target
@@ -216,6 +222,6 @@ def _is_labelled(xp: Any, input_ids: Ints, is_target: Bools, message_start: Ints
     return is_target & (answer_index >= 0) & (ends - is_end == ends[message_start])
 
 
-def _follows(xp: Any, condition: Bools, distance: int) -> Bools:
+def _follows(xp: ModuleType, condition: Bools, distance: int) -> Bools:
     """Whether the condition holds `distance` tokens further on."""
     return xp.concatenate([condition[distance:], xp.zeros(min(distance, len(condition)), bool)])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
+from swjax.streaming.arrays import Grids
 from swjax.streaming.tokens import SpecialTokens
 
 
@@ -26,9 +27,9 @@ class VisualItems(NamedTuple):
 
 def find_visual_items(
     ids: Int32[np.ndarray, "L"],
-    video_grid_thw: Int[np.ndarray, "videos 3"],
-    image_grid_thw: Int[np.ndarray, "images 3"],
-    temporal_stride: Float[np.ndarray, "..."],
+    video_grid_thw: Grids,
+    image_grid_thw: Grids,
+    temporal_stride: Float[np.ndarray, "..."] | float,
     special: SpecialTokens,
     merge_size: int,
 ) -> VisualItems:

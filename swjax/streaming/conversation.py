@@ -8,13 +8,15 @@ docs/differences.md says what sees what.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64, Shaped
 
 from swjax.streaming.arrange import arrange_tokens
-from swjax.streaming.chat import Ints, read_conversation_tokens, read_visual_cells
+from swjax.streaming.arrays import Ints, Schedule, XpArray
+from swjax.streaming.chat import read_conversation_tokens, read_visual_cells
 from swjax.streaming.geometry import Geometry
 from swjax.streaming.layout import StreamLayout
 from swjax.streaming.schedule import tokens_per_frame_schedule
@@ -183,16 +185,16 @@ def read_events(
 
 
 def arrange_conversation(
-    xp: Any,
+    xp: ModuleType,
     input_ids: Ints,
-    num_tokens: Int[Any, ""] | int,
-    num_sources: Int[Any, ""] | int,
+    num_tokens: Int[XpArray, ""] | int,
+    num_sources: Int[XpArray, ""] | int,
     step: Ints,
-    grid_thw: Int[Any, "pieces 3"],
-    temporal_stride: Shaped[Any, "pieces"],
+    grid_thw: Int[XpArray, "pieces 3"],
+    temporal_stride: Shaped[XpArray, "pieces"],
     *,
     design: Design,
-    gap: Int[Any, ""] | int,
+    gap: Int[XpArray, ""] | int,
     special: SpecialTokens,
     merge_size: int,
 ) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def build_conversation(
 def schedule_answers(
     sources: Sequence[Source],
     answers: Sequence[Answer],
-    schedule: int | Sequence[int],
+    schedule: Schedule,
     special_tokens: SpecialTokens,
 ) -> tuple[Event, ...]:
     """The events of answers that wait for one another and are spoken by a schedule.

@@ -8,13 +8,10 @@ words from its first word id. A `Counting` says where these two begin. `build_la
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
-Integer = Any
-"""An int, or an int32 scalar of numpy or jax."""
-
-Flag = Any
-"""A bool, or a boolean scalar of numpy or jax."""
+from swjax.streaming.arrays import Flag, Integer
 
 
 class StepEnds(NamedTuple):
@@ -43,11 +40,11 @@ class Counting:
             piece, and each frame is positioned like a video of its own.
     """
 
-    first_source: Callable[[StepEnds, Flag, Any], Integer]
-    first_word: Callable[[StepEnds, Integer, Any], Integer]
+    first_source: Callable[[StepEnds, Flag, ModuleType], Integer]
+    first_word: Callable[[StepEnds, Integer, ModuleType], Integer]
     words_move_sources: bool
 
-    def end(self, before: StepEnds, next_source: Integer, words: Integer, xp: Any) -> StepEnds:
+    def end(self, before: StepEnds, next_source: Integer, words: Integer, xp: ModuleType) -> StepEnds:
         """Where a step ends.
 
         Args:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from swjax.streaming.arrays import Times
 from swjax.streaming.conversation import Event, Source, SourceFrame, SourceText, number_items, speak_after_items
 from swjax.streaming.schedule import ascending
 from swjax.streaming.tokens import SpecialTokens
@@ -34,7 +35,7 @@ QWEN_DECISIONS = DecisionTokens()
 
 def order_by_time(
     frames: Sequence[SourceFrame],
-    arrival_s: Float[np.ndarray, "F"],
+    arrival_s: Times,
     texts: Sequence[tuple[float, SourceText]],
     *,
     prompt: SourceText,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from swjax.streaming import conversation, growth, positions, schedule
 from swjax.streaming.arrange import arrange
+from swjax.streaming.arrays import XpArray
 from swjax.streaming.geometry import Geometry
 from swjax.streaming.layout import StreamLayout
 from swjax.streaming.spec import StreamSpec
@@ -34,7 +35,7 @@ store_targets = functools.partial(growth.store_targets, xp=jnp)
 jax.tree_util.register_dataclass(StreamLayout)
 
 
-def tokens_per_frame_schedule(schedule: int | Int[Array, ""] | Int[Array, "F"], num_frames: int) -> Int[Array, "F"]:
+def tokens_per_frame_schedule(schedule: int | Int[XpArray, ""] | Int[XpArray, "F"], num_frames: int) -> Int[Array, "F"]:
     """Counts of answer tokens a frame, from wait-k or from explicit counts.
 
     Args:

@@ -5,12 +5,14 @@ text, frame, words, frame, words. Slots count from the origin at which the first
 targets have slots below it. All counts are plain integers, or traced ones inside jit (with `xp=jax.numpy`).
 """
 
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.streaming.counting import Flag, Integer, StepEnds
+from swjax.streaming.arrays import Flag, Integer, XpArray
+from swjax.streaming.counting import StepEnds
 from swjax.streaming.positions import frame_positions, text_positions
 from swjax.streaming.spans import KeySpans
 from swjax.streaming.variants import Design
@@ -56,8 +58,8 @@ def first_positions(design: Design, gap: Integer) -> PositionCounts:
 
 
 def place_text(
-    design: Design, counts: PositionCounts, length: int, *, is_item: bool = False, xp: Any = np
-) -> tuple[PositionCounts, Int32[Any, "3 length"]]:
+    design: Design, counts: PositionCounts, length: int, *, is_item: bool = False, xp: ModuleType = np
+) -> tuple[PositionCounts, Int32[XpArray, "3 {length}"]]:
     """Ids of `length` text tokens among the sources.
 
     Args:
@@ -87,8 +89,8 @@ def place_frame(
     columns: int,
     temporal_stride: float,
     *,
-    xp: Any = np,
-) -> tuple[PositionCounts, Int32[Any, "3 rows*columns"]]:
+    xp: ModuleType = np,
+) -> tuple[PositionCounts, Int32[XpArray, "3 {rows}*{columns}"]]:
     """Ids of the next frame of a video.
 
     Args:
@@ -115,8 +117,8 @@ def place_frame(
 
 
 def place_image(
-    design: Design, counts: PositionCounts, rows: int, columns: int, *, xp: Any = np
-) -> tuple[PositionCounts, Int32[Any, "3 rows*columns"]]:
+    design: Design, counts: PositionCounts, rows: int, columns: int, *, xp: ModuleType = np
+) -> tuple[PositionCounts, Int32[XpArray, "3 {rows}*{columns}"]]:
     """Ids of an image.
 
     Args:
@@ -134,8 +136,8 @@ def place_image(
 
 
 def place_words(
-    design: Design, counts: PositionCounts, length: int, *, xp: Any = np
-) -> tuple[PositionCounts, Int32[Any, "3 length"]]:
+    design: Design, counts: PositionCounts, length: int, *, xp: ModuleType = np
+) -> tuple[PositionCounts, Int32[XpArray, "3 {length}"]]:
     """Ids of `length` targets: the assistant prefix, and then each word when it is spoken.
 
     Args:
@@ -151,7 +153,7 @@ def place_words(
     return counts._replace(words=counts.words + length), positions
 
 
-def begin_turn(design: Design, counts: PositionCounts, *, xp: Any = np) -> PositionCounts:
+def begin_turn(design: Design, counts: PositionCounts, *, xp: ModuleType = np) -> PositionCounts:
     """The counts at the question of a turn; call it once the answer before has ended.
 
     Args:
@@ -162,7 +164,7 @@ def begin_turn(design: Design, counts: PositionCounts, *, xp: Any = np) -> Posit
     return _next_step(design, counts, counts.has_sources | (counts.words > 0), True, xp)
 
 
-def reveal(design: Design, spoken: PositionCounts, ahead: PositionCounts, *, xp: Any = np) -> PositionCounts:
+def reveal(design: Design, spoken: PositionCounts, ahead: PositionCounts, *, xp: ModuleType = np) -> PositionCounts:
     """The counts for words that follow sources which were laid out while earlier words were spoken.
 
     Args:
@@ -175,12 +177,12 @@ def reveal(design: Design, spoken: PositionCounts, ahead: PositionCounts, *, xp:
     return ahead._replace(before=ahead.before._replace(target=xp.maximum(ahead.before.target, behind)))
 
 
-def _ended(design: Design, counts: PositionCounts, xp: Any) -> StepEnds:
+def _ended(design: Design, counts: PositionCounts, xp: ModuleType) -> StepEnds:
     """Where the step under way ends, if nothing more comes."""
     return design.counting.end(counts.before, counts.next_source, counts.words, xp)
 
 
-def _next_step(design: Design, counts: PositionCounts, if_: Flag, opens_turn: bool, xp: Any) -> PositionCounts:
+def _next_step(design: Design, counts: PositionCounts, if_: Flag, opens_turn: bool, xp: ModuleType) -> PositionCounts:
     """Begins another step if a condition holds."""
     before = _ended(design, counts, xp)
     source = design.counting.first_source(before, opens_turn, xp)
@@ -193,8 +195,8 @@ def _next_step(design: Design, counts: PositionCounts, if_: Flag, opens_turn: bo
 
 
 def store_sources(
-    design: Design, stored: StoredCounts, length: int, *, xp: Any = np
-) -> tuple[StoredCounts, Int32[Any, "length"], KeySpans]:
+    design: Design, stored: StoredCounts, length: int, *, xp: ModuleType = np
+) -> tuple[StoredCounts, Int32[XpArray, "{length}"], KeySpans]:
     """Slots of the next sources and what they see, counted from the origin."""
     first = stored.sources if design.grouped else stored.sources + stored.targets
     slots = first + xp.arange(length, dtype=xp.int32)
@@ -202,8 +204,8 @@ def store_sources(
 
 
 def store_targets(
-    design: Design, stored: StoredCounts, length: int, *, xp: Any = np
-) -> tuple[StoredCounts, Int32[Any, "length"], KeySpans]:
+    design: Design, stored: StoredCounts, length: int, *, xp: ModuleType = np
+) -> tuple[StoredCounts, Int32[XpArray, "{length}"], KeySpans]:
     """Slots of the next targets and what they see, counted from the origin; in grouped designs to the left of it.
 
     A target is stored when its successor is wanted, and not before: what it sees is what has arrived by then.

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from swjax.streaming.arrange import NO_LABEL, arrange
+from swjax.streaming.arrays import Grids, Schedule, XpArray
 from swjax.streaming.checks import check_answers, find_visual_items
 from swjax.streaming.geometry import Geometry
 from swjax.streaming.schedule import tokens_per_frame_schedule
@@ -42,13 +43,13 @@ class StreamLayout:
         is_target: bool[L], whether the token belongs to an answer.
     """
 
-    token_ids: Int32[np.ndarray, "L"]
-    position_ids: Int32[np.ndarray, "3 L"]
+    token_ids: Int32[XpArray, "L"]
+    position_ids: Int32[XpArray, "3 L"]
     spans: KeySpans
-    labels: Int32[np.ndarray, "L"]
-    chat_index: Int32[np.ndarray, "L"]
-    step: Int32[np.ndarray, "L"]
-    is_target: Bool[np.ndarray, "L"]
+    labels: Int32[XpArray, "L"]
+    chat_index: Int32[XpArray, "L"]
+    step: Int32[XpArray, "L"]
+    is_target: Bool[XpArray, "L"]
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -56,15 +57,15 @@ class StreamLayout:
 
 def build_layout(
     input_ids: Int[np.ndarray, "L"],
-    video_grid_thw: Int[np.ndarray, "videos 3"],
+    video_grid_thw: Grids,
     *,
     variant: Variant | str,
-    schedule: int | Sequence[int] = StreamSpec.wait_k,
+    schedule: Schedule = StreamSpec.wait_k,
     gap: int = StreamSpec.gap,
     second_per_grid_t: float | Sequence[float] = 1.0,
     tokens_per_second: float = Geometry.tokens_per_second,
     merge_size: int = Geometry.merge_size,
-    image_grid_thw: Int[np.ndarray, "images 3"] | None = None,
+    image_grid_thw: Grids | None = None,
     special_tokens: SpecialTokens,
 ) -> StreamLayout:
     """Lay out a chat for training, or for inference if its last answer is still open.
@@ -97,7 +98,7 @@ def build_layout(
     items = find_visual_items(
         ids,
         video_grid_thw,
-        np.zeros((0, 3)) if image_grid_thw is None else image_grid_thw,
+        () if image_grid_thw is None else image_grid_thw,
         np.asarray(second_per_grid_t, np.float64) * tokens_per_second,
         special_tokens,
         merge_size,

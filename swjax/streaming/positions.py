@@ -1,12 +1,14 @@
 """M-RoPE position ids (temporal, height, width) of pieces of a sequence, by Qwen2.5-VL's own rule."""
 
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Int, Int32, Shaped
 
+from swjax.streaming.arrays import XpArray
 
-def text_positions(start: int | Int[Any, ""], length: int, *, xp: Any = np) -> Int32[Any, "3 N"]:
+
+def text_positions(start: int | Int[XpArray, ""], length: int, *, xp: ModuleType = np) -> Int32[XpArray, "3 N"]:
     """Ids of text: all three rows count on together from `start`.
 
     Args:
@@ -18,8 +20,8 @@ def text_positions(start: int | Int[Any, ""], length: int, *, xp: Any = np) -> I
 
 
 def temporal_ids(
-    frames: Int[Any, "*F"], temporal_stride: float | Shaped[Any, "*F"], *, xp: Any = np
-) -> Int32[Any, "*F"]:
+    frames: Int[XpArray, "*F"], temporal_stride: float | Shaped[XpArray, "*F"], *, xp: ModuleType = np
+) -> Int32[XpArray, "*F"]:
     """Temporal ids of frames within their video: int(frame * temporal_stride).
 
     Args:
@@ -32,14 +34,14 @@ def temporal_ids(
 
 
 def frame_positions(
-    start: int | Int[Any, ""],
-    frames: Int[Any, "F"],
+    start: int | Int[XpArray, ""],
+    frames: Int[XpArray, "F"],
     rows: int,
     columns: int,
     temporal_stride: float,
     *,
-    xp: Any = np,
-) -> Int32[Any, "3 F*rows*columns"]:
+    xp: ModuleType = np,
+) -> Int32[XpArray, "3 F*{rows}*{columns}"]:
     """Ids of video frames.
 
     Token (row, column) of frame f has temporal id start + int(f * temporal_stride), height id start + row and width

@@ -5,15 +5,16 @@ arrival times, belong here too; what is left of an answer is always spoken after
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
+from swjax.streaming.arrays import Schedule, Times, XpArray
 
-def tokens_per_frame_schedule(
-    schedule: int | Sequence[int] | Int[np.ndarray, "F"], num_frames: int
-) -> Int32[np.ndarray, "F"]:
+
+def tokens_per_frame_schedule(schedule: Schedule, num_frames: int) -> Int32[np.ndarray, "F"]:
     """Counts of answer tokens a frame, from wait-k or from explicit counts.
 
     Args:
@@ -57,7 +58,7 @@ def random_schedule(
     return np.random.default_rng(seed).integers(low, high, num_frames, np.int32, endpoint=True)
 
 
-def schedule_from_arrivals(arrival_s: Float[np.ndarray, "F"], *, tokens_per_second: float) -> Int32[np.ndarray, "F"]:
+def schedule_from_arrivals(arrival_s: Times, *, tokens_per_second: float) -> Int32[np.ndarray, "F"]:
     """Counts that a speaker of steady pace reaches between the arrivals of frames.
 
     By the time that a frame arrives, floor((its arrival - the first arrival) * tokens_per_second) tokens have been
@@ -74,9 +75,7 @@ def schedule_from_arrivals(arrival_s: Float[np.ndarray, "F"], *, tokens_per_seco
     return np.diff(spoken, append=spoken[-1:]).astype(np.int32)
 
 
-def schedule_from_token_times(
-    token_s: Float[np.ndarray, "N"], arrival_s: Float[np.ndarray, "F"]
-) -> Int32[np.ndarray, "F"]:
+def schedule_from_token_times(token_s: Times, arrival_s: Times) -> Int32[np.ndarray, "F"]:
     """Counts of tokens whose times are known, as those of a commentary: a token belongs to the last frame before it.
 
     Args:
@@ -91,7 +90,7 @@ def schedule_from_token_times(
 def aligned_schedule(
     sentence_tokens: Sequence[int],
     sentence_start_s: Sequence[float],
-    arrival_s: Float[np.ndarray, "F"],
+    arrival_s: Times,
     *,
     wait_k: int,
 ) -> Int32[np.ndarray, "F"]:
@@ -128,7 +127,9 @@ def aligned_schedule(
     return np.diff(spoken, prepend=0).astype(np.int32)
 
 
-def last_visible_frame(counts: Int[Any, "F"], answer_index: Int[Any, "N"], *, xp: Any = np) -> Int32[Any, "N"]:
+def last_visible_frame(
+    counts: Int[XpArray, "F"], answer_index: Int[XpArray, "N"], *, xp: ModuleType = np
+) -> Int32[XpArray, "N"]:
     """The last frame that may be seen when an answer token is predicted: min(j // k, F - 1) for wait-k.
 
     Args:

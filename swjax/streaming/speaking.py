@@ -7,11 +7,13 @@ names it, so that nothing else is measured. A new rule is a class here, or anywh
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
+from swjax.streaming.arrays import XpArray
 from swjax.streaming.named import make_named
 
 DIFFERENT_BELOW = 0.5
@@ -43,6 +45,7 @@ class Moment(NamedTuple):
     surprise: float | None = None
 
 
+@runtime_checkable
 class Speaking(Protocol):
     """A rule: a frozen dataclass whose fields are numbers."""
 
@@ -249,8 +252,8 @@ def surprise(now: Float[np.ndarray, "N"], before: Float[np.ndarray, "N"]) -> flo
 
 
 def skip_is_unwanted(
-    logits: Float[Any, "B V"], skip: Int[Any, "B"], below: Float[Any, "B"], *, xp: Any
-) -> Bool[Any, "B V"]:
+    logits: Float[XpArray, "B V"], skip: Int[XpArray, "B"], below: Float[XpArray, "B"], *, xp: ModuleType
+) -> Bool[XpArray, "B V"]:
     """Which scores of the first token after an item may not be chosen: that of skip, where it is not likely enough.
 
     Then skip is the likeliest token where the rule `decide` keeps silent, and elsewhere the likeliest is another.
@@ -269,8 +272,12 @@ def skip_is_unwanted(
 
 
 def drop_ratio(
-    features: Float[Any, "N D"], before: Float[Any, "N D"] | None, *, xp: Any, different_below: float = DIFFERENT_BELOW
-) -> Float[Any, ""] | float:
+    features: Float[XpArray, "N D"],
+    before: Float[XpArray, "N D"] | None,
+    *,
+    xp: ModuleType,
+    different_below: float = DIFFERENT_BELOW,
+) -> Float[XpArray, ""] | float:
     """Share of a frame's features that say nothing new: their cosine with those at the same places before is high.
 
     Args:

@@ -1,8 +1,9 @@
 """The tokens that give a chat its structure: their texts, which a family of models chooses, and their ids."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,26 @@ class ChatRule:
 
 DEFAULT_CHAT = ChatRule()
 """What is taken where there is no model to ask."""
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer of transformers."""
+
+    name_or_path: str
+    chat_template: str
+    bos_token_id: int | None
+    pad_token_id: int
+    added_tokens_decoder: Mapping[int, Any]
+
+    encode: Callable[..., list[int]]
+    decode: Callable[..., str]
+    convert_tokens_to_ids: Callable[..., Any]
+    convert_ids_to_tokens: Callable[..., Any]
+    apply_chat_template: Callable[..., Any]
+    add_tokens: Callable[..., int]
+    __call__: Callable[..., Any]
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,7 @@ class SpecialTokens:
         )
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, chat: ChatRule = DEFAULT_CHAT) -> "SpecialTokens":
+    def from_tokenizer(cls, tokenizer: Tokenizer, chat: ChatRule = DEFAULT_CHAT) -> "SpecialTokens":
         """Read the ids off a transformers tokenizer.
 
         Args:

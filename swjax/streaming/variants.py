@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting, Integer
+from swjax.streaming.arrays import Integer
+from swjax.streaming.counting import ONE, OVERLAPPED, TWO, Counting
 
 
 class Storage(enum.Enum):

@@ -1,17 +1,18 @@
 """Configuration files with overrides from the command line."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from swjax.python_file import PythonFileError, call_python_file, find_config
+from swjax.storage import AnyPath
 from swjax.training.config import DEFAULTS, ConfigError, check_config, flatten, unknown_key
+from swjax.training.sections import Config
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Reads a configuration file and applies overrides to it.
+def load_config(path: str | AnyPath, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration file, applies overrides to it, and freezes it.
 
     Args:
         path: a Python file with `get_config()`, such as configs/moving_shapes.py, or the name of one that comes with
@@ -22,7 +23,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         ConfigError: the file cannot be read, an argument is no override, a key is unknown (the nearest known key is
             named), or a value is of the wrong type or not one that the key takes.
     """
-    config = _call_get_config(Path(path))
+    config = _call_get_config(path)
     try:
         flatten(config)
     except ConfigError as error:
@@ -37,11 +38,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(_value_error(str(error))) from error
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is not an override; write --config.KEY=VALUE")
-    check_config(config)
-    return config
+    return check_config(config)
 
 
-def _call_get_config(path: Path) -> ConfigDict:
+def _call_get_config(path: str | AnyPath) -> ConfigDict:
     try:
         kind = "configuration file"
         config = call_python_file(find_config(path, kind=kind), "get_config", kind=kind)

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import swjax
 from swjax.data.json_lines import cut_half_line, readable_lines
+from swjax.plain import Json
 from swjax.storage import AnyPath, append_line, as_path, list_files, sync_logs
 
 ENVIRONMENT = "environment.jsonl"
@@ -64,12 +64,12 @@ def changed_data(run_dir: AnyPath, data: Mapping[str, str]) -> list[str]:
     return [name for name, digest in data.items() if last.get(name, digest) != digest]
 
 
-def recorded_starts(run_dir: AnyPath) -> Iterator[dict[str, Any]]:
+def recorded_starts(run_dir: AnyPath) -> Iterator[Json]:
     """What was written down at each start of the run (`describe_environment`, `step` and `data`); spoiled lines not."""
     return readable_lines(run_dir / ENVIRONMENT, ["step", "commit"])
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment() -> Json:
     """Time, versions, git commit (None outside of a checkout), devices and command line."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
-from ml_collections import ConfigDict
+from jaxtyping import DTypeLike, Float, UInt8
 
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
@@ -70,26 +69,28 @@ class FeatureCache:
         return features
 
 
-def open_feature_cache(config: ConfigDict, model_config: ModelConfig, state: TrainState) -> FeatureCache | None:
+def open_feature_cache(
+    megabytes: int, dtype: DTypeLike, model_config: ModelConfig, state: TrainState
+) -> FeatureCache | None:
     """The cache of a run; None where it is not asked for.
 
     Args:
-        config: the run's.
+        megabytes: of features that are kept; 0 asks for none.
+        dtype: of the computations.
         model_config: the model's sizes.
         state: whose tower is copied to one device.
 
     Raises:
         ConfigError: the tower trains, its family cannot do without pixels, or the run has several processes.
     """
-    max_bytes = config.data.feature_cache_mb * 1_000_000
-    if not max_bytes:
+    if not megabytes:
         return None
     trains = sorted(path for path in state.trainable if path.startswith("visual/") and "visual/merger" not in path)
     if trains:
         raise ConfigError(f"{KEY} needs a vision tower that is frozen, and {trains[0]} trains; set {KEY}=0")
     if jax.process_count() > 1:
         raise ConfigError(f"{KEY} works in one process, and there are {jax.process_count()}; set {KEY}=0")
-    dtype = jnp.dtype(config.dtype)
+    dtype = jnp.dtype(dtype)
     model = abstract_model(model_config, param_dtype=dtype)
     width = getattr(model_config.vision, "hidden_size", model_config.geometry.patch_dim)
     if not hasattr(model.visual, "patch_features") or width == model_config.geometry.patch_dim:
@@ -115,4 +116,4 @@ def open_feature_cache(config: ConfigDict, model_config: ModelConfig, state: Tra
         with jax.default_device(device):
             return np.asarray(run(parameters, padded, np.array(grid, np.int32)))[: len(pixels)]
 
-    return FeatureCache(encode, max_bytes)
+    return FeatureCache(encode, megabytes * 1_000_000)

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from swjax.models.config import ModelConfig
+from swjax.models.parameters import Leaves
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Rows:
     seconds: float
 
 
-def model_flops(
-    model: ModelConfig, rows: Rows, shapes: Mapping[str, Any], trainable: Iterable[str]
-) -> dict[str, float]:
+def model_flops(model: ModelConfig, rows: Rows, shapes: Leaves, trainable: Iterable[str]) -> dict[str, float]:
     """Operations of a step that any implementation needs: for each parameter and token 2 forward and 4 more backward.
 
     Half of those backward are for the gradient of what trains, so a frozen weight behind one that trains needs 2.

@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import grain
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from swjax.data.order import Mixture
@@ -19,7 +17,9 @@ from swjax.data.sources import Source, open_sources
 from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.storage import as_path
+from swjax.streaming.tokens import Tokenizer
 from swjax.training.config import ConfigError
+from swjax.training.sections import Config, DataConfig
 
 REJECTED = "rejected"
 
@@ -41,17 +41,17 @@ class Inputs:
     rejected: Mapping[str, RejectedLog]
 
 
-def open_training_data(config: ConfigDict) -> tuple[Source, ...]:
+def open_training_data(data: DataConfig) -> tuple[Source, ...]:
     """The data sets that a run trains on.
 
     Raises:
         ManifestError, RecordsError: one of them cannot be used.
     """
-    return open_sources(config.data.train, root=config.data.root or None, format=config.data.format)
+    return open_sources(data.train, root=data.root or None, format=data.format)
 
 
 def open_inputs(
-    config: ConfigDict, model_config: ModelConfig, tokenizer: Any, mesh: Mesh, sources: Sequence[Source]
+    config: Config, model_config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, sources: Sequence[Source]
 ) -> Inputs:
     """Opens the batches of a run, for this process's part of the rows on a mesh.
 
@@ -106,7 +106,7 @@ def report_rejected(inputs: Inputs, console: Console) -> None:
             console.print("  ...")
 
 
-def read_pipeline_config(config: ConfigDict, model_config: ModelConfig, *, rows: int) -> PipelineConfig:
+def read_pipeline_config(config: Config, model_config: ModelConfig, *, rows: int) -> PipelineConfig:
     """How the examples of a run become batches.
 
     Args:
@@ -126,7 +126,7 @@ def read_pipeline_config(config: ConfigDict, model_config: ModelConfig, *, rows:
             batching=config.data.batching,
             max_videos=config.data.max_videos,
             window=config.data.window,
-            buckets=tuple(tuple(bucket) for bucket in config.data.buckets),
+            buckets=config.data.buckets,
             variant=config.variant,
             wait_k=config.wait_k,
             speaking=config.speaking,
@@ -146,10 +146,10 @@ def read_pipeline_config(config: ConfigDict, model_config: ModelConfig, *, rows:
 
 
 def _stream(
-    config: ConfigDict,
+    config: Config,
     model_config: ModelConfig,
     sources: Sequence[Source],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     log: RejectedLog,
     *,
     rows: int,
@@ -161,7 +161,7 @@ def _stream(
     for line in lines:
         log.note(line.where, line.reason)
     check_rejected(log, num_examples=sum(len(source.examples) for source in sources) + len(lines))
-    weights = tuple(config.data.weights) if train and config.data.weights else (1.0,) * len(sources)
+    weights = config.data.weights if train and config.data.weights else (1.0,) * len(sources)
     try:
         mixture = Mixture(tuple(source.examples for source in sources), weights)
     except ValueError as error:

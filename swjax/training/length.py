@@ -2,29 +2,31 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from swjax.data.example import ExampleError
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.sources import Source
 from swjax.data.statistics import measure
+from swjax.plain import JsonView
+from swjax.streaming.tokens import Tokenizer
+from swjax.training.sections import Config
 
 SAMPLE = 256
 """Examples that are measured to know how many rows packing fills."""
 
 
 def set_length(
-    config: ConfigDict,
+    config: Config,
     sources: Sequence[Source],
     pipeline_config: PipelineConfig,
-    tokenizer: Any,
-    recorded: Mapping[str, Any] | None = None,
-) -> ConfigDict:
-    """A copy of a configuration whose `steps` are those of its `epochs`, if it has any; without references.
+    tokenizer: Tokenizer,
+    recorded: JsonView | None = None,
+) -> Config:
+    """A configuration whose `steps` are those of its `epochs`, if it has any.
 
     Where rows are packed, examples spread over the data are encoded to know how many fill a row, once a run.
 
@@ -35,21 +37,18 @@ def set_length(
         tokenizer: the model's.
         recorded: the configuration that the run began with, if it is resumed.
     """
-    config = config.copy_and_resolve_references()
     if not config.epochs:
         return config
     if config.data.batching != "pack":
         filled = float(_count(sources))
     elif recorded is not None and recorded.get("epochs"):
-        config.steps = max(1, math.ceil(recorded["steps"] * config.epochs / recorded["epochs"]))
-        return config
+        return replace(config, steps=max(1, math.ceil(recorded["steps"] * config.epochs / recorded["epochs"])))
     else:
         filled = _count_packed(sources, pipeline_config, tokenizer)
-    config.steps = max(1, math.ceil(config.epochs * filled / (config.batch_size * config.accumulation)))
-    return config
+    return replace(config, steps=max(1, math.ceil(config.epochs * filled / (config.batch_size * config.accumulation))))
 
 
-def _count_packed(sources: Sequence[Source], config: PipelineConfig, tokenizer: Any) -> float:
+def _count_packed(sources: Sequence[Source], config: PipelineConfig, tokenizer: Tokenizer) -> float:
     """Rows that the examples of an epoch fill, by some of them."""
     count = _count(sources)
     firsts = np.cumsum([0, *(len(source.examples) for source in sources)])
@@ -63,7 +62,7 @@ def _count_packed(sources: Sequence[Source], config: PipelineConfig, tokenizer: 
     return found.column("tokens").sum() / (1 - share) / config.max_tokens * count / max(1, len(sample))
 
 
-def describe_length(config: ConfigDict, sources: Sequence[Source]) -> str:
+def describe_length(config: Config, sources: Sequence[Source]) -> str:
     """One line: examples, epochs, steps and the rows of a step.
 
     Args:
@@ -82,15 +81,11 @@ def describe_length(config: ConfigDict, sources: Sequence[Source]) -> str:
     )
 
 
-def changed_length(recorded: Mapping[str, Any], config: ConfigDict) -> str | None:
+def changed_length(before: int, steps: int) -> str | None:
     """What to say of a run that is resumed with another number of steps; None where the number is the same."""
-    before = recorded["steps"]
-    if before == config.steps:
+    if before == steps:
         return None
-    return (
-        f"config.steps was {before}, is {config.steps}: from here on the learning rate is that of a run of "
-        f"{config.steps} steps"
-    )
+    return f"config.steps was {before}, is {steps}: from here on the learning rate is that of a run of {steps} steps"
 
 
 def _count(sources: Sequence[Source]) -> int:

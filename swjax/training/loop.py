@@ -1,6 +1,7 @@
 """The steps of a run: train, tell, validate, save, until the last step or until the run is asked to stop."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from swjax.runs.folder import METRICS
@@ -23,6 +23,7 @@ from swjax.training.preemption import PreemptedError
 from swjax.training.processes import is_first
 from swjax.training.profiling import trace_steps
 from swjax.training.program import Program
+from swjax.training.sections import Config
 from swjax.training.speed import StepClock
 from swjax.training.step import Metrics, TrainState, put_batch
 from swjax.training.watch import InputWatch, LossWatch, watchdog
@@ -33,7 +34,7 @@ class TooManyBadStepsError(RuntimeError):
 
 
 def run_steps(
-    config: ConfigDict,
+    config: Config,
     program: Program,
     inputs: Inputs,
     state: TrainState,
@@ -142,7 +143,7 @@ def _warn(console: Console, step: int, said: str) -> None:
 
 
 def _put(
-    rows: Mapping[str, np.ndarray], program: Program, config: ConfigDict, accumulation: int | None = None
+    rows: Mapping[str, np.ndarray], program: Program, config: Config, accumulation: int | None = None
 ) -> dict[str, jax.Array]:
     return put_batch(
         rows,
@@ -159,7 +160,7 @@ def _describe_rows(batch: Mapping[str, jax.Array]) -> str:
     return f"{accumulation} x {rows} rows of {tokens} tokens and {batch['pixel_values'].shape[2]} patches"
 
 
-def _describe_bad(config: ConfigDict, step: int) -> str:
+def _describe_bad(config: Config, step: int) -> str:
     return (
         f"more than config.max_bad_steps = {config.max_bad_steps} steps had a loss or gradient that was not finite, by "
         f"step {step}. None of them changed the model, and the checkpoint of this step is kept. Look at the steps "
@@ -169,7 +170,7 @@ def _describe_bad(config: ConfigDict, step: int) -> str:
 
 
 @contextlib.contextmanager
-def _tellers(config: ConfigDict, start: int, console: Console) -> Iterator[tuple[Write, Write]]:
+def _tellers(config: Config, start: int, console: Console) -> Iterator[tuple[Write, Write]]:
     """What takes the metrics of a step: one that writes them down and one that shows them, in the first process."""
     if not is_first():
         yield (lambda step, metrics: None), (lambda step, metrics: None)
@@ -178,8 +179,8 @@ def _tellers(config: ConfigDict, start: int, console: Console) -> Iterator[tuple
         open_metrics(
             as_path(config.run_dir),
             after_step=start,
-            wandb=config.wandb.to_dict(),
-            config=config.to_dict(),
+            wandb=dataclasses.asdict(config.wandb),
+            config=dataclasses.asdict(config),
         ) as write,
         progress_bar(console, completed=start, total=config.steps)
         if console.is_terminal
@@ -201,7 +202,7 @@ def _tell(taken: tuple[int, Metrics] | None, write: Write, show: Write, clock: S
 
 
 def _validate(
-    config: ConfigDict,
+    config: Config,
     program: Program,
     inputs: Inputs,
     state: TrainState,

@@ -6,7 +6,6 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,6 +13,7 @@ from tensorboardX import SummaryWriter
 
 from swjax.atomic import write_text
 from swjax.data.json_lines import cut_half_line, readable_lines
+from swjax.plain import JsonView
 from swjax.runs.folder import METRICS
 from swjax.storage import AnyPath, is_remote, open_log
 from swjax.training.bucket_board import board_folder
@@ -31,8 +31,8 @@ def open_metrics(
     run_dir: AnyPath,
     *,
     after_step: int,
-    wandb: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
+    wandb: JsonView | None = None,
+    config: JsonView | None = None,
 ) -> Iterator[Write]:
     """Opens the run folder's metrics for steps that follow `after_step`; one process of a run does.
 
@@ -138,7 +138,7 @@ def check_wandb(project: str) -> None:
 
 
 @contextlib.contextmanager
-def _open_wandb(run_dir: AnyPath, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Write]:
+def _open_wandb(run_dir: AnyPath, settings: JsonView, config: JsonView) -> Iterator[Write]:
     """Reports to Weights & Biases, under one id for all starts of the run; without a project, nowhere."""
     if not settings.get("project"):
         yield lambda step, metrics: None

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import optax
 from jaxtyping import DTypeLike
 
 from swjax.models.adapters import linear_axes
-from swjax.models.parameters import Parameters, match_paths
+from swjax.models.parameters import Leaves, Parameters, match_paths
 from swjax.training.moments import adamw
 
 
@@ -187,7 +187,7 @@ def make_optimizer(
     )
 
 
-def split_frozen(parameters: Mapping[str, Any], frozen: Sequence[str]) -> tuple[Parameters, Parameters]:
+def split_frozen(parameters: Leaves, frozen: Sequence[str]) -> tuple[Parameters, Parameters]:
     """Divides parameters into those that train and those that do not.
 
     Args:
@@ -208,7 +208,7 @@ def split_frozen(parameters: Mapping[str, Any], frozen: Sequence[str]) -> tuple[
     return trainable, {path: leaf for path, leaf in parameters.items() if path in is_frozen}
 
 
-def _decays(parameters: Mapping[str, Any], no_decay: Sequence[str]) -> dict[str, bool]:
+def _decays(parameters: Leaves, no_decay: Sequence[str]) -> dict[str, bool]:
     """Norm scales spell one axis (stacked layers have one more, which no name spells), and biases say what they are."""
     spared = {path for pattern in no_decay for path in match_paths(pattern, parameters, key="optimizer.no_decay")}
     return {
@@ -216,7 +216,7 @@ def _decays(parameters: Mapping[str, Any], no_decay: Sequence[str]) -> dict[str,
     }
 
 
-def _in_group(parameters: Mapping[str, Any], number: int, groups: Sequence[tuple[str, float]]) -> dict[str, bool]:
+def _in_group(parameters: Leaves, number: int, groups: Sequence[tuple[str, float]]) -> dict[str, bool]:
     matched = [match_paths(pattern, parameters, key="optimizer.groups") for pattern, _ in groups[: number + 1]]
     mine = matched[number].difference(*matched[:number])
     return {path: path in mine for path in parameters}
@@ -237,7 +237,7 @@ def _leave_layers(numbers: Sequence[int]) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: {path: leave(path, update) for path, update in updates.items()})
 
 
-def _matrices(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _matrices(parameters: Leaves) -> Parameters:
     """What Muon makes orthogonal: the weights of linear layers and adapters, the axes of each side taken together."""
     return {path: _sides(path, leaf) for path, leaf in parameters.items()}
 

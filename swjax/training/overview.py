@@ -1,8 +1,9 @@
 """The parameters of a run at a glance: how many there are, which train, and what each is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from swjax.plain import JsonView
 from swjax.training.step import TrainState
 
 
@@ -42,6 +43,6 @@ def parameter_lines(state: TrainState) -> Iterator[str]:
 
 def _parameters(state: TrainState) -> Iterator[tuple[str, Any, bool]]:
     """Path, leaf and whether it trains, in the order of the paths."""
-    both: Mapping[str, Any] = {**state.trainable, **state.frozen}
+    both: JsonView = {**state.trainable, **state.frozen}
     for path in sorted(both):
         yield path, both[path], path in state.trainable

@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from swjax.attention import AttentionSharding, SpanAttention, implementation_for
 from swjax.compiler import WIDTH_TILES
@@ -21,6 +20,7 @@ from swjax.models.parameters import split_parameters
 from swjax.training.config import ConfigError
 from swjax.training.objectives import Batch, find_objective
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer
+from swjax.training.sections import Config, MeshConfig
 from swjax.training.start import scratch_state
 from swjax.training.step import Metrics, StepOptions, TrainState, make_eval_step, make_train_step, state_shardings
 
@@ -48,9 +48,7 @@ class Program:
     fields: Mapping[str, str]
 
 
-def make_program(
-    config: ConfigDict, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
-) -> Program:
+def make_program(config: Config, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None) -> Program:
     """Builds the program of a configuration.
 
     Args:
@@ -80,7 +78,7 @@ def make_program(
         moments_dtype=config.optimizer.moments_dtype,
         no_decay=config.optimizer.no_decay,
         groups=config.optimizer.groups,
-        frozen_layers=_layers(config, model_config),
+        frozen_layers=_layers(config.frozen_layers, model_config),
     )
     try:
         shapes = jax.eval_shape(functools.partial(scratch_state, model_config, config, optimizer))
@@ -93,6 +91,8 @@ def make_program(
         max_labels=config.data.max_labels,
         constrain=constrain,
         lora_alpha=effective_alpha(config.lora.alpha, config.lora.rank, rslora=config.lora.rslora),
+        lora_dropout=config.lora.dropout if config.lora.rank else 0.0,
+        seed=config.seed,
         ema=config.optimizer.ema,
         objective=find_objective(config.objective),
         width_tile=WIDTH_TILES.get(mesh.devices.flat[0].platform, 1),
@@ -113,7 +113,7 @@ def make_program(
     )
 
 
-def fit_rows(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> ConfigDict:
+def fit_rows(config: Config, *, devices: Sequence[jax.Device] | None = None) -> Config:
     """A configuration with a `batch_size`: where it is 0, a row for each device that takes rows of its own.
 
     `accumulation` then says how many batches of one row make a step, and is divided by the rows that run at once.
@@ -127,52 +127,43 @@ def fit_rows(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None)
     """
     if config.batch_size:
         return config
-    mesh = _mesh(config, devices)
-    fitted = config.copy_and_resolve_references()
-    fitted.batch_size = mesh.shape["data"] * mesh.shape["fsdp"]
-    fitted.accumulation = max(1, round(config.accumulation / fitted.batch_size))
-    return fitted
+    mesh = _mesh(config.mesh, devices)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return replace(config, batch_size=rows, accumulation=max(1, round(config.accumulation / rows)))
 
 
-def _mesh(config: ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
+def _mesh(sizes: MeshConfig, devices: Sequence[jax.Device] | None) -> Mesh:
     try:
-        return make_mesh(
-            config.mesh.data,
-            config.mesh.fsdp,
-            config.mesh.context,
-            config.mesh.tensor,
-            slices=config.mesh.slices,
-            devices=devices,
-        )
+        return make_mesh(sizes.data, sizes.fsdp, sizes.context, sizes.tensor, slices=sizes.slices, devices=devices)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _layers(config: ConfigDict, model_config: ModelConfig) -> tuple[int, ...]:
+def _layers(numbers: tuple[int, ...], model_config: ModelConfig) -> tuple[int, ...]:
     """The layers that do not train, if the decoder has them."""
     count = model_config.text.num_layers
-    for number in config.frozen_layers:
-        if not (isinstance(number, int) and 0 <= number < count):
+    for number in numbers:
+        if not 0 <= number < count:
             raise ConfigError(f"config.frozen_layers has {number!r}; the decoder's layers are 0 to {count - 1}")
-    return tuple(config.frozen_layers)
+    return numbers
 
 
 def open_mesh(
-    config: ConfigDict, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
+    config: Config, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Mesh, int | None]:
     """The mesh of a configuration, and the slots of the stripes in which its context axis deals rows out.
 
     Raises:
         ConfigError: the mesh does not fit the devices, or the rows do not fit the mesh.
     """
-    mesh = _mesh(config, devices)
+    mesh = _mesh(config.mesh, devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % rows:
         raise ConfigError(
             f"config.batch_size is {config.batch_size}; config.mesh.data x config.mesh.fsdp = {rows} must divide it, "
             "as each of their devices takes the same number of rows"
         )
-    shapes = [(config.data.max_tokens, config.data.max_patches), *map(tuple, config.data.buckets)]
+    shapes = [(config.data.max_tokens, config.data.max_patches), *config.data.buckets]
     shards = mesh.shape["context"] * mesh.shape["tensor"]
     unit = model_config.geometry.token_patches
     if odd := config.data.max_patches % unit:
@@ -197,7 +188,7 @@ def open_mesh(
 
 
 def make_attention(
-    config: ConfigDict, model_config: ModelConfig, mesh: Mesh, stripe: int | None
+    config: Config, model_config: ModelConfig, mesh: Mesh, stripe: int | None
 ) -> tuple[SpanAttention, SpanAttention]:
     """What the decoder and the vision tower attend with, divided over a mesh.
 
@@ -220,7 +211,7 @@ def make_attention(
 
 
 def batch_shapes(
-    config: ConfigDict, model_config: ModelConfig, program: Program, *, tokens: int, patches: int
+    config: Config, model_config: ModelConfig, program: Program, *, tokens: int, patches: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a training step's batch [A, B, ...], to compile the step without having one.
 
@@ -248,7 +239,7 @@ def batch_shapes(
     return {name: shape(name, row) for name, row in shapes.items()}
 
 
-def describe_attention(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> str:
+def describe_attention(config: Config, model: ModelConfig, mesh: Mesh) -> str:
     """One line that says which implementation of attention a run takes on its devices.
 
     Args:

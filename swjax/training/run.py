@@ -1,11 +1,10 @@
 """A training run as one story: read `train` from top to bottom."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from swjax.atomic import write_json
@@ -15,9 +14,10 @@ from swjax.hub.tokenizer_files import copy_tokenizer, write_added_tokens
 from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
-from swjax.storage import AnyPath, absolute, as_path, check_access, make_folder, sync_logs
+from swjax.storage import AnyPath, absolute, as_path, check_access, check_writable, make_folder, sync_logs
+from swjax.streaming.tokens import Tokenizer
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
-from swjax.training.config import ConfigError, changed_keys, check_config
+from swjax.training.config import ConfigError, Unread, changed_keys, check_config
 from swjax.training.environment import changed_data, fingerprint_data, record_start
 from swjax.training.features import open_feature_cache
 from swjax.training.inputs import open_inputs, open_training_data, read_pipeline_config, report_rejected
@@ -28,19 +28,20 @@ from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption
 from swjax.training.processes import check_shared, is_first, meet
 from swjax.training.program import describe_attention, fit_rows, make_program, open_mesh
+from swjax.training.sections import Config
 from swjax.training.speed import start_clock
 from swjax.training.start import choose_model, choose_tokenizer, make_state
 from swjax.training.step import TrainState
 
 
-def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
+def train(config: Config | Unread, *, console: Console | None = None) -> TrainState:
     """Trains a model as configured; resumes where it stopped if the run folder holds a checkpoint.
 
     A run is deterministic on the same machine: stopped at any moment and started again, it ends with the same
     parameters, bit for bit. Where several processes train as one (`swjax.training.processes`), each calls this.
 
     Args:
-        config: every key of `swjax.training.config`.
+        config: every key of `swjax.training.sections`.
         console: where to print.
 
     Returns:
@@ -55,9 +56,10 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
             before them.
     """
     console = (console or Console()) if is_first() else Console(quiet=True)
-    check_config(config)
+    config = check_config(config)
     check_wandb(config.wandb.project)
     run_dir = as_path(config.run_dir)
+    check_writable(run_dir)
     check_access(run_dir)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(absolute(as_path(config.compilation_cache))))
@@ -74,10 +76,10 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
     # What does not fit is refused before the data is read.
     parts = row_share(open_mesh(config, model_config)[0])[1]
     rows = read_pipeline_config(config, model_config, rows=config.batch_size * config.accumulation // parts)
-    sources = open_training_data(config)
+    sources = open_training_data(config.data)
     recorded = read_run_config(run_dir) if start else None
     config = set_length(config, sources, rows, tokenizer, recorded)
-    lengthened = changed_length(recorded, config) if recorded else None
+    lengthened = changed_length(recorded["steps"], config.steps) if recorded else None
     program = make_program(config, model_config)
     inputs = open_inputs(config, model_config, tokenizer, program.mesh, sources)
 
@@ -111,14 +113,14 @@ def train(config: ConfigDict, *, console: Console | None = None) -> TrainState:
         console.print(f"{program.mesh.size} device(s)")
         console.print(describe_attention(config, model_config, program.mesh))
         clock = start_clock(config, model_config, program.shapes, inputs.part[1])
-        features = open_feature_cache(config, model_config, state)
+        features = open_feature_cache(config.data.feature_cache_mb, config.dtype, model_config, state)
         state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console, clock, features)
     report_rejected(inputs, console)
     sync_logs()
     return state
 
 
-def show_parameters(config: ConfigDict) -> Iterator[str]:
+def show_parameters(config: Config) -> Iterator[str]:
     """Lines on all parameters that a run would have; no weights are read.
 
     Args:
@@ -133,7 +135,7 @@ def show_parameters(config: ConfigDict) -> Iterator[str]:
     yield from describe_parameters(shapes)
 
 
-def _check_same_run(run_dir: AnyPath, config: ConfigDict) -> None:
+def _check_same_run(run_dir: AnyPath, config: Config) -> None:
     changes = changed_keys(read_run_config(run_dir), config)
     if changes:
         listed = "\n  ".join(changes)
@@ -143,7 +145,7 @@ def _check_same_run(run_dir: AnyPath, config: ConfigDict) -> None:
         )
 
 
-def _write_run_folder(run_dir: AnyPath, config: ConfigDict, model_config: ModelConfig, tokenizer: Any) -> None:
+def _write_run_folder(run_dir: AnyPath, config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
     """Writes what does not change while the run goes on."""
     make_folder(run_dir)
     source = Path(tokenizer.name_or_path)
@@ -152,5 +154,5 @@ def _write_run_folder(run_dir: AnyPath, config: ConfigDict, model_config: ModelC
         write_added_tokens(run_dir / TOKENIZER, tokenizer, DECISION_TEXTS)
     if find_chat_template(source) is None:
         (run_dir / TOKENIZER / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
-    for name, content in ((CONFIG, config.to_dict()), (MODEL, model_config.to_hf("float32"))):
+    for name, content in ((CONFIG, asdict(config)), (MODEL, model_config.to_hf("float32"))):
         write_json(run_dir / name, content)

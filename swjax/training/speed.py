@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from swjax.chips import CHIPS, chip_of
 from swjax.models.config import ModelConfig
 from swjax.training.flops import model_flops, rows_of_batch
+from swjax.training.sections import Config
 from swjax.training.step import TrainState
 
 SPEED = ("seconds_per_step", "tokens_per_second", "mfu", "seconds_left")
@@ -68,7 +68,7 @@ class StepClock:
         return found
 
 
-def start_clock(config: ConfigDict, model: ModelConfig, state: TrainState, parts: int) -> StepClock:
+def start_clock(config: Config, model: ModelConfig, state: TrainState, parts: int) -> StepClock:
     """A clock for a run on the devices that are there.
 
     Args:

@@ -1,14 +1,13 @@
 """Where a run starts: its model's configuration, and its state before the first step."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 from rich.progress import track
 
 from swjax.data.decisions import add_decisions
@@ -18,18 +17,21 @@ from swjax.hub.progress import STDERR
 from swjax.models.adapters import choose_targets, in_int8, is_adapter, new_adapters, scale_path
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
-from swjax.models.parameters import Parameters, match_all, split_parameters
+from swjax.models.parameters import Leaves, Parameters, match_all, split_parameters
 from swjax.models.stored import place
+from swjax.plain import JsonView
 from swjax.streaming import SpecialTokens
+from swjax.streaming.tokens import Tokenizer
 from swjax.training.config import ConfigError
 from swjax.training.optimizer import split_frozen
 from swjax.training.origin import open_origin
+from swjax.training.sections import Config, LoraConfig
 from swjax.training.step import TrainState, initial_state
 
 _ADDITIONAL = "lora.additional"
 
 
-def choose_tokenizer(config: ConfigDict) -> Any:
+def choose_tokenizer(config: Config) -> Tokenizer:
     """Loads the tokenizer that the configuration names: its own, else that of `init_from`, else Moving Shapes'.
 
     One that is to decide when to speak gets the tokens for that, if it lacks them.
@@ -40,7 +42,7 @@ def choose_tokenizer(config: ConfigDict) -> Any:
         TokenizerError: the tokenizer cannot be used, or does not chat as the model does.
     """
     if config.init_from:
-        origin = open_origin(config)
+        origin = open_origin(config.init_from, config.init_checkpoint)
         tokenizer = load_tokenizer(config.tokenizer or origin.tokenizer, origin.config.chat)
     else:
         tokenizer = load_tokenizer(config.tokenizer or None, _find_preset(config.model.preset).chat)
@@ -49,17 +51,17 @@ def choose_tokenizer(config: ConfigDict) -> Any:
     return tokenizer
 
 
-def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
+def choose_model(config: Config, tokenizer: Tokenizer) -> ModelConfig:
     """The model's configuration: that of `init_from`, else the preset with the tokenizer's vocabulary.
 
     Raises:
         ConfigError: a field or preset is unknown, the preset is not that of `init_from`, or the tokenizer and the
             checkpoint do not belong together.
     """
-    overrides = config.model.overrides.to_dict()
+    overrides = config.model.overrides
     if not config.init_from:
         return _preset(config.model.preset, overrides, tokenizer)
-    found = open_origin(config).config
+    found = open_origin(config.init_from, config.init_checkpoint).config
     if overrides:
         raise ConfigError("config.model.overrides changes a model from scratch only; init_from brings its own sizes")
     _check_tokenizer(found, tokenizer)
@@ -71,12 +73,12 @@ def choose_model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
     return found
 
 
-def scratch_state(model_config: ModelConfig, config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
+def scratch_state(model_config: ModelConfig, config: Config, optimizer: optax.GradientTransformation) -> TrainState:
     """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`."""
     parameters = split_parameters(family_of(model_config).model(model_config, rngs=nnx.Rngs(config.seed)))[1]
     if config.lora.rank:
-        beside, frozen = split_additional(parameters, config)
-        trainable = make_adapters(parameters, config) | beside
+        beside, frozen = split_additional(parameters, config.lora.additional, config.lora.targets)
+        trainable = make_adapters(parameters, config.lora, seed=config.seed) | beside
     else:
         trainable, frozen = split_frozen(parameters, config.frozen)
     frozen = optax.tree.cast(frozen, jnp.dtype(config.dtype))
@@ -85,46 +87,49 @@ def scratch_state(model_config: ModelConfig, config: ConfigDict, optimizer: opta
     return initial_state(trainable, frozen, optimizer, ema=config.optimizer.ema)
 
 
-def make_adapters(parameters: Mapping[str, Any], config: ConfigDict) -> Parameters:
+def make_adapters(parameters: Leaves, lora: LoraConfig, *, seed: int) -> Parameters:
     """The adapters that a configuration asks for, before the first step. Pure.
 
     Args:
         parameters: of the model: path -> anything with a shape.
-        config: the run's, with a `lora.rank` above 0.
+        lora: with a rank above 0.
+        seed: of their values.
 
     Raises:
         ValueError: `config.lora.targets` are not ones that can be adapted.
     """
-    targets = choose_targets(config.lora.targets, parameters)
+    targets = choose_targets(lora.targets, parameters)
     shapes = {path: tuple(leaf.shape) for path, leaf in parameters.items()}
-    return new_adapters(shapes, targets, rank=config.lora.rank, key=jax.random.key(config.seed))
+    return new_adapters(shapes, targets, rank=lora.rank, key=jax.random.key(seed))
 
 
-def split_additional(parameters: Mapping[str, Any], config: ConfigDict) -> tuple[Parameters, Parameters]:
+def split_additional(
+    parameters: Leaves, additional: Sequence[str], targets: Sequence[str]
+) -> tuple[Parameters, Parameters]:
     """Divides a model's parameters into those that train beside its adapters, and those that do not train.
 
     Args:
         parameters: of the model, by path.
-        config: the run's, with a `lora.rank` above 0.
+        additional, targets: `config.lora.additional` and `config.lora.targets`.
 
     Raises:
         ValueError: an expression of `config.lora.additional` is not valid, matches nothing or an adapted weight.
     """
-    chosen = match_all(config.lora.additional, parameters, key=_ADDITIONAL)
-    both = chosen.intersection(choose_targets(config.lora.targets, parameters))
+    chosen = match_all(additional, parameters, key=_ADDITIONAL)
+    both = chosen.intersection(choose_targets(targets, parameters))
     if both:
         raise ValueError(f"config.{_ADDITIONAL}: {min(both)} has an adapter; leave it out of one of the two")
     beside = {path: leaf for path, leaf in parameters.items() if path in chosen}
     return beside, {path: leaf for path, leaf in parameters.items() if path not in chosen}
 
 
-def _read_adapters(model_config: ModelConfig, config: ConfigDict, shapes: TrainState) -> Parameters:
+def _read_adapters(model_config: ModelConfig, lora: LoraConfig, shapes: TrainState) -> Parameters:
     """Those of `config.lora.init_from`, and what was trained beside them."""
-    folder = config.lora.init_from
+    folder = lora.init_from
     everything = {path: leaf.shape for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
     found = open_adapter(folder, model_config, everything)
     wanted = {path: leaf for path, leaf in shapes.trainable.items() if is_adapter(path)}
-    said = (config.lora.rank, config.lora.alpha, config.lora.rslora)
+    said = (lora.rank, lora.alpha, lora.rslora)
     if (found.rank, found.alpha, found.rslora) != said:
         raise ConfigError(
             f"config.lora.rank, alpha and rslora are {said}, and those of the adapter {folder} are "
@@ -140,7 +145,7 @@ def _read_adapters(model_config: ModelConfig, config: ConfigDict, shapes: TrainS
 
 
 def make_state(
-    model_config: ModelConfig, config: ConfigDict, optimizer: optax.GradientTransformation, shapes: TrainState
+    model_config: ModelConfig, config: Config, optimizer: optax.GradientTransformation, shapes: TrainState
 ) -> TrainState:
     """The state before the first step, laid out on the mesh: a warm start from `init_from`, else from scratch.
 
@@ -161,7 +166,7 @@ def make_state(
         return jax.jit(start, out_shardings=shardings, compiler_options=cheap)()
     places = {**shardings.trainable, **shardings.frozen}
     dtypes = {path: leaf.dtype for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
-    stored = open_origin(config).parameters
+    stored = open_origin(config.init_from, config.init_checkpoint).parameters
     parameters: Parameters = {}
     for path in track(dtypes, "loading weights", transient=True, console=STDERR):
         if path in stored and dtypes[path] == jnp.int8:  # one at a time: what is whole is gone before the next is read
@@ -171,11 +176,13 @@ def make_state(
         elif path in stored:
             parameters[path] = place(stored[path], places[path], dtypes[path])
     if config.lora.rank:
-        beside, frozen = split_additional(parameters, config)
+        beside, frozen = split_additional(parameters, config.lora.additional, config.lora.targets)
         if config.lora.init_from:
-            adapters = _read_adapters(model_config, config, shapes)
+            adapters = _read_adapters(model_config, config.lora, shapes)
         else:
-            make = functools.partial(make_adapters, {**shapes.trainable, **shapes.frozen}, config)
+            make = functools.partial(
+                make_adapters, {**shapes.trainable, **shapes.frozen}, config.lora, seed=config.seed
+            )
             places = {path: sharding for path, sharding in shardings.trainable.items() if is_adapter(path)}
             adapters = jax.jit(make, out_shardings=places)()
         trainable = beside | adapters
@@ -185,7 +192,7 @@ def make_state(
     return jax.jit(warm, out_shardings=shardings, donate_argnums=(0, 1))(trainable, frozen)
 
 
-def _preset(name: str, overrides: Mapping[str, Any], tokenizer: Any) -> ModelConfig:
+def _preset(name: str, overrides: JsonView, tokenizer: Tokenizer) -> ModelConfig:
     special = SpecialTokens.from_tokenizer(tokenizer, _find_preset(name).chat)
     of_the_tokenizer = {
         "video_token_id": special.video_pad,
@@ -206,7 +213,7 @@ def _find_preset(name: str, **overrides: Any) -> ModelConfig:
         raise ConfigError(f"config.model: {error}") from error
 
 
-def _check_tokenizer(model: ModelConfig, tokenizer: Any) -> None:
+def _check_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> None:
     special = SpecialTokens.from_tokenizer(tokenizer, model.chat)
     if special.video_pad != model.video_token_id or len(tokenizer) > model.text.vocab_size:
         raise ConfigError(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, Shaped
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, Shaped
 
 from swjax.attention import stripe_order
 from swjax.compiler import TRAINING_OPTIONS
@@ -55,6 +55,8 @@ class StepOptions:
         max_labels: most labelled slots a row may have.
         constrain: lays the loss's activations out over devices, as the model's do its own.
         lora_alpha: numerator of the scale of the adapters among the parameters, if there are any.
+        lora_dropout: share of the adapters' inputs that a training step drops.
+        seed: of what is dropped.
         ema: decay of the running mean of the parameters; 0 keeps none.
         objective: what is made small.
         width_tile: what the widths of MLPs are filled up to a multiple of while they are computed with.
@@ -64,6 +66,8 @@ class StepOptions:
     max_labels: int
     constrain: Constrain = unconstrained
     lora_alpha: float = 1.0
+    lora_dropout: float = 0.0
+    seed: int = 0
     ema: float = 0.0
     objective: Objective = NEXT_TOKEN
     width_tile: int = 1
@@ -178,20 +182,26 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         counts = _counts(batch, options)
+        keys = None
+        if options.lora_dropout:
+            of_step = jax.random.fold_in(jax.random.key(options.seed), state.step)
+            keys = jax.random.split(of_step, len(batch["token_ids"]))
 
-        def loss_of(trainable: Parameters, micro_batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-            sums = _sums(structure, trainable, state.frozen, micro_batch, options)
+        def loss_of(
+            trainable: Parameters, micro_batch: Batch, key: PRNGKeyArray | None
+        ) -> tuple[Float[Array, ""], Metrics]:
+            sums = _sums(structure, trainable, state.frozen, micro_batch, options, key)
             means = {name: total / counts[name] for name, total in sums.items()}
             return means[LOSS], means
 
         def accumulate(
-            carry: tuple[Metrics, Parameters], micro_batch: Batch
+            carry: tuple[Metrics, Parameters], given: tuple[Batch, PRNGKeyArray | None]
         ) -> tuple[tuple[Metrics, Parameters], None]:
-            gradients, means = jax.grad(loss_of, has_aux=True)(state.trainable, micro_batch)
+            gradients, means = jax.grad(loss_of, has_aux=True)(state.trainable, *given)
             return jax.tree.map(jnp.add, carry, (means, gradients)), None
 
         nothing = ({name: jnp.zeros(()) for name in counts}, jax.tree.map(jnp.zeros_like, state.trainable))
-        (means, gradients), _ = jax.lax.scan(accumulate, nothing, batch)
+        (means, gradients), _ = jax.lax.scan(accumulate, nothing, (batch, keys))
         loss = means[LOSS]
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
@@ -258,10 +268,17 @@ def _striped(
 
 
 def _sums(
-    structure: nnx.GraphDef, trainable: Parameters, frozen: Parameters, batch: Batch, options: StepOptions
+    structure: nnx.GraphDef,
+    trainable: Parameters,
+    frozen: Parameters,
+    batch: Batch,
+    options: StepOptions,
+    key: PRNGKeyArray | None = None,
 ) -> dict[str, Float[Array, ""]]:
     wide = widened(trainable | frozen, options.width_tile)
-    parameters = attach_adapters(wide, alpha=options.lora_alpha, dtype=options.compute_dtype)
+    parameters = attach_adapters(
+        wide, alpha=options.lora_alpha, dtype=options.compute_dtype, dropout=options.lora_dropout, key=key
+    )
     model = merge_parameters(structure, parameters)
     sums = options.objective.sums(model, batch, max_labels=options.max_labels, constrain=options.constrain)
     return dict(sums)

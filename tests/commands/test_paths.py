@@ -1,12 +1,16 @@
 """Paths with a scheme: those of stores are opened where a verb takes them, others are refused before it writes."""
 
+import argparse
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
-from swjax.commands.main import main
-from swjax.storage import StorageError, as_path, refused_scheme
+from swjax.commands.main import VERBS, main
+from swjax.commands.sweep import load_sweep
+from swjax.storage import StorageError, as_path, copy_file, refused_scheme
+from swjax.training.config_file import load_config
 
 CONFIG = "configs/moving_shapes.py"
 
@@ -30,10 +34,28 @@ REFUSED = (
 
 ON_DISK_ALONE = (
     ["quickstart", "--run-dir", "gs://bucket/run"],
-    ["layout", "--figure", "a.png", "--figure", "gs://bucket/b.png"],
-    ["report", "--table", "a.csv", "--table", "gs://bucket/b.csv"],
-    ["prepare", "moving_shapes", "--output", "gs://bucket/data"],
+    ["quickstart", "--data", "gs:/bucket/data"],
 )
+
+
+SWEEP = """
+from swjax.evaluation.sweep import Sweep
+
+def get_sweep():
+    return Sweep(config="moving_shapes", grids=({"seed": (0,)},), data="a.jsonl", output="b")
+"""
+
+DISK_ALONE = {f"quickstart {name}" for name in ("data", "run_dir", "export")}
+"""Arguments that take no bucket, each by its verb: `main` refuses one for every argument of the type Path."""
+
+
+def test_a_new_argument_takes_a_bucket_or_stands_in_the_list():
+    found = set()
+    for verb in VERBS:
+        parser = argparse.ArgumentParser()
+        verb.add_arguments(parser)
+        found |= {f"{verb.NAME} {action.dest}" for action in parser._actions if action.type is Path}
+    assert found == DISK_ALONE
 
 
 @pytest.fixture
@@ -53,6 +75,18 @@ def test_every_verb_refuses_other_urls_before_it_writes(elsewhere, capsys, comma
 def test_what_is_on_disk_alone_refuses_buckets(elsewhere, gcs, capsys, command):
     assert main(command) == 2
     assert "is in a bucket, and this argument takes files and folders on disk alone" in capsys.readouterr().err
+
+
+def test_configurations_are_read_from_a_bucket(elsewhere, gcs, capsys):
+    folder = as_path("gs://bucket/configs")
+    assert main(["train", "--config", f"{folder}/none.py"]) == 2
+    assert f"there is no configuration file {folder}/none.py" in capsys.readouterr().err
+    copy_file(Path(__file__).parents[2] / "configs" / "moving_shapes.py", folder / "moving_shapes.py")
+    (folder / "sweep.py").write_text(SWEEP)
+    assert load_config(folder / "moving_shapes.py", ["--config.gap=7"]) == load_config(
+        "moving_shapes", ["--config.gap=7"]
+    )
+    assert load_sweep(folder / "sweep.py").grids == ({"seed": (0,)},)
 
 
 def test_a_store_whose_package_is_not_there_says_what_to_install(elsewhere, monkeypatch, capsys):

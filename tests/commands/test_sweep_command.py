@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,8 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import stores
 
+from swjax.atomic import write_json
 from swjax.commands.main import main
+from swjax.evaluation.sweep import evaluation_folder, read_table
+from swjax.storage import as_path, list_files
 
 SWEEP = """
 from swjax.evaluation.sweep import Sweep
@@ -181,3 +186,77 @@ def test_the_sweeps_of_the_repository_can_be_made(file, tmp_path, capsys):
     assert jobs
     assert len(jobs) % 3 == 0  # seeds
     assert len(set(jobs)) == len(jobs)
+
+
+def bucket_sweep(made, output):
+    """A file of a sweep over two gaps, of data and into a folder in a bucket."""
+    text = SWEEP.format(data="gs://bucket/shapes", output=output).replace("configs/moving_shapes.py", "moving_shapes")
+    text = text.replace('"variant": ("gdpe",), "seed": (0, 1)', '"gap": (0, 7)').replace('"random:0", "random:1"', "")
+    text = text.replace('"steps": 2', '"variant": "gipe", "steps": 1').replace('"batch_size": 4', '"batch_size": 8')
+    (made / "gaps.py").write_text(text)
+    return str(made / "gaps.py")
+
+
+def check_bucket_sweep(file, output, capsys):
+    """Makes one run, then the rest, and reports."""
+    assert main(["sweep", "--config", file, "--only", "gap-0"]) == 0
+    capsys.readouterr()
+    assert main(["sweep", "--config", file, "--print-jobs"]) == 0
+    assert "--only gap-7" in capsys.readouterr().out
+    assert main(["sweep", "--config", file]) == 0
+    assert "2 runs, 1 of them finished before" in capsys.readouterr().out
+    assert main(["report", "--sweep", output, "--metrics", "word_s"]) == 0
+    assert [(row["gap"], row["videos"]) for row in read_table(as_path(output) / "results.csv")] == [(0, 1), (7, 1)]
+    assert "| gap | runs |" in (as_path(output) / "report" / "table.md").read_text()
+    assert (as_path(output) / "report" / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_documented_sweep_and_its_tables_are_in_a_bucket(gcs, tmp_path, monkeypatch, capsys):
+    def evaluate(args, extra):
+        row = {"videos": 1, "event_accuracy": 0.5, "intervals": {"event_accuracy": [0.4, 0.6]}}
+        for seed in args.schedule_seed if args.schedule == "random" else [None]:
+            folder = evaluation_folder(as_path(args.checkpoint), args.schedule, seed)
+            write_json(folder / "scores.json", {"model": row})
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("swjax.commands.train.run", lambda args, extra: 0)
+    monkeypatch.setattr("swjax.commands.evaluate.run", evaluate)
+    sweep, report = stores.documented(1)[3:]
+    with gcs.failing(every=40):
+        assert main([*sweep, "--print-jobs"]) == 0
+        first, *others = capsys.readouterr().out.splitlines()
+        assert main(shlex.split(first)[1:]) == 0
+        assert main(sweep) == 0
+        assert f"{1 + len(others)} runs, 1 of them finished before" in capsys.readouterr().out
+        assert main(report) == 0
+    made = {name for name in list_files(as_path(sweep[-1])) if not name.startswith("runs/")}
+    assert {"sweep.json", "results.csv", "report/table.md", "report/gap.png"} <= made
+    rows = read_table(as_path(sweep[-1]) / "results.csv")
+    assert {row["run"] for row in rows} == set(json.loads((as_path(sweep[-1]) / "sweep.json").read_text())["runs"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_data_runs_table_and_report_in_a_bucket(made, gcs, tmp_path, monkeypatch, capsys, request):
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("its parts are tested one by one; -m slow was not given")
+    monkeypatch.chdir(tmp_path)
+    with gcs.failing(every=40):
+        counts = ["--train", "8", "--validation", "0", "--test", "1", "--workers", "1"]
+        assert main(["prepare", "moving_shapes", "--output", "gs://bucket/shapes", *counts]) == 0
+        check_bucket_sweep(bucket_sweep(made, "gs://bucket/sweep"), "gs://bucket/sweep", capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_logs_of_runs_apart_grow_in_a_bucket(made, gcs, monkeypatch):
+    def fail(command, *, stdout, **_):
+        stdout.write(b"no luck\n")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr("swjax.commands.sweep.subprocess.run", fail)
+    for tries in (1, 2):
+        words = ["--output", "gs://bucket/apart", "--parallel", "2"]
+        assert main(["sweep", "--config", str(made / "sweep.py"), *words]) == 1
+        log = as_path("gs://bucket/apart/runs/variant-gdpe_seed-0/log.txt")
+        assert log.read_text() == "no luck\n" * tries

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from swjax.evaluation.judge import PROMPT, BudgetError, Judge, JudgeError
+from swjax.storage import as_path
 
 FLUENT = "The video shows a red circle entering from the left."
 
@@ -77,6 +78,14 @@ def test_a_grade_is_asked_for_by_the_recorded_prompt(server, make):
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 64)
     assert judge.describe()["prompt"] == PROMPT
     assert "secret" not in json.dumps(judge.describe()) + repr(judge) + judge.cache.read_text()
+
+
+def test_grades_are_kept_in_a_bucket(server, make, gcs):
+    cache = as_path("gs://bucket/judge/grades.jsonl")
+    for texts in ([FLUENT], [FLUENT, "Another."], [FLUENT, "Another."]):
+        assert list(make(cache=cache).fluency(texts)) == [4] * len(texts)
+    assert len(server.seen) == 2
+    assert len(cache.read_text().splitlines()) == 2
 
 
 def test_graded_texts_are_never_asked_for_again(server, make):

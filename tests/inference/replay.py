@@ -98,18 +98,41 @@ def visible(layout, settings, frames, prompt, special, *, axes) -> np.ndarray:
         said = np.concatenate([said, first])
         kept = memory.keep(replace(book, words=number[said], word_slots=said), no_keys)
         held = np.take_along_axis(held, np.broadcast_to(kept.sources, (*axes, np.shape(kept.sources)[-1])), axis=-1)
+        if kept.fetched is not None:
+            at, of, place = kept.fetched.at, kept.fetched.frames, kept.fetched.places
+            back = np.stack([np.flatnonzero(is_frame & (frame == one)) for one in range(frames)])[of, place]
+            held = np.concatenate(
+                [held[..., :at], np.broadcast_to(back, (*axes, back.shape[-1])), held[..., at:]], axis=-1
+            )
         said = said[kept.words]
         later = np.where(is_word, (after >= index) & ~np.isin(slots, first), after > index)
         gone = np.broadcast_to(~later, (*axes, len(layout))).copy()
         np.put_along_axis(gone, held, False, axis=-1)
         gone[..., said] = False
-        there &= ~(later[:, None] & gone[..., None, :])
+        there = np.where(later[:, None], ~gone[..., None, :], there)  # what comes back is seen again
     return there & seen
 
 
 def no_keys():
     """Policies under test decide without keys and values."""
     raise AssertionError("nothing is computed here")
+
+
+class Noting:
+    """A policy that notes what it keeps, and says the same again when it is replayed, without keys."""
+
+    def __init__(self, policy):
+        self.policy, self.kept, self.told = policy, [], 0
+
+    def is_full(self, book):
+        return self.policy.is_full(book)
+
+    def keep(self, book, read):
+        if read is no_keys:
+            self.told += 1
+            return self.kept[self.told - 1]
+        self.kept.append(self.policy.keep(book, read))
+        return self.kept[-1]
 
 
 def forward(model):

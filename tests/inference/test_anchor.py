@@ -23,10 +23,10 @@ def make_engine(weights):
     )
 
 
-def stream_with(weights, tokenizer, variant, frames=40, **memory):
+def stream_with(weights, tokenizer, variant, frames=40, gap=10_000, **memory):
     """An engine and a stream, still open, after so many frames."""
     window = Window(sources=64, words=6, first_words=2, **memory)
-    settings = StreamSettings(variant=variant, wait_k=2, max_tail=2, memory=window)
+    settings = StreamSettings(variant=variant, wait_k=2, max_tail=2, memory=window, gap=gap)
     engine = make_engine(weights)
     stream = engine.open(tokenizer, question=QUESTION, settings=settings)
     spoken = []
@@ -51,6 +51,7 @@ def test_turning_is_rotating_at_other_ids(model):
     keys = rng.normal(size=(1, 2, 7, rotary.head_dim)).astype(np.float32)
     at = lambda ids: rotate(jnp.asarray(keys).swapaxes(1, 2), rotary(ids[:, None])).swapaxes(1, 2)  # noqa: E731
     np.testing.assert_allclose(turned(at(ids), turn, rotary), at(ids + turn), atol=1e-3)
+    np.testing.assert_allclose(turned(at(ids // 50), turn // 50, rotary), at(ids // 50 + turn // 50), atol=1e-5)
     np.testing.assert_allclose(turned(at(ids), -ids, rotary), keys, atol=1e-3)
 
 
@@ -76,6 +77,14 @@ def test_where_all_is_counted_in_one_sinks_forward_is_the_window_back(weights, t
     shift = one._scheduler._track.book.ids - other._scheduler._track.book.ids
     assert (shift == shift[0, 0]).all()
     assert shift[0, 0] > 50
+
+
+def test_frames_never_reach_the_words_ids(weights, tokenizer):
+    """In GIPE, whose words are counted from the gap: without being set back apart they do."""
+    for given, reaches in (({}, True), ({"positions": "apart"}, False)):
+        _, stream, _ = stream_with(weights, tokenizer, "gipe", gap=100, **given)
+        book = stream._scheduler._track.book
+        assert (book.ids.max() >= 100) == reaches
 
 
 @pytest.mark.parametrize("positions", ["contiguous", "apart"])

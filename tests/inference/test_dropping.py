@@ -50,6 +50,8 @@ def test_dtd_compares_place_by_place():
     assert kept(DTD(tau=0.4), make_view(features=features, previous=previous)) == expected
     assert set(expected).isdisjoint({1, 5, 7})
     assert kept(DTD(tau=-1), make_view()) == list(range(UNITS)), "the first frame is kept whole"
+    noise = np.random.default_rng(3).normal(size=(PADDED, 8 * WIDTH))
+    assert kept(DTD(), make_view(features=noise, previous=noise[::-1])) == list(range(UNITS)), "nothing of noise goes"
 
 
 def test_mssavt_drops_one_of_like_neighbors():
@@ -222,6 +224,22 @@ def test_a_still_video_costs_its_first_frame(weights, tokenizer):
     assert session.tokens_computed == before + 11, "a word each, and no token of a frame"
     session.see(make_frames(1, 3, (24, 24))[0], last=True)
     assert len(list(session.speak(2))) == 2
+
+
+def test_a_frame_that_fell_behind_is_not_compared_with(weights, tokenizer):
+    """One that was never encoded: the next is compared with the one before it."""
+    first, other = make_frames(2, 2, GRID)
+    engine = BatchEngine(weights, rows=1, frame_units=4, slots=256, word_slots=64, max_slots=256, chunk_sizes=(16,))
+    settings = StreamSettings(drop=DTD(), max_tail=2)
+    stream = engine.open(tokenizer, question=QUESTION, settings=settings, when_behind="drop", watches_on=True)
+    kept = []
+    for frames in ([first], [other, first], [other]):
+        for frame in frames:
+            engine.see(stream, frame)
+        while engine.has_work:
+            kept += [event.kept for _, event in engine.step() if isinstance(event, FrameSeen)]
+    assert stream.tally.frames_dropped == 1
+    assert [sum(row.count("1") for row in rows) for rows in kept] == [4, 0, 4]
 
 
 def test_rules_have_names_and_numbers():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from full_passes import QUESTION, make_frames
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from replay import no_keys, replayed_scores
+from replay import Noting, no_keys, replayed_scores
 
 from swjax.inference import BatchEngine, Mode, Request, Sampling, StreamSession, StreamSettings, run_streams
 from swjax.inference import programs as programs_module
@@ -48,23 +48,6 @@ class Unlike:
         count = len(book.source_slots)
         rows = [np.delete(np.arange(count), np.arange(20 + 5 * row, 36 + 5 * row)) for row in range(4)]
         return Kept(np.reshape(rows, (2, 2, -1)), np.arange(len(book.words)))
-
-
-class Noting:
-    """A policy that notes what it keeps, and says the same again when it is replayed, without keys."""
-
-    def __init__(self, policy):
-        self.policy, self.kept, self.told = policy, [], 0
-
-    def is_full(self, book):
-        return self.policy.is_full(book)
-
-    def keep(self, book, read):
-        if read is no_keys:
-            self.told += 1
-            return self.kept[self.told - 1]
-        self.kept.append(self.policy.keep(book, read))
-        return self.kept[-1]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +114,8 @@ BUDGET = "sources=60,words=8,first_words=2"
         for name in ("uniform", "random", "infinipot_v", "keydiff", "ma_lmm", "streammem", "peak_end")
     ]
     + [(*WAYS[1], memory_of(f"streammem:{BUDGET}")), (*WAYS[5], memory_of(f"streammem:{BUDGET}"))]
-    + [(*WAYS[0], memory_of(f"vsb:{BUDGET},buckets=4"))],
+    + [(*WAYS[0], memory_of(f"vsb:{BUDGET},buckets=4"))]
+    + [(*way, memory_of(f"rekv:{BUDGET}")) for way in (*WAYS[:3], WAYS[5])],
     ids=lambda value: type(value).__name__ if hasattr(value, "keep") else "apart" if value is APART else str(value),
 )
 def test_what_is_dropped_is_as_if_masked(model, tokenizer, scores, variant, mode, placement, memory):
@@ -156,7 +140,7 @@ def test_what_is_dropped_is_as_if_masked(model, tokenizer, scores, variant, mode
     assert np.abs(whole - replayed).max() > 0.01, "what is dropped makes no difference, so this test shows nothing"
 
 
-@pytest.mark.parametrize(("variant", "mode", "placement"), [WAYS[0], WAYS[1], WAYS[5]])
+@pytest.mark.parametrize(("variant", "mode", "placement"), [*WAYS[:3], WAYS[5]])
 def test_while_nothing_is_dropped_nothing_changes(model, tokenizer, scores, variant, mode, placement):
     """The answer, all scores and the passes, bit by bit."""
     found = []
@@ -169,6 +153,21 @@ def test_while_nothing_is_dropped_nothing_changes(model, tokenizer, scores, vari
         words = [scores[WATCHED.seed, index].tobytes() for index in range(len(stream.answer))]
         found.append((stream.answer, words, engine.passes, stream.tally.tokens_computed))
     assert found[0] == found[1]
+
+
+def test_set_back_together_changes_no_score(model, tokenizer, scores):
+    """Over two hundred words, in which ids are set back many times."""
+    found = []
+    for positions in ("kept", "together"):
+        memory = replace(WINDOW, positions=positions, reanchor_at=40)
+        scores.clear()
+        engine = make_engine(model)
+        settings = StreamSettings(wait_k=2, max_tail=2, memory=memory, sampling=WATCHED)
+        assert watch(engine, tokenizer, settings, None, 100) == ("token_limit", 200)
+        jax.effects_barrier()
+        found.append(np.stack([scores[WATCHED.seed, index] for index in range(200)]))
+    np.testing.assert_allclose(*found, atol=1e-3)
+    assert (found[0].argmax(axis=1) == found[1].argmax(axis=1)).all()
 
 
 @pytest.mark.parametrize(("variant", "memory"), [("gdpe", WINDOW), ("gipe", Unlike()), ("interleave", WINDOW)])

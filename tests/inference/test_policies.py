@@ -51,7 +51,9 @@ def make_stored(rotary, count, seed=0, mass=None, keys=None, surprise=None):
     made = [np.asarray(rng.normal(size=shape), np.float32) for _ in range(2)]
     keys = made[0] if keys is None else keys
     attention = lambda tokens, ids, slots: jnp.asarray(mass)  # noqa: E731
-    return StoredKeys(jnp.asarray(keys), jnp.asarray(made[1]), count, rotary, attention, surprise)
+    pair = jnp.asarray(keys), jnp.asarray(made[1])
+    take = lambda indices: tuple(one[:, :, indices] for one in pair)  # noqa: E731
+    return StoredKeys(take, PADDED, count, rotary, attention, surprise, None)
 
 
 @pytest.fixture(scope="module")

@@ -181,3 +181,33 @@ def test_weights_on_disk_are_merged_block_by_block(model):
     block = (slice(1, 3), slice(5, 30), slice(2, 4), slice(8, 11))
     weight = "decoder/layers/q_weight_dnh"
     np.testing.assert_allclose(merged[weight].read(block), expected[weight][block], atol=1e-5)
+
+
+def test_dropout_drops_the_inputs_of_each_adapter_and_layer_by_themselves_and_nothing_without_a_key(model):
+    structure, parameters = model
+    rng = np.random.default_rng(0)
+    targets = choose_targets(("decoder/layers/(q|k|down)_",), parameters)
+    shapes = adapter_shapes(shapes_of(parameters), targets, rank=3)
+    everything = parameters | {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+
+    def attached(key):
+        return attach_adapters(everything, alpha=6.0, dtype=np.float32, dropout=0.25, key=key)
+
+    first = attached(jax.random.key(0))
+    x = rng.standard_normal((4, 500, 64), np.float32)
+    seen = {}
+    for path in targets[:2]:
+        for layer in range(3):
+            weight = jax.tree.map(lambda leaf, layer=layer: leaf[layer], first[path])
+            dropped = seen[path, layer] = np.asarray(weight.dropped(jnp.asarray(x)))
+            np.testing.assert_allclose(dropped, np.where(dropped == 0, 0, x / 0.75), rtol=1e-6)
+            assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.01)
+    assert len({dropped.tobytes() for dropped in seen.values()}) == len(seen)
+    assert all(weight.key is None for weight in attached(None).values() if hasattr(weight, "key"))
+
+    def logits(parameters):
+        return np.asarray(merge_parameters(structure, parameters)(*ARGUMENTS))
+
+    np.testing.assert_array_equal(logits(attached(jax.random.key(0))), logits(first))
+    assert np.abs(logits(attached(jax.random.key(1))) - logits(first)).max() > 0.01
+    assert np.abs(logits(attached(None)) - logits(first)).max() > 0.01

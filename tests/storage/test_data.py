@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stores
 from rich.console import Console
 
+from swjax.commands.main import main
 from swjax.data.builders.prepare import prepare_records
 from swjax.data.builders.recipe import Recipe
 from swjax.data.manifest import ManifestError
@@ -85,3 +87,71 @@ def test_a_shard_that_is_missing_or_cut_off_is_named(gcs, clips, tmp_path):
     next(folder / name for name in list_files(folder) if ".array_record" in name).unlink()
     with pytest.raises(RecordsError, match=r"gs://bucket/cut.* is missing"):
         open_source(folder)
+
+
+def test_moving_shapes_are_rendered_into_a_bucket(store, clips, capsys):
+    words = ["prepare", "moving_shapes", "--output", store[0], "--train", "3", "--validation", "1", "--test", "1"]
+    with store[1].failing(every=12):
+        assert main([*words, "--workers", "1"]) == 0
+        made = {name: (as_path(store[0]) / name).read_bytes() for name in list_files(as_path(store[0]))}
+    on_disk = {name: (clips / name).read_bytes() for name in list_files(clips) if not name.startswith("records/")}
+    assert made == on_disk
+    assert main([*words, "--workers", "1"]) == 0
+    assert "3 of them made before" in capsys.readouterr().out
+    assert main([*words, "--workers", "1", "--seed", "1"]) == 2
+    assert f"{store[0]} holds a data set made with" in " ".join(capsys.readouterr().err.split())
+
+
+def test_films_are_rendered_into_a_bucket(gcs):
+    words = ["--train", "1", "--validation", "0", "--test", "0", "--seconds", "30", "--workers", "1"]
+    assert main(["prepare", "moving_shapes_live", "--output", "gs://bucket/films", *words]) == 0
+    (film,) = open_source("gs://bucket/films/train/manifest.jsonl").examples
+    assert film.questions
+
+
+def test_records_are_made_in_a_bucket_and_replaced_when_asked(store, clips, capsys):
+    folder = as_path(store[0])
+    source = uploaded(clips / "train", f"{store[0]}/clips") / "manifest.jsonl"
+    words = ["prepare", "manifest", "--source", str(source), "--output", f"{store[0]}/data", "--min-pixels", "784"]
+    words += ["--workers", "0"]
+    with store[1].failing(every=12):
+        assert main(words) == 0
+        assert_same_videos(open_source(f"{folder}/data:train").examples, open_source(clips / "records").examples)
+    before = {name: (folder / name).stat().mtime for name in list_files(folder)}
+    assert main(words) == 0
+    assert {name: (folder / name).stat().mtime for name in list_files(folder)} == before, "made once"
+    capsys.readouterr()
+
+    source.write_text(source.read_text() + "no JSON\n")
+    assert main(words) == 2
+    assert f"{store[0]}/data/manifest" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "of another source or recipe" in said
+    assert main([*words, "--overwrite"]) == 2
+    assert f"all are listed in {store[0]}/data/manifest" in " ".join(capsys.readouterr().err.split())
+    (rejected,) = (folder / name for name in list_files(folder) if name.endswith("rejected.jsonl"))
+    assert "not JSON" in rejected.read_text()
+    assert len(open_source(f"{folder}/data:train").examples) == 3, "what was there is still there"
+
+    orphan = next(folder / name for name in list_files(folder) if ".array_record" in name)
+    copy_file(orphan, orphan.parent / "manifest-train.array_record-00001-of-00002")
+    assert main([*words, "--overwrite", "--max-rejected", "0.5"]) == 0
+    assert len(open_source(f"{folder}/data:train").examples) == 3
+    assert sum(".array_record" in name for name in list_files(folder)) == 1
+
+
+def test_the_documented_commands_make_data_in_a_bucket(gcs, capsys):
+    render, record, inspect = stores.documented(1)[:3]
+    assert main([*render, "--train", "2", "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    assert main([*record, "--workers", "0"]) == 0
+    pixels = ["--min-pixels", "784", "--max-pixels", "3136", "--sheets", "1"]
+    assert main([*inspect, *pixels]) == 0
+    assert "2 usable" in capsys.readouterr().out
+    assert sorted(list_files(as_path(inspect[-1]))) == ["example_0.png", "histograms.png", "statistics.json"]
+    assert main(["data", "inspect", f"{render[-1]}/train/manifest.jsonl", *pixels]) == 0
+    assert "format manifest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.json", "auto"), ("a.jsonl", "sharegpt")])
+def test_formats_that_are_read_from_disk_alone_say_so(gcs, name, format):
+    with pytest.raises(ManifestError, match=rf"gs://bucket/{name} is in a bucket, where data are manifests"):
+        open_source(f"gs://bucket/{name}", format=format)

@@ -57,7 +57,7 @@ def test_packing_and_unpacking_is_the_identity(examples, spare):
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 30)), max_size=40))
 def test_first_fit_decreasing(sizes):
     capacity = np.array([50, 30])
-    bins = first_fit_decreasing(np.array(sizes).reshape(-1, 2), capacity)
+    bins = first_fit_decreasing(np.array(sizes, int).reshape(-1, 2), capacity)
     expected, rooms = [], []
     for item in sorted(range(len(sizes)), key=lambda i: (-max(np.array(sizes[i]) / capacity), i)):
         for members, room in zip(expected, rooms, strict=True):

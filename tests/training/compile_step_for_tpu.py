@@ -11,7 +11,7 @@ import sys
 from jax.experimental import topologies
 
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.training.config import base_config
+from swjax.training.config import base_config, freeze
 from swjax.training.program import batch_shapes, make_program
 
 # Sizes that no other axis of the program has, so that an array of them is known by its shape.
@@ -48,6 +48,7 @@ def compile_step(topology_name, *, attention="auto", **mesh):
     config.batch_size, config.accumulation, config.remat = ROWS, 2, "minimal"
     config.attention = attention
     config.mesh.update({"data": 1} | mesh)
+    config = freeze(config)
     topology = topologies.get_topology_desc(platform="tpu", topology_name=topology_name)
     program = make_program(config, model, devices=topology.devices)
     shapes = batch_shapes(config, model, program, tokens=TOKENS, patches=PATCHES)

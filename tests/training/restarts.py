@@ -18,8 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from swjax.models.parameters import split_parameters
+from swjax.python_file import call_python_file
 from swjax.runs.folder import load_run
-from swjax.training.config_file import load_config
 from swjax.training.preemption import EXIT_PREEMPTED
 
 STEPS_BETWEEN = 15
@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.randrange(1000))
     args = parser.parse_args()
-    config = load_config(Path(__file__).parents[2] / "configs" / "moving_shapes.py")
+    file = Path(__file__).parents[2] / "configs" / "moving_shapes.py"
+    config = call_python_file(file, "get_config", kind="configuration file")
     for split in ("train", "validation"):
         config.data[split] = str(args.data.absolute() / split / "manifest.jsonl")
     config.batch_size = 4

@@ -1,8 +1,7 @@
 """Runs whose folder is in a bucket: stopped, resumed, and the same bits as on disk."""
 
 import json
-import re
-import shlex
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from swjax.hub import open_hf
 from swjax.runs.folder import list_steps, open_run_model
 from swjax.storage import as_path, copy_file, list_files, remove_folder, sync_logs
 from swjax.training.config import flatten
+from swjax.training.origin import open_origin
 from swjax.training.run import train
 
 SILENT = Console(quiet=True)
@@ -52,13 +52,6 @@ def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
         save(checkpoints, at, *args, **kwargs)
 
     patch.setattr(swjax.training.loop, "save_checkpoint", save_before)
-
-
-def documented() -> Iterator[list[str]]:
-    """The words of the commands that docs/storage.md shows, in a bucket that is there."""
-    text = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
-    for line in re.findall(r"```bash\n(.*?)```", text, re.S)[0].splitlines():
-        yield shlex.split(line.replace("BUCKET", "bucket"))[1:]
 
 
 def check_what_follows(commands: Iterator[list[str]], on_disk: Path) -> None:
@@ -94,7 +87,7 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
     for name in list_files(moving_shapes):
         copy_file(moving_shapes / name, as_path("gs://bucket/clips") / name)
     (tmp_path / "config.py").write_text(launched.CONFIG_FILE.format(content=json.dumps(flatten(config))))
-    commands = documented()
+    commands = iter(stores.documented(0))
     command = ["config.py" if word == "configs/moving_shapes.py" else word for word in next(commands)]
     url = "gs://bucket/runs/shapes"
     with gcs.failing(every=40), monkeypatch.context() as patch:
@@ -106,6 +99,7 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
         assert main(command) == 0
         assert_same_run(as_path(url), tmp_path / "on_disk", 4)
         check_what_follows(commands, tmp_path / "on_disk")
+        assert_same_arrays(open_origin(url, "2").parameters, open_run_model(tmp_path / "on_disk", 2))
         assert gcs.faults >= 10
     assert {file.name for file in tmp_path.iterdir()} == {"on_disk", "exported", "config.py"}, (
         "nothing else is left on disk"
@@ -169,20 +163,27 @@ def test_a_run_in_a_bucket_survives_a_storm_of_kills(gcs, make_config, tmp_path:
     if "slow" not in request.config.getoption("markexpr"):
         pytest.skip("twenty starts take half an hour; -m slow was not given")
     config = make_config(tmp_path / "on_disk")
-    config.steps, config.batch_size, config.eval_every = 24, 2, 12
+    config.steps, config.checkpoint_every, config.batch_size, config.eval_every = 120, 3, 2, 50
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
     launched.finish([launched.launch(config)])
-    url = "gs://bucket/runs/storm"
+    url, rng, temporary = "gs://bucket/runs/storm", random.Random(0), tmp_path / "temporary"
+    temporary.mkdir()
+    words, variables = f"--config.run_dir={url}", {"TMPDIR": str(temporary)}
     with gcs.failing(every=40):
-        for number in range(20):
-            before, until = list_steps(url), time.monotonic() + 120
-            process = launched.launch(config, f"--config.run_dir={url}")
-            while list_steps(url) == before and process.poll() is None and time.monotonic() < until:
-                time.sleep(0.02)
-            sent = signal.SIGTERM if number % 2 else signal.SIGKILL
+        for _ in range(20):
+            before, sent = list_steps(url), rng.choice((signal.SIGKILL, signal.SIGTERM))
+            process = launched.launch(config, words, variables=variables)
+            if rng.random() < 0.2:  # while it starts
+                time.sleep(10 * rng.random())
+            else:
+                until = time.monotonic() + 2 * launched.LONGEST_S
+                while list_steps(url) == before and process.poll() is None and time.monotonic() < until:
+                    time.sleep(0.2)
+                time.sleep(rng.random())
             process.send_signal(sent)
-            process.communicate(timeout=launched.LONGEST_S)
-            assert process.returncode in (0, 75, -sent)
-        launched.finish([launched.launch(config, f"--config.run_dir={url}")])
+            launched.finish([process], code={signal.SIGKILL: (-9,), signal.SIGTERM: (75, -15)}[sent])
+            print(f"{sent.name}: {before} -> {list_steps(url)}, {gcs.faults} of {gcs.requests} requests failed")
+        launched.finish([launched.launch(config, words, variables=variables)], longest_s=3 * launched.LONGEST_S)
     assert_same_run(as_path(url), tmp_path / "on_disk", config.steps)
+    assert not list(temporary.iterdir())
     assert not list(Path.cwd().glob("gs:*"))

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import grain
+import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
+from swjax.hub.errors import CheckpointError
 from swjax.runs.folder import list_steps
 from swjax.training.checkpoint import open_checkpoints, save_checkpoint
 from swjax.training.step import initial_state
@@ -19,3 +22,9 @@ def test_the_best_checkpoints_are_kept_beside_the_latest(tmp_path: Path) -> None
             metrics = None if loss is None else {"validation_loss": loss}
             save_checkpoint(checkpoints, step, state, examples, metrics=metrics)
     assert list_steps(tmp_path) == [3, 5, 6, 7]
+
+
+def test_several_processes_are_told_which_stores_they_can_write_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(CheckpointError, match="2 processes write their checkpoints to gs:// or to a folder that all"):
+        open_checkpoints("s3://bucket/run", keep=1)

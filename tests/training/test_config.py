@@ -141,6 +141,11 @@ def test_changes_that_matter_are_told_from_those_that_do_not() -> None:
     assert changed_keys(recorded, config) == []
     config.run_dir, config.keep, config.mesh.fsdp = "elsewhere", 9, 4
     assert changed_keys(recorded, config) == []
+    config.batch_size, config.accumulation = 2 * config.batch_size, config.accumulation // 2
+    assert changed_keys(recorded, config) == [], "a step has the same rows"
+    config.batch_size //= 2
+    assert "config.accumulation was 16, is 8" in changed_keys(recorded, config)
+    config.accumulation *= 2
     config.seed, config.frozen = 1, ()
     assert changed_keys(recorded, config) == [
         "config.seed was 0, is 1",
@@ -167,7 +172,7 @@ def test_overrides_are_typed() -> None:
     assert isinstance(config.optimizer.learning_rate, float)
     assert config.frozen == ("visual/",)
     assert config.optimizer.groups == (("visual/.*norm", 0.5), ("decoder", 2.0))
-    assert config.model.overrides.to_dict() == {"text": {"num_layers": 2}}
+    assert config.model.overrides == {"text": {"num_layers": 2}}
 
 
 @pytest.mark.parametrize(

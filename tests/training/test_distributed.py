@@ -28,8 +28,11 @@ def losses_of(run_dir: str | Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_four_processes_train_as_one_and_two_and_one_go_on(make_config, tmp_path: Path) -> None:
-    """Four are asked to stop by a signal to one of them; two and one go on from what they saved together."""
+def test_four_slices_train_as_one_and_two_and_one_resume(make_config, tmp_path: Path) -> None:
+    """Four processes, a slice each, are asked to stop by a signal to one of them; fewer resume from what they saved.
+
+    Two take half of the rows at once, twice a step; one takes all. Each step has the rows that it would have had.
+    """
     config = make_config(tmp_path / "alone")
     config.update({"steps": STEPS, "checkpoint_every": 30, "eval_every": 20})
     config.optimizer.learning_rate = 1e-3
@@ -38,7 +41,7 @@ def test_four_processes_train_as_one_and_two_and_one_go_on(make_config, tmp_path
     train(config, console=Console(quiet=True))
 
     shared = config.copy_and_resolve_references()
-    shared.run_dir, shared.mesh.fsdp = str(tmp_path / "shared"), 2
+    shared.run_dir, shared.mesh.data, shared.mesh.fsdp, shared.mesh.slices = str(tmp_path / "shared"), 4, 1, 4
     four = launched.launch_by_hand(shared, 4, devices=1)
     launched.wait_for_step(shared.run_dir, 3, four)
     four[2].send_signal(signal.SIGTERM)
@@ -49,8 +52,10 @@ def test_four_processes_train_as_one_and_two_and_one_go_on(make_config, tmp_path
     assert saved >= {f"process_{index}-of-4.json" for index in range(4)}
 
     by_one = shared.copy_and_resolve_references()
-    by_one.run_dir, by_one.mesh.fsdp = str(tmp_path / "by_one"), 4
+    by_one.run_dir, by_one.mesh = str(tmp_path / "by_one"), config.mesh
     shutil.copytree(shared.run_dir, by_one.run_dir)
+    shared.mesh.data, shared.mesh.fsdp, shared.mesh.slices = 2, 2, 2
+    shared.batch_size, shared.accumulation = shared.batch_size // 2, 2
     launched.finish(launched.launch_by_slurm(shared, 2, devices=2))
     train(by_one, console=Console(quiet=True))
 

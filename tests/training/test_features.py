@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from swjax.models.parameters import split_parameters
-from swjax.training.config import ConfigError, base_config
+from swjax.training.config import ConfigError
 from swjax.training.features import FeatureCache, open_feature_cache
 from swjax.training.run import train
 
@@ -21,11 +21,8 @@ def opened(random_model):
     parameters = split_parameters(random_model)[1]
 
     def opened(megabytes: int, trainable: dict | None = None):
-        config = base_config()
-        config.dtype = "float32"
-        config.data.feature_cache_mb = megabytes
         state = SimpleNamespace(frozen=parameters, trainable=trainable or {})
-        return open_feature_cache(config, random_model.config, state)
+        return open_feature_cache(megabytes, "float32", random_model.config, state)
 
     return opened
 

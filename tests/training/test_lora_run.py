@@ -21,8 +21,9 @@ from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.runs.export import export_adapter
 from swjax.runs.folder import load_run, open_checkpoint
 from swjax.runs.streaming_model import load_with_adapter
+from swjax.storage import as_path
 from swjax.streaming import KeySpans
-from swjax.training.config import ConfigError
+from swjax.training.config import ConfigError, freeze
 from swjax.training.run import train
 from swjax.training.start import scratch_state
 
@@ -31,11 +32,12 @@ SILENT = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def trained(make_config, tmp_path_factory):
-    """Four steps of adapters of rank 3, averaged over about two steps."""
+    """Four steps of adapters of rank 3 with dropout, averaged over about two steps."""
     config = make_config(tmp_path_factory.mktemp("lora") / "run")
     config.update({"steps": 4, "eval_every": 4})
     config.lora.rank, config.lora.alpha = 3, 6.0
     config.lora.targets = ("decoder/layers/(q|k|v|o|gate|up|down)_weight", "visual/merger/(up|down)_weight")
+    config.lora.dropout = 0.25
     config.optimizer.ema = 0.5
     return config, train(config, console=SILENT)
 
@@ -52,7 +54,7 @@ def test_adapters_alone_train(trained) -> None:
     assert all("_lora_" in path for path in state.trainable)
     assert all(np.abs(leaf).max() > 0 for path, leaf in state.trainable.items() if "_lora_b_" in path)
     model_config = load_run(config.run_dir).model.config
-    before = jax.jit(lambda: scratch_state(model_config, config, optax.identity()))().frozen
+    before = jax.jit(lambda: scratch_state(model_config, freeze(config), optax.identity()))().frozen
     assert before.keys() == state.frozen.keys()
     for path, leaf in state.frozen.items():
         np.testing.assert_allclose(leaf, before[path], rtol=1e-5, atol=1e-7, err_msg=path)
@@ -110,7 +112,7 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
     expected = {f"base_model.model.{name}.lora_{side}.weight" for name in chosen for side in "AB"}
     assert set(tensors) == expected
     assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in tensors
-    assert settings["r"] == 3
+    assert (settings["r"], settings["lora_dropout"]) == (3, 0.25)
     for name in chosen:
         linear = theirs.get_submodule(name)
         assert isinstance(linear, torch.nn.Linear)
@@ -127,7 +129,7 @@ def test_the_adapter_in_peft_s_form_makes_transformers_model_the_merged_one(trai
 
 
 def test_an_adapter_in_peft_s_form_is_read_back_and_rslora_scales_by_the_root_of_the_rank(
-    trained, tmp_path: Path
+    trained, tmp_path: Path, gcs
 ) -> None:
     config, state = trained
     structure, _ = split_parameters(load_run(config.run_dir).model)
@@ -146,8 +148,8 @@ def test_an_adapter_in_peft_s_form_is_read_back_and_rslora_scales_by_the_root_of
         np.testing.assert_allclose(logits_of(load_run(tmp_path / "run").model), expected, atol=1e-5)
         merged = load_with_adapter(tmp_path / "base", tmp_path / "adapter")
         np.testing.assert_allclose(logits_of(merged.model), expected, atol=1e-5)
-    export_adapter(tmp_path / "run", tmp_path / "adapter", dtype="bfloat16")
-    rounded = logits_of(load_with_adapter(tmp_path / "base", tmp_path / "adapter").model)
+    export_adapter(tmp_path / "run", as_path("gs://bucket/adapter"), dtype="bfloat16")
+    rounded = logits_of(load_with_adapter(tmp_path / "base", "gs://bucket/adapter").model)
     np.testing.assert_allclose(rounded, expected, atol=0.05)
 
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from swjax.training.config import base_config
+from swjax.training.config import base_config, freeze
 from swjax.training.program import batch_shapes, make_program
 from swjax.training.start import make_state
 from swjax.training.step import put_batch
@@ -70,6 +70,7 @@ def train(*, devices=8, remat="nothing", attention="auto", rank=0, **mesh):
     config.mesh.update(mesh)
     if rank:
         config.lora.rank, config.optimizer.learning_rate = rank, 7e-3  # adapters learn slowly
+    config = freeze(config)
     program = make_program(config, MODEL, devices=jax.devices()[:devices])
     state = make_state(MODEL, config, program.optimizer, program.shapes)
     batches = [

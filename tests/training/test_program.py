@@ -1,5 +1,7 @@
 """What a run's program is told by its configuration about attention."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,7 @@ from swjax.mesh import make_mesh
 from swjax.models.family import abstract_model
 from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.training.compilations import count_compilations
-from swjax.training.config import ConfigError, base_config, check_config
+from swjax.training.config import ConfigError, base_config, changed_keys, check_config, freeze
 from swjax.training.program import describe_attention, fit_rows, make_attention, make_program, open_mesh
 
 
@@ -18,11 +20,11 @@ def test_the_start_says_which_attention_runs():
     config = base_config()
     config.data.max_tokens, config.data.max_patches = 136, 4096
     mesh, model = make_mesh(devices=jax.devices()[:1]), Qwen2_5_VLConfig.preset("tiny")
-    described = describe_attention(config, model, mesh)
+    described = describe_attention(freeze(config), model, mesh)
     assert described == "attention on cpu: reference in the decoder, chunked in the vision tower"
-    assert "chunked in the decoder" in describe_attention(config, model, make_mesh())
+    assert "chunked in the decoder" in describe_attention(freeze(config), model, make_mesh())
     config.attention = "chunked"
-    assert "chunked in the decoder" in describe_attention(config, model, mesh)
+    assert "chunked in the decoder" in describe_attention(freeze(config), model, mesh)
 
 
 def mesh_config(**mesh: int) -> ConfigDict:
@@ -37,15 +39,15 @@ def test_rows_that_do_not_fit_the_mesh_are_refused():
     config = mesh_config(data=8)
     config.batch_size = 12
     with pytest.raises(ConfigError, match=r"config\.batch_size is 12; config\.mesh\.data x config\.mesh\.fsdp = 8"):
-        open_mesh(config, model)
+        open_mesh(freeze(config), model)
     config = mesh_config(context=4, fsdp=2)
     config.data.max_patches = 1000
     with pytest.raises(ConfigError, match=r"rows of 1000 patches .* multiples of 16"):
-        open_mesh(config, model)
+        open_mesh(freeze(config), model)
     config = mesh_config(context=4, fsdp=2)
     config.data.buckets = ((1026, 1024),)
     with pytest.raises(ConfigError, match=r"rows of 8192, 1026 slots cannot be cut into config\.mesh\.context=4"):
-        open_mesh(config, model)
+        open_mesh(freeze(config), model)
 
 
 def test_a_batch_of_0_is_a_row_for_each_device_that_takes_rows():
@@ -53,11 +55,12 @@ def test_a_batch_of_0_is_a_row_for_each_device_that_takes_rows():
     config.batch_size = 0
     for mesh, rows, accumulation in (({}, 8, 2), ({"context": 2}, 4, 4), ({"fsdp": -1, "data": 1}, 8, 2)):
         config.mesh.update({"data": -1, "fsdp": 1, "context": 1} | mesh)
-        fitted = fit_rows(config)
+        fitted = fit_rows(freeze(config))
         assert (fitted.batch_size, fitted.accumulation) == (rows, accumulation)
         assert open_mesh(fitted, Qwen2_5_VLConfig.preset("7b"))[0].size == 8
-    on_two = fit_rows(config, devices=jax.devices()[:2])
+    on_two = fit_rows(freeze(config), devices=jax.devices()[:2])
     assert (on_two.batch_size, on_two.accumulation, config.batch_size) == (2, 8, 0)
+    assert changed_keys(dataclasses.asdict(fitted), on_two) == [], "a run of eight is resumed by two"
 
 
 def test_attention_is_divided_by_heads_where_that_can_be():
@@ -65,8 +68,8 @@ def test_attention_is_divided_by_heads_where_that_can_be():
         sizes = {"num_heads": heads, "num_kv_heads": key_heads, "hidden_size": heads * 128}
         model = Qwen2_5_VLConfig.preset("7b", text=sizes, vision={"out_hidden_size": heads * 128})
         config = mesh_config(context=2, tensor=4)
-        mesh, stripe = open_mesh(config, model)
-        decoder, vision = make_attention(config, model, mesh, stripe)
+        mesh, stripe = open_mesh(freeze(config), model)
+        decoder, vision = make_attention(freeze(config), model, mesh, stripe)
         assert decoder.sharding.heads == ("tensor" if divided else None)
         assert (decoder.sharding.context, decoder.sharding.stripe) == ("context", 128)
         assert vision.sharding.context == ("context", "tensor")
@@ -89,7 +92,7 @@ def test_models_hold_what_they_are_given():
 def test_what_is_frozen_is_kept_in_the_dtype_of_the_computations():
     config = mesh_config(data=8)
     config.optimizer.moments_dtype = "bfloat16"
-    shapes = make_program(config, Qwen2_5_VLConfig.preset("tiny")).shapes
+    shapes = make_program(freeze(config), Qwen2_5_VLConfig.preset("tiny")).shapes
     assert {leaf.dtype for leaf in shapes.frozen.values()} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in shapes.trainable.values()} == {jnp.dtype("float32")}
     moments = shapes.opt_state[1][0]

@@ -24,6 +24,8 @@ from swjax.data.example import Rejected, VideoExample
 from swjax.data.formats import AUTO
 from swjax.data.json_lines import readable_lines
 from swjax.data.records import FEATURES
+from swjax.plain import Json
+from swjax.storage import AnyPath, as_path, file_size
 
 REJECTED = "rejected.jsonl"
 REPORT = "report.json"
@@ -51,7 +53,7 @@ class RecipeConfig(tfds.core.BuilderConfig):
     """
 
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
-    source: Path = Path()
+    source: AnyPath = Path()
     data_set: str = ""
     digest: str = ""
     workers: int = 0
@@ -59,7 +61,7 @@ class RecipeConfig(tfds.core.BuilderConfig):
     beam: bool = False
     format: str = AUTO
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """All that the records depend on; kept beside them."""
         format = {} if self.format == AUTO else {"format": self.format}
         return self.recipe.to_json() | {"digest of the source": self.digest} | format
@@ -85,24 +87,24 @@ class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         super().__init__(config=config, **options)
 
     @classmethod
-    def digest(cls, source: Path, format: str = AUTO) -> str:
+    def digest(cls, source: AnyPath, format: str = AUTO) -> str:
         """SHA-256 of what a release is made of: the content of lists, the names and sizes of videos and archives."""
         digest = hashlib.sha256()
         for split, parts in sorted(cls.find_parts(source).items()):
-            for part in map(Path, parts):
-                digest.update(f"{split} {part.name} {part.stat().st_size}\n".encode())
+            for part in map(as_path, parts):
+                digest.update(f"{split} {part.name} {file_size(part)}\n".encode())
                 for line in cls.content(part, format):
                     digest.update(line)
         return digest.hexdigest()
 
     @classmethod
-    def content(cls, part: Path, format: str) -> Iterator[bytes]:
+    def content(cls, part: AnyPath, format: str) -> Iterator[bytes]:
         """What tells a part apart from one of the same name and size, as far as that is quickly known."""
         return iter(())
 
     @classmethod
     @abstractmethod
-    def find_parts(cls, source: Path) -> dict[str, list[str]]:
+    def find_parts(cls, source: AnyPath) -> dict[str, list[str]]:
         """Split -> its parts, each a path."""
 
     @abstractmethod
@@ -119,7 +121,7 @@ class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             features=FEATURES, metadata=tfds.core.MetadataDict(self.builder_config.describe())
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: Any) -> Json:
         splits = self.find_parts(self.builder_config.source)
         return {split: self._generate_examples(split, parts) for split, parts in splits.items()}
 

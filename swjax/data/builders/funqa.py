@@ -8,6 +8,7 @@ from typing import Any
 from swjax.data.archives import read_zip_members
 from swjax.data.builders.builder import ReleaseBuilder, SourceError
 from swjax.data.example import ArchiveMember, Rejected, VideoExample, VideoFile
+from swjax.storage import AnyPath, is_remote
 
 TASKS = ("H2", "H3", "C2", "C3", "M2", "M3")
 """Description and counter-intuitive reasoning of HumorQA, CreativeQA and MagicQA: the paper's six sub-tasks."""
@@ -23,8 +24,10 @@ class Funqa(ReleaseBuilder):
     HUB_PATTERNS = ("*.zip", "*.json")
 
     @classmethod
-    def find_parts(cls, source: Path) -> dict[str, list[str]]:
+    def find_parts(cls, source: AnyPath) -> dict[str, list[str]]:
         """The list of questions of each split."""
+        if is_remote(source):
+            raise SourceError(f"{source} is in a bucket, and FunQA is read from disk; copy it, or mount the bucket")
         lists = {split: source / f"FunQA_{name}.json" for name, split in _SPLITS.items()}
         found = {split: [str(path)] for split, path in lists.items() if path.is_file()}
         if not found:
@@ -34,7 +37,7 @@ class Funqa(ReleaseBuilder):
         return found
 
     @classmethod
-    def content(cls, part: Path, format: str) -> Iterator[bytes]:
+    def content(cls, part: AnyPath, format: str) -> Iterator[bytes]:
         """The list of questions, and the size of the archive of its videos."""
         yield part.read_bytes()
         archive = part.with_name(f"{part.stem.removeprefix('FunQA_')}.zip")

@@ -1,11 +1,11 @@
 """PE-Video (facebook/PE-Video): WebDataset shards in the folders train/ and test/, an MP4 and a JSON file a sample."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from swjax.data.archives import TarSample, read_tar_samples
 from swjax.data.builders.builder import ReleaseBuilder, SourceError
 from swjax.data.example import Rejected, VideoExample, VideoFile
+from swjax.storage import AnyPath, as_path
 
 
 class PeVideo(ReleaseBuilder):
@@ -15,7 +15,7 @@ class PeVideo(ReleaseBuilder):
     HUB_PATTERNS = ("train/*.tar", "test/*.tar")
 
     @classmethod
-    def find_parts(cls, source: Path) -> dict[str, list[str]]:
+    def find_parts(cls, source: AnyPath) -> dict[str, list[str]]:
         """The shards of each split."""
         splits = {split: sorted(map(str, (source / split).glob("*.tar"))) for split in ("train", "test")}
         if not any(splits.values()):
@@ -24,11 +24,11 @@ class PeVideo(ReleaseBuilder):
 
     def read_part(self, part: str) -> Iterator[VideoExample | Rejected]:
         """The samples of a shard."""
-        for sample in read_tar_samples(Path(part)):
-            yield sample if isinstance(sample, Rejected) else _example(Path(part), sample)
+        for sample in read_tar_samples(as_path(part)):
+            yield sample if isinstance(sample, Rejected) else _example(as_path(part), sample)
 
 
-def _example(path: Path, sample: TarSample) -> VideoExample | Rejected:
+def _example(path: AnyPath, sample: TarSample) -> VideoExample | Rejected:
     key = f"{path.stem}/{sample.key}"
     caption = sample.fields.get("human_caption")
     if not isinstance(caption, str) or not caption.strip():

@@ -1,13 +1,14 @@
 """Makes records of a release: runs its builder here or over Beam, and reports what came of it."""
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -24,6 +25,8 @@ from swjax.data.builders.manifests import Manifest, MovingShapes
 from swjax.data.builders.pe_video import PeVideo
 from swjax.data.builders.recipe import Recipe
 from swjax.data.formats import AUTO
+from swjax.plain import JsonView
+from swjax.storage import AnyPath, copy_file, is_remote, list_files, upload
 
 BUILDERS: Mapping[str, type[ReleaseBuilder]] = MappingProxyType(
     {"pe_video": PeVideo, "funqa": Funqa, "moving_shapes": MovingShapes, "manifest": Manifest}
@@ -37,10 +40,12 @@ PAPER_LIMITS: Mapping[str, float] = MappingProxyType(
 
 _NAME = re.compile("[a-z][a-z0-9_]*")
 
+DATASET_INFO = "dataset_info.json"
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set of records on disk.
+    """A data set of records.
 
     Attributes:
         folder: what `open_records` takes.
@@ -48,9 +53,9 @@ class Prepared:
         report: split -> how many records, rejected examples, and how many were left out by which limit.
     """
 
-    folder: Path
-    rejected: Path
-    report: Mapping[str, Any]
+    folder: AnyPath
+    rejected: AnyPath
+    report: JsonView
 
 
 def download_release(name: str, source: Path) -> None:
@@ -75,8 +80,8 @@ def download_release(name: str, source: Path) -> None:
 
 def prepare_records(
     name: str,
-    source: Path,
-    output: Path,
+    source: AnyPath,
+    output: AnyPath,
     recipe: Recipe,
     *,
     workers: int = 0,
@@ -92,14 +97,16 @@ def prepare_records(
     Args:
         name: one of `BUILDERS`.
         source: folder or manifest of the release.
-        output: folder of data sets; this one goes to output/NAME/RATE_PIXELS/VERSION.
+        output: folder of data sets; this one goes to output/NAME/RATE_PIXELS/VERSION. What goes to a bucket is made on
+            disk, in the folder for temporary files, and then uploaded.
         recipe: how records are made.
         data_set: what to call the data set; "" for the name of the builder.
         format: of the source, one of `swjax.data.formats`; `auto` looks.
         overwrite: make it anew, in the place of one of that name.
         workers: processes that make them; 0 makes them in this one.
         max_rejected: share of bad examples of a split beyond which nothing is made.
-        beam_runner: a runner of Apache Beam to make them with, such as DirectRunner or DataflowRunner.
+        beam_runner: a runner of Apache Beam to make them with, such as DirectRunner or DataflowRunner; not to a
+            bucket, as the workers share the folder.
         beam_options: options of the pipeline, as Beam's command line takes them.
 
     Raises:
@@ -123,12 +130,30 @@ def prepare_records(
         beam=beam_runner is not None,
         format=format,
     )
-    builder = BUILDERS[name](data_dir=str(output), config=config, file_format="array_record")
+    if not is_remote(output):
+        return _prepare(BUILDERS[name], Path(output), config, overwrite, beam_runner, beam_options)
+    if beam_runner is not None:
+        raise SourceError(f"the workers of --beam-runner share a folder, and {output} is in a bucket; mount it")
+    with _in_bucket(output, data_set or name) as staged:
+        made = _prepare(BUILDERS[name], staged, config, overwrite)
+    folder, rejected = (output / str(Path(path).relative_to(staged)) for path in (made.folder, made.rejected))
+    return replace(made, folder=folder, rejected=rejected)
+
+
+def _prepare(
+    make: type[ReleaseBuilder],
+    output: Path,
+    config: RecipeConfig,
+    overwrite: bool,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+) -> Prepared:
+    builder = make(data_dir=str(output), config=config, file_format="array_record")
     folder = Path(builder.data_dir)
-    if (folder / "dataset_info.json").exists() and overwrite:
+    if (folder / DATASET_INFO).exists() and overwrite:
         shutil.rmtree(folder)
-        builder = BUILDERS[name](data_dir=str(output), config=config, file_format="array_record")
-    if (folder / "dataset_info.json").exists():
+        builder = make(data_dir=str(output), config=config, file_format="array_record")
+    if (folder / DATASET_INFO).exists():
         _check_same(folder, builder)
         return _prepared(builder)
     for file in (REPORT, REJECTED):  # of records that are no longer there
@@ -138,6 +163,34 @@ def prepare_records(
     else:
         _prepare_over_beam(builder, beam_runner, beam_options)
     return _prepared(builder)
+
+
+@contextlib.contextmanager
+def _in_bucket(output: AnyPath, name: str) -> Iterator[Path]:
+    """A folder on disk for a data set that goes to a bucket: with what describes the one there, uploaded at the end.
+
+    dataset_info.json, by which a data set is one, is taken away before the first shard of another, and written last.
+    """
+    there = list_files(output / name)
+    with tempfile.TemporaryDirectory(prefix="swjax-") as folder:
+        staged = Path(folder) / name
+        for file in (one for one in there if one.endswith((".json", ".jsonl"))):
+            (staged / file).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(output / name / file, staged / file)
+        before = {file: (staged / file).read_bytes() for file in list_files(staged)}
+        try:
+            yield Path(folder)
+        except SourceError as error:  # names the folder that is about to go
+            raise SourceError(str(error).replace(folder, str(output))) from error
+        finally:
+            found = [file for file in list_files(staged) if "incomplete" not in file]
+            made = {file.rpartition("/")[0] for file in found if ".array_record" in file}
+            old = [file for file in there if file.rpartition("/")[0] in made]
+            for file in sorted(old, key=lambda one: not one.endswith(DATASET_INFO)):
+                (output / name / file).unlink(missing_ok=True)
+            for file in sorted(found, key=lambda one: one.endswith(DATASET_INFO)):
+                if file.rpartition("/")[0] in made or before.get(file) != (staged / file).read_bytes():
+                    upload(staged / file, output / name / file)
 
 
 def _prepared(builder: ReleaseBuilder) -> Prepared:

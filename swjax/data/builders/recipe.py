@@ -19,10 +19,11 @@ from swjax.data.pictures import read_picture
 from swjax.data.text import check_text
 from swjax.data.tokenizer import load_tokenizer
 from swjax.data.video import DEFAULT_MAX_FRAMES, iter_frames
+from swjax.plain import Json
 from swjax.streaming import DEFAULT_GEOMETRY
 from swjax.streaming.spec import StreamSpec, check_spec
 
-Record = dict[str, Any]
+Record = Json
 """An example as it is stored; see `swjax.data.records.FEATURES`."""
 
 
@@ -71,7 +72,7 @@ class Recipe:
             if least is not None and most is not None and least > most:
                 raise ValueError(f"min_{name} is {least}, above max_{name} {most}")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The settings, plain."""
         return asdict(self)
 

@@ -11,7 +11,8 @@ from swjax.data.formats.sharegpt import SHAREGPT
 from swjax.data.formats.subtitles import SUBTITLES
 from swjax.data.formats.swift import SWIFT
 from swjax.data.formats.webdataset import WEBDATASET
-from swjax.data.manifest import Manifest, read_manifest
+from swjax.data.manifest import Manifest, ManifestError, read_manifest
+from swjax.storage import AnyPath, is_remote
 
 AUTO = "auto"
 
@@ -23,11 +24,11 @@ FORMATS: dict[str, Format] = {
 """By name, in the order in which `auto` tries them."""
 
 
-def read_examples(path: Path, *, root: str | Path | None = None, format: str = AUTO) -> Manifest:
+def read_examples(path: AnyPath, *, root: str | AnyPath | None = None, format: str = AUTO) -> Manifest:
     """The examples of a data set, whatever format it is kept in.
 
     Args:
-        path: a file or a folder.
+        path: a file or a folder; in a bucket, a manifest.
         root: the folder that all videos must lie in; None for that of the source.
         format: a name of `FORMATS`, or `auto`.
 
@@ -35,11 +36,18 @@ def read_examples(path: Path, *, root: str | Path | None = None, format: str = A
         ManifestError: it cannot be read, is of no known format, or nothing of it can be used.
     """
     found = choose_format(path, format)
-    if found is MANIFEST and not path.is_dir() and path.suffix not in OTHER_SUFFIXES:
+    if found is MANIFEST and (is_remote(path) or not path.is_dir()) and path.suffix not in OTHER_SUFFIXES:
         return read_manifest(path, root=root)
-    return read_source(path, found, root=root)
+    return read_source(Path(path), found, root=None if root is None else Path(root))
 
 
-def choose_format(path: Path, name: str = AUTO) -> Format:
+def choose_format(path: AnyPath, name: str = AUTO) -> Format:
     """The format of a given name, or with `auto` that of the source by its looks; see `find_format`."""
-    return find_format(path, FORMATS, name)
+    if not is_remote(path):
+        return find_format(Path(path), FORMATS, name)
+    if name not in (AUTO, MANIFEST.name) or path.suffix in OTHER_SUFFIXES:
+        raise ManifestError(
+            f"{path} is in a bucket, where data are manifests (JSON lines) and records; copy it to disk, and make "
+            "records of it: swjax prepare manifest --source FILE --output gs://BUCKET/data"
+        )
+    return MANIFEST

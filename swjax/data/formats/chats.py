@@ -9,6 +9,7 @@ from swjax.data.example import IMAGE_TAG, VIDEO_TAG
 from swjax.data.fields import FieldError
 from swjax.data.json_lines import json_type, shown
 from swjax.data.text import check_text
+from swjax.plain import Json
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 _ROLES = {
@@ -55,7 +56,7 @@ def read_messages(
 
 def as_record(
     messages: Sequence[Message], videos: Sequence[str], images: Sequence[str], name: str, system: Any = None
-) -> dict[str, Any]:
+) -> Json:
     """The fields of a manifest for a chat.
 
     One about one video, which the first question shows, has the question before the video, as the paper does. In the

@@ -7,20 +7,20 @@ below it.
 import functools
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from swjax.data.fields import FieldError, key, optional_seconds
 from swjax.data.formats.chats import one_path
 from swjax.data.formats.format import Format
 from swjax.data.formats.timed import timed_sentences
 from swjax.data.formats.videos import VIDEO_SUFFIXES
+from swjax.plain import Json
 
 
-def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+def _fits(path: Path, record: Json | None) -> bool:
     return record is not None and {"timestamps", "sentences"} <= record.keys()
 
 
-def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(record: Json, folder: Path) -> Json:
     spans, texts = record.get("timestamps"), record.get("sentences")
     if not (isinstance(spans, list) and isinstance(texts, list) and len(spans) == len(texts)):
         raise FieldError("the fields 'timestamps' and 'sentences' must be lists of one length")

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from swjax.data.example import ArchiveMember, ExampleError, Rejected, Video, VideoExample, VideoFile
 from swjax.data.fields import FieldError
 from swjax.data.formats.records import Record, read_records
 from swjax.data.json_lines import JsonLineError
 from swjax.data.manifest import Manifest, ManifestError, parse_record
+from swjax.plain import Json
 
 MEMBER = "archive member"
 """The key under which a converted record has its `ArchiveMember`, where `video_path` names an archive."""
@@ -37,8 +37,8 @@ class Format:
     name: str
     meaning: str
     fields: Mapping[str, str]
-    fits: Callable[[Path, dict[str, Any] | None], bool]
-    convert: Callable[[dict[str, Any], Path], dict[str, Any]]
+    fits: Callable[[Path, Json | None], bool]
+    convert: Callable[[Json, Path], Json]
     records: Callable[[Path], Iterator[Record]] = read_records
 
 

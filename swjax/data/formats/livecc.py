@@ -9,13 +9,14 @@ from swjax.data.formats.chats import one_path
 from swjax.data.formats.format import Format
 from swjax.data.formats.records import CHAT
 from swjax.data.formats.timed import timed_sentences
+from swjax.plain import Json
 
 
-def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+def _fits(path: Path, record: Json | None) -> bool:
     return record is not None and any(part.get("type") == "text_stream" for _, part in _parts(record.get(CHAT)))
 
 
-def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(record: Json, folder: Path) -> Json:
     parts = _parts(record.get(CHAT))
     shown = [part for role, part in parts if role == "user" and part.get("type") == "video"]
     spoken = [part for role, part in parts if role == "assistant" and part.get("type") == "text_stream"]
@@ -42,7 +43,7 @@ def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _parts(chat: Any) -> list[tuple[str, dict[str, Any]]]:
+def _parts(chat: Any) -> list[tuple[str, Json]]:
     """Who says it, and each part of what is said."""
     found = []
     for message in chat if isinstance(chat, list) else []:

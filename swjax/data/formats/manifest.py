@@ -2,16 +2,16 @@
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from swjax.data.formats.format import Format
+from swjax.plain import Json
 
 
-def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+def _fits(path: Path, record: Json | None) -> bool:
     return record is not None and "video_path" in record
 
 
-def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(record: Json, folder: Path) -> Json:
     return record
 
 

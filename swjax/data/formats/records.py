@@ -4,13 +4,13 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from swjax.data.fields import FieldError
 from swjax.data.json_lines import JsonLineError, json_type, parse_line, read_lines
 from swjax.data.manifest import ManifestError
+from swjax.plain import Json
 
-Record = tuple[str, dict[str, Any] | Exception]
+Record = tuple[str, Json | Exception]
 """Where a record stands, for messages, and the record, or what is wrong with it."""
 
 CHAT = "conversation"

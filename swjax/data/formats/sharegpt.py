@@ -7,22 +7,22 @@ import functools
 import json
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from swjax.data.fields import FieldError
 from swjax.data.formats.chats import ASSISTANT, SYSTEM, USER, as_record, one_path, read_messages
 from swjax.data.formats.format import Format
+from swjax.plain import Json
 
 _CHATS = ("messages", "conversations")
 
 
-def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+def _fits(path: Path, record: Json | None) -> bool:
     if record is None:
         return False
     return any(isinstance(record.get(name), list) for name in (*_CHATS, _chat_column(path)))
 
 
-def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(record: Json, folder: Path) -> Json:
     described = _described(folder)
     columns, tags = described.get("columns", {}), described.get("tags", {})
     name = columns.get("messages") or next((chat for chat in _CHATS if chat in record), _CHATS[0])
@@ -48,7 +48,7 @@ def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     return _named(record, as_record(chat, videos, one_path(record.get(column), column), name, system))
 
 
-def _named(record: dict[str, Any], converted: dict[str, Any]) -> dict[str, Any]:
+def _named(record: Json, converted: Json) -> Json:
     """With the name of the record, if it has one."""
     name = record.get("video_id", record.get("id"))
     return converted if name is None or isinstance(name, bool | float) else {**converted, "video_id": name}
@@ -59,7 +59,7 @@ def _chat_column(path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _described(folder: Path) -> dict[str, Any]:
+def _described(folder: Path) -> Json:
     """The one data set that a dataset_info.json in the folder describes as ShareGPT's; {} for none or several kinds."""
     try:
         content = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from swjax.data.fields import FieldError
 from swjax.data.formats.format import Format
 from swjax.data.formats.records import Record, column_files
 from swjax.data.formats.timed import timed_sentences
 from swjax.data.formats.videos import VIDEO_SUFFIXES
+from swjax.plain import Json
 
 SUFFIXES = (".srt", ".vtt")
 
@@ -24,7 +24,7 @@ _TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 _SOUND = re.compile(r"^[\s\u266a\u266b#-]*$")
 
 
-def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+def _fits(path: Path, record: Json | None) -> bool:
     if record is not None or not path.is_dir() or column_files(path):
         return False
     return any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
@@ -49,7 +49,7 @@ def _names(text: Path, film: Path) -> bool:
     return stem == film.stem or (stem.startswith(f"{film.stem}.") and "." not in stem[len(film.stem) + 1 :])
 
 
-def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(record: Json, folder: Path) -> Json:
     file = folder / record["subtitles"]
     try:
         cues = read_cues(file.read_bytes().decode("utf-8-sig"))

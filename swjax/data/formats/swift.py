@@ -7,13 +7,14 @@ from typing import Any
 from swjax.data.fields import FieldError, text
 from swjax.data.formats.chats import ASSISTANT, USER, Message, as_record, one_path
 from swjax.data.formats.format import Format
+from swjax.plain import Json
 
 
-def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+def _fits(path: Path, record: Json | None) -> bool:
     return record is not None and ("response" in record or {"instruction", "output"} <= record.keys())
 
 
-def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(record: Json, folder: Path) -> Json:
     name = "query" if "response" in record else "instruction"
     answer = "response" if "response" in record else "output"
     asked = [record.get(field) for field in (("query",) if name == "query" else ("instruction", "input"))]

@@ -5,9 +5,10 @@ from typing import Any
 from swjax.data.fields import MAX_SECONDS, FieldError
 from swjax.data.json_lines import json_type, shown
 from swjax.data.text import check_text, glue_pieces
+from swjax.plain import Json
 
 
-def timed_sentences(entries: Any, name: str, *, since: float = 0.0) -> list[dict[str, Any]]:
+def timed_sentences(entries: Any, name: str, *, since: float = 0.0) -> list[Json]:
     """Texts with the second from which each may be said, in the order of these.
 
     Args:

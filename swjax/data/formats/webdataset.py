@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from swjax.data.archives import read_tar_samples
 from swjax.data.example import Rejected
@@ -11,6 +10,7 @@ from swjax.data.fields import FieldError, text
 from swjax.data.formats.format import MEMBER, Format
 from swjax.data.formats.records import Record
 from swjax.data.formats.sharegpt import SHAREGPT
+from swjax.plain import Json
 
 _CAPTIONS = ("human_caption", "caption", "text")
 
@@ -19,7 +19,7 @@ def _shards(path: Path) -> list[Path]:
     return sorted(path.rglob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
 
 
-def _fits(path: Path, record: dict[str, Any] | None) -> bool:
+def _fits(path: Path, record: Json | None) -> bool:
     return record is None and bool(_shards(path))
 
 
@@ -33,7 +33,7 @@ def _records(path: Path) -> Iterator[Record]:
             yield f"{name}:{sample.key}", {**sample.fields, "video": name, MEMBER: sample.video}
 
 
-def _convert(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(record: Json, folder: Path) -> Json:
     if isinstance(record.get("messages") or record.get("conversations"), list):
         # What the sample itself calls its film is a name in the shard.
         chat = {name: value for name, value in record.items() if name != "videos"}

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 
 from swjax.data.moving_shapes.film import Film, Happening, happenings, seconds_of, shown_at
 from swjax.data.moving_shapes.grammar import Kind
+from swjax.plain import Json
 
 WAIT = "Say nothing before you are asked."
 """The question before the film, of which nothing is due."""
@@ -55,7 +55,7 @@ class Asked:
         """When it is asked, in seconds of the film."""
         return seconds_of(self.frame) + _BEHIND_S
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> Json:
         """An entry of `questions` in a manifest."""
         sentences = [{"text": text, "start_s": max(time_s, self.asked_s)} for time_s, text in self.due]
         return {"text": self.text, "kind": self.kind, "video_s": self.asked_s, "sentences": sentences}

@@ -2,7 +2,7 @@
 
     ROOT/recipe.json                     what it was made with
     ROOT/{train,validation,test}/
-        videos/train-00000.mp4 ...       H.264, 24 fps, 5 to 12 s
+        videos/train-00000.mp4 ...       H.264, 12 fps, 5 to 12 s
         events.jsonl                     a line a video: its events and their times, in seconds
         timed.jsonl                      the same videos, each event told when it can be seen: `speaking=decide`
         asked.jsonl                      each video once for each of `ASKED`: events of that kind alone are told
@@ -22,7 +22,6 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,9 +32,10 @@ from swjax.data.moving_shapes.narration import MAX_TOKENS_PER_SECOND, MIN_TOKENS
 from swjax.data.moving_shapes.render import FPS, SIZE, is_whole, render
 from swjax.data.moving_shapes.scene import Scene, draw_scene, scene_identity
 from swjax.data.tokenizer import load_tokenizer
+from swjax.storage import AnyPath, as_path, make_folder
 
 SPLITS = ("train", "validation", "test")
-RECIPE_VERSION = 1  # to be raised whenever the same seed makes something else
+RECIPE_VERSION = 2  # to be raised whenever the same seed makes something else
 TIMED_QUESTION = "Tell each event as soon as it can be seen."
 ASKED: dict[Kind, str] = {
     "turn": "Tell me when it turns.",
@@ -57,8 +57,8 @@ class PreparedSplit:
     """A split on disk: its manifest and events, how many videos it has and how many of these were there before."""
 
     name: str
-    manifest: Path
-    events: Path
+    manifest: AnyPath
+    events: AnyPath
     num_videos: int
     num_reused: int
     duration_s: int
@@ -69,7 +69,7 @@ class PreparedSplit:
 class PreparedDataset:
     """The data set on disk."""
 
-    root: Path
+    root: AnyPath
     splits: tuple[PreparedSplit, ...]
 
 
@@ -77,7 +77,7 @@ class PreparedDataset:
 class _Job:
     seed: tuple[int, int, int]
     key: str
-    path: Path
+    path: AnyPath
     size: int
 
 
@@ -94,7 +94,7 @@ class _Done:
 
 
 def prepare(
-    root: str | Path,
+    root: str | AnyPath,
     *,
     train: int = 3000,
     validation: int = 100,
@@ -107,7 +107,7 @@ def prepare(
     """Make the data set under `root`, or what is missing of it.
 
     Args:
-      root: the folder; made if it is not there.
+      root: the folder, on disk or in a bucket; made if it is not there.
       train, validation, test: how many videos each split has. Splits with none are left out.
       seed: other seeds give other scenes.
       workers: processes that render; None for one a core that this process may use. The result is the same.
@@ -120,7 +120,7 @@ def prepare(
     """
     counts = {"train": train, "validation": validation, "test": test}
     check_arguments(counts, seed, workers, size)
-    root = Path(root)
+    root = as_path(root)
     claim(root, {"data_set": "moving_shapes", "version": RECIPE_VERSION, "seed": seed, "size": size, "fps": FPS})
     jobs = {name: _jobs(root / name, name, count, seed, size) for name, count in counts.items() if count}
     done: dict[str, list[_Done]] = {}
@@ -159,12 +159,13 @@ def check_arguments(counts: Mapping[str, int], seed: int, workers: int | None, s
         raise PrepareError(f"the size of the videos is {size} pixels; expected an even number from 32 on")
 
 
-def claim(root: Path, recipe: dict[str, object]) -> None:
+def claim(root: AnyPath, recipe: dict[str, object]) -> None:
     """Write down what the folder is made with, or see that it was made with the same.
 
     Raises:
       PrepareError: if it was made otherwise.
     """
+    make_folder(root)
     path = root / "recipe.json"
     if path.exists():
         try:
@@ -177,13 +178,12 @@ def claim(root: Path, recipe: dict[str, object]) -> None:
                 "choose another folder, or delete that one"
             )
         return
-    root.mkdir(parents=True, exist_ok=True)
     write_lines(path, [json.dumps(recipe)])
 
 
-def _jobs(folder: Path, name: str, count: int, seed: int, size: int) -> list[_Job]:
+def _jobs(folder: AnyPath, name: str, count: int, seed: int, size: int) -> list[_Job]:
     videos = folder / "videos"
-    videos.mkdir(parents=True, exist_ok=True)
+    make_folder(videos)
     keys = [f"{name}-{index:05d}" for index in range(count)]
     return [_Job(split_seed(seed, name, i), key, videos / f"{key}.mp4", size) for i, key in enumerate(keys)]
 
@@ -293,7 +293,7 @@ def _check_scenes(done: Mapping[str, Iterable[_Done]]) -> None:
                 raise PrepareError(f"a caption of {tokens} tokens does not fit its video: {result.manifest_line}")
 
 
-def _write_split(folder: Path, name: str, results: list[_Done]) -> PreparedSplit:
+def _write_split(folder: AnyPath, name: str, results: list[_Done]) -> PreparedSplit:
     events, manifest = folder / "events.jsonl", folder / "manifest.jsonl"
     write_lines(events, [result.events_line for result in results])
     write_lines(folder / "timed.jsonl", [result.timed_line for result in results])
@@ -310,6 +310,6 @@ def _write_split(folder: Path, name: str, results: list[_Done]) -> PreparedSplit
     )
 
 
-def write_lines(path: Path, lines: list[str]) -> None:
+def write_lines(path: AnyPath, lines: list[str]) -> None:
     """Write a file of lines."""
     write_text(path, "".join(line + "\n" for line in lines))

@@ -2,7 +2,7 @@
 
     ROOT/recipe.json                     what it was made with
     ROOT/{train,validation,test}/
-        videos/train-00000.mp4 ...       H.264, 24 fps
+        videos/train-00000.mp4 ...       H.264, 12 fps
         manifest.jsonl                   a line a film, with its `questions`; written last
 
 A film depends on the seed, the split and its number alone. One that is there and whole is not made again.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 
 from rich.console import Console
 
@@ -29,12 +28,13 @@ from swjax.data.moving_shapes.prepare import (
     write_lines,
 )
 from swjax.data.moving_shapes.render import FPS, SIZE, is_whole, write_video
+from swjax.storage import AnyPath, as_path, make_folder
 
 RECIPE_VERSION = 1  # to be raised whenever the same seed makes something else
 
 
 def prepare_films(
-    root: str | Path,
+    root: str | AnyPath,
     *,
     train: int = 400,
     validation: int = 20,
@@ -44,11 +44,11 @@ def prepare_films(
     workers: int | None = None,
     size: int = SIZE,
     console: Console | None = None,
-) -> dict[str, Path]:
+) -> dict[str, AnyPath]:
     """Make the films under `root`, or what is missing of them.
 
     Args:
-      root: the folder; made if it is not there.
+      root: the folder, on disk or in a bucket; made if it is not there.
       train, validation, test: how many films each split has. Splits with none are left out.
       seconds: length of each.
       seed: other seeds give other films.
@@ -66,7 +66,7 @@ def prepare_films(
     check_arguments(counts, seed, workers, size)
     if seconds < (least := FRAMES_BETWEEN[1] + 2):
         raise PrepareError(f"a film of {seconds} s may have no time for a question; give at least {least}")
-    root = Path(root)
+    root = as_path(root)
     recipe = {"data_set": "moving_shapes_live", "version": RECIPE_VERSION, "seed": seed, "size": size, "fps": FPS}
     claim(root, {**recipe, "seconds": seconds})
     manifests = {}
@@ -75,7 +75,7 @@ def prepare_films(
             if not count:
                 continue
             bar = progress.add_task(name, total=count)
-            (root / name / "videos").mkdir(parents=True, exist_ok=True)
+            make_folder(root / name / "videos")
             jobs = [(str(root / name), name, split_seed(seed, name, index), seconds, size) for index in range(count)]
             lines = []
             for line in run(_work, jobs):
@@ -90,7 +90,7 @@ def _work(job: tuple[str, str, tuple[int, int, int], int, int]) -> str:
     """Render a film, unless it is there and whole; its line of the manifest. Runs in a worker."""
     folder, split, seed, seconds, size = job
     film, key = draw_film(seed), f"{split}-{seed[-1]:05d}"
-    path = Path(folder) / "videos" / f"{key}.mp4"
+    path = as_path(folder) / "videos" / f"{key}.mp4"
     if not is_whole(path, seconds * FPS):
         pictures = itertools.islice(play(film, size=size, fps=FPS), seconds * FPS)
         write_video((picture for _, picture in pictures), path)

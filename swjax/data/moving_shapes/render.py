@@ -14,19 +14,20 @@ from jaxtyping import UInt8
 from swjax.atomic import replacing
 from swjax.data.moving_shapes.drawing import draw_frames
 from swjax.data.moving_shapes.scene import Scene
+from swjax.storage import AnyPath, is_remote
 
-FPS = 24
+FPS = 12
 SIZE = 112  # pixels, both ways
 # A key frame a second and no B-frames, so that decoding is quick; one thread, so the bytes are always the same.
 _ENCODER = {"preset": "ultrafast", "tune": "fastdecode", "crf": "20", "g": str(FPS), "bf": "0", "threads": "1"}
 
 
-def render(scene: Scene, path: Path, *, size: int = SIZE) -> None:
+def render(scene: Scene, path: AnyPath, *, size: int = SIZE) -> None:
     """Write the video of a scene. The file appears under its name only when it is whole."""
     write_video(draw_frames(scene, size=size, fps=FPS), path)
 
 
-def write_video(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: Path) -> None:
+def write_video(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: AnyPath) -> None:
     """Write RGB frames, at least one, as a file that appears under its name only when it is whole."""
     with replacing(path) as partial:
         encode(frames, partial, fps=FPS)
@@ -46,8 +47,10 @@ def encode(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: Path, *, fps: int
         container.mux(stream.encode(None))
 
 
-def is_whole(path: Path, num_frames: int) -> bool:
+def is_whole(path: AnyPath, num_frames: int) -> bool:
     """Whether a file is there and is a video of so many frames, to judge by its index, which is written last."""
+    if is_remote(path):  # an object appears with its last byte
+        return path.exists()
     try:
         with av.open(str(path)) as container:
             return bool(container.streams.video) and container.streams.video[0].frames == num_frames

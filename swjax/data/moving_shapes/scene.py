@@ -41,6 +41,7 @@ REACH = {
     "triangle": dict(left=0.65, right=0.65, up=1.1, down=0.55),
 }
 
+_RADIUS = (0.17, 0.2)  # least and most, of either shape
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _HEAD_START_S = (0.5, 0.9)  # how long before the video the mover has reached the border, on its way in
 _STRETCH_S = 0.9  # least time between two corners
@@ -155,7 +156,7 @@ class _Plan:
 
 def _draw_plan(rng: np.random.Generator) -> _Plan:
     durations = np.arange(MIN_DURATION_S, MAX_DURATION_S + 1)
-    hits = bool(rng.random() < 0.45)
+    hits = bool(rng.random() < 0.55)
     return _Plan(
         duration_s=int(rng.choice(durations, p=_DURATION_WEIGHTS)),
         hits=hits,
@@ -166,7 +167,7 @@ def _draw_plan(rng: np.random.Generator) -> _Plan:
 
 
 def _try_scene(rng: np.random.Generator, plan: _Plan, only: str | None = None) -> Scene | None:
-    radius, speed = rng.uniform(0.14, 0.18), rng.uniform(0.18, 0.26)
+    radius, speed = rng.uniform(*_RADIUS), rng.uniform(0.18, 0.26)
     shape, colour, side = _pick(rng, SHAPES), _pick(rng, COLOURS), _pick(rng, SIDES)
     shape = only or shape
     way = _draw_way(rng, plan, shape, radius, speed, side)
@@ -295,7 +296,7 @@ def _draw_recolours(
 
 def _draw_obstacle(rng: np.random.Generator, way: _Way, shape: str, radius: float, colour: str) -> Obstacle | None:
     """The second shape: where the mover hits it, or out of its way; None if there is no room."""
-    other, size = _pick(rng, SHAPES), float(rng.uniform(0.14, 0.18))
+    other, size = _pick(rng, SHAPES), float(rng.uniform(*_RADIUS))
     other_colour = _pick(rng, [c for c in COLOURS if c != colour])
     if way.hit is None:
         x, y = (float(value) for value in rng.uniform(size, 1 - size, 2))

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from swjax.evaluation.bootstrap import Score
+from swjax.storage import AnyPath
 
 Truth = TypeVar("Truth")
 
@@ -49,7 +49,7 @@ class Benchmark(Generic[Truth]):
 
     score: Callable[[Mapping[str, str], Mapping[str, Truth]], Mapping[str, Score]]
     metrics: Mapping[str, Metric]
-    read: Callable[[Path], Mapping[str, Truth]] | None = None
+    read: Callable[[AnyPath], Mapping[str, Truth]] | None = None
     file: str = ""
     constant: Callable[[Sequence[str], Mapping[str, Truth]], tuple[str, float]] | None = None
     packages: tuple[str, ...] = ()

@@ -2,18 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from swjax.data.json_lines import parse_line, read_lines
 from swjax.data.moving_shapes.grammar import Event, event_accuracy, parse_caption
 from swjax.evaluation.benchmarks.benchmark import Benchmark, Metric
 from swjax.evaluation.bootstrap import Score, mean_score
 from swjax.evaluation.errors import EvaluationError
+from swjax.storage import AnyPath
 
 Events = tuple[Event, ...]
 
 
-def read_events(path: Path) -> dict[str, Events]:
+def read_events(path: AnyPath) -> dict[str, Events]:
     """Read the events.jsonl of a split: what happens in each video, by key.
 
     Raises:

@@ -13,6 +13,7 @@ from swjax.inference.memory.keydiff import KeyDiff
 from swjax.inference.memory.ma_lmm import MALMM
 from swjax.inference.memory.peak_end import PeakEnd
 from swjax.inference.memory.random import Random
+from swjax.inference.memory.rekv import ReKV
 from swjax.inference.memory.streammem import StreamMem
 from swjax.inference.memory.uniform import Uniform
 from swjax.inference.memory.vsb import VisionSinkBuckets
@@ -30,6 +31,7 @@ MEMORIES: dict[str, Callable[..., Memory]] = {
     "streammem": StreamMem,
     "vsb": VisionSinkBuckets,
     "peak_end": PeakEnd,
+    "rekv": ReKV,
 }
 """Policies by name: frozen dataclasses whose fields are whole numbers or words. Others may be added from outside."""
 
@@ -50,6 +52,7 @@ __all__ = [
     "Moves",
     "PeakEnd",
     "Random",
+    "ReKV",
     "StoredKeys",
     "StreamMem",
     "Uniform",

@@ -9,7 +9,8 @@ window grow; what a policy's `positions` says is done about it, once tokens have
 - `together`: all ids are set back by one number, rarely. No difference changes: it keeps ids small, where their angles
   are exact.
 - `apart`: the window's sources are set back, rarely, to where they would stand behind the prompt in a stream that has
-  just begun, and its words likewise behind the first ones. Differences between the two groups change.
+  just begun, and its words likewise behind the first ones. Differences between the two groups change. Where words are
+  counted from a gap, half of it is as far as sources come, so that they never reach the words' ids.
 """
 
 from typing import NamedTuple
@@ -18,8 +19,21 @@ import numpy as np
 from jaxtyping import Int32
 
 from swjax.inference.memory.book import Book
+from swjax.inference.numbers import whole
 
 POSITIONS = ("kept", "contiguous", "together", "apart")
+
+
+def check_positions(positions: str, reanchor_at: int) -> None:
+    """Refuse what a policy cannot do about position ids.
+
+    Raises:
+        ValueError: if `positions` is none of `POSITIONS`, or `reanchor_at` is no count.
+    """
+    if positions not in POSITIONS:
+        raise ValueError(f"a memory's positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    whole("a memory's reanchor_at", reanchor_at, least=1)
+
 
 Ids = Int32[np.ndarray, "3"]
 
@@ -48,14 +62,17 @@ def anchored(book: Book, sinks: tuple[int, int], *, positions: str, joint: bool,
     """What to turn; None for nothing.
 
     Args:
-        book: what has been kept, alike in all layers and key heads.
+        book: what has been kept.
         sinks: how many of its sources, and of its words, are sinks; they stand first.
         positions: one of `POSITIONS`.
         joint: whether sources and words are counted in one.
         reanchor_at: ids after which all are set back.
     """
     zero = np.zeros(3, np.int32)
-    groups = [(ids[:, :count], ids[:, count:]) for ids, count in zip((book.ids, book.word_ids), sinks, strict=True)]
+    groups = [
+        tuple(part.reshape(3, -1) for part in (ids[..., :count], ids[..., count:]))
+        for ids, count in zip((book.ids, book.word_ids), sinks, strict=True)
+    ]
     if positions == "kept":
         return None
     if positions == "together":

@@ -1,5 +1,6 @@
 """What the slots of a stream hold, as a memory policy is shown it, and what of them is to stay."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -7,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from swjax.inference.memory.host import HostBlocks
 from swjax.models.rotary import Rotary
 
 TEXT = -1
@@ -24,10 +26,12 @@ def _none() -> Int32[np.ndarray, "0"]:
 class StoredKeys:
     """Keys, rotated, and values of a stream's sources, in the order of the book, on the device.
 
-    In layers and heads that kept other sources than the first, they are those of `Book.frames`.
+    In layers and heads that kept other sources than the first, they are those of `Book.frames`. What is not asked for
+    is not copied.
 
     Attributes:
-        padded_keys, padded_values: with more behind them up to a length that does not change, for what is compiled.
+        take: copies of the keys and values of sources: from their indices.
+        length: how long keys and values are with what pads them, which does not change (P).
         count: how many sources there are (S).
         rotary: by which ids turn keys.
         attention: attention mass on each source (padded likewise), of tokens that are run again as they were: their
@@ -35,10 +39,12 @@ class StoredKeys:
             head. Float32.
         surprise: how unlikely, in nats, the words were that followed some, which are run again with as many of the
             sources as they saw: ids, ids of those that followed, position ids, slots, and the number of sources.
+        queries: of a text by itself, the mean of its tokens' queries without rotation, and their sum over the query
+            heads of a key head: from its ids. Float32.
     """
 
-    padded_keys: Float[Array, "layers K P H"]
-    padded_values: Float[Array, "layers K P H"]
+    take: Callable[[Int32[np.ndarray, "n"]], tuple[Float[Array, "layers K n H"], Float[Array, "layers K n H"]]]
+    length: int
     count: int
     rotary: Rotary
     attention: Callable[
@@ -54,6 +60,21 @@ class StoredKeys:
         ],
         Float[Array, "n"],
     ]
+    queries: Callable[[Int32[np.ndarray, "n"]], Float[Array, "layers K H"]]
+
+    @functools.cached_property
+    def _padded(self) -> tuple[Float[Array, "layers K P H"], Float[Array, "layers K P H"]]:
+        return self.take(np.minimum(np.arange(self.length), self.count - 1))
+
+    @property
+    def padded_keys(self) -> Float[Array, "layers K P H"]:
+        """Keys, with more behind them up to a length that does not change, for what is compiled."""
+        return self._padded[0]
+
+    @property
+    def padded_values(self) -> Float[Array, "layers K P H"]:
+        """Values, likewise."""
+        return self._padded[1]
 
     @property
     def keys(self) -> Float[Array, "layers K S H"]:
@@ -66,16 +87,43 @@ class StoredKeys:
         return self.padded_values[:, :, : self.count]
 
 
+class Fetched(NamedTuple):
+    """Sources that have come back from the host, in each layer others, to stand together among those that stay.
+
+    Attributes:
+        at: how many of those that stay stand before them.
+        keys, values: as they were stored, on the host; with more behind them up to a length that does not change.
+        stored_ids: by which the keys are turned.
+        ids: by which they are to be turned.
+        frames, places: as in `Book`.
+    """
+
+    at: int
+    keys: Float[np.ndarray, "L K P H"]
+    values: Float[np.ndarray, "L K P H"]
+    stored_ids: Int32[np.ndarray, "3 L 1 n"]
+    ids: Int32[np.ndarray, "3 L 1 n"]
+    frames: Int32[np.ndarray, "L 1 n"]
+    places: Int32[np.ndarray, "L 1 n"]
+
+    @property
+    def length(self) -> int:
+        """How many they are, in each layer."""
+        return int(self.frames.shape[-1])
+
+
 class Kept(NamedTuple):
     """What stays.
 
     Attributes:
         sources: indices of the sources that stay, ascending; as many in each layer and key head.
         words: indices of the words that stay, ascending; the same in all layers.
+        fetched: what comes back beside them, if anything does.
     """
 
     sources: Indices
     words: Int32[np.ndarray, "m"]
+    fetched: Fetched | None = None
 
 
 class Bounds(NamedTuple):
@@ -128,6 +176,13 @@ class Book:
         word_after: for each stored word the number of the newest frame that it saw, below 0 for none.
         notes: what a policy has noted of frames, by their numbers.
         open_question: number of the oldest question that is not answered; 0 for the one in the prompt.
+        questions: the words of questions that are not answered, by their numbers.
+        asking: number of the question that is being answered, or was last.
+        prompt: tokens of the prompt, which are the first sources.
+        is_joint: whether ids of sources and words are counted in one.
+        set_back: by how many ids sources have been set back, or forward, in all.
+        fetched: first, and one behind the last, of the sources that have been fetched from the host.
+        host: what a policy has stored on the host, if it does.
     """
 
     frames: Int32[np.ndarray, "*L_K S"] = field(default_factory=_none)
@@ -142,6 +197,13 @@ class Book:
     word_after: Int32[np.ndarray, "W"] = field(default_factory=_none)
     notes: dict[int, float] = field(default_factory=dict)
     open_question: int = 0
+    questions: dict[int, Int32[np.ndarray, "n"]] = field(default_factory=dict)
+    asking: int = 0
+    prompt: int = 0
+    is_joint: bool = False
+    set_back: Int32[np.ndarray, "3"] = field(default_factory=lambda: np.zeros(3, np.int32))
+    fetched: tuple[int, int] = (0, 0)
+    host: HostBlocks | None = None
 
     @property
     def pinned(self) -> Bool[np.ndarray, "*L_K S"]:
@@ -209,16 +271,20 @@ class Book:
                 raise ValueError(f"the memory policy must keep {name} by ascending indices below {count}")
 
     def keep(self, kept: Kept, source_slots: Int32[np.ndarray, "n"], word_slots: Int32[np.ndarray, "m"]) -> "Moves":
-        """Drop all else; what stays gets new slots.
+        """Drop all else; what stays, and what has been fetched, gets new slots.
 
         Returns:
             Which slot goes where.
         """
+        fetched, first = kept.fetched, self.fetched
+        own = np.ones(len(source_slots), bool)
+        if fetched is not None:
+            own[fetched.at : fetched.at + fetched.length] = False
         sources = np.asarray(kept.sources, np.int32)
         words = np.asarray(kept.words, np.int32)
         old_sources, old_words = self.source_slots[sources], self.word_slots[words]
         axes = (1,) * (2 - (sources.ndim - 1)) + sources.shape[:-1]
-        old_sources = old_sources.reshape(*axes, len(source_slots))
+        old_sources = old_sources.reshape(*axes, np.count_nonzero(own))
         old_words = np.broadcast_to(old_words, (*axes, len(word_slots)))
         index = sources if sources.ndim == self.frames.ndim == 1 else sources.reshape(*axes, -1)
         self.frames, self.places = (_taken(one, index) for one in (self.frames, self.places))
@@ -226,9 +292,26 @@ class Book:
         self.words, self.said, self.word_ids = self.words[words], self.said[words], self.word_ids[:, words]
         self.word_tokens, self.word_after = self.word_tokens[words], self.word_after[words]
         self.source_slots, self.word_slots = source_slots, word_slots
+        one = sources.reshape(-1, sources.shape[-1])[0]
+        self.fetched = int(np.searchsorted(one, first[0])), int(np.searchsorted(one, first[1]))
+        if fetched is not None:
+            self.fetched = fetched.at, fetched.at + fetched.length
+            self.frames = _with(self.frames, fetched.frames, fetched.at)
+            self.places = _with(self.places, fetched.places, fetched.at)
+            pairs = zip(self.ids, fetched.ids, strict=True)
+            self.ids = np.stack([_with(mine, new, fetched.at) for mine, new in pairs])
         return Moves(
-            source=np.concatenate([old_words, old_sources], axis=-1), target=np.concatenate([word_slots, source_slots])
+            source=np.concatenate([old_words, old_sources], axis=-1),
+            target=np.concatenate([word_slots, source_slots[own]]),
         )
+
+
+def incoming(book: Book, fetched: Fetched) -> "Incoming":
+    """What has been fetched on its way to the slots that a book has for it, once ids are what they are to be."""
+    turn = book.ids[:, :, 0, slice(*book.fetched)] - fetched.stored_ids[:, :, 0]
+    padding = ((0, 0), (0, 0), (0, fetched.keys.shape[2] - fetched.length))
+    turned = np.pad(turn, padding).astype(np.int32) if turn.any() else None
+    return Incoming(int(book.source_slots[fetched.at]), fetched.length, fetched.keys, fetched.values, turned)
 
 
 def _taken(values: Int32[np.ndarray, "*L_K S"], index: Indices) -> Int32[np.ndarray, "*L_K n"]:
@@ -236,6 +319,16 @@ def _taken(values: Int32[np.ndarray, "*L_K S"], index: Indices) -> Int32[np.ndar
     if index.ndim == 1:
         return values[index]
     return np.take_along_axis(values.reshape((1,) * (3 - values.ndim) + values.shape), index, axis=-1)
+
+
+def _with(
+    values: Int32[np.ndarray, "*L_K S"], new: Int32[np.ndarray, "L 1 n"], at: int
+) -> Int32[np.ndarray, "L K S+n"]:
+    """Values with others among them, which may differ from layer to layer."""
+    values = values.reshape((1,) * (3 - values.ndim) + values.shape)
+    values = np.broadcast_to(values, (len(new), *values.shape[1:]))
+    new = np.broadcast_to(new, (*values.shape[:2], new.shape[-1]))
+    return np.concatenate([values[..., :at], new, values[..., at:]], axis=-1)
 
 
 class Sinks(NamedTuple):
@@ -254,6 +347,23 @@ class Sinks(NamedTuple):
     are_words: bool
 
 
+class Incoming(NamedTuple):
+    """Keys and values that come from the host.
+
+    Attributes:
+        first: slot of the first, counted from the stream's origin.
+        length: how many they are.
+        keys, values: as in `Fetched`.
+        turn: by how many ids keys are turned; None for none.
+    """
+
+    first: int
+    length: int
+    keys: Float[np.ndarray, "L K P H"]
+    values: Float[np.ndarray, "L K P H"]
+    turn: Int32[np.ndarray, "3 L P"] | None
+
+
 class Moves(NamedTuple):
     """Keys and values that go to other slots, counted from the stream's origin.
 
@@ -262,16 +372,22 @@ class Moves(NamedTuple):
         target: to where.
         turn: by how many temporal, height and width ids keys are turned meanwhile; None for none.
         sinks: keys that are turned after they have been moved.
+        incoming: what comes from the host, after all have been moved.
     """
 
     source: Int32[np.ndarray, "L K n"]
     target: Int32[np.ndarray, "n"]
     turn: Int32[np.ndarray, "3 n"] | None = None
     sinks: tuple[Sinks, ...] = ()
+    incoming: Incoming | None = None
+
+    def new_slot(self, slot: int) -> int:
+        """Where what is in a slot goes, which stays in all layers and key heads."""
+        return int(self.target[np.flatnonzero(self.source[0, 0] == slot)[0]])
 
     def of_sources(self) -> "Moves":
         """Those to the right of the origin: in grouped designs the sources."""
         right = self.target >= 0
         turn = None if self.turn is None else self.turn[:, right]
         sinks = tuple(one for one in self.sinks if one.first >= 0)
-        return Moves(self.source[..., right], self.target[right], turn, sinks)
+        return Moves(self.source[..., right], self.target[right], turn, sinks, self.incoming)

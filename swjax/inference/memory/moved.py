@@ -50,6 +50,43 @@ def turned(
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(keys.dtype)
 
 
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="rotary")
+def inserted(
+    cache: KeyValueCache,
+    row: Array,
+    first: Array,
+    count: Array,
+    new: tuple[Float[Array, "L K P H"], Float[Array, "L K P H"]],
+    turn: Int32[Array, "3 L P"] | None,
+    rotary: Rotary,
+) -> KeyValueCache:
+    """A cache in which the first `count` of some keys and values stand in a row; the one given is used up.
+
+    Args:
+        cache: keys and values.
+        row: the row.
+        first: slot of the first of them.
+        count: how many of them there are.
+        new: they, and what pads them.
+        turn: by how many ids the keys are turned before, in each layer; None for none.
+        rotary: by which ids turn keys.
+    """
+    if turn is not None:
+        new = turned(new[0], turn[:, :, None], rotary), new[1]
+    size = new[0].shape[2]
+    at = jnp.minimum(first, cache.slots - size)  # a window that would leave the cache is moved into it
+    index = at + jnp.arange(size)
+    is_new = ((index >= first) & (index < first + count))[:, None]
+
+    def put(old: Float[Array, "layers B K S H"], new: Float[Array, "layers K P H"]) -> Float[Array, "layers B K S H"]:
+        where = (0, row, 0, at, 0)
+        window = jax.lax.dynamic_slice(old, where, (len(old), 1, *new.shape[1:]))
+        rolled = jnp.roll(new.astype(old.dtype), first - at, axis=2)[:, None]
+        return jax.lax.dynamic_update_slice(old, jnp.where(is_new, rolled, window), where)
+
+    return KeyValueCache(*(put(*pair) for pair in zip(cache, new, strict=True)))
+
+
 @jax.jit
 def stored(
     cache: KeyValueCache, row: Array, slots: Int32[Array, "P"]

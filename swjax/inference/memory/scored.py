@@ -63,7 +63,7 @@ def padded(values: np.ndarray, stored: StoredKeys, *, fill: Any) -> Any:
         fill: what stands behind them.
     """
     values = values.reshape((1,) * (3 - values.ndim) + values.shape)
-    behind = stored.padded_keys.shape[2] - values.shape[-1]
+    behind = stored.length - values.shape[-1]
     return jnp.asarray(np.pad(values, ((0, 0), (0, 0), (0, behind)), constant_values=fill))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.inference.memory.anchor import POSITIONS
+from swjax.inference.memory.anchor import check_positions
 from swjax.inference.memory.book import TEXT, Book, Bounds, Kept, StoredKeys
 from swjax.inference.memory.budget import Budget, has_too_many_words, high_mark, kept_words
 from swjax.inference.numbers import LARGEST_COUNT, whole
@@ -39,9 +39,7 @@ class Window(Budget):
     def __post_init__(self) -> None:
         if self.frames is not None:
             whole("a window's frames", self.frames, least=1)
-        if self.positions not in POSITIONS:
-            raise ValueError(f"a window's positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
-        whole("a window's reanchor_at", self.reanchor_at, least=1)
+        check_positions(self.positions, self.reanchor_at)
         if not self.sources:
             object.__setattr__(self, "sources", Budget.sources if self.frames is None else LARGEST_COUNT)
         super().__post_init__()

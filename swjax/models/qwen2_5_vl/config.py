@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from swjax.models import config as shared
 from swjax.models.config import ModelConfig, TextConfig, from_preset
 from swjax.models.config_json import Section
+from swjax.plain import Json, JsonView
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 """The class of transformers."""
@@ -63,7 +64,7 @@ class Qwen2_5_VLConfig(ModelConfig):
         return from_preset(PRESETS, name, **overrides)
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "Qwen2_5_VLConfig":
+    def from_hf(cls, config: JsonView) -> "Qwen2_5_VLConfig":
         """Read the content of a Hugging Face config.json: flat (transformers 4) or nested (5).
 
         Raises:
@@ -121,7 +122,7 @@ class Qwen2_5_VLConfig(ModelConfig):
             eos_token_id=(text if text.has("eos_token_id") else top).first("eos_token_id", 151645),
         )
 
-    def to_hf(self, dtype: str) -> dict[str, Any]:
+    def to_hf(self, dtype: str) -> Json:
         """The content of a config.json in the flat form, which transformers 4 and 5 both read.
 
         Args:
@@ -179,7 +180,7 @@ def _three(section: tuple[int, ...], name: str) -> tuple[int, int, int]:
     return section[0], section[1], section[2]
 
 
-def _refuse_unsupported(text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+def _refuse_unsupported(text: JsonView, vision: JsonView, rope: JsonView) -> None:
     for where, config in (("text", text), ("vision", vision)):
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"{where} hidden_act {config['hidden_act']!r} is not supported; Qwen2.5-VL uses 'silu'")

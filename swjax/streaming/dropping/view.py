@@ -4,7 +4,8 @@ A stream looks on the device, at a fixed size, training in numpy, before a model
 take the arrays of either.
 """
 
-from typing import Any, NamedTuple, Protocol
+from types import ModuleType
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ class FrameView(NamedTuple):
         return self.xp.arange(self.features.shape[0]) < self.units
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> ModuleType:
         """Numpy, or jax.numpy, of the arrays."""
         return np if isinstance(self.features, np.ndarray) else jnp
 
@@ -56,6 +57,7 @@ FEATURES, PIXELS = "features", "pixels"
 """What a rule may need of a frame."""
 
 
+@runtime_checkable
 class Drop(Protocol):
     """A rule: which tokens of a frame become slots. Frozen and hashable; what it knows of the past is in the view.
 

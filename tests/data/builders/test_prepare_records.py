@@ -23,6 +23,7 @@ from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.records import RecordsError, open_records
 from swjax.data.video import decode_video
 from swjax.inference import read_frames
+from swjax.storage import as_path, copy_file
 
 ANY = Recipe(min_pixels=28 * 28)
 CAPTION = "The video shows a square that turns."
@@ -188,7 +189,7 @@ def add(archive, name, content):
     archive.addfile(info, io.BytesIO(content))
 
 
-def test_pe_video(tmp_path):
+def test_pe_video(tmp_path, gcs):
     """WebDataset shards, one of them cut short, and the paper's limits."""
     clip = write_video(tmp_path / "clip.mp4", num_frames=144).read_bytes()  # 6 s
     short = write_video(tmp_path / "short.mp4", num_frames=96).read_bytes()
@@ -219,6 +220,13 @@ def test_pe_video(tmp_path):
     assert "has no human_caption" in reasons["0001/mute"]
     assert "has no alone.json" in next(reason for where, reason in reasons.items() if where.endswith("0001.tar:alone"))
     assert "cut short" in reasons[str(cut)]
+    bucket = as_path("gs://bucket/release")
+    for file in (tmp_path / "release" / "train").iterdir():
+        copy_file(file, bucket / "train" / file.name)
+    there = prepare_records("pe_video", bucket, tmp_path / "from_bucket", recipe, max_rejected=0.6)
+    assert there.report == made.report
+    for one, other in zip(*(open_records(records.folder, "train") for records in (there, made)), strict=True):
+        assert (one.key, one.caption, one.video.frames) == (other.key, other.caption, other.video.frames)
     with pytest.raises(SourceError, match=r"has no shards train/\*\.tar"):
         prepare_records("pe_video", tmp_path, tmp_path / "other", recipe)
 
