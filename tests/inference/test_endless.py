@@ -134,11 +134,10 @@ def test_what_was_said_is_handed_out_and_not_kept(weights, tokenizer, monkeypatc
 def test_rows_are_made_as_long_as_the_budget_needs_at_the_first_frame(weights, tokenizer):
     settings = StreamSettings(wait_k=2, max_tail=2, memory=BUDGET)
     engine = make_engine(weights, slots=40, word_slots=8, max_slots=1000)
-    prepared = []
-    for stream in watched(engine, tokenizer, settings, 30):
-        prepared.append(set(engine._speaker._prepared))
-    assert len(prepared[-1]) > 1
-    assert prepared[0] == prepared[-1], "none longer than these are compiled, however full they are"
+    seen = [(stream, set(engine._speaker._prepared)) for stream in watched(engine, tokenizer, settings, 30)]
+    stream, prepared = seen[-1]
+    assert seen[0][1] == prepared, "none longer than these are compiled, however full they are"
+    assert len(prepared) > 1
     room = bounded_room(settings, 4, engine._sizes.passes[-1], stream._scheduler.prompt)
     assert room == (11 + 2 + 9, 96 + 4 + 24)
     assert (engine._speaker.left, engine._speaker.slots) == (room[0], sum(room))
