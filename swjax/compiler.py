@@ -2,21 +2,21 @@
 
 from types import MappingProxyType
 
-_TRAINING = {
+_TRAINING: dict[str, bool | int] = {
     # It writes a product or a kernel's result straight into the stack of what a loop keeps, and computes it again for
     # whoever else needs it: of a training step, attention and two of the MLP's three products, forward.
     "xla_gpu_enable_dynamic_slice_fusion": False,
     # Without it products go to cuBLAS, aligned: of 3,420 columns (the vision tower) at more than twice the speed.
     "xla_gpu_enable_triton_gemm": False,
 }
-_STREAMING = {
+_STREAMING: dict[str, bool | int] = {
     **_TRAINING,
     # It makes one product of two small ones with the same input, whose weights are then copied together in each pass:
     # of 3B, a quarter of the time that a GPU is busy while it streams.
     "xla_gpu_dot_merger_threshold_mb": 0,
 }
 
-_ON_TPU = {
+_ON_TPU: dict[str, bool | int] = {
     # Without these, weights that are divided over a whole slice are gathered as sums of arrays filled with zeros: twice
     # as much is sent, nothing hides it, and the zeros have to be written.
     "xla_tpu_prefer_async_allgather_to_allreduce": True,
