@@ -17,13 +17,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition, Stream
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
+from jaxtyping import UInt8
 
 from swjax.data.archives import read_member
 from swjax.data.example import ExampleError, VideoFile
-from swjax.data.orientation import Orientation, read_orientation
+from swjax.data.orientation import Orientation, read_orientation, turned
 from swjax.storage import local_file
 
 MAX_DECODED_FRAMES = 500_000
@@ -57,11 +60,17 @@ class TimedFrame:
         time_s: when it is shown, in seconds.
         frame: its pixels as the decoder left them.
         orientation: how they are turned to be shown.
+        converter: makes RGB of the frames of its file.
     """
 
     time_s: float
     frame: av.VideoFrame
     orientation: Orientation
+    converter: VideoReformatter
+
+    def rgb(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Its pixels as they are shown. A converter made for one frame takes longer than a small frame's pixels do."""
+        return turned(self.converter.reformat(self.frame, format="rgb24", threads=1).to_ndarray(), self.orientation)
 
 
 @dataclass(frozen=True)
@@ -227,6 +236,7 @@ def _decode(
     """
     shape: tuple[int, int] | None = None
     last_s = -math.inf
+    converter = VideoReformatter()
     packets = _packets(container, stream, from_key_frame, [] if skipped is None else skipped)
     decoded = (frame for packet in packets for frame in packet.decode())
     for number, (time_s, frame) in enumerate(_timed(decoded, file, has_pts=container.format.name != "avi")):
@@ -251,7 +261,7 @@ def _decode(
         if frame.is_corrupt:
             raise VideoError(f"{file} has a damaged frame {at}; fetch or encode it again")
         shape, last_s = shown, time_s
-        yield TimedFrame(time_s, frame, orientation)
+        yield TimedFrame(time_s, frame, orientation, converter)
 
 
 def _packets(

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from swjax.data.decoding import TIMESTAMP_TOLERANCE_S, TimedFrame, VideoError
-from swjax.data.orientation import Orientation, read_orientation, turned
+from swjax.data.orientation import Orientation, read_orientation
 from swjax.data.video import MAX_FRAME_PIXELS
 from swjax.notice import notify
 
@@ -71,7 +72,7 @@ def iter_live(
         def on_screen(end_s: float) -> Iterator[tuple[float, Picture]]:
             due = math.ceil((end_s - TIMESTAMP_TOLERANCE_S) * fps)
             if shown is not None and due > taken:
-                picture = turned(shown.frame.to_ndarray(format="rgb24"), shown.orientation)
+                picture = shown.rgb()
                 yield from ((number / fps, picture) for number in range(taken, due))
 
         for timed in _timed(source, container, max_frame_pixels):
@@ -148,7 +149,7 @@ def _opened(source: str, timeout_s: float) -> Any:
 
 def _timed(source: str, container: Any, max_frame_pixels: int) -> Iterator[TimedFrame]:
     """Frames with their times, which never run backwards."""
-    stream = container.streams.video[0]
+    stream, converter = container.streams.video[0], VideoReformatter()
     offset: float | None = None
     last_s, step_s, damaged = 0.0, 0.0, 0
     size: tuple[int, int] | None = None
@@ -176,7 +177,7 @@ def _timed(source: str, container: Any, max_frame_pixels: int) -> Iterator[Timed
                 if size not in (None, (frame.width, frame.height)):
                     raise VideoError(f"{source} changes its frame size from {size} to {(frame.width, frame.height)}")
                 size = frame.width, frame.height
-                yield TimedFrame(now_s, frame, read_orientation(frame) or Orientation())
+                yield TimedFrame(now_s, frame, read_orientation(frame) or Orientation(), converter)
     except av.FFmpegError as error:
         if size is None:
             raise VideoError(f"{source} cannot be decoded ({error.strerror})") from error

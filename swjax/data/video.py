@@ -21,7 +21,6 @@ from jaxtyping import UInt8
 from swjax.data.clips import decode_clip
 from swjax.data.decoding import TIMESTAMP_TOLERANCE_S, Film, TimedFrame, VideoError, open_film
 from swjax.data.example import EncodedClip, Video, VideoFile
-from swjax.data.orientation import turned
 from swjax.storage import as_path, local_file, refused_scheme
 from swjax.streaming import Geometry, StreamSpec
 
@@ -163,6 +162,6 @@ def _on_screen(
     shown: TimedFrame, samples: range, fps: float
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
     if samples:
-        rgb = turned(shown.frame.to_ndarray(format="rgb24"), shown.orientation)
+        rgb = shown.rgb()
         for number in samples:
             yield number / fps, rgb
