@@ -109,7 +109,7 @@ def make_model(preset: str, dtype: str, special: SpecialTokens, vocabulary: int)
         vision = {"out_hidden_size": text["hidden_size"]}
         config = Qwen2_5_VLConfig.preset("tiny", text=text, vision=vision, video_token_id=special.video_pad)
     else:
-        config = Qwen2_5_VLConfig.preset(preset)
+        config = Qwen2_5_VLConfig.preset(preset, video_token_id=special.video_pad)
     model = Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=dtype)
     tied = config.text.tie_word_embeddings
     head = model.decoder.embedding_vd if tied else model.decoder.head_vd

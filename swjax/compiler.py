@@ -16,7 +16,20 @@ _STREAMING = {
     "xla_gpu_dot_merger_threshold_mb": 0,
 }
 
-TRAINING_OPTIONS = MappingProxyType({"gpu": _TRAINING})
+_ON_TPU = {
+    # Without these, weights that are divided over a whole slice are gathered as sums of arrays filled with zeros: twice
+    # as much is sent, nothing hides it, and the zeros have to be written.
+    "xla_tpu_prefer_async_allgather_to_allreduce": True,
+    "xla_enable_async_all_gather": True,
+    # Scratch memory for one operation: with the default of 16 MiB products of a 7B's MLP reach 83 % of the peak rate by
+    # the compiler's clock for v5p, with this 98 %.
+    "xla_tpu_scoped_vmem_limit_kib": 65536,
+    # Gathers and sums run beside products.
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+}
+
+TRAINING_OPTIONS = MappingProxyType({"gpu": _TRAINING, "tpu": _ON_TPU})
 """By platform of the devices, options for `jax.jit(compiler_options=...)` of training steps."""
 
 STREAMING_OPTIONS = MappingProxyType({"gpu": _STREAMING})

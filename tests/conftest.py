@@ -1,10 +1,13 @@
 """Runs the suite on the CPU, as eight devices, so that sharded code is tested on any machine."""
 
 import asyncio
+import atexit
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
@@ -17,6 +20,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most programs here run once or twice, which is not worth compiling well; `compiled_well` is for the others.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# What one process has compiled, the others load: workers of the suite, and runs that are stopped and started again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="swjax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for one another longer than tiny models take
 
 jaxtyping.install_import_hook(checked.MODULES, "checked.check")

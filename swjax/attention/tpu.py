@@ -18,6 +18,7 @@ through all keys; and it reads keys once a query head.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -48,6 +49,9 @@ from swjax.attention.tpu_blocks import (
 )
 from swjax.streaming import KeySpans
 
+AHEAD = 2
+"""Chunks of rows whose scores are computed before they are needed."""
+
 
 def _forward_body(
     reach_ref: Any,
@@ -63,6 +67,7 @@ def _forward_body(
     sums_ref: Any,
     *,
     plan: Plan,
+    chunk: int,
 ) -> None:
     batch, _, block, step = (pl.program_id(axis) for axis in range(4))
     reach = read_reach(reach_ref, batch, block, plan)
@@ -74,15 +79,27 @@ def _forward_body(
         total_ref[...] = jnp.zeros_like(total_ref)
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
+    chunks = [pl.ds(first, min(chunk, plan.rows - first)) for first in range(0, plan.rows, chunk)]
+
     def attend_tile(offset: Any, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
-        scores = tile_scores(k, q_ref[...], start_ref, stop_ref, first_key + offset, plan, masked)
-        largest = jnp.maximum(largest_ref[...], scores.max(axis=0, keepdims=True))
-        shrink = jnp.exp2(largest_ref[...] - largest)
-        weights = jnp.exp2(scores - largest)
-        largest_ref[...] = largest
-        total_ref[...] = total_ref[...] * shrink + weights.sum(axis=0, keepdims=True)
-        sums_ref[...] = sums_ref[...] * shrink + dot(v, weights.astype(v.dtype), (0, 0), plan.precision)
+
+        def scores_of(at: Any) -> Float[Array, "tile chunk"]:
+            edges = start_ref[:, at], stop_ref[:, at]
+            return tile_scores(k, q_ref[at, :], *edges, first_key + offset, plan, masked)
+
+        # Asked for before the softmax of the chunks before them, which the matrix units would otherwise wait for.
+        asked = [scores_of(at) for at in chunks[:AHEAD]]
+        for at, following in itertools.zip_longest(chunks, chunks[AHEAD:]):
+            if following is not None:
+                asked.append(scores_of(following))
+            scores = asked.pop(0)
+            largest = jnp.maximum(largest_ref[:, at], scores.max(axis=0, keepdims=True))
+            shrink = jnp.exp2(largest_ref[:, at] - largest)
+            weights = jnp.exp2(scores - largest)
+            largest_ref[:, at] = largest
+            total_ref[:, at] = total_ref[:, at] * shrink + weights.sum(axis=0, keepdims=True)
+            sums_ref[:, at] = sums_ref[:, at] * shrink + dot(v, weights.astype(v.dtype), (0, 0), plan.precision)
 
     for_each_tile(reach, first_key, plan, attend_tile)
 
@@ -118,14 +135,16 @@ def _attend(
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Attention to the keys of one layer, which are fetched from where they lie."""
-    plan = make_plan(q, k.shape[2], k.shape[3], blocks, blocks.keys)
+    # float32 takes six passes of the matrix units, all of which are unrolled.
+    most_rows = blocks.rows if q.dtype == jnp.float32 else blocks.forward_rows
+    plan = make_plan(q, k.shape[2], k.shape[3], blocks, rows=most_rows, keys=blocks.keys)
     rows = row_spans(spans, plan)
     q_rows = to_rows(q, plan)
     edge, matrix, number = row_specs(plan)
     keys = cache_spec(plan)
     scalars = jnp.append(rows.reach, layer.astype(jnp.int32))
     out, lse = pl.pallas_call(
-        functools.partial(_forward_body, plan=plan),
+        functools.partial(_forward_body, plan=plan, chunk=blocks.chunk),
         out_shape=(
             jax.ShapeDtypeStruct(q_rows.shape, q.dtype),
             jax.ShapeDtypeStruct((*q_rows.shape[:2], 1, q_rows.shape[2]), jnp.float32),

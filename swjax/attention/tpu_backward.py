@@ -52,7 +52,7 @@ def backward(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """The backward pass, as `swjax.attention.kernel.Kernel` describes it."""
     num_keys, key_heads = k.shape[1:3]
-    plan = make_plan(q, key_heads, num_keys, blocks, blocks.keys)
+    plan = make_plan(q, key_heads, num_keys, blocks, rows=blocks.rows, keys=blocks.keys)
     rows = row_spans(spans, plan)
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
     along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1)
@@ -67,9 +67,8 @@ def backward(
         v.transpose(0, 2, 1, 3),
     )
     dq = _query_gradient(rows.reach, operands, plan, interpret)
-    dk, dv = _key_gradients(
-        rows.reach, operands, make_plan(q, k.shape[2], k.shape[1], blocks, blocks.backward_keys), interpret
-    )
+    by_keys = make_plan(q, key_heads, num_keys, blocks, rows=blocks.rows, keys=blocks.backward_keys)
+    dk, dv = _key_gradients(rows.reach, operands, by_keys, interpret)
     return from_rows(dq, plan), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
 
 
@@ -123,7 +122,7 @@ def _query_gradient_body(
 
     def add_tile(offset: Any, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
-        scores = tile_scores(k, q_ref[...], start_ref, stop_ref, first_key + offset, plan, masked)
+        scores = tile_scores(k, q_ref[...], start_ref[...], stop_ref[...], first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
         dscores = weights * (dot(v, dout_ref[...], (1, 1), plan.precision) - along_ref[...])
         sums_ref[...] += dot(k, dscores.astype(k.dtype), (0, 0), plan.precision)
@@ -210,7 +209,7 @@ def _key_gradients_body(
         tile = pl.ds(offset, plan.tile)
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
         q, dout = q_ref[...], dout_ref[...]
-        scores = tile_scores(k, q, start_ref, stop_ref, first_key + offset, plan, masked)
+        scores = tile_scores(k, q, start_ref[...], stop_ref[...], first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
         dv_sums_ref[tile, :] += dot(weights.astype(dout.dtype), dout, (1, 0), plan.precision)
         dscores = weights * (dot(v, dout, (1, 1), plan.precision) - along_ref[...])

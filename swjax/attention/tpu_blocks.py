@@ -25,13 +25,17 @@ class TPUBlocks:
     TPU from v5e on needs to be bound by compute, and the kernels stay inside 16 MiB of VMEM, the smallest limit.
 
     Attributes:
-        rows: largest block of rows, a multiple of 128.
+        forward_rows: largest block of rows of the forward pass, a multiple of 128.
+        chunk: rows whose softmax is computed while the matrix units compute the scores of the next ones.
+        rows: largest block of rows of the backward pass, a multiple of 128.
         queries: largest number of queries in a block: with few heads to a group, windows keep short unions.
         keys: keys fetched at once by a block of rows.
         tile: keys computed at once; divides the others.
         backward_keys: keys of a block that gathers its gradients.
     """
 
+    forward_rows: int = 4096
+    chunk: int = 128
     rows: int = 1024
     queries: int = 512
     keys: int = 2048
@@ -74,11 +78,14 @@ class Plan(NamedTuple):
         return self.head_dim**-0.5 * LOG2E
 
 
-def make_plan(q: Float[Array, "B T N H"], key_heads: int, num_keys: int, blocks: TPUBlocks, keys: int) -> Plan:
-    """Sizes for one call: blocks no larger than it needs, of `keys` keys at most."""
+def make_plan(
+    q: Float[Array, "B T N H"], key_heads: int, num_keys: int, blocks: TPUBlocks, *, rows: int, keys: int
+) -> Plan:
+    """Sizes for one call: blocks no larger than it needs, of `rows` rows and `keys` keys at most."""
     batch, length, heads, head_dim = q.shape
     group = heads // key_heads
-    queries = min(_queries_of_block(group, blocks), length if length < _LANES else _round_up(length, _LANES))
+    most = _queries_of_block(group, rows, blocks.queries)
+    queries = min(most, length if length < _LANES else _round_up(length, _LANES))
     tile = min(blocks.tile, _round_up(num_keys, _LANES))
     return Plan(
         batch=batch,
@@ -102,9 +109,9 @@ def _round_up(size: int, multiple: int) -> int:
     return pl.cdiv(size, multiple) * multiple
 
 
-def _queries_of_block(group: int, blocks: TPUBlocks) -> int:
+def _queries_of_block(group: int, rows: int, most: int) -> int:
     """Whole registers of queries, so that packing the heads of a group moves no queries within one."""
-    queries = min(blocks.rows // group, blocks.queries)
+    queries = min(rows // group, most)
     return max(queries // _LANES * _LANES, min(queries, _LANES) // _SUBLANES * _SUBLANES, _SUBLANES)
 
 
@@ -213,14 +220,14 @@ def read_tile(ref: Any, offset: Any, first_key: Any, plan: Plan, masked: bool) -
 
 
 def tile_scores(
-    k: Array, q: Array, start_ref: Any, stop_ref: Any, first: Any, plan: Plan, masked: bool
+    k: Array, q: Array, start: Array, stop: Array, first: Any, plan: Plan, masked: bool
 ) -> Float[Array, "tile rows"]:
-    """Logits to base two."""
+    """Logits to base two of keys from `first` on and rows whose spans are [start, stop)."""
     scores = dot(k, q, (1, 1), plan.precision) * plan.score_scale
     if not masked:
         return scores
     index = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-    seen = (index >= start_ref[...]) & (index < stop_ref[...])
+    seen = (index >= start) & (index < stop)
     return jnp.where(seen, scores, UNSEEN)
 
 

@@ -24,8 +24,11 @@ class Growth:
         self._max_slots, self._ahead = max_slots, ahead
 
     def is_ready(self, stream: Stream) -> bool:
-        """Whether no larger rows must be waited for; those that the stream will need are compiled before it does."""
-        if not self._ahead:
+        """Whether no larger rows must be waited for; those that the stream will need are compiled before it does.
+
+        Rows of a bounded memory are as long as they will ever be (`fit`), so nothing is compiled for these.
+        """
+        if not self._ahead or stream.room(1, 1) is not None:
             return True
         lowest, highest = stream.ends
         ready = True

@@ -16,7 +16,8 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
         return
     book, number, units = Book(prompt=1, questions={0: np.zeros(1, np.int32)}), 0, perceiver.frame_units
     book.add_sources(np.arange(1, dtype=np.int32), np.zeros((3, 1), np.int32), TEXT)
-    book.add_words(np.array([-1], np.int32), np.zeros((3, 1), np.int32), 0, [0], [0])
+    for word in range(2):  # one after each of two frames, so that how likely they were can be asked
+        book.add_words(np.array([-1 - word], np.int32), np.zeros((3, 1), np.int32), word, [0], [0], word)
     for fills in (False, True, True):
         while fills and not memory.is_full(book):
             first = len(book.source_slots)
@@ -25,11 +26,11 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
             slots = np.arange(first, first + units, dtype=np.int32)
             book.add_sources(slots, np.broadcast_to(slots, (3, units)), number, np.arange(units, dtype=np.int32))
             number += 1
-        kept = Kept(np.arange(len(book.source_slots), dtype=np.int32), np.arange(1, dtype=np.int32))
+        kept = Kept(*(np.arange(len(slots), dtype=np.int32) for slots in (book.source_slots, book.word_slots)))
         if fills:
             kept = memory.keep(book, lambda: speaker.read(0, book.source_slots, speaker.left))
         count = np.shape(kept.sources)[-1] + (kept.fetched.length if kept.fetched else 0)
-        moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots)
+        moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots[: len(kept.words)])
         if kept.fetched is not None:
             moves = moves._replace(incoming=incoming(book, kept.fetched))
         speaker.move(0, moves, speaker.left)

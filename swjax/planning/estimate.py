@@ -6,11 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from swjax.attention.tpu_blocks import Plan, TPUBlocks, make_plan
+from swjax.attention.tpu_work import KEY_GRADIENTS, kernel_work
 from swjax.chips import Chip
 from swjax.models.config import ModelConfig
 from swjax.planning.bundles import Block, read_blocks
@@ -21,9 +17,6 @@ from swjax.streaming import KeySpans
 KERNELS = "span_attention"
 _REGISTER = 128
 """Lanes of a register: narrower heads take a whole one."""
-
-PRODUCTS = {"span_attention_forward": 2, "span_attention_query_gradient": 3, "span_attention_key_gradients": 4}
-"""Kernel -> products of a tile of keys with a block of rows."""
 
 
 class EstimateError(ValueError):
@@ -90,7 +83,6 @@ def estimate(
     decoder: Sequence[tuple[KeySpans, int]],
     vision: Sequence[tuple[KeySpans, int]],
     slots: int | None = None,
-    blocks: TPUBlocks | None = None,
 ) -> Estimate:
     """Adds up the time of one run on one chip.
 
@@ -105,7 +97,6 @@ def estimate(
         model: sizes.
         decoder, vision: spans of a full row, each with the number of layers that have them, from `spans_of_layers`.
         slots: of the cache that the decoder attends to; None where it attends to the row itself.
-        blocks: of the kernels; the defaults if None.
 
     Raises:
         EstimateError: the program has a kernel that is none of ours, or one whose bundles were not written.
@@ -113,12 +104,11 @@ def estimate(
     if chip.clock is None:
         raise EstimateError("nothing is known of the cycles of this chip")
     scheduled = read_blocks(bundles, KERNELS)
-    sizes = TPUBlocks() if blocks is None else blocks
     cycles: dict[str, tuple[float, KernelEstimate]] = {}
 
     def kernel_cycles(call: Instruction) -> float:
         if call.name not in cycles:
-            cycles[call.name] = _kernel(call, scheduled, chip, model, decoder, vision, slots, sizes)
+            cycles[call.name] = _kernel(call, scheduled, chip, model, decoder, vision, slots)
         return cycles[call.name][0]
 
     schedule = read_schedule(text, clock=chip.clock, link_bandwidth=chip.link_bandwidth, kernel_cycles=kernel_cycles)
@@ -142,12 +132,8 @@ def _kernel(
     decoder: Sequence[tuple[KeySpans, int]],
     vision: Sequence[tuple[KeySpans, int]],
     slots: int | None,
-    sizes: TPUBlocks,
 ) -> tuple[float, KernelEstimate]:
     """Cycles of one call on one chip, and what is known of the kernel; `calls` and `seconds` are left at zero."""
-    products = next((number for name, number in PRODUCTS.items() if call.name.startswith(name)), None)
-    if products is None:
-        raise EstimateError(f"the program has a kernel {call.name!r}, of which nothing is known")
     # A kernel that is equal to another one is compiled once, and written under the name of one of them.
     name = call.name if call.name in scheduled else _twin(call.name, scheduled)
     is_vision = re.search(r'op_name="[^"]*vision', call.rest) is not None
@@ -156,33 +142,32 @@ def _kernel(
     group = part.num_heads // key_heads
     # The rows of a chip: batch, heads and blocks of rows of the output or, for keys, of the queries that are read.
     rows = next(shape.dims for shape in (*call.shapes, *_operand_shapes(call)) if len(shape.dims) == 4)
-    is_keys = call.name.startswith("span_attention_key_gradients")
-    largest = sizes.backward_keys if is_keys else sizes.keys
-    length = len(layers[0][0].start)
-    q = jax.ShapeDtypeStruct((1, length, group, part.head_dim), jnp.bfloat16)
-    num_keys = length if is_vision or slots is None else slots
-    plan = make_plan(q, 1, num_keys, sizes, largest)  # type: ignore[arg-type]
-    counts = np.array([np.multiply(count_tiles(spans, plan), number) for spans, number in layers]).sum(axis=0)
-    whole, masked = (float(count) / sum(number for _, number in layers) for count in counts)
+    work = kernel_work(
+        call.name,
+        layers,
+        group=group,
+        head_dim=part.head_dim,
+        num_keys=len(layers[0][0].start) if is_vision or slots is None else slots,
+    )
     # All of a row's blocks are on one chip, or as many as the context axis leaves there.
-    share = 1.0 if is_keys else min(rows[2] / (plan.num_row_blocks * plan.rows), 1.0)
+    by_keys = call.name.startswith(KEY_GRADIENTS)
+    share = 1.0 if by_keys else min(rows[2] / (work.row_blocks * work.rows), 1.0)
     heads = rows[0] * rows[1] * share
     tile_blocks, others = _tile_blocks(name, scheduled[name])
     width = -(-part.head_dim // _REGISTER) * _REGISTER
-    in_units = products * plan.tile * plan.rows * width / (chip.multiply_adds or 1)
+    in_units = work.products * work.tile * work.rows * width / (chip.multiply_adds or 1)
     cycles = float(heads) * (
-        whole * max(tile_blocks[0].bundles, in_units)
-        + masked * max(tile_blocks[-1].bundles, in_units)
-        + plan.num_row_blocks * others
+        work.whole * max(tile_blocks[0].bundles, in_units)
+        + work.masked * max(tile_blocks[-1].bundles, in_units)
+        + work.row_blocks * others
     )
-    if products == 2:  # with few queries, fetching keys and values takes longer than all that is done with them
-        fetched = 2 * float(heads) * (whole + masked) * plan.tile * width * plan.itemsize
+    if work.products == 2:  # with few queries, fetching keys and values takes longer than all that is done with them
+        fetched = 2 * float(heads) * (work.whole + work.masked) * work.tile * width * work.itemsize
         cycles = max(cycles, fetched / chip.memory_bandwidth * (chip.clock or 0.0) * chip.cores)
-    pairs = plan.tile * plan.group * plan.queries
     return cycles / chip.cores, KernelEstimate(
         bundles=tile_blocks[0].bundles,
         masked_bundles=tile_blocks[-1].bundles,
-        pairs_a_bundle=pairs / max(tile_blocks[0].bundles, in_units),
+        pairs_a_bundle=work.pairs / max(tile_blocks[0].bundles, in_units),
         matrix=tile_blocks[0].matrix,
         calls=0.0,
         seconds=0.0,
@@ -198,24 +183,6 @@ def _twin(name: str, scheduled: Mapping[str, Sequence[Block]]) -> str:
             "the kernel out of its cache"
         )
     return twins[0]
-
-
-def count_tiles(spans: KeySpans, plan: Plan) -> tuple[int, int]:
-    """Tiles of keys that all blocks of rows of one head go through: those that all rows see whole, and the others.
-
-    Args:
-        spans: of one row, [T].
-        plan: of the kernel's call.
-    """
-    missing = plan.num_row_blocks * plan.queries - plan.length
-    start, stop = (np.pad(np.asarray(edge), (0, missing)).reshape(plan.num_row_blocks, -1) for edge in spans)
-    is_empty = start >= stop
-    high = np.where(is_empty, 0, stop).max(axis=1)
-    low = np.minimum(np.where(is_empty, plan.num_keys, start).min(axis=1), high)
-    tiles = -(-high // plan.tile) - low // plan.tile
-    first_whole, end_whole = -(-start.max(axis=1) // plan.tile), stop.min(axis=1) // plan.tile
-    whole = np.maximum(np.minimum(end_whole, -(-high // plan.tile)) - np.maximum(first_whole, low // plan.tile), 0)
-    return int(whole.sum()), int((tiles - whole).sum())
 
 
 def _tile_blocks(name: str, blocks: Sequence[Block]) -> tuple[list[Block], int]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from swjax.attention.tpu_work import products_of
 from swjax.models.config import ModelConfig
 from swjax.streaming import KeySpans, SpecialTokens, StreamLayout, Variant, build_layout
 from swjax.training.flops import Rows
@@ -113,11 +114,7 @@ def kernel_flops(model: ModelConfig, rows: Rows, name: str, source: str) -> floa
     Raises:
         ValueError: if it is not one of ours.
     """
-    products = {"span_attention_forward": 2, "span_attention_query_gradient": 3, "span_attention_key_gradients": 4}
-    matching = [number for known, number in products.items() if name.startswith(known)]
-    if not matching:
-        raise ValueError(f"the program has a kernel {name!r}, of which nothing is known")
     of_vision = "vision" in source
     part = model.vision if of_vision else model.text
     pairs = rows.vision_pairs if of_vision else rows.decoder_pairs
-    return 2.0 * matching[0] * rows.count * pairs * part.num_heads * part.head_dim
+    return 2.0 * products_of(name) * rows.count * pairs * part.num_heads * part.head_dim

@@ -26,7 +26,9 @@ from swjax.attention.reference import reference_span_attention
 from swjax.attention.sharded import sharded_kernel
 from swjax.attention.tpu import TPUBlocks, make_tpu_kernel
 
-SMALL = make_tpu_kernel(TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True)
+SMALL = make_tpu_kernel(
+    TPUBlocks(forward_rows=256, chunk=32, rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True
+)
 
 
 small = functools.partial(attend, SMALL)

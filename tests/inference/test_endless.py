@@ -10,7 +10,7 @@ from full_passes import QUESTION, make_frames
 
 from swjax.inference import BatchEngine, Sampling, StreamEnded, StreamSession, StreamSettings
 from swjax.inference import stream as stream_module
-from swjax.inference.memory import KEEP_ALL, StreamMem, Window
+from swjax.inference.memory import KEEP_ALL, PeakEnd, ReKV, StreamMem, Window
 from swjax.inference.room import bounded_room
 
 GRID = (4, 4)
@@ -134,7 +134,10 @@ def test_what_was_said_is_handed_out_and_not_kept(weights, tokenizer, monkeypatc
 def test_rows_are_made_as_long_as_the_budget_needs_at_the_first_frame(weights, tokenizer):
     settings = StreamSettings(wait_k=2, max_tail=2, memory=BUDGET)
     engine = make_engine(weights, slots=40, word_slots=8, max_slots=1000)
-    *_, stream = watched(engine, tokenizer, settings, 1)
+    seen = [(stream, set(engine._speaker._prepared)) for stream in watched(engine, tokenizer, settings, 30)]
+    stream, prepared = seen[-1]
+    assert seen[0][1] == prepared, "none longer than these are compiled, however full they are"
+    assert len(prepared) > 1
     room = bounded_room(settings, 4, engine._sizes.passes[-1], stream._scheduler.prompt)
     assert room == (11 + 2 + 9, 96 + 4 + 24)
     assert (engine._speaker.left, engine._speaker.slots) == (room[0], sum(room))
@@ -177,13 +180,16 @@ def test_questions_leave_with_their_time_when_they_are_answered(weights, tokeniz
     assert not (book.frames == -2).any()
 
 
-def test_a_warm_engine_compiles_nothing_for_a_memory(weights, tokenizer, compilations):
+@pytest.mark.parametrize("policy", [StreamMem, PeakEnd, ReKV])
+def test_a_warm_engine_compiles_nothing_for_a_memory(weights, tokenizer, compilations, policy):
     """Not even when it drops something for the first time, and reads keys for that."""
-    memory = StreamMem(sources=64, words=8, first_words=2)
+    memory = policy(sources=64, words=8, first_words=2)
     engine = make_engine(weights)
     engine.warm_up(GRID, memory)
     before = len(compilations)
     settings = StreamSettings(wait_k=2, max_tail=2, memory=memory, sampling=PENALIZED)
     *_, stream = watched(engine, tokenizer, settings, 30)
-    assert len(stream._scheduler._track.book.frames.shape) == 3, "sources have been dropped, by layer"
+    book = stream._scheduler._track.book
+    assert policy is PeakEnd or len(book.frames.shape) == 3, "sources have been dropped, by layer"
+    assert 0 not in book.frames[..., -16:]
     assert len(compilations) == before

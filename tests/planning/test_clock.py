@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from swjax.attention.tpu_blocks import TPUBlocks, make_plan
+from swjax.attention.tpu_work import count_tiles
 from swjax.chips import CHIPS
 from swjax.planning.bundles import read_blocks
 from swjax.planning.clock import read_schedule
-from swjax.planning.estimate import count_tiles
 from swjax.streaming import KeySpans
 
 # ruff: noqa: E501 (a program's text has long lines)
@@ -142,7 +142,7 @@ def test_tiles_are_those_that_the_kernel_goes_through(length, group):
     spans = KeySpans(start, np.minimum(start + rng.integers(0, length // 2, length), length))
     blocks = TPUBlocks(rows=256, queries=128, keys=512, tile=256)
     shape = type("Shape", (), {"shape": (1, length, group, 128), "dtype": np.dtype(np.float32)})()
-    plan = make_plan(shape, 1, length, blocks, blocks.keys)
+    plan = make_plan(shape, 1, length, blocks, rows=blocks.rows, keys=blocks.keys)
     whole = masked = 0
     for first in range(0, length, plan.queries):
         seen = [
@@ -194,7 +194,7 @@ q, k = shape((1, 2048, 28, 128)), shape((1, 2048, 4, 128))
 edge = shape((1, 2048), jnp.int32)
 jax.jit(both).lower(q, k, k, edge, edge).compile()
 found = {
-    name: max(block.bundles for block in blocks if block.matrix > 0.3) for name, blocks in read_blocks(folder, "span").items()
+    name: [block.bundles for block in blocks if block.matrix > 0.3] for name, blocks in read_blocks(folder, "span").items()
 }
 product = jax.jit(lambda a, b: jax.nn.silu(a @ b)).lower(shape((8192, 3584)), shape((3584, 18944))).compile()
 clock = chip_of(device.device_kind).clock
@@ -225,11 +225,16 @@ def test_the_compiler_s_clock_of_a_product_and_of_the_kernels(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.split("FOUND ")[1])
     bundles = {name.rpartition(".")[0] or name: value for name, value in found.items() if name.startswith("span")}
-    # Of 512 keys and 896 rows, masked, on v5p (libtpu 0.0.51).
-    bar = {"span_attention_forward": 2729, "span_attention_key_gradients": 3352, "span_attention_query_gradient": 2579}
+    # Of 512 keys and 3,584 rows forward, 896 backward, on v5p (libtpu 0.0.51): where all rows see all keys, and masked.
+    bar = {
+        "span_attention_forward": [7869, 8754],
+        "span_attention_key_gradients": [3349, 3352],
+        "span_attention_query_gradient": [2514, 2579],
+    }
     assert set(bundles) == set(bar)
-    for name, bound in bar.items():
-        assert bundles[name] <= 1.05 * bound, name
+    for name, bounds in bar.items():
+        for of_tile, bound in zip((bundles[name][0], bundles[name][-1]), bounds, strict=True):
+            assert of_tile <= 1.05 * bound, name
     # 5,126,604 cycles; the compiler's own total of the same program is a little less.
     assert found["product"] == pytest.approx(2.93e-3, rel=0.03)
     assert found["product"] == pytest.approx(found["compiler"], rel=0.05)

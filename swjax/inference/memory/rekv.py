@@ -124,26 +124,19 @@ class ReKV(Budget):
         if count < 1:
             return None
         query = host.asked[1]
-        copies = host[0].keys.shape[1] // query.shape[1]  # on a mesh each key head may stand more than once
+        copies = host.piece(0)[0].shape[1] // query.shape[1]  # on a mesh each key head may stand more than once
         best = host.best(np.repeat(query, copies, axis=1), count)
-        keys, values = (np.zeros((*x.shape[:2], most * host.size, x.shape[3]), x.dtype) for x in host[0][:2])
-        for layer, index in np.ndindex(best.shape):
-            block, at = host[int(best[layer, index])], slice(index * host.size, (index + 1) * host.size)
-            keys[layer, :, at], values[layer, :, at] = block.keys[layer], block.values[layer]
-
-        def labels(name: str) -> Int32[np.ndarray, "... L 1 n"]:
-            rows = [np.concatenate([getattr(host[one], name) for one in row], axis=-1) for row in best.tolist()]
-            return np.stack(rows, axis=-2)[..., None, :]
-
-        moved = np.stack([[book.set_back - host[one].set_back for one in row] for row in best.tolist()]).astype(
-            np.int32
-        )
-        moved = np.repeat(np.moveaxis(moved, -1, 0), host.size, axis=-1)[:, :, None]
-        stored_ids, frames = labels("ids"), labels("frames")
-        ids = stored_ids + moved
+        keys, values = (np.zeros((*x.shape[:2], most * host.size, x.shape[3]), x.dtype) for x in host.piece(0))
+        for index, chosen in enumerate(best.T.tolist()):
+            at = slice(index * host.size, (index + 1) * host.size)
+            for layer, one in enumerate(chosen):
+                of_block = host.piece(one)
+                keys[layer, :, at], values[layer, :, at] = of_block[0][layer], of_block[1][layer]
+        labels = host.labels(best)
+        ids = labels.ids + (book.set_back.astype(np.int32)[:, None, None, None] - labels.set_back)
         if self.positions in ("contiguous", "apart"):
-            ids = ids + self._to_window(book, stays, words, ids, frames)
-        return Fetched(book.prompt, keys, values, stored_ids, ids, frames, labels("places"))
+            ids = ids + self._to_window(book, stays, words, ids)
+        return Fetched(book.prompt, keys, values, labels.ids, ids, labels.frames, labels.places)
 
     def _to_window(
         self,
@@ -151,7 +144,6 @@ class ReKV(Budget):
         stays: Int32[np.ndarray, "m"],
         words: Int32[np.ndarray, "w"],
         ids: Int32[np.ndarray, "3 L 1 n"],
-        frames: Int32[np.ndarray, "L 1 n"],
     ) -> Int32[np.ndarray, "3 L 1 n"]:
         """By how many ids blocks are to be turned so that they stand right before the window."""
         host = book.host
@@ -159,7 +151,7 @@ class ReKV(Budget):
         after = book.ids.reshape(3, -1, len(book.source_slots))[0, 0, stays[stays >= book.prompt]]
         if book.is_joint:
             after = np.concatenate([after, book.word_ids[0, words[book.words[words] >= self.first_words]]])
-        firsts = ids[0, :, 0].reshape(len(frames), -1, host.size).min(axis=-1)
+        firsts = ids[0, :, 0].reshape(ids.shape[1], -1, host.size).min(axis=-1)
         rank = np.cumsum(np.diff(firsts, axis=1, prepend=firsts[:, :1]) > 0, axis=1)
         target = int(after.min()) - (rank[:, -1:] + 1 - rank) * max(1, host.step)
         turn = np.repeat(target - firsts, host.size, axis=1)[:, None].astype(np.int32)
