@@ -1,6 +1,9 @@
 """What the compilers of platforms want beside a program."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
+
+from swjax.plain import Json
 
 _TRAINING = {
     # It writes a product or a kernel's result straight into the stack of what a loop keeps, and computes it again for
@@ -29,7 +32,7 @@ _ON_TPU = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
 }
 
-TRAINING_OPTIONS = MappingProxyType({"gpu": _TRAINING, "tpu": _ON_TPU})
+TRAINING_OPTIONS: Mapping[str, Json] = MappingProxyType({"gpu": _TRAINING, "tpu": _ON_TPU})
 """By platform of the devices, options for `jax.jit(compiler_options=...)` of training steps."""
 
 STREAMING_OPTIONS = MappingProxyType({"gpu": _STREAMING})
