@@ -8,14 +8,14 @@ implementation; one without a backward pass of its own, as the dense `reference`
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import mlir
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from swjax.streaming import KeySpans
 
@@ -28,6 +28,12 @@ ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"
 Forward = Callable[[Array, Array, Array, KeySpans], tuple[Array, Any]]
 Backward = Callable[[Array, Array, Array, KeySpans, Array, Array, Array], tuple[Array, Array, Array]]
 
+
+Avals = Sequence[tuple[tuple[int, ...], DTypeLike]]
+"""Shapes and dtypes."""
+
+Residuals = tuple[Array, Array, Array, KeySpans, Array, Array]
+"""q, k, v, spans, out and lse."""
 
 CacheAttention = Callable[[Array, Array, Array, Array, KeySpans], Array]
 """Attention to a cache: (q [B, T, N, H], keys [layers, B, K, S, H], values, layer int32[], spans) -> [B, T, N, H]."""
@@ -72,13 +78,13 @@ def _attend(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans) -> Ar
     return kernel.forward(q, k, v, spans)[0]
 
 
-def _attend_forward(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans) -> tuple[Array, tuple[Any, ...]]:
+def _attend_forward(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans) -> tuple[Array, Residuals]:
     out, lse = kernel.forward(q, k, v, spans)
     out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
     return out, (q, k, v, spans, out, lse)
 
 
-def _attend_backward(kernel: Kernel, residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Array, None]:
+def _attend_backward(kernel: Kernel, residuals: Residuals, dout: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, spans, out, lse = residuals
     assert kernel.backward is not None  # or JAX would differentiate
     return (*kernel.backward(q, k, v, spans, out, lse, dout), None)
@@ -148,7 +154,7 @@ def refuse(reason: str, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[Array, 
     return tuple(_refuse_p.bind(reason=reason, avals=tuple((s.shape, jnp.dtype(s.dtype)) for s in shapes)))
 
 
-def _refuse_lowering(ctx: mlir.LoweringRuleContext, *, reason: str, avals: Any) -> Any:
+def _refuse_lowering(ctx: mlir.LoweringRuleContext, *, reason: str, avals: Avals) -> NoReturn:
     raise ValueError(reason.format(platform=", ".join(ctx.module_context.platforms)))
 
 
@@ -157,12 +163,12 @@ _refuse_p.multiple_results = True
 
 
 @_refuse_p.def_impl
-def _refuse_now(*, reason: str, avals: Any) -> Any:
+def _refuse_now(*, reason: str, avals: Avals) -> NoReturn:
     raise ValueError(reason.format(platform=jax.default_backend()))
 
 
 @_refuse_p.def_abstract_eval
-def _refuse_shapes(*, reason: str, avals: Any) -> list[Any]:
+def _refuse_shapes(*, reason: str, avals: Avals) -> list[jax.core.ShapedArray]:
     return [jax.core.ShapedArray(shape, dtype) for shape, dtype in avals]
 
 

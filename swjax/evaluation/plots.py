@@ -83,7 +83,7 @@ def variants_side_by_side(rows: Sequence[Row], metrics: Sequence[str]) -> Figure
                     scores.append(score)
             means, errors = _error_bars(scores, scale(metric))
             axis.bar(places, means, width, yerr=errors, capsize=2, label=str(schedule))
-        axis.set_xticks(range(len(variants)), variants, rotation=45, ha="right")
+        axis.set_xticks(range(len(variants)), list(map(str, variants)), rotation=45, ha="right")
         axis.set_ylabel(title(metric))
     axes[0].legend(title="schedule")
     return figure

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -52,9 +51,9 @@ def settings_of(rows: Sequence[Row]) -> list[str]:
     return varying or ["schedule"]
 
 
-def group(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+def group(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[object, ...], list[Row]]:
     """Rows by their values in some columns, in the order of the table."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(column) for column in columns), []).append(row)
     return groups
@@ -81,12 +80,12 @@ def summarise(rows: Sequence[Row], metric: str) -> Interval | None:
     return _student(values)
 
 
-def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[Any, Interval]:
+def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[object, Interval]:
     """What a random schedule changes, by the values of a column: score under it less the score under the fixed one.
 
     Differences are taken run by run, so what seeds differ by otherwise cancels.
     """
-    drops: dict[Any, Interval] = {}
+    drops: dict[object, Interval] = {}
     for (value,), same in group(rows, [column]).items():
         differences = []
         for of_run in group(same, ["run"]).values():
@@ -101,7 +100,7 @@ def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[Any
     return drops
 
 
-def differences(rows: Sequence[Row], metric: str, column: str, against: Any) -> dict[tuple[Any, str], Interval]:
+def differences(rows: Sequence[Row], metric: str, column: str, against: object) -> dict[tuple[object, str], Interval]:
     """By how much a metric is higher than at one value of a column, seed by seed, so that what seeds share cancels.
 
     Args:
@@ -113,17 +112,19 @@ def differences(rows: Sequence[Row], metric: str, column: str, against: Any) -> 
     Returns:
         By value of the column and schedule; only what at least one seed has at both values.
     """
-    found: dict[tuple[Any, str], Interval] = {}
+    found: dict[tuple[object, str], Interval] = {}
     for (value, schedule), same in group(rows, [column, "schedule"]).items():
         base = [row for row in rows if row.get(column) == against and row["schedule"] == schedule]
         theirs, ours = _by_seed(base, metric), _by_seed(same, metric)
         both = [seed for seed in ours if seed in theirs]
         if both and value != against:
-            found[value, schedule] = _student(np.array([ours[seed] - theirs[seed] for seed in both]))
+            found[value, str(schedule)] = _student(np.array([ours[seed] - theirs[seed] for seed in both]))
     return found
 
 
-def markdown_differences(rows: Sequence[Row], column: str, against: Any, metrics: Sequence[str] | None = None) -> str:
+def markdown_differences(
+    rows: Sequence[Row], column: str, against: object, metrics: Sequence[str] | None = None
+) -> str:
     """`differences` as a table, a line a value and schedule.
 
     Raises:
@@ -145,7 +146,7 @@ def markdown_differences(rows: Sequence[Row], column: str, against: Any, metrics
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _by_seed(rows: Sequence[Row], metric: str) -> dict[Any, float]:
+def _by_seed(rows: Sequence[Row], metric: str) -> dict[object, float]:
     by_seed = group([row for row in rows if is_measured(row, metric)], ["seed"])
     return {seed: float(np.mean([row[metric] for row in same])) for (seed,), same in by_seed.items()}
 
@@ -201,7 +202,7 @@ def _cells(
     return [*settings, "runs", "schedules", *map(title, chosen)], lines
 
 
-def _schedule_of(row: Row) -> tuple[Any, Any]:
+def _schedule_of(row: Row) -> tuple[object, object]:
     return row["schedule"], row.get("schedule_seed")
 
 

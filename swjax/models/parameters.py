@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -55,7 +56,7 @@ def widened(parameters: Leaves, tile: int) -> Parameters:
         tile: what the widths become a multiple of; 1 changes nothing.
     """
 
-    def widen(path: str, leaf: Any) -> Any:
+    def widen(path: str, leaf: Array) -> Array:
         axes = path.rpartition("_")[2]
         short = -leaf.shape[axes.index("f") - len(axes)] % tile if "f" in axes else 0
         if not short:
