@@ -67,7 +67,7 @@ class Watched:
 
 
 def make_checkpoint(folder: Path, *, ends: bool = True) -> None:
-    """A model that has learned nothing, but says other words about other pictures; and, if `ends`, may end an answer."""
+    """A model that has learned nothing, but says other words about other pictures, and may end an answer or not."""
     from flax import nnx
 
     from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
