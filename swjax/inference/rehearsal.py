@@ -26,7 +26,8 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
             slots = np.arange(first, first + units, dtype=np.int32)
             book.add_sources(slots, np.broadcast_to(slots, (3, units)), number, np.arange(units, dtype=np.int32))
             number += 1
-        kept = Kept(*(np.arange(len(slots), dtype=np.int32) for slots in (book.source_slots, book.word_slots)))
+        sources, words = (np.arange(len(slots), dtype=np.int32) for slots in (book.source_slots, book.word_slots))
+        kept = Kept(sources, words)
         if fills:
             kept = memory.keep(book, lambda: speaker.read(0, book.source_slots, speaker.left))
         count = np.shape(kept.sources)[-1] + (kept.fetched.length if kept.fetched else 0)
