@@ -94,7 +94,7 @@ async def film(port: int, number: int, seconds: float, pace: float) -> Camera:
                         newest = heard["after_frame"]
                         camera.spoken.append((sent_s.pop(newest), now))
                 case "ended" | "error":
-                    camera.ended = str(heard)
+                    camera.ended = str(heard.get("reason") or heard["message"])
         if sending is not None:
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
@@ -133,7 +133,7 @@ def main() -> None:
     seconds = 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, log = Path(folder) / "model", Path(folder) / "log"
-        make_checkpoint(checkpoint)
+        make_checkpoint(checkpoint, ends=False)
         server, port = serve(checkpoint, log, limits)
         try:
             cpu = time.process_time()

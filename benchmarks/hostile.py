@@ -66,8 +66,8 @@ class Watched:
     errors: list[str] = field(default_factory=list)
 
 
-def make_checkpoint(folder: Path) -> None:
-    """A model that has learned nothing, but says other words about other pictures."""
+def make_checkpoint(folder: Path, *, ends: bool = True) -> None:
+    """A model that has learned nothing, but says other words about other pictures, and may end an answer or not."""
     from flax import nnx
 
     from swjax.data.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
@@ -84,7 +84,12 @@ def make_checkpoint(folder: Path) -> None:
         video_token_id=SpecialTokens.from_tokenizer(tokenizer).video_pad,
     )
     record = {"variant": "gdpe", "wait_k": 3, "min_pixels": 56 * 56, "max_pixels": 56 * 56}
-    save_hf(Qwen2_5_VL(config, rngs=nnx.Rngs(3)), folder, more_config={"streaming": record})
+    model = Qwen2_5_VL(config, rngs=nnx.Rngs(3))
+    if not ends:
+        decoder = model.decoder
+        head = decoder.embedding_vd if config.text.tie_word_embeddings else decoder.head_vd
+        head[...] = head[...].at[SpecialTokens.from_tokenizer(tokenizer).im_end].set(0)
+    save_hf(model, folder, more_config={"streaming": record})
     copy_tokenizer(SHIPPED_TOKENIZER, folder)
 
 
