@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"), help="(default: %(default)s)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/moving_shapes"), help="(default: %(default)s)")
     parser.add_argument("--export", type=Path, default=Path("exports/moving_shapes"), help="(default: %(default)s)")
-    parser.add_argument("--train", type=int, default=3000, help="training videos (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=4000, help="training videos (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=100, help="videos for the loss in training (default: 100)")
     parser.add_argument("--held-out", type=int, default=100, help="test videos to measure on (default: %(default)s)")
 
