@@ -5,8 +5,7 @@
 
 A small model with random weights is served (`swjax serve`, a process of its own) with a memory. Cameras, each with an
 address of its own in 127.0.0.0/8, stream pictures until the time is over. A pause is the time from when a frame's last
-picture was sent until its first word came, or between two words of one stream. On a machine where other work stops all
-processes for seconds (SIGSTOP), the cameras stand still, too; that time is reported, and is not part of a pause.
+picture was sent until its first word came, or between two words of one stream.
 """
 
 import argparse
@@ -27,42 +26,18 @@ WARM_S = 60.0
 """Seconds after which nothing may grow."""
 
 
-TICK_S = 0.05
-
-
-@dataclass
-class Standstill:
-    """When this process did not run, as its own clock tells: times at which it began and ended."""
-
-    spans: list[tuple[float, float]] = field(default_factory=list)
-
-    async def watch(self) -> None:
-        """Note all of half a second or more."""
-        before = time.monotonic()
-        while True:
-            await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            if now - before > 0.5:
-                self.spans.append((before, now))
-            before = now
-
-    def running_s(self, began: float, ended: float) -> float:
-        """Seconds between two times in which it ran."""
-        return ended - began - sum(max(0.0, min(ended, stop) - max(began, start)) for start, stop in self.spans)
-
-
 @dataclass
 class Camera:
     """What one camera was told.
 
     Attributes:
-        spoken: from when to when a frame's first word was waited for, after its last picture.
-        gaps: the same of each word after another.
+        spoken: seconds from each frame's last picture to its first word.
+        gaps: seconds between each word and the one before it.
         ended: what ended its stream, or went wrong, before the time was over.
     """
 
-    spoken: list[tuple[float, float]] = field(default_factory=list)
-    gaps: list[tuple[float, float]] = field(default_factory=list)
+    spoken: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
     ended: str = ""
 
 
@@ -88,11 +63,11 @@ async def film(port: int, number: int, seconds: float, pace: float) -> Camera:
                 case "opened":
                     sending = asyncio.create_task(send(socket))
                 case "word":
-                    camera.gaps += [(before, now)] if before else []
+                    camera.gaps += [now - before] if before else []
                     before = now
                     if heard["after_frame"] != newest:
                         newest = heard["after_frame"]
-                        camera.spoken.append((sent_s.pop(newest), now))
+                        camera.spoken.append(now - sent_s.pop(newest))
                 case "ended" | "error":
                     camera.ended = str(heard.get("reason") or heard["message"])
         if sending is not None:
@@ -103,7 +78,7 @@ async def film(port: int, number: int, seconds: float, pace: float) -> Camera:
 
 
 async def run(
-    port: int, server: int, cameras: int, seconds: float, pace: float, still: Standstill
+    port: int, server: int, cameras: int, seconds: float, pace: float
 ) -> tuple[list[Camera], list[tuple[float, float]]]:
     """All cameras at once, and the server's memory every five seconds: seconds and megabytes."""
     began, memory = time.monotonic(), []
@@ -113,10 +88,9 @@ async def run(
             memory.append((time.monotonic() - began, resident_mb(server)))
             await asyncio.sleep(5)
 
-    beside = [asyncio.create_task(one) for one in (sample(), still.watch())]
+    sampling = asyncio.create_task(sample())
     found = await asyncio.gather(*(film(port, number, seconds, pace) for number in range(cameras)))
-    for one in beside:
-        one.cancel()
+    sampling.cancel()
     return list(found), memory
 
 
@@ -137,16 +111,15 @@ def main() -> None:
         server, port = serve(checkpoint, log, limits)
         try:
             cpu = time.process_time()
-            still = Standstill()
-            cameras, memory = asyncio.run(run(port, server.pid, args.cameras, seconds, args.pace, still))
+            cameras, memory = asyncio.run(run(port, server.pid, args.cameras, seconds, args.pace))
             clock = os.sysconf("SC_CLK_TCK")
             ticks = Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
             own, its = time.process_time() - cpu, sum(map(int, ticks)) / clock
         finally:
             server.kill()
-    by_camera = [[still.running_s(*one) for one in camera.spoken] for camera in cameras]
+    by_camera = [camera.spoken for camera in cameras]
     spoken = sorted(one for of_camera in by_camera for one in of_camera)
-    gaps = [still.running_s(*one) for camera in cameras for one in camera.gaps]
+    gaps = [gap for camera in cameras for gap in camera.gaps]
     warm = [mb for at, mb in memory if at > min(WARM_S, seconds / 2)]
     tenth = max(1, len(warm) // 10)
     rows = {
@@ -157,8 +130,6 @@ def main() -> None:
         "longest pause of any stream": f"{spoken[-1]:.2f} s",
         "longest gap between two words of a stream": f"{max(gaps):.2f} s",
         "median of the stream that waited longest": f"{max(map(statistics.median, by_camera)):.2f} s",
-        "the cameras stood still for, longest, in all": f"{max([b - a for a, b in still.spans], default=0.0):.1f} s, "
-        f"{sum(b - a for a, b in still.spans):.0f} s",
         "memory of the server, after a minute and at the end": " and ".join(
             f"{statistics.median(part):.0f}" for part in (warm[:tenth], warm[-tenth:])
         )
