@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from swjax.runs.folder import list_steps
 from swjax.storage import AnyPath, as_path
 from swjax.training.config import flatten
 from swjax.training.speed import SPEED
@@ -47,7 +48,7 @@ def launch(
         # Compiled in little time: what is tested does not depend on how fast a step is.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(file.parent / "compiled"),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **(variables or {}),
     }
     command = [sys.executable, "-m", "swjax.commands.main", "train", "--config", str(file), *arguments]
@@ -100,12 +101,22 @@ def finish(
 
 def wait_for_step(run_dir: str | Path, step: int, processes: Sequence[subprocess.Popen]) -> None:
     """Waits until a step stands in the metrics; if one of the processes ends before, so do the others."""
-    file, latest = Path(run_dir) / "metrics.jsonl", time.monotonic() + LONGEST_S
-    while not (file.exists() and f'{{"step": {step}, ' in file.read_text()):
+    file = Path(run_dir) / "metrics.jsonl"
+    _wait(lambda: file.exists() and f'{{"step": {step}, ' in file.read_text(), f"step {step}", processes)
+
+
+def wait_for_checkpoint(run_dir: str | Path, after: int, processes: Sequence[subprocess.Popen]) -> None:
+    """Waits until there is a whole checkpoint of a later step, so that who starts again has come further."""
+    _wait(lambda: max(list_steps(run_dir), default=0) > after, f"checkpoint after step {after}", processes)
+
+
+def _wait(reached: Callable[[], bool], what: str, processes: Sequence[subprocess.Popen]) -> None:
+    latest = time.monotonic() + LONGEST_S
+    while not reached():
         over = [process for process in processes if process.poll() is not None]
         if over or time.monotonic() > latest:
             with _ended(processes):
-                raise AssertionError(over[0].communicate()[0] if over else f"no step {step} in {LONGEST_S} s")
+                raise AssertionError(over[0].communicate()[0] if over else f"no {what} in {LONGEST_S} s")
         time.sleep(0.005)
 
 

@@ -47,15 +47,14 @@ def check(config: ConfigDict, folder: Path, signals: Sequence[signal.Signals], *
     for number, sent in enumerate(signals):
         process = launched.launch(disturbed)
         launched.wait_for_step(disturbed.run_dir, STEPS_BETWEEN * number + 6 + rng.randrange(8), [process])
+        launched.wait_for_checkpoint(disturbed.run_dir, _starts(disturbed)[-1], [process])
         time.sleep(rng.random() * 0.05)
         process.send_signal(sent)
         launched.finish([process], code=EXIT_PREEMPTED if sent == signal.SIGTERM else -sent)
         print(f"{sent.name}: stopped behind step {launched.metric_lines(disturbed.run_dir)[-1]['step']}")
     launched.finish([launched.launch(disturbed)])
 
-    starts = [
-        json.loads(line)["step"] for line in (folder / "disturbed" / "environment.jsonl").read_text().splitlines()
-    ]
+    starts = _starts(disturbed)
     assert len(starts) == len(signals) + 1
     assert starts == sorted(set(starts)), starts
     assert launched.metric_lines(disturbed.run_dir) == launched.metric_lines(undisturbed.run_dir)
@@ -64,6 +63,12 @@ def check(config: ConfigDict, folder: Path, signals: Sequence[signal.Signals], *
     for path, leaf in left.items():
         bits = [np.asarray(found).view(np.uint32) for found in (leaf, right[path])]
         np.testing.assert_array_equal(*bits, err_msg=path)
+
+
+def _starts(config: ConfigDict) -> list[int]:
+    """The steps that a run was started behind."""
+    lines = (Path(config.run_dir) / "environment.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
 
 
 def main() -> None:
