@@ -24,5 +24,5 @@ Times = Float[np.ndarray, "_"] | Sequence[float]
 Schedule = int | Sequence[int] | Int[np.ndarray, "F"]
 """Answer tokens after each frame, or a count for each frame."""
 
-Grids = Int[np.ndarray, "_ 3"] | Sequence[Sequence[int]]
-"""Temporal steps and patch rows and columns of images or videos."""
+Grids = Int[np.ndarray, "_ 3"] | Float[np.ndarray, "0 3"] | Sequence[Sequence[int]]
+"""Temporal steps and patch rows and columns of images or videos. numpy makes floats of an empty list."""

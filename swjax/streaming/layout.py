@@ -56,7 +56,7 @@ class StreamLayout:
 
 
 def build_layout(
-    input_ids: Int[np.ndarray, "L"],
+    input_ids: Int[np.ndarray, "L"] | Sequence[int],
     video_grid_thw: Grids,
     *,
     variant: Variant | str,

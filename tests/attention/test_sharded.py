@@ -122,7 +122,7 @@ def gdpe_layout(length, per_frame=64):
     before = [special.im_start, 7, special.newline, special.vision_start]
     ids = [*before, *[special.video_pad] * (frames * per_frame), *special.trailer, *special.prefix, *answer]
     ids += [special.im_end, special.newline]
-    return build_layout(np.array(ids), [[frames, 16, per_frame // 4]], variant="gdpe", special_tokens=special).spans
+    return build_layout(ids, [[frames, 16, per_frame // 4]], variant="gdpe", special_tokens=special).spans
 
 
 def gdpe_row():

@@ -33,7 +33,7 @@ def test_layouts_are_those_of_training(files, variant):
         fps, gap = float(rng.choice([1, 2, 4, 1.6])), int(rng.integers(0, 300))
         wanted = build_layout(
             np.array(ids),
-            np.array(grids, np.int64).reshape(-1, 3),
+            np.array(grids).reshape(-1, 3),
             variant=variant,
             schedule=schedule,
             gap=gap,
