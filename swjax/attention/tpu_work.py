@@ -10,11 +10,11 @@ import numpy as np
 from swjax.attention.tpu_blocks import Plan, TPUBlocks, make_plan
 from swjax.streaming import KeySpans
 
-PRODUCTS = {"span_attention_forward": 2, "span_attention_query_gradient": 3, "span_attention_key_gradients": 4}
-"""Kernel -> products of a tile of keys with a block of rows."""
-
 KEY_GRADIENTS = "span_attention_key_gradients"
 """The kernel whose grid is over blocks of keys."""
+
+PRODUCTS = {"span_attention_forward": 2, "span_attention_query_gradient": 3, KEY_GRADIENTS: 4}
+"""Kernel -> products of a tile of keys with a block of rows."""
 
 
 @dataclass(frozen=True)

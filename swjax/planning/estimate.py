@@ -99,7 +99,8 @@ def estimate(
         slots: of the cache that the decoder attends to; None where it attends to the row itself.
 
     Raises:
-        EstimateError: the program has a kernel that is none of ours, or one whose bundles were not written.
+        EstimateError: the bundles of a kernel were not written.
+        ValueError: the program has a kernel that is none of ours.
     """
     if chip.clock is None:
         raise EstimateError("nothing is known of the cycles of this chip")
