@@ -7,12 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import launched
 import numpy as np
 import pytest
 import stores
-from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 import swjax.training.loop
@@ -77,7 +75,7 @@ def check_what_follows(commands: Iterator[list[str]], on_disk: Path) -> None:
 
 
 def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
-    gcs, moving_shapes, make_config, compiled_once, tmp_path, monkeypatch
+    gcs, moving_shapes, make_config, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path / "on_disk")
@@ -106,17 +104,8 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
     )
 
 
-@pytest.fixture
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Keeps compiled programs for the later runs of a test."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.slow
-def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, compiled_once, tmp_path, monkeypatch) -> None:
+def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, tmp_path, monkeypatch) -> None:
     config = make_config(tmp_path / "on_disk")
     config.steps, config.data.validation, config.checkpoint_every, config.keep = 4, "", 1, 2
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
