@@ -130,20 +130,31 @@ def s3(_environment):
     yield from _serving(stores.start_s3, _environment, ("AWS_ENDPOINT_URL",))
 
 
-def _serving(start, environment, variables):
+@pytest.fixture(scope="session")
+def azure(_environment):
+    """A proxy before an emulator of Azure Blob Storage that holds az://bucket."""
+    if not stores.find_azurite():
+        say = pytest.fail if os.environ.get("SWJAX_REQUIRE_AZURITE") == "1" else pytest.skip
+        say("there is no azurite-blob on the path, and SWJAX_AZURITE names none (npm install azurite)")
+    # Azure's client waits for fifteen seconds and more before it tries again.
+    _environment.setattr("azure.storage.blob._shared.policies_async.ExponentialRetry.get_backoff_time", lambda *_: 0.05)
+    yield from _serving(stores.start_azure, _environment, ("AZURE_STORAGE_CONNECTION_STRING",), stores.azure_account)
+
+
+def _serving(start, environment, variables, value=lambda proxy: proxy.url):
     proxy = stores.Proxy()
     server: subprocess.Popen = start(proxy)
     for name in variables:
-        environment.setenv(name, proxy.url)
-    assert os.environ[variables[0]] == proxy.url
+        environment.setenv(name, value(proxy))
+    assert os.environ[variables[0]] == value(proxy)
     yield proxy
     server.kill()
     server.wait()
     proxy.close()
 
 
-@pytest.fixture(params=["gs", "s3"])
+@pytest.fixture(params=["gs", "s3", "az"])
 def store(request):
     """A folder of each store, and the proxy before it."""
-    proxy = request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param])
+    proxy = request.getfixturevalue({"gs": "gcs", "s3": "s3", "az": "azure"}[request.param])
     return f"{request.param}://bucket/{request.node.name.partition('[')[0]}", proxy

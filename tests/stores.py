@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import re
 import shlex
+import shutil
 import socket
 import struct
 import subprocess
@@ -17,6 +19,12 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+AZURITE_ACCOUNT = (
+    "DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;"
+    "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+"""What Azurite lets in everywhere: its documentation names it."""
 
 FAULTS = ("503", "reset", "slow", "cut", "lost")
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
@@ -174,6 +182,28 @@ def start_s3(proxy: Proxy) -> subprocess.Popen[bytes]:
     proxy.port = free_port()
     server = _start([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(proxy.port)], proxy.port)
     urllib.request.urlopen(urllib.request.Request(f"{proxy.url}/bucket", method="PUT"), timeout=30).close()
+    return server
+
+
+def find_azurite() -> str | None:
+    """The emulator of Azure Blob Storage: azurite-blob on the path, or what SWJAX_AZURITE names."""
+    return shutil.which(os.environ.get("SWJAX_AZURITE", "azurite-blob"))
+
+
+def azure_account(proxy: Proxy) -> str:
+    """The connection string of Azurite's own account, behind a proxy."""
+    return f"{AZURITE_ACCOUNT};BlobEndpoint={proxy.url}/devstoreaccount1"
+
+
+def start_azure(proxy: Proxy) -> subprocess.Popen[bytes]:
+    """Starts Azurite behind a proxy, with a container named `bucket`."""
+    from azure.storage.blob import ContainerClient
+
+    proxy.port = free_port()
+    words = ["--blobHost", "127.0.0.1", "--blobPort", str(proxy.port), "--inMemoryPersistence", "--skipApiVersionCheck"]
+    server = _start([str(find_azurite()), *words, "--silent", "--disableTelemetry"], proxy.port)
+    with ContainerClient.from_connection_string(azure_account(proxy), "bucket") as made:
+        made.create_container()
     return server
 
 

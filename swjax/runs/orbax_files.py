@@ -6,9 +6,11 @@ Orbax restores a tree as a whole; what it wrote is Zarr in an OCDBT database, of
 import contextlib
 import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import tensorstore as ts
 
 from swjax.hub.errors import CheckpointError
 from swjax.models.stored import Block, StoredArray
-from swjax.storage import AnyPath, is_remote, kvstore
+from swjax.storage import AnyPath, is_remote, kvstore, local_folder
 
 # Orbax's own record of the tree: a folder without it was not written to its end, or lost a part.
 _RECORD = "_METADATA"
@@ -44,7 +46,9 @@ def open_arrays(folder: AnyPath) -> dict[str, StoredArray]:
     """
     with reading(folder):
         (folder / _RECORD).stat()
-        base = {"driver": "ocdbt", "base": kvstore(folder)}
+        # TensorStore has no driver for Azure: there, what it reads is a copy.
+        copy = local_folder(folder) if str(folder).startswith("az://") else None
+        base = {"driver": "ocdbt", "base": kvstore(copy or folder)}
         keys = [key.decode() for key in ts.KvStore.open(base).result().list().result()]
         names = sorted({key.rpartition("/")[0] for key in keys})
         opened = {
@@ -56,7 +60,7 @@ def open_arrays(folder: AnyPath) -> dict[str, StoredArray]:
             )
             for name in names
         }
-        return {name: _stored(folder, future.result()) for name, future in opened.items()}
+        return {name: _stored(folder, copy, future.result()) for name, future in opened.items()}
 
 
 @contextlib.contextmanager
@@ -75,9 +79,11 @@ def reading(folder: AnyPath) -> Iterator[None]:
         raise CheckpointError(_describe_failure(folder, error)) from None
 
 
-def _stored(folder: AnyPath, array: Any) -> StoredArray:
+def _stored(folder: AnyPath, copy: Path | None, array: Any) -> StoredArray:
     def read(block: Block) -> np.ndarray:
         with reading(folder):
+            if copy:
+                os.utime(copy)  # the cache drops what was not used for long
             return array[block].read().result()
 
     rows = array.chunk_layout.read_chunk.shape[0] if array.shape else 1

@@ -44,12 +44,12 @@ def local_file(path: AnyPath) -> Path:
     return known
 
 
-def local_folder(path: AnyPath, patterns: Sequence[str]) -> Path:
-    """The folder itself if it is on disk, else a copy of those of its files that match a pattern; for small files.
+def local_folder(path: AnyPath, patterns: Sequence[str] | None = None) -> Path:
+    """The folder itself if it is on disk, else a copy of it, or of those of its files that match a pattern.
 
     Args:
         path: the folder.
-        patterns: such as `*.json`, or `more/*.json` for files of a folder in it.
+        patterns: such as `*.json`, or `more/*.json` for files of a folder in it; None for all.
 
     Raises:
         StorageError: the store does not give them.
@@ -59,7 +59,7 @@ def local_folder(path: AnyPath, patterns: Sequence[str]) -> Path:
     wanted = {
         name: info
         for name, info in list_objects(path).items()
-        if any(fnmatch.fnmatch(name, one) and name.count("/") == one.count("/") for one in patterns)
+        if patterns is None or any(fnmatch.fnmatch(name, one) and name.count("/") == one.count("/") for one in patterns)
     }
     return _fetch_all(os.fspath(path), wanted, path)
 

@@ -35,7 +35,11 @@ class _Store(NamedTuple):
 STORES = {
     "gs": _Store("gcsfs", "pip install 'swjax[gcs]'", "gcloud auth application-default login"),
     "s3": _Store("s3fs", "pip install 'swjax[s3]'", "aws configure, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    "az": _Store("adlfs", "pip install adlfs", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+    "az": _Store(
+        "adlfs",
+        "pip install 'swjax[azure]'",
+        "AZURE_STORAGE_ACCOUNT_NAME and az login or AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+    ),
     "hf": _Store("huggingface_hub", "pip install huggingface_hub", "hf auth login"),
 }
 """What a URL of a store begins with -> how the store is reached."""
@@ -50,7 +54,8 @@ def as_path(name: str | os.PathLike[str]) -> AnyPath:
         name: a path, or a URL of a store; one that pathlib has taken a slash from is understood.
 
     Raises:
-        StorageError: it is a URL that cannot be opened (`refused_scheme`), or the store's package is not installed.
+        StorageError: it is a URL that cannot be opened (`refused_scheme`), or the store's package is not installed, or
+            has no account.
     """
     text = os.fspath(name)
     found = _SCHEME.match(text)
@@ -63,6 +68,8 @@ def as_path(name: str | os.PathLike[str]) -> AnyPath:
     if importlib.util.find_spec(store.module) is None:
         raise StorageError(f"{scheme}:// needs {store.module}, which is not installed: {store.install}")
     _set_up()
+    if scheme == "az":
+        _check_account()
     return epath.Path(f"{scheme}://{found[2].lstrip('/')}")
 
 
@@ -132,3 +139,12 @@ def _set_up() -> None:
     for protocol in ("gs", "gcs", "s3", "az", "abfs"):
         # Orbax and other processes write beside us: a listing that was kept is a wrong one.
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+
+
+@functools.cache
+def _check_account() -> None:
+    """Refuses Azure without an account: where the first file is opened, it would be an error of no kind."""
+    try:
+        fsspec.filesystem("az")
+    except ValueError as error:
+        raise StorageError(f"az:// cannot be used ({error}); for credentials, {STORES['az'].credentials}") from error

@@ -2,14 +2,16 @@
 
 import argparse
 import importlib.util
+import os
 import re
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from swjax.commands.main import VERBS, main
 from swjax.commands.sweep import load_sweep
-from swjax.storage import StorageError, as_path, copy_file, refused_scheme
+from swjax.storage import StorageError, as_path, copy_file, paths, refused_scheme
 from swjax.training.config_file import load_config
 
 CONFIG = "configs/moving_shapes.py"
@@ -89,11 +91,28 @@ def test_configurations_are_read_from_a_bucket(elsewhere, gcs, capsys):
     assert load_sweep(folder / "sweep.py").grids == ({"seed": (0,)},)
 
 
-def test_a_store_whose_package_is_not_there_says_what_to_install(elsewhere, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3"), ("az", "adlfs", "azure")]
+)
+def test_a_store_whose_package_is_not_there_says_what_to_install(
+    elsewhere, monkeypatch, capsys, scheme, package, extra
+):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))
-    assert main(["train", "--config", CONFIG, "--run-dir", "gs://bucket/run"]) == 2
-    assert "gs:// needs gcsfs, which is not installed: pip install 'swjax[gcs]'" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert main(["train", "--config", CONFIG, "--run-dir", f"{scheme}://bucket/run"]) == 2
+    said = f"{scheme}:// needs {package}, which is not installed: pip install 'swjax[{extra}]'"
+    assert said in capsys.readouterr().err
+
+
+def test_azure_without_an_account_says_what_to_set(elsewhere, monkeypatch, capsys):
+    fsspec.get_filesystem_class("az").clear_instance_cache()
+    paths._check_account.cache_clear()
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    assert main(["import", "az://bucket/run"]) == 2
+    said = capsys.readouterr().err
+    assert "az:// cannot be used (unable to connect to account" in said
+    assert "for credentials, AZURE_STORAGE_ACCOUNT_NAME" in said
 
 
 @pytest.mark.parametrize(

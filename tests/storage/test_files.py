@@ -121,5 +121,5 @@ def test_a_log_grows_and_is_there_when_it_is_asked_for(store):
 
 def test_a_bucket_that_is_not_there_is_named(store):
     check_access(as_path(store[0]) / "any")
-    with pytest.raises(StorageError, match="://nobody_has_this is not there"):
-        check_access(as_path(store[0].partition("bucket")[0] + "nobody_has_this/run"))
+    with pytest.raises(StorageError, match="://nobody-has-this is not there"):
+        check_access(as_path(store[0].partition("bucket")[0] + "nobody-has-this/run"))

@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import launched
 import numpy as np
 import pytest
 import stores
-from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 from rich.console import Console
 
 import swjax.training.loop
@@ -77,7 +76,7 @@ def check_what_follows(commands: Iterator[list[str]], on_disk: Path) -> None:
 
 
 def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
-    gcs, moving_shapes, make_config, compiled_once, tmp_path, monkeypatch
+    gcs, moving_shapes, make_config, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path / "on_disk")
@@ -106,23 +105,23 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
     )
 
 
-@pytest.fixture
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Keeps compiled programs for the later runs of a test."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
-@pytest.mark.slow
-def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, compiled_once, tmp_path, monkeypatch) -> None:
-    config = make_config(tmp_path / "on_disk")
+@pytest.fixture(scope="module")
+def run_on_disk(make_config, tmp_path_factory) -> ConfigDict:
+    """The configuration of a run of four steps, which is on disk."""
+    config = make_config(tmp_path_factory.mktemp("staged") / "on_disk")
     config.steps, config.data.validation, config.checkpoint_every, config.keep = 4, "", 1, 2
     config.model.overrides.vision.update({"depth": 1, "full_attention_blocks": (0,)})
     train(config, console=SILENT)
-    url = config.run_dir = "s3://bucket/runs/staged"
-    with s3.failing(every=40), monkeypatch.context() as patch:
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "root"), [("s3", "s3://bucket"), ("azure", "az://bucket")])
+def test_a_run_in_a_store_that_orbax_does_not_write_to(name, root, request, run_on_disk, tmp_path, monkeypatch) -> None:
+    proxy, on_disk = request.getfixturevalue(name), Path(run_on_disk.run_dir)
+    config = run_on_disk.copy_and_resolve_references()
+    url = config.run_dir = f"{root}/runs/staged"
+    with proxy.failing(every=40), monkeypatch.context() as patch:
         stop_at(patch, 4)
         with pytest.raises(RuntimeError, match="the machine is gone"):
             train(config, console=SILENT)
@@ -131,12 +130,15 @@ def test_a_run_in_a_store_that_orbax_does_not_write_to(s3, make_config, compiled
         (as_path(url) / "checkpoints" / "3" / "commit_success.txt").unlink()  # as a kill within the upload leaves it
         assert list_steps(url) == [2]
         train(config, console=SILENT)
-        exported, local = as_path("s3://bucket/exported"), tmp_path / "exported"
-        for run, output in ((url, exported), (tmp_path / "on_disk", local)):
+        exported, local = as_path(f"{root}/exported"), tmp_path / "exported"
+        for run, output in ((url, exported), (on_disk, local)):
             assert main(["export", "--checkpoint", str(run), "--output", str(output)]) == 0
-        assert_same_arrays(open_hf(exported)[1], open_hf(local)[1])
+        assert main(["import", str(exported), "--out", f"{root}/imported"]) == 0
+        for folder in (exported, as_path(f"{root}/imported")):
+            assert_same_arrays(open_hf(folder)[1], open_hf(local)[1])
+        assert proxy.faults >= 5
     assert list_steps(url) == [3, 4]
-    assert_same_run(as_path(url), tmp_path / "on_disk", 4)
+    assert_same_run(as_path(url), on_disk, 4)
 
 
 @pytest.mark.slow
