@@ -98,10 +98,7 @@ def train(config: Config | Unread, *, console: Console | None = None) -> TrainSt
         elif lengthened:
             length = {"steps": config.steps, "epochs": config.epochs}
             write_json(run_dir / CONFIG, read_run_config(run_dir) | length)
-        data = fingerprint_data(f"{config.data.train},{config.data.validation}")
-        for name in changed_data(run_dir, data) if start else ():
-            console.print(f"[bold]{name} is not what it was at the last start[/]: its examples come in another order")
-        record_start(run_dir, step=start, data=data)
+        _note_data(run_dir, f"{config.data.train},{config.data.validation}", start, console)
     meet("run folder written")
     with (
         watch_preemption() as is_preempted,
@@ -161,6 +158,14 @@ def _check_same_run(run_dir: AnyPath, config: Config) -> None:
             f"{run_dir} holds a run with another configuration:\n  {listed}\n"
             "set these back to resume it, or choose another config.run_dir"
         )
+
+
+def _note_data(run_dir: AnyPath, names: str, start: int, console: Console) -> None:
+    """Records the start with what its data sets are made of, and says which of them have changed since the last one."""
+    data = fingerprint_data(names)
+    for name in changed_data(run_dir, data) if start else ():
+        console.print(f"[bold]{name} is not what it was at the last start[/]: its examples come in another order")
+    record_start(run_dir, step=start, data=data)
 
 
 def _write_run_folder(run_dir: AnyPath, config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
