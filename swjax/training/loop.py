@@ -1,6 +1,7 @@
 """The steps of a run: train, report, validate, save, until the last step or until the run is asked to stop."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
@@ -71,6 +72,13 @@ def run_steps(
     run_dir, bad_before = as_path(config.run_dir), int(state.bad_steps)
     goodput = Goodput(run_dir, start=start, lost_steps=max(0, last_step(run_dir / METRICS) - start))
     waits, seen = InputWatch(), set[Shapes]()
+    put = functools.partial(
+        put_batch,
+        mesh=program.mesh,
+        max_labels=config.data.max_labels,
+        stripe=program.stripe,
+        fields=program.fields,
+    )
     with (
         open_reporter(config, start, clock, console) as reporter,
         watchdog(config.watchdog_minutes) as step_ended,
@@ -84,7 +92,7 @@ def run_steps(
                 rows = next(inputs.batches)
             waited = time.perf_counter() - began
             rows_or_features = rows if features is None else features(rows)
-            batch = _put(rows_or_features, program, config.data.max_labels, config.accumulation)
+            batch = put(rows_or_features, accumulation=config.accumulation)
             clock.begin(step, rows)
             compiled = compilations.seconds
             with _watching(step, batch, seen):
@@ -105,7 +113,7 @@ def run_steps(
             if inputs.validation is not None and (validates or (saves and config.keep_best)):
                 reporter.report()
                 with goodput.spending("validation"):
-                    validation = _validate(config.data.max_labels, program, inputs.validation, state, features)
+                    validation = _validate(put, program, inputs.validation, state, features)
                 reporter.validated(step, validation, validation[BEST_BY])
             stops = is_preempted(step) and not is_last
             if saves or stops:  # a checkpoint follows its step's line
@@ -141,17 +149,6 @@ def _watching(step: int, batch: Batch, seen: set[Shapes]) -> Iterator[None]:
     seen.add(shapes)
 
 
-def _put(rows: Rows, program: Program, max_labels: int, accumulation: int | None = None) -> dict[str, jax.Array]:
-    return put_batch(
-        rows,
-        program.mesh,
-        max_labels=max_labels,
-        accumulation=accumulation,
-        stripe=program.stripe,
-        fields=program.fields,
-    )
-
-
 def _describe_rows(batch: Mapping[str, jax.Array]) -> str:
     accumulation, rows, tokens = batch["token_ids"].shape
     return f"{accumulation} x {rows} rows of {tokens} tokens and {batch['pixel_values'].shape[2]} patches"
@@ -167,7 +164,7 @@ def _describe_bad(most: int, step: int) -> str:
 
 
 def _validate(
-    max_labels: int,
+    put: Callable[[Rows], Batch],
     program: Program,
     rows: Iterable[Rows],
     state: TrainState,
@@ -175,7 +172,7 @@ def _validate(
 ) -> dict[str, float]:
     """What the objective says of all validation examples: means by its counts, `validation_loss` (nats) among them."""
     batches = rows if features is None else map(features, rows)
-    found = jax.device_get([program.eval_step(state, _put(batch, program, max_labels)) for batch in batches])
+    found = jax.device_get([program.eval_step(state, put(batch)) for batch in batches])
     means = {}
     for name in found[0][0]:
         total, count = np.sum([(sums[name], counts[name]) for sums, counts in found], axis=0)
