@@ -253,8 +253,8 @@ def _decode(
         shown = (frame.height, frame.width) if orientation.transposed else (frame.width, frame.height)
         if shape not in (None, shown):
             raise VideoError(
-                f"{file} changes its frame size from {shape} to {shown} at {time_s - start_s:.2f} s; encode it again at "
-                "one size"
+                f"{file} changes its frame size from {shape} to {shown} at {time_s - start_s:.2f} s; "
+                "encode it again at one size"
             )
         if time_s < last_s:
             raise VideoError(f"{file} has timestamps that run backwards at {last_s - start_s:.2f} s; encode it again")
