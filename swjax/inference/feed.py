@@ -48,7 +48,7 @@ class Request:
     speed: float | None = None
     when_behind: WhenBehind = "delay"
     asked: tuple[tuple[float, str], ...] = ()
-    later: tuple[str, ...] = ()
+    later: tuple[Question, ...] = ()
     others: tuple[Iterable[Frame], ...] = ()
     system: str | None = None
 

@@ -138,7 +138,7 @@ class Scheduler:
         self._videos_left -= last
         self._finished = last and not self._videos_left
 
-    def ask(self, token_ids: Int32[np.ndarray, "S"], now: float, *, interrupts: bool) -> int:
+    def ask(self, pieces: tuple[Piece, ...], now: float, *, interrupts: bool) -> int:
         """A question has come behind the frames that have arrived; returns its number.
 
         Behind the last frame it opens a turn of its own, when the answers before it have ended or been broken off.
@@ -147,18 +147,23 @@ class Scheduler:
             if self.on_demand and self.answering is not None and not interrupts:
                 raise ValueError("an answer is under way; speak until it has ended, or interrupt it")
             self._asked += 1
-            self._turns.append(Asked(token_ids, self._asked, now, interrupts))
+            self._turns.append(Asked(pieces, self._asked, now, interrupts))
             return self._asked
         if not self._arrived:
             raise ValueError("no frame has come yet; open the stream with this question, or ask after a frame")
         self._check_counts()
-        self._check_fits(len(token_ids), "question")
+        self._check_fits(self._length(pieces), "question")
         if getattr(self.settings.memory, "positions", "kept") in ("contiguous", "apart"):
             raise ValueError("questions between frames need a memory whose positions are kept, or set back together")
         self._asked += 1
-        self._question_tokens[self._asked] = len(token_ids)
-        self._arrivals.append(Asked(token_ids, self._asked, now, interrupts))
+        self._question_tokens[self._asked] = self._length(pieces)
+        self._arrivals.append(Asked(pieces, self._asked, now, interrupts))
         return self._asked
+
+    def _length(self, pieces: Sequence[Piece]) -> int:
+        """Tokens of texts and images."""
+        sizes = (len(one.patches) // self._merge_size**2 if isinstance(one, Frame) else len(one) for one in pieces)
+        return sum(sizes)
 
     def _check_fits(self, tokens: int, what: str) -> None:
         """Refuse a frame or question that does not fit into what a bounded memory keeps, beside what must stay."""
@@ -220,8 +225,8 @@ class Scheduler:
         match self._next or (coming[0] if coming else None):
             case Arrival(frame=frame):
                 highest += len(frame.patches) // self._merge_size**2
-            case Asked(token_ids=token_ids):
-                highest += len(token_ids)
+            case Asked(pieces=pieces):
+                highest += self._length(pieces)
         return lowest - 1, highest
 
     @property
@@ -308,7 +313,8 @@ class Scheduler:
             self._ahead = arrival
             self._laid += 1
         if isinstance(arrival, Asked):
-            self._queue.append(Group(self._track.text(arrival.token_ids, is_item=True)))
+            (text,) = cast(tuple[np.ndarray], arrival.pieces)
+            self._queue.append(Group(self._track.text(text, is_item=True)))
         if isinstance(arrival, Arrival):
             rows, columns = (size // self._merge_size for size in arrival.frame.grid_hw)
             arrival.places = self._places(arrival, rows * columns)
@@ -352,7 +358,9 @@ class Scheduler:
             self._open.clear()
         self._queue.append(Group(self._track.feed(), is_target=True))
         self._ahead = replace(self._turns.popleft(), cuts_off=cuts_off)
-        self._queue.append(Group(self._track.turn(self._ahead.token_ids)))
+        opens, *pieces = self._ahead.pieces
+        self._queue.append(Group(self._track.turn(cast(np.ndarray, opens))))
+        self._lay_pieces(pieces)
 
     def need(self) -> int:
         """Tokens that the next pass should have room for."""

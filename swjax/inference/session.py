@@ -12,7 +12,7 @@ from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame, check_frame, mark_last
 from swjax.inference.numbers import LARGEST_COUNT
-from swjax.inference.prompt import Question
+from swjax.inference.prompt import Question, images_of
 from swjax.inference.room import padded_size
 from swjax.inference.settings import USUAL_SETTINGS, StreamSettings, check_speed
 from swjax.inference.weights import Model, Weights
@@ -64,9 +64,8 @@ class StreamSession:
         sizes: dict[str, Any] = {"frame_units": FRAME_UNITS, "max_slots": LARGEST_COUNT, "chunk_sizes": CHUNK_SIZES}
         # Nobody waits beside its one stream, so nothing is compiled ahead.
         self._engine = BatchEngine(model, rows=1, grow_ahead=False, clock=clock, **sizes)
-        for piece in () if isinstance(question, str) else question:
-            if isinstance(piece, Frame):
-                self._widen(piece)
+        for image in images_of(question):
+            self._widen(image)
         self._stream = self._engine.open(tokenizer, question=question, settings=settings, system=system, on_demand=True)
         if self._stream.finished:  # nothing is to be watched
             for _ in self._advance():
@@ -112,17 +111,19 @@ class StreamSession:
         check_frame(frame, vision)
         self._engine.widen(padded_size(len(frame.patches) // vision.spatial_merge_size**2))
 
-    def ask(self, question: str, *, interrupt: bool = False) -> QuestionSeen:
+    def ask(self, question: Question, *, interrupt: bool = False) -> QuestionSeen:
         """Ask another question about the video, between two frames or after it; words that are spoken later see it.
 
         Args:
-            question: text.
+            question: text; after the video also texts and images (`make_frame`).
             interrupt: whether the answer under way is broken off. Else its rest is spoken first.
 
         Raises:
             ValueError: if nothing has been seen yet, the question cannot be used, or the video has been finished while
                 an answer that is not interrupted is under way.
         """
+        for image in images_of(question):
+            self._widen(image)
         self._engine.ask(self._stream, question, interrupt=interrupt)
         (seen,) = (event for event in self._advance() if isinstance(event, QuestionSeen))
         return seen
