@@ -75,8 +75,8 @@ class _Feed:
                     engine.ask(self.stream, question)
                 engine.see(self.stream, self.next[0], last=self.next[1])
                 self.next = next(self.frames, None)
-                for question in () if self.next else self.request.later:
-                    engine.ask(self.stream, question)
+                for turn in () if self.next else self.request.later:
+                    engine.ask(self.stream, turn)
         except Exception as error:
             self.stream.fault = error
 

@@ -104,20 +104,20 @@ LATER = (["And ", IMAGE, " or ", make_frames(1, seed=3)[0], "?"], ["Which was re
 
 
 @pytest.mark.parametrize("variant", [Variant.GDPE, Variant.OSPE, Variant.INTERLEAVE, Variant.OFFLINE])
-@pytest.mark.parametrize("name", ["an image between", "images"])
-def test_later_turns_show_images(model, weights, tokenizer, variant, name):
-    question, films = QUESTIONS[name]
+def test_later_turns_show_images(model, weights, tokenizer, variant):
     settings = StreamSettings(variant=variant, wait_k=1, max_tail=WORDS)
-    engine = BatchEngine(weights, rows=1, frame_units=6, grow_ahead=False)
-    request = Request(question, films[0] if films else (), settings, later=LATER)
-    said = [[], [], []]
-    for _, _, event in run_streams(engine, tokenizer, [request]):
+    engine = BatchEngine(weights, rows=2, frame_units=6, grow_ahead=False)
+    asked = [QUESTIONS["an image between"], QUESTIONS["images"]]
+    requests = [Request(question, films[0] if films else (), settings, later=LATER) for question, films in asked]
+    said = [[[], [], []] for _ in requests]
+    for number, _, event in run_streams(engine, tokenizer, requests):
         if isinstance(event, TokenSpoken):
-            said[event.question].append(event.token_id)
-    assert [len(answer) for answer in said[1:]] == [WORDS, WORDS]
-    for turn in (1, 2):
-        turns = [*zip((question, *LATER), said, strict=True)][: turn + 1]
-        assert said[turn] == expected_words(model, tokenizer, turns, films, settings)
+            said[number][event.question].append(event.token_id)
+    for answers, (question, films) in zip(said, asked, strict=True):
+        assert [len(answer) for answer in answers[1:]] == [WORDS, WORDS]
+        for turn in (1, 2):
+            turns = [*zip((question, *LATER), answers, strict=True)][: turn + 1]
+            assert answers[turn] == expected_words(model, tokenizer, turns, films, settings)
 
 
 def test_the_system_prompt_is_read(weights, tokenizer):
@@ -139,3 +139,10 @@ def test_what_cannot_be_asked_is_named(weights, tokenizer):
     session.see(FILMS[0][0])
     with pytest.raises(ValueError, match="about 1 more videos; hand over their frames"):
         session.finish()
+    with pytest.raises(ValueError, match=r"a question between frames is text, got .*; show images before or after"):
+        session.ask([IMAGE, "What?"])
+    session = StreamSession(weights, tokenizer, question=["Who?"])
+    with pytest.raises(ValueError, match="a question after the video shows another video; open a stream"):
+        session.ask(["And?", VIDEO_TAG], interrupt=True)
+    with pytest.raises(ValueError, match=r"a question is text, or texts, images \(make_frame\)"):
+        session.ask([])
