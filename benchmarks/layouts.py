@@ -101,7 +101,7 @@ def measure_step(repeats: int) -> tuple[int, int, float, float, float]:
     grid, patches = np.array([STEP_GRID]), np.prod(STEP_GRID)
     sizes = {"max_tokens": len(ids), "max_labels": len(ids) // 2, "max_patches": patches}
     config = load_config(CONFIG, [f"--config.data.{name}={size}" for name, size in sizes.items()])
-    program = make_program(config, model_config := choose_model(config, tokenizer))
+    program = make_program(config, model_config := choose_model(config.model, None, tokenizer))
     state = make_state(model_config, config, program.optimizer, program.shapes)
     pixels = np.random.default_rng(0).integers(0, 256, (patches, DEFAULT_GEOMETRY.patch_dim), np.uint8)
 

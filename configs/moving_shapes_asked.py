@@ -1,10 +1,11 @@
 """When to speak: Moving Shapes, asked about one kind of event at a time. Silence is most of what is to be learned.
 
-Make the data first: `swjax prepare moving_shapes`. `--config.objective` takes the loss of the paper (`next_token`), or
-one of those that count silence less.
+Make the data first: `swjax prepare moving_shapes`. Half of the examples tell each event as soon as it is seen, as what
+happens is learned sooner from them; the others are asked. `--config.objective` takes the loss of the paper
+(`next_token`), or one of those that count silence less.
 """
 
-import moving_shapes
+import quickstart
 from ml_collections import ConfigDict
 
 from swjax.data.decisions import add_decisions, find_decisions
@@ -16,7 +17,7 @@ LABELS = {"skip": 84_102, "end": 10_998}
 
 
 def get_config() -> ConfigDict:
-    """Returns the configuration of the quickstart, for the questions of asked.jsonl."""
+    """Returns the configuration of the quickstart, for longer, and for questions of asked.jsonl."""
     tokenizer = load_tokenizer()
     add_decisions(tokenizer)
     skip, end = find_decisions(tokenizer).skip, find_decisions(tokenizer).end
@@ -24,14 +25,11 @@ def get_config() -> ConfigDict:
     weights = balanced_weights({skip: LABELS["skip"], end: LABELS["end"]})
     register_objective("focal", weighted_tokens(weights, focus=2.0))
 
-    config = moving_shapes.get_config()
+    config = quickstart.get_config()
     config.run_dir = "runs/asked"
     config.speaking = "decide"
-    config.model.overrides = {"text": {"num_layers": 3, "intermediate_size": 256}}
 
-    config.data.train = "data/moving_shapes/train/asked.jsonl"
+    config.data.train = "data/moving_shapes/train/timed.jsonl, data/moving_shapes/train/asked.jsonl"
     config.data.validation = "data/moving_shapes/validation/asked.jsonl"
-    config.data.max_tokens = 128
-    config.data.batching = "bucket"  # questions and videos differ in length
-    config.data.buckets = ((80, 112), (96, 144))
+    config.steps = 2000
     return config

@@ -3,7 +3,7 @@
 An implementation is a `Kernel`: forward, backward and attention to a cache, and a row of `swjax.attention.KERNELS`.
 This module holds the one differentiation rule for all of them. Between the two passes it keeps the inputs, the output
 and one number a query and head (the log of its softmax's denominator), so that memory is linear in length whatever the
-implementation; one without a backward pass of its own, as the dense `reference`, is left to automatic differentiation.
+implementation; one without a backward pass of its own, as `reference`, is left to automatic differentiation.
 """
 
 import functools

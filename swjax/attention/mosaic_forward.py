@@ -1,14 +1,14 @@
 """The forward pass of span attention on Hopper GPUs, for whole or packed queries."""
 
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, DTypeLike, Float, Int32
 
 from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E
 from swjax.attention.kernel import EMPTY_LSE
@@ -29,6 +29,9 @@ from swjax.attention.mosaic_blocks import (
     shared,
 )
 from swjax.attention.packing import NO_KEYS
+
+Carry: TypeAlias = tuple[Array, Array, Array]
+"""Of a warpgroup's queries: weighted sums of values [queries, features], largest score and sum of weights [queries]."""
 
 
 def attend(
@@ -143,8 +146,7 @@ def _forward_rows(
         if turns is not None:
             plgpu.barrier_arrive(turns.at[1 - warpgroup])
 
-    def attend_block(step: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        sums, largest, total = carry
+    def attend_block(step: Array | int, carry: Carry) -> Carry:
         slot = jax.lax.rem(step, jnp.int32(plan.stages))
         block = first + step
 
@@ -157,13 +159,7 @@ def _forward_rows(
         plgpu.barrier_arrive(keys.freed.at[slot])
         scores = mask_rows(scores, (block >= whole[0]) & (block < whole[1]), block * plan.keys, start, stop)
 
-        new_largest = jnp.maximum(largest, scores.max(axis=1) * plan.scale)
-        weights = jnp.exp2(scores * plan.scale - across(new_largest, scores.shape))
-        shrink = jnp.exp2(largest - new_largest)
-        total = total * shrink + weights.sum(axis=1)
-        sums = sums * across(shrink, sums.shape)
-        narrow = weights.astype(q_shared.dtype)
-        sums, total, new_largest, narrow = jax.lax.optimization_barrier((sums, total, new_largest, narrow))
+        (sums, largest, total), weights = _weigh(scores, carry, plan.scale, q_shared.dtype)
 
         plgpu.barrier_wait(values.filled.at[slot])
         await_turn()
@@ -173,9 +169,9 @@ def _forward_rows(
             def _() -> None:
                 plgpu.barrier_wait(keys.filled.at[jax.lax.rem(step + 1, jnp.int32(plan.stages))])
 
-        (sums,) = add_products(plan, (sums, narrow, values.buffers[0].at[slot]), meanwhile=await_keys)
+        (sums,) = add_products(plan, (sums, weights, values.buffers[0].at[slot]), meanwhile=await_keys)
         plgpu.barrier_arrive(values.freed.at[slot])
-        return sums, new_largest, total
+        return sums, largest, total
 
     nothing = (
         plgpu.layout_cast(jnp.zeros((ROWS, plan.width), jnp.float32), MATRIX),
@@ -186,15 +182,32 @@ def _forward_rows(
     start, stop = (plgpu.layout_cast(edges_shared[i], BY_ROW) for i in range(2))
     pl.when(steps > 0)(lambda: plgpu.barrier_wait(keys.filled.at[0]))
     pl.when(warpgroup == 1)(await_turn)
-    sums, largest, total = jax.lax.fori_loop(0, steps, attend_block, nothing)
+    attended = jax.lax.fori_loop(0, steps, attend_block, nothing)
     pl.when(warpgroup == 0)(pass_turn)
-
-    is_empty = total == 0.0
-    total = jnp.where(is_empty, 1.0, total)
-    out_shared[...] = (sums * across(1.0 / total, sums.shape)).astype(out_shared.dtype)
-    empty_lse = EMPTY_LSE if plan.splits == 1 else NO_KEYS
-    lse_shared[...] = jnp.where(is_empty, empty_lse, largest * (1 / LOG2E) + jnp.log(total))
-    plgpu.commit_smem()
+    _store(attended, out_shared, lse_shared, EMPTY_LSE if plan.splits == 1 else NO_KEYS)
     plgpu.copy_smem_to_gmem(out_shared, out)
     plgpu.copy_smem_to_gmem(lse_shared, lse)
     plgpu.wait_smem_to_gmem(0)
+
+
+def _weigh(scores: Array, carry: Carry, scale: float, dtype: DTypeLike) -> tuple[Carry, Array]:
+    """One step of the running softmax: what was summed before, shrunk to the new maximum, and a block's weights."""
+    sums, largest, total = carry
+    new_largest = jnp.maximum(largest, scores.max(axis=1) * scale)
+    weights = jnp.exp2(scores * scale - across(new_largest, scores.shape))
+    shrink = jnp.exp2(largest - new_largest)
+    total = total * shrink + weights.sum(axis=1)
+    sums = sums * across(shrink, sums.shape)
+    narrow = weights.astype(dtype)
+    sums, total, new_largest, narrow = jax.lax.optimization_barrier((sums, total, new_largest, narrow))
+    return (sums, new_largest, total), narrow
+
+
+def _store(attended: Carry, out_shared: Any, lse_shared: Any, empty_lse: float) -> None:
+    """Puts the outputs of a warpgroup's queries and their log-sum-exp into shared memory."""
+    sums, largest, total = attended
+    is_empty = total == 0.0
+    total = jnp.where(is_empty, 1.0, total)
+    out_shared[...] = (sums * across(1.0 / total, sums.shape)).astype(out_shared.dtype)
+    lse_shared[...] = jnp.where(is_empty, empty_lse, largest * (1 / LOG2E) + jnp.log(total))
+    plgpu.commit_smem()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from swjax.attention.chunked import chunked_kernel
+from swjax.attention.dense import dense_kernel
 from swjax.attention.gpu import gpu_kernel
 from swjax.attention.kernel import Kernel, attend, by_platform, refusing_elsewhere
 from swjax.attention.mosaic import fits_this_gpu, mosaic_kernel
@@ -22,6 +22,7 @@ from swjax.streaming import KeySpans
 
 KERNELS: dict[str, Kernel] = {
     "reference": reference_kernel,
+    "dense": dense_kernel,
     "chunked": chunked_kernel,
     "tpu": tpu_kernel,
     "gpu": gpu_kernel,
@@ -39,7 +40,7 @@ DENSE_PAIRS = 512 * 512
 DENSE_KEYS = 4096
 """A row of at most so many pairs of query and key, and so many keys, is quicker on a CPU with all scores at once.
 
-Measured forward and backward on two cores, 4 heads of 32 features: of 8 rows of 512 `reference` takes 48 to 96 ms and
+Measured forward and backward on two cores, 4 heads of 32 features: of 8 rows of 512 `dense` takes 48 to 96 ms and
 `chunked` 48, of 32 rows of 136 it takes 15 and `chunked` 23. One query against 8,192 keys of 7B's size: 8 against 6.
 """
 
@@ -49,10 +50,10 @@ def implementation_for(
 ) -> str:
     """The implementation that `auto` stands for.
 
-    Where a kernel has been written for the platform it is that one. A CPU takes `reference` for rows of at most
-    `DENSE_PAIRS` pairs of query and key with at most `DENSE_KEYS` keys, and `chunked` beyond; every other platform
-    takes `chunked`. `reference` is never sharded by hand (the compiler can do that). What `mosaic` takes on this
-    machine's GPU it is given; it is up to 1.6 times as fast as `gpu`.
+    Where a kernel has been written for the platform it is that one. A CPU takes `dense` for rows of at most
+    `DENSE_PAIRS` pairs of query and key with at most `DENSE_KEYS` keys, and `chunked` beyond and on a mesh; every other
+    platform takes `chunked`. What `mosaic` takes on this machine's GPU it is given; it is up to 1.6 times as fast as
+    `gpu`.
 
     Args:
         platform: `cpu`, `tpu`, `cuda` or another that JAX knows.
@@ -63,7 +64,7 @@ def implementation_for(
         sharded: whether an `AttentionSharding` is given.
     """
     if platform == "cpu" and not sharded and queries * keys <= DENSE_PAIRS and keys <= DENSE_KEYS:
-        return "reference"
+        return "dense"
     if platform == "cuda" and fits_this_gpu(dtype, width):
         return "mosaic"
     return NATIVE.get(platform, "chunked")
@@ -132,12 +133,7 @@ def _automatic(q: Array, k: Array, v: Array, spans: KeySpans, sharding: Attentio
         width=q.shape[3],
         sharded=sharding is not None,
     )
-    native = {platform: KERNELS[choose(platform)] for platform in NATIVE}
-    if choose("cpu") == "reference":
-        # Outside of the differentiation rule, as `reference` has none.
-        kernels = {platform: functools.partial(attend, kernel) for platform, kernel in native.items()}
-        dense, default = (functools.partial(attend, kernel) for kernel in (reference_kernel, chunked_kernel))
-        return jax.lax.platform_dependent(q, k, v, spans, cpu=dense, default=default, **kernels)
+    native = {platform: KERNELS[choose(platform)] for platform in (*NATIVE, "cpu")}
     return _attend(by_platform(native, chunked_kernel), q, k, v, spans, sharding)
 
 

@@ -27,22 +27,6 @@ def encode_question(
     return SourceText((*special.trailer, *_message(tokenizer, special, question, chat)))
 
 
-def encode_line(tokenizer: Tokenizer, special: SpecialTokens, line: str, chat: ChatRule = DEFAULT_CHAT) -> SourceText:
-    """A subtitle, a line of a sensor or of a chat: text in the message of the video, between two pieces of it.
-
-    Args:
-        tokenizer: the model's.
-        special: its special tokens.
-        line: the text.
-        chat: how the model's family chats.
-
-    Raises:
-        ExampleError: as `encode_question`.
-    """
-    message = _message(tokenizer, special, line, chat)
-    return SourceText((special.vision_end, *message[message.index(special.newline) + 1 :]))
-
-
 def encode_turn(
     tokenizer: Tokenizer,
     special: SpecialTokens,

@@ -235,7 +235,7 @@ def _decode(
         skipped: takes the sizes of the packets that are left out.
     """
     shape: tuple[int, int] | None = None
-    last_s = -math.inf
+    last_s, start_s = -math.inf, _start_time(stream)
     converter = VideoReformatter()
     packets = _packets(container, stream, from_key_frame, [] if skipped is None else skipped)
     decoded = (frame for packet in packets for frame in packet.decode())
@@ -247,19 +247,19 @@ def _decode(
                 f"{file} has frames of {frame.width} x {frame.height} pixels, more than the limit of "
                 f"{max_frame_pixels}; scale the video down"
             )
-        at = f"at {time_s - _start_time(stream):.2f} s"
         orientation = read_orientation(frame)
         if orientation is None:
             raise VideoError(f"{file} is to be shown at an angle that is no quarter turn; encode it again upright")
         shown = (frame.height, frame.width) if orientation.transposed else (frame.width, frame.height)
         if shape not in (None, shown):
-            raise VideoError(f"{file} changes its frame size from {shape} to {shown} {at}; encode it again at one size")
-        if time_s < last_s:
             raise VideoError(
-                f"{file} has timestamps that run backwards at {last_s - _start_time(stream):.2f} s; encode it again"
+                f"{file} changes its frame size from {shape} to {shown} at {time_s - start_s:.2f} s; "
+                "encode it again at one size"
             )
+        if time_s < last_s:
+            raise VideoError(f"{file} has timestamps that run backwards at {last_s - start_s:.2f} s; encode it again")
         if frame.is_corrupt:
-            raise VideoError(f"{file} has a damaged frame {at}; fetch or encode it again")
+            raise VideoError(f"{file} has a damaged frame at {time_s - start_s:.2f} s; fetch or encode it again")
         shape, last_s = shown, time_s
         yield TimedFrame(time_s, frame, orientation, converter)
 
@@ -303,7 +303,8 @@ def _timed(frames: Iterator[av.VideoFrame], file: VideoFile, *, has_pts: bool) -
             last_dts = dts
         best = pts if pts is not None and (dts is None or faulty_pts <= faulty_dts) else dts
         if best is not None:
-            time_s = float(best * frame.time_base)
+            base = frame.time_base
+            time_s = best * base.numerator / base.denominator
             step_s = step_s if last_s is None else time_s - last_s
         elif last_s is not None:
             time_s = last_s + (float(frame.duration * frame.time_base) if frame.duration else step_s or 0.0)

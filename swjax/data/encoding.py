@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 
 from swjax.data.batching import Row, make_row
 from swjax.data.cache import PatchCache, Patches
@@ -105,27 +104,12 @@ def encode_example(
             large for a row.
     """
     answer = example.caption if answer is None else answer
-    load = functools.partial(load_patches, config=config)
     media = example.media if example.video is None else (example.video,)
-    if len(media) > config.max_videos:
-        raise ExampleError(
-            f"the example has {len(media)} images and videos, and a row has room for {config.max_videos}; raise "
-            "max_videos"
-        )
-    pieces, grids, kinds = [np.zeros((0, config.geometry.patch_dim), np.uint8)], list[Any](), list[bool]()
-    for item in media:
-        patches, grid = load(item) if cache is None else cache.get(item, load)
-        pieces.append(patches)
-        grids.append(grid)
-        kinds.append(isinstance(item, Picture))
-    if (total := sum(map(len, pieces))) > config.max_patches:
-        raise ExampleError(
-            f"the example's images and videos have {total} patches, and a row has room for {config.max_patches}; raise "
-            "max_patches or lower max_pixels"
-        )
-    grid_thw, is_image = np.array(grids, np.int64).reshape(-1, 3), np.array(kinds, bool)
+    pieces, grid_thw = _load_media(media, config, cache)
+    is_image = np.array([isinstance(item, Picture) for item in media], bool)
     if example.video is not None:
-        layout = _lay_out(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grids[0])
+        grid = tuple(grid_thw[0].tolist())
+        layout = _lay_out(example, config, tokenizer, special_tokens, question=question, answer=answer, grid=grid)
     else:
         ids = encode_mixed_text(
             example,
@@ -152,7 +136,7 @@ def encode_example(
             np.ones(len(patches) // config.geometry.token_patches, bool)
             if still
             else kept_tokens(drop, patches, grid.tolist(), config.geometry, keep_last=keep_last)
-            for patches, grid, still in zip(pieces[1:], grid_thw, is_image, strict=True)
+            for patches, grid, still in zip(pieces, grid_thw, is_image, strict=True)
         ]
         layout = _without_dropped(layout, _joined(compress(tokens, ~is_image)), special_tokens)
         kept = np.repeat(_joined(tokens), config.geometry.token_patches)
@@ -167,7 +151,28 @@ def encode_example(
             f"the example has {num_labels} labelled tokens, and a row has room for {config.max_labels}; raise "
             "max_labels or cut the caption"
         )
-    return make_row(layout, pieces[1] if len(pieces) == 2 else np.concatenate(pieces), grid_thw, kept)
+    no_patches = np.zeros((0, config.geometry.patch_dim), np.uint8)
+    return make_row(layout, pieces[0] if len(pieces) == 1 else np.concatenate([no_patches, *pieces]), grid_thw, kept)
+
+
+def _load_media(
+    media: Sequence[Picture | Video], config: PipelineConfig, cache: PatchCache | None
+) -> tuple[list[UInt8[np.ndarray, "_ D"]], Int64[np.ndarray, "V 3"]]:
+    """Patches of each image and video, and their grids (t, h, w), if a row has room for all."""
+    if len(media) > config.max_videos:
+        raise ExampleError(
+            f"the example has {len(media)} images and videos, and a row has room for {config.max_videos}; raise "
+            "max_videos"
+        )
+    load = functools.partial(load_patches, config=config)
+    loaded = [load(item) if cache is None else cache.get(item, load) for item in media]
+    pieces = [patches for patches, _ in loaded]
+    if (total := sum(map(len, pieces))) > config.max_patches:
+        raise ExampleError(
+            f"the example's images and videos have {total} patches, and a row has room for {config.max_patches}; raise "
+            "max_patches or lower max_pixels"
+        )
+    return pieces, np.array([grid for _, grid in loaded], np.int64).reshape(-1, 3)
 
 
 def chat_of(example: VideoExample, config: PipelineConfig) -> ChatRule:

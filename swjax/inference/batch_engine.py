@@ -200,14 +200,12 @@ class BatchEngine:
         if self._apart and mode is not Mode.PARALLEL:
             raise ValueError(f"an engine whose perceiver and speaker are apart runs in mode parallel, not {mode}")
         row = self._streams.index(None)
-        vision = self.config.vision
         scheduler = Scheduler(
-            Track(settings, special, tokens_per_second=vision.tokens_per_second),
+            Track(settings, special, tokens_per_second=self.config.vision.tokens_per_second),
             opening.prompt,
             gaps=opening.gaps,
             settings=settings,
             mode=mode,
-            merge_size=vision.spatial_merge_size,
             when_behind=when_behind,
             apart=self._apart,
             on_demand=on_demand,
@@ -252,13 +250,12 @@ class BatchEngine:
     def _units(self, frame: Frame) -> int:
         """Tokens of a frame or an image that the engine takes."""
         check_frame(frame, self.config.vision)
-        units = len(frame.patches) // self.config.vision.spatial_merge_size**2
-        if units > self._perceiver.frame_units:
+        if frame.units > self._perceiver.frame_units:
             raise ValueError(
-                f"the frame has {units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
+                f"the frame has {frame.units} tokens, the engine takes {self._perceiver.frame_units} at most; make it "
                 "smaller (max_pixels) or build the engine with larger frame_units"
             )
-        return units
+        return frame.units
 
     def ask(self, stream: Stream, question: Question, *, interrupt: bool = False) -> int:
         """Ask another question about a video, behind the frames that have been handed over.

@@ -36,6 +36,17 @@ class Frame:
     video_s: float
     geometry: Geometry = DEFAULT_GEOMETRY
 
+    @property
+    def units(self) -> int:
+        """Its tokens, merged patches."""
+        return len(self.patches) // self.geometry.merge_size**2
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of its tokens."""
+        rows, columns = self.grid_hw
+        return rows // self.geometry.merge_size, columns // self.geometry.merge_size
+
 
 def make_frame(
     pictures: Sequence[UInt8[np.ndarray, "height width 3"]],

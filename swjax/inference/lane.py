@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from swjax.inference import rows
 from swjax.inference.memory import Moves, StoredKeys
-from swjax.inference.memory.moved import inserted, moved, stored, turned
+from swjax.inference.memory.book import Sinks
+from swjax.inference.memory.moved import inserted, moved, stored
 from swjax.inference.packing import RowTokens, pack
 from swjax.inference.place import CACHE, INBOX, SAID, key_head_copies, put
 from swjax.inference.programs import lower, programs_of
@@ -35,6 +36,9 @@ MAX_FRAME_SIZES = 8
 
 QUESTION_SIZE = 64
 """Tokens to which a question that is run by itself is padded at least, so that most take one program."""
+
+SINKS_SIZE = 128
+"""The same for the prompt, and for the first words, where these are turned."""
 
 _COMPILER = ThreadPoolExecutor(1, "swjax-compiler")
 
@@ -67,7 +71,7 @@ class Lane:
         cache = KeyValueCache.empty(text, batch=rows, slots=left + right, dtype=dtype, copies=copies)
         self._cache = put(self._where, cache, CACHE)
         self._said = put(self._where, jnp.zeros((rows, text.vocab_size), bool), SAID)
-        self._sinks: dict[tuple[int, bool], Piece] = {}
+        self._sinks: dict[tuple[int, bool], tuple[Array, Array]] = {}
         self._frame_sizes: set[int] = set()
         self._sizes_open = MAX_FRAME_SIZES
         self._prepared: dict[int, Future[None]] = {left + right: Future()}
@@ -241,18 +245,25 @@ class Lane:
         rotary = self._config.text.rotary
         self._cache = put(self._where, moved(self._cache, row, moves, origin, rotary), CACHE)
         for sinks in moves.sinks:
-            first, key = origin + sinks.first, (row, sinks.are_words)
-            if sinks.turn.any():
-                if key not in self._sinks:
-                    self._sinks[key] = self.take(row, first, sinks.slots)
-                keys, values = self._sinks[key]
-                self.put(
-                    row, first, Piece(turned(keys, np.repeat(sinks.turn[:, None], sinks.slots, 1), rotary), values)
-                )
+            self._turn(row, sinks, origin)
         if (new := moves.incoming) is not None:
             where = np.int32(row), np.int32(origin + new.first), np.int32(new.length)
             piece = self.fetch(Piece(cast(Array, new.keys), cast(Array, new.values)))
             self._cache = put(self._where, inserted(self._cache, *where, tuple(piece), new.turn, rotary), CACHE)
+
+    def _turn(self, row: int, sinks: Sinks, origin: int) -> None:
+        """Store sinks as they were at first, turned. They are padded, so that one program serves all."""
+        if not sinks.turn.any():
+            return
+        first, key = origin + sinks.first, (row, sinks.are_words)
+        size = min(max(SINKS_SIZE, padded_size(sinks.slots)), self.slots)
+        if key not in self._sinks:
+            slots = np.minimum(first + np.arange(size, dtype=np.int32), self.slots - 1)
+            self._sinks[key] = stored(self._cache, np.int32(row), slots)
+        where = np.int32(row), np.int32(first), np.int32(sinks.slots)
+        turn = np.repeat(sinks.turn.astype(np.int32)[:, None, None], size, axis=2)
+        cache = inserted(self._cache, *where, self._sinks[key], turn, self._config.text.rotary)
+        self._cache = put(self._where, cache, CACHE)
 
     def remember(self, row: int, words: Int32[np.ndarray, "W"]) -> None:
         """Forget of what has been said in a row all but some words, so that a repetition penalty is for these alone."""

@@ -33,11 +33,28 @@ class Arrival:
     places: Int32[np.ndarray, "n"] | None = None
 
     @property
+    def drop_ratio(self) -> float | None:
+        """Share of its tokens that say nothing new, where it has been looked at."""
+        return None if self.keep is None else 1 - float(np.asarray(self.keep)[: self.frame.units].mean())
+
+    def choose_places(self, *, drops: bool, one_at_least: bool) -> Int32[np.ndarray, "n"]:
+        """Places of its tokens that become slots.
+
+        Args:
+            drops: whether those that `keep` leaves out do not.
+            one_at_least: whether the last is kept if no other is, as words follow from it.
+        """
+        if self.keep is None or not drops:
+            return np.arange(self.frame.units, dtype=np.int32)
+        places = np.flatnonzero(np.asarray(self.keep)[: self.frame.units]).astype(np.int32)
+        return places if len(places) or not one_at_least else np.array([self.frame.units - 1], np.int32)
+
+    @property
     def kept(self) -> tuple[str, ...] | None:
         """For each row of its tokens which have stayed (`FrameSeen.kept`); None where none may be dropped."""
         if self.keep is None or self.places is None:
             return None
-        rows, columns = (size // self.frame.geometry.merge_size for size in self.frame.grid_hw)
+        rows, columns = self.frame.sides
         stays = np.bincount(self.places, minlength=rows * columns).reshape(rows, columns)
         return tuple("".join(map(str, row)) for row in stays.tolist())
 
@@ -60,6 +77,11 @@ class Asked:
     arrived_s: float
     interrupts: bool
     cuts_off: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of its texts and images."""
+        return sum(piece.units if isinstance(piece, Frame) else len(piece) for piece in self.pieces)
 
 
 @dataclass

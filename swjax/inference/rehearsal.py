@@ -4,7 +4,9 @@ import numpy as np
 
 from swjax.inference.lane import Lane
 from swjax.inference.memory import KEEP_ALL, TEXT, Book, Kept, Memory
-from swjax.inference.memory.book import incoming
+from swjax.inference.memory.book import Moves, Sinks, incoming
+from swjax.inference.memory.rekv import ReKV
+from swjax.inference.memory.window import Window
 
 
 def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
@@ -34,7 +36,22 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
         moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots[: len(kept.words)])
         if kept.fetched is not None:
             moves = moves._replace(incoming=incoming(book, kept.fetched))
+        if isinstance(memory, Window | ReKV):
+            moves = _turned_by_nothing(moves, memory.positions)
         speaker.move(0, moves, speaker.left)
         if perceiver is not speaker:
             perceiver.move(0, moves.of_sources(), 0)
     speaker.remember(0, book.said)
+
+
+def _turned_by_nothing(moves: Moves, positions: str) -> Moves:
+    """The same moves, by the programs that a policy's `positions` takes."""
+    if positions == "kept":
+        return moves
+    if (new := moves.incoming) is not None and new.turn is None:
+        turn = np.zeros((3, *new.keys.shape[:3:2]), np.int32)
+        moves = moves._replace(incoming=new._replace(turn=turn))
+    if positions != "contiguous":
+        return moves._replace(turn=np.zeros((3, len(moves.target)), np.int32))
+    one = np.ones(3, np.int32)  # sinks that are not turned are left as they are
+    return moves._replace(sinks=(Sinks(0, 1, one, False), Sinks(-1, 1, one, True)))

@@ -79,12 +79,12 @@ class Stream:
     @property
     def finished(self) -> bool:
         """Whether no frame follows those that have arrived."""
-        return self._scheduler.finished
+        return self._scheduler.arrivals.finished
 
     @property
     def backlog(self) -> int:
         """Frames that have arrived and wait."""
-        return self._scheduler.backlog
+        return self._scheduler.arrivals.backlog
 
     # What follows is for the engine, which advances streams and keeps what they are told in their rows.
 
@@ -120,7 +120,7 @@ class Stream:
 
     def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
         """A frame has come."""
-        self._scheduler.arrive(frame, now, last=last)
+        self._scheduler.arrivals.arrive(frame, now, last=last)
 
     def ask(self, question: Question, now: float, *, config: ModelConfig, interrupts: bool) -> int:
         """A question has come; returns its number.
@@ -133,7 +133,7 @@ class Stream:
             self._tokenizer,
             self._special,
             question,
-            is_turn=self._scheduler.finished,
+            is_turn=self._scheduler.arrivals.finished,
             vocab_size=config.text.vocab_size,
             chat=config.chat,
         )
@@ -143,7 +143,7 @@ class Stream:
 
     def finish(self) -> None:
         """No frame follows."""
-        self._scheduler.finish()
+        self._scheduler.arrivals.finish()
 
     def demand(self, words: int) -> None:
         """So many words are wanted now, of a stream that speaks on demand."""

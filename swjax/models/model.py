@@ -3,7 +3,7 @@
 The model knows nothing of video time, variants or schedules: streaming reaches it as `position_ids` and `spans`.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig
 from swjax.models.decoder import Decoder
-from swjax.models.layers import Constrain, layers_apart
+from swjax.models.layers import Constrain
 from swjax.streaming import KeySpans
 
 
@@ -94,12 +94,6 @@ class VideoLanguageModel(nnx.Module):
     ) -> Float[Array, "U D"]:
         """Features of the merged patches of some videos, in the processor's order."""
         return self.visual(pixel_values[None], jnp.asarray(grid_thw)[None])[0]
-
-    def with_layers_apart(self) -> Self:
-        """The same model with its layers as lists in the place of stacks (`layers_apart`); other weights are shared."""
-        model = nnx.merge(*nnx.split(self))
-        model.decoder.layers, model.visual.blocks = layers_apart(self.decoder.layers), layers_apart(self.visual.blocks)
-        return model
 
     def embed(
         self,

@@ -194,8 +194,9 @@ def make_plan(
     """
     chip = chip_of(devices[0].device_kind)
     config = fit_rows(config, devices=devices)
+    tokens, patches = config.data.max_tokens, config.data.max_patches
     program = make_program(config, model, devices=devices)
-    batch = batch_shapes(config, model, program, tokens=config.data.max_tokens, patches=config.data.max_patches)
+    batch = batch_shapes((config.accumulation, config.batch_size), config.data, model, program, dtype=config.dtype)
     began = time.monotonic()
     lowered = program.train_step.lower(program.shapes, batch)  # type: ignore[attr-defined]
     file = kept_file(lowered, topology, [str(device) for device in devices], config, model, bundles is None)
@@ -209,13 +210,19 @@ def make_plan(
         except OutOfMemoryError as error:
             keep(file, {REFUSED: str(error)})
             raise
-        estimate = None if bundles is None else _estimate(compiled, bundles, chip, config, model)
+        estimate = None
+        if bundles is not None and chip.clock is not None:  # the compiler tells cycles of some chips
+            decoder, vision = spans_of_layers(
+                model, tokens=tokens, patches=patches, wait_k=config.wait_k, variant=config.variant
+            )
+            text = compiled.as_text() or ""
+            estimate = estimate_time(text, bundles, chip=chip, model=model, decoder=decoder, vision=vision)
     compile_seconds = time.monotonic() - began
     rows = full_rows(
         model,
         count=config.batch_size,
-        tokens=config.data.max_tokens,
-        patches=config.data.max_patches,
+        tokens=tokens,
+        patches=patches,
         wait_k=config.wait_k,
         variant=config.variant,
     )
@@ -250,20 +257,6 @@ def make_plan(
     )
     keep(file, plan)
     return plan
-
-
-def _estimate(
-    compiled: jax.stages.Compiled, bundles: Path, chip: Chip, config: Config, model: ModelConfig
-) -> Estimate | None:
-    """The compiler's clock; None for a chip whose compiler gives no cycles."""
-    if chip.clock is None:
-        return None
-    data = config.data
-    decoder, vision = spans_of_layers(
-        model, tokens=data.max_tokens, patches=data.max_patches, wait_k=config.wait_k, variant=config.variant
-    )
-    text = compiled.as_text() or ""
-    return estimate_time(text, bundles, chip=chip, model=model, decoder=decoder, vision=vision)
 
 
 def candidates(config: Config, model: ModelConfig, num_devices: int, *, slices: int = 1) -> Iterator[Config]:

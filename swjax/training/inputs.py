@@ -1,12 +1,11 @@
 """What a run reads: the manifests of its configuration as streams of batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import grain
 import jax
-from jax.sharding import Mesh
 from rich.console import Console
 
 from swjax.data.order import Mixture
@@ -14,9 +13,8 @@ from swjax.data.pipeline import build_pipeline
 from swjax.data.pipeline_config import PipelineConfig
 from swjax.data.rejected import RejectedLog, check_rejected
 from swjax.data.sources import Source, open_sources
-from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
-from swjax.storage import as_path
+from swjax.storage import AnyPath
 from swjax.streaming.tokens import Tokenizer
 from swjax.training.config import ConfigError
 from swjax.training.sections import Config, DataConfig
@@ -51,47 +49,49 @@ def open_training_data(data: DataConfig) -> tuple[Source, ...]:
 
 
 def open_inputs(
-    config: Config, model_config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, sources: Sequence[Source]
+    run_dir: AnyPath,
+    data: DataConfig,
+    pipeline_config: PipelineConfig,
+    tokenizer: Tokenizer,
+    part: tuple[int, int],
+    sources: Sequence[Source],
+    *,
+    accumulation: int,
 ) -> Inputs:
     """Opens the batches of a run, for this process's part of the rows on a mesh.
 
     Args:
-        config: the run's.
-        model_config: the model's sizes.
+        run_dir: the run's folder.
+        data: what is read.
+        pipeline_config: how training examples become batches, from `read_pipeline_config`.
         tokenizer: the model's.
-        mesh: the devices.
+        part: which part of every batch's rows this process reads, and of how many.
         sources: from `open_training_data`.
+        accumulation: batches that make one step; validation runs through one at a time.
 
     Raises:
-        ConfigError: a value is not one that the pipeline takes.
+        ConfigError: the weights of the data are not ones that can be drawn by.
         ManifestError, RecordsError, TooManyRejectedError: the data cannot be used.
     """
-    folder = as_path(config.run_dir) / REJECTED
+    folder = run_dir / REJECTED
     # Every process lists what it was given itself.
     suffix = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
     try:
         logs = {
-            split: RejectedLog(folder / f"{split}{suffix}.jsonl", max_share=config.data.max_rejected)
+            split: RejectedLog(folder / f"{split}{suffix}.jsonl", max_share=data.max_rejected)
             for split in ("train", "validation")
         }
     except ValueError as error:
         raise ConfigError(f"{error}; delete that file, or choose another config.run_dir") from error
-    rows = config.batch_size * config.accumulation
-    share = row_share(mesh)
-    batches = iter(_stream(config, model_config, sources, tokenizer, logs["train"], rows=rows, share=share, train=True))
+    weights = data.weights or (1.0,) * len(sources)
+    batches = iter(_stream(pipeline_config, sources, weights, tokenizer, logs["train"], part=part, train=True))
     validation = None
-    if config.data.validation:
-        validation = _stream(
-            config,
-            model_config,
-            open_sources(config.data.validation, root=config.data.root or None, format=config.data.format),
-            tokenizer,
-            logs["validation"],
-            rows=config.batch_size,
-            share=share,
-            train=False,
-        )
-    return Inputs(share, batches, validation, MappingProxyType(logs))
+    if data.validation:
+        held_out = open_sources(data.validation, root=data.root or None, format=data.format)
+        alike = (1.0,) * len(held_out)
+        once = replace(pipeline_config, batch_size=pipeline_config.batch_size // accumulation)
+        validation = _stream(once, held_out, alike, tokenizer, logs["validation"], part=part, train=False)
+    return Inputs(part, batches, validation, MappingProxyType(logs))
 
 
 def report_rejected(inputs: Inputs, console: Console) -> None:
@@ -146,32 +146,29 @@ def read_pipeline_config(config: Config, model_config: ModelConfig, *, rows: int
 
 
 def _stream(
-    config: Config,
-    model_config: ModelConfig,
+    config: PipelineConfig,
     sources: Sequence[Source],
+    weights: tuple[float, ...],
     tokenizer: Tokenizer,
     log: RejectedLog,
     *,
-    rows: int,
-    share: tuple[int, int],
+    part: tuple[int, int],
     train: bool,
 ) -> grain.IterDataset:
-    pipeline_config = read_pipeline_config(config, model_config, rows=rows // share[1])
     lines = [line for source in sources for line in source.rejected]
     for line in lines:
         log.note(line.where, line.reason)
     check_rejected(log, num_examples=sum(len(source.examples) for source in sources) + len(lines))
-    weights = config.data.weights if train and config.data.weights else (1.0,) * len(sources)
     try:
         mixture = Mixture(tuple(source.examples for source in sources), weights)
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error
     return build_pipeline(
         mixture,
-        pipeline_config,
+        config,
         tokenizer,
         train=train,
         rejected=log,
-        process_index=share[0],
-        process_count=share[1],
+        process_index=part[0],
+        process_count=part[1],
     )

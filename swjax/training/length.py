@@ -3,12 +3,11 @@
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from swjax.data.example import ExampleError
-from swjax.data.pipeline_config import PipelineConfig
+from swjax.data.pipeline_config import Batching, PipelineConfig
 from swjax.data.sources import Source
 from swjax.data.statistics import measure
 from swjax.plain import JsonView
@@ -19,33 +18,34 @@ SAMPLE = 256
 """Examples that are measured to know how many rows packing fills."""
 
 
-def set_length(
-    config: Config,
+def steps_of(
+    epochs: float,
     sources: Sequence[Source],
     pipeline_config: PipelineConfig,
     tokenizer: Tokenizer,
+    *,
+    rows: int,
     recorded: JsonView | None = None,
-) -> Config:
-    """A configuration whose `steps` are those of its `epochs`, if it has any.
+) -> int:
+    """The steps of a number of epochs, one at least.
 
     Where rows are packed, examples spread over the data are encoded to know how many fill a row, once a run.
 
     Args:
-        config: the run's.
-        sources: its training data.
+        epochs: passes over the data.
+        sources: the training data.
         pipeline_config: how its examples become rows.
         tokenizer: the model's.
+        rows: of a step, in all processes.
         recorded: the configuration that the run began with, if it is resumed.
     """
-    if not config.epochs:
-        return config
-    if config.data.batching != "pack":
+    if pipeline_config.batching != Batching.PACK:
         filled = float(_count(sources))
     elif recorded is not None and recorded.get("epochs"):
-        return replace(config, steps=max(1, math.ceil(recorded["steps"] * config.epochs / recorded["epochs"])))
+        return max(1, math.ceil(recorded["steps"] * epochs / recorded["epochs"]))
     else:
         filled = _count_packed(sources, pipeline_config, tokenizer)
-    return replace(config, steps=max(1, math.ceil(config.epochs * filled / (config.batch_size * config.accumulation))))
+    return max(1, math.ceil(epochs * filled / rows))
 
 
 def _count_packed(sources: Sequence[Source], config: PipelineConfig, tokenizer: Tokenizer) -> float:

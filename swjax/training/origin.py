@@ -10,19 +10,24 @@ BEST_BY = "validation_loss"
 """The metric, smaller is better, by which a run's checkpoints are told apart."""
 
 
-def open_origin(init_from: str, chosen: str) -> StoredModel:
+def open_origin(init_from: str, chosen: str) -> StoredModel | None:
     """Opens what a run starts from; no weights are read.
 
     A run's model is the one that is evaluated and exported: averaged where the run averages, adapters merged.
 
     Args:
-        init_from: `config.init_from`, which is not empty.
+        init_from: `config.init_from`.
         chosen: `config.init_checkpoint`.
+
+    Returns:
+        None where `init_from` is '', which is scratch.
 
     Raises:
         CheckpointError: it cannot be used.
         ConfigError: `config.init_checkpoint` names none of its checkpoints.
     """
+    if not init_from:
+        return None
     if not (as_path(init_from) / MODEL).exists():
         if chosen != "latest":
             raise ConfigError(

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 
 import jax
-from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from swjax.training.config import ConfigError
@@ -22,6 +21,8 @@ VARIABLES = {
     "processes": "JAX_NUM_PROCESSES",
     "process": "JAX_PROCESS_ID",
 }
+# What Slurm, Open MPI and indexed jobs of Kubernetes say to each of their tasks.
+OF_A_CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX")
 
 
 def start_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -34,6 +35,7 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
 
     Raises:
         ConfigError: some of the three are given and some are not, or they do not fit together.
+        RuntimeError: this is a task of a cluster, and devices are in use already.
     """
     given = _by_hand(coordinator, processes, process, os.environ)
     if given is not None:
@@ -43,10 +45,15 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
         return
     if os.environ.get("SLURM_NTASKS") == "1":
         return  # JAX would start a run of one process, and leave it one of the task's GPUs
-    # Nothing public says whether there is a cluster: `initialize` fails without one, and after any use of devices.
-    known = [cluster for cluster in ClusterEnv._cluster_types if not cluster.opt_in_only_method]
-    if any(cluster.is_env_present() for cluster in known):
+    try:
         jax.distributed.initialize()
+    except ValueError as error:  # JAX knows no cluster here, and so no coordinator
+        if "coordinator_address should be defined" not in str(error):
+            raise
+    except RuntimeError as error:  # devices are in use, so that it is too late to join others, if there are any
+        others = any(name in os.environ for name in OF_A_CLUSTER) or jax.default_backend() == "tpu"
+        if others or "must be called before" not in str(error):
+            raise
 
 
 def is_first() -> bool:

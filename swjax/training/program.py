@@ -13,14 +13,14 @@ from swjax.attention import AttentionSharding, SpanAttention, implementation_for
 from swjax.compiler import WIDTH_TILES
 from swjax.mesh import ConstrainOnMesh, batch_sharding, choose_stripe, make_mesh
 from swjax.models.adapters import effective_alpha
-from swjax.models.config import ModelConfig
+from swjax.models.config import ModelConfig, TextConfig
 from swjax.models.family import abstract_model
 from swjax.models.layers import unconstrained
 from swjax.models.parameters import split_parameters
 from swjax.training.config import ConfigError
 from swjax.training.objectives import Batch, find_objective
 from swjax.training.optimizer import learning_rate_schedule, make_optimizer
-from swjax.training.sections import Config, MeshConfig
+from swjax.training.sections import Config, DataConfig, MeshConfig
 from swjax.training.start import scratch_state
 from swjax.training.step import Metrics, StepOptions, TrainState, make_eval_step, make_train_step, state_shardings
 
@@ -59,7 +59,10 @@ def make_program(config: Config, model_config: ModelConfig, *, devices: Sequence
     Raises:
         ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or a pattern no parameters.
     """
-    mesh, stripe = open_mesh(config, model_config, devices=devices)
+    token_patches = model_config.geometry.token_patches
+    mesh, stripe = open_mesh(config.mesh, config.data, config.batch_size, token_patches, devices=devices)
+    # Dense attention is left to the compiler, which takes keys in the order of their slots.
+    stripe = None if config.attention == "reference" else stripe
     schedule = learning_rate_schedule(
         config.optimizer.learning_rate,
         steps=config.steps,
@@ -97,7 +100,7 @@ def make_program(config: Config, model_config: ModelConfig, *, devices: Sequence
         objective=find_objective(config.objective),
         width_tile=WIDTH_TILES.get(mesh.devices.flat[0].platform, 1),
     )
-    decoder, vision = make_attention(config, model_config, mesh, stripe)
+    decoder, vision = make_attention(config.attention, model_config.text, mesh, stripe)
     model = abstract_model(
         model_config, attention=decoder, vision_attention=vision, constrain=constrain, remat=config.remat
     )
@@ -149,29 +152,40 @@ def _layers(numbers: tuple[int, ...], model_config: ModelConfig) -> tuple[int, .
 
 
 def open_mesh(
-    config: Config, model_config: ModelConfig, *, devices: Sequence[jax.Device] | None = None
+    sizes: MeshConfig,
+    data: DataConfig,
+    batch_size: int,
+    token_patches: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Mesh, int | None]:
     """The mesh of a configuration, and the slots of the stripes in which its context axis deals rows out.
+
+    Args:
+        sizes: `config.mesh`.
+        data: `config.data`, for the shapes of its rows.
+        batch_size: rows that run through the model at once.
+        token_patches: patches that become one token.
+        devices: what it is to run on, all devices by default.
 
     Raises:
         ConfigError: the mesh does not fit the devices, or the rows do not fit the mesh.
     """
-    mesh = _mesh(config.mesh, devices)
+    mesh = _mesh(sizes, devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % rows:
+    if batch_size % rows:
         raise ConfigError(
-            f"config.batch_size is {config.batch_size}; config.mesh.data x config.mesh.fsdp = {rows} must divide it, "
+            f"config.batch_size is {batch_size}; config.mesh.data x config.mesh.fsdp = {rows} must divide it, "
             "as each of their devices takes the same number of rows"
         )
-    shapes = [(config.data.max_tokens, config.data.max_patches), *config.data.buckets]
+    shapes = [(data.max_tokens, data.max_patches), *data.buckets]
     shards = mesh.shape["context"] * mesh.shape["tensor"]
-    unit = model_config.geometry.token_patches
-    if odd := config.data.max_patches % unit:
+    if odd := data.max_patches % token_patches:
         raise ConfigError(
-            f"config.data.max_patches is {config.data.max_patches}; it must be a multiple of {unit}, the patches of a "
-            f"token, such as {config.data.max_patches + unit - odd}"
+            f"config.data.max_patches is {data.max_patches}; it must be a multiple of {token_patches}, the patches of "
+            f"a token, such as {data.max_patches + token_patches - odd}"
         )
-    patches = unit * shards
+    patches = token_patches * shards
     for _, size in shapes:
         if shards > 1 and size % patches:
             raise ConfigError(
@@ -180,24 +194,27 @@ def open_mesh(
                 f"buckets multiples of {patches}"
             )
     try:
-        stripe = choose_stripe(mesh, [tokens for tokens, _ in shapes])
+        return mesh, choose_stripe(mesh, [tokens for tokens, _ in shapes])
     except ValueError as error:
         raise ConfigError(f"config.data.max_tokens or config.data.buckets: {error}") from error
-    # Dense attention is left to the compiler, which takes keys in the order of their slots.
-    return mesh, None if config.attention == "reference" else stripe
 
 
 def make_attention(
-    config: Config, model_config: ModelConfig, mesh: Mesh, stripe: int | None
+    implementation: str, text: TextConfig, mesh: Mesh, stripe: int | None
 ) -> tuple[SpanAttention, SpanAttention]:
     """What the decoder and the vision tower attend with, divided over a mesh.
 
     The decoder's is divided by heads over the tensor axis where that can be, the vision tower's by patches.
+
+    Args:
+        implementation: `config.attention`.
+        text: the decoder's sizes.
+        mesh: the devices.
+        stripe: slots of the stripes in which the context axis deals rows out.
     """
-    if mesh.size == 1 or config.attention == "reference":
-        return SpanAttention(config.attention), SpanAttention(config.attention)
+    if mesh.size == 1 or implementation == "reference":
+        return SpanAttention(implementation), SpanAttention(implementation)
     rows, context, tensor = ("data", "fsdp"), mesh.shape["context"], mesh.shape["tensor"]
-    text = model_config.text
     by_heads = text.num_heads % tensor == 0 and 0 in (text.num_kv_heads % tensor, tensor % text.num_kv_heads)
     decoder = AttentionSharding(
         mesh,
@@ -207,60 +224,58 @@ def make_attention(
         stripe=stripe,
     )
     vision = AttentionSharding(mesh, batch=rows, context=("context", "tensor") if context * tensor > 1 else None)
-    return SpanAttention(config.attention, decoder), SpanAttention(config.attention, vision)
+    return SpanAttention(implementation, decoder), SpanAttention(implementation, vision)
 
 
 def batch_shapes(
-    config: Config, model_config: ModelConfig, program: Program, *, tokens: int, patches: int
+    rows: tuple[int, int], data: DataConfig, model_config: ModelConfig, program: Program, *, dtype: str
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a training step's batch [A, B, ...], to compile the step without having one.
+    """Shapes and shardings of a training step's full batch [A, B, ...], to compile the step without having one.
 
     Args:
-        config: the run's.
+        rows: batches that make one step (A), and rows of each (B).
+        data: how rows are filled.
         model_config: the model's sizes.
         program: from `make_program`.
-        tokens, patches: of a row: `data.max_tokens` and `data.max_patches`, or those of a bucket.
+        dtype: of the computations.
     """
     of_slots = ("token_ids", "span_start", "span_stop", "labels", *([] if program.stripe is None else ["slots"]))
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_slots, (tokens,))
-    shapes |= {"position_ids": (3, tokens), "video_grid_thw": (config.data.max_videos, 3)}
-    has_features = bool(config.data.feature_cache_mb)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_slots, (data.max_tokens,))
+    shapes |= {"position_ids": (3, data.max_tokens), "video_grid_thw": (data.max_videos, 3)}
+    has_features = bool(data.feature_cache_mb)
     width = model_config.vision.hidden_size if has_features else model_config.geometry.patch_dim
-    shapes |= {"pixel_values": (patches, width)}
-    shapes |= {"kept": (patches,)} if config.data.drop != "none" else {}
-    of_pixels = jnp.dtype(config.dtype) if has_features else jnp.uint8
+    shapes |= {"pixel_values": (data.max_patches, width)}
+    shapes |= {"kept": (data.max_patches,)} if data.drop != "none" else {}
+    of_pixels = jnp.dtype(dtype) if has_features else jnp.uint8
 
     def shape(name: str, row: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        whole = (config.accumulation, config.batch_size, *row)
-        dtype = {"pixel_values": of_pixels, "kept": jnp.bool_}.get(name, jnp.int32)
+        whole = (*rows, *row)
+        of_field = {"pixel_values": of_pixels, "kept": jnp.bool_}.get(name, jnp.int32)
         sharding = batch_sharding(program.mesh, name, whole, accumulated=True)
-        return jax.ShapeDtypeStruct(whole, dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(whole, of_field, sharding=sharding)
 
     return {name: shape(name, row) for name, row in shapes.items()}
 
 
-def describe_attention(config: Config, model: ModelConfig, mesh: Mesh) -> str:
+def describe_attention(implementation: str, data: DataConfig, model: ModelConfig, mesh: Mesh, *, dtype: str) -> str:
     """One line that says which implementation of attention a run takes on its devices.
 
     Args:
-        config: the run's.
+        implementation: `config.attention`.
+        data: how long its rows are.
         model: the model's sizes.
         mesh: the devices.
+        dtype: of the computations.
     """
     device = mesh.devices.flat[0]
     platform = device.platform
     if platform == "gpu":  # JAX's devices say gpu where its compiler says cuda or rocm
         platform = "rocm" if "rocm" in device.client.platform_version else "cuda"
     decoder, vision = (
-        implementation_for(
-            platform, queries=row, keys=row, dtype=jnp.dtype(config.dtype), width=width, sharded=mesh.size > 1
-        )
-        if config.attention == "auto"
-        else config.attention
-        for row, width in (
-            (config.data.max_tokens, model.text.head_dim),
-            (config.data.max_patches, model.vision.head_dim),
-        )
+        implementation_for(platform, queries=row, keys=row, dtype=jnp.dtype(dtype), width=width, sharded=mesh.size > 1)
+        if implementation == "auto"
+        else implementation
+        for row, width in ((data.max_tokens, model.text.head_dim), (data.max_patches, model.vision.head_dim))
     )
     return f"attention on {platform}: {decoder} in the decoder, {vision} in the vision tower"
 

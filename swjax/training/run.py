@@ -1,7 +1,7 @@
 """A training run as one story: read `train` from top to bottom."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from swjax.hub.tokenizer_files import copy_tokenizer, write_added_tokens
 from swjax.mesh import row_share
 from swjax.models.config import ModelConfig
 from swjax.runs.folder import CONFIG, MODEL, TOKENIZER, list_steps, read_model_config, read_run_config
+from swjax.runs.streaming_model import StoredModel
 from swjax.storage import AnyPath, absolute, as_path, check_access, check_writable, make_folder, sync_logs
 from swjax.streaming.tokens import Tokenizer
 from swjax.training.checkpoint import open_checkpoints, restore_checkpoint
@@ -21,9 +22,10 @@ from swjax.training.config import ConfigError, Unread, changed_keys, check_confi
 from swjax.training.environment import changed_data, fingerprint_data, record_start
 from swjax.training.features import open_feature_cache
 from swjax.training.inputs import open_inputs, open_training_data, read_pipeline_config, report_rejected
-from swjax.training.length import changed_length, describe_length, set_length
+from swjax.training.length import changed_length, describe_length, steps_of
 from swjax.training.loop import run_steps
 from swjax.training.metrics import check_wandb
+from swjax.training.origin import open_origin
 from swjax.training.overview import describe_parameters, parameter_lines
 from swjax.training.preemption import watch_preemption
 from swjax.training.processes import check_shared, is_first, meet
@@ -66,22 +68,29 @@ def train(config: Config | Unread, *, console: Console | None = None) -> TrainSt
     config = fit_rows(config)
     start = max(list_steps(run_dir), default=0)
     check_shared(start, "latest checkpoint")
+    origin = None
     if start:
         _check_same_run(run_dir, config)
         model_config = read_model_config(run_dir)
         tokenizer = load_tokenizer(run_dir / TOKENIZER, model_config.chat)
     else:
-        tokenizer = choose_tokenizer(config)
-        model_config = choose_model(config, tokenizer)
+        origin = open_origin(config.init_from, config.init_checkpoint)
+        tokenizer, model_config = _choose(config, origin)
     # What does not fit is refused before the data is read.
-    parts = row_share(open_mesh(config, model_config)[0])[1]
-    rows = read_pipeline_config(config, model_config, rows=config.batch_size * config.accumulation // parts)
+    mesh, _ = open_mesh(config.mesh, config.data, config.batch_size, model_config.geometry.token_patches)
+    part = row_share(mesh)
+    rows = config.batch_size * config.accumulation
+    pipeline_config = read_pipeline_config(config, model_config, rows=rows // part[1])
     sources = open_training_data(config.data)
     recorded = read_run_config(run_dir) if start else None
-    config = set_length(config, sources, rows, tokenizer, recorded)
+    if config.epochs:
+        steps = steps_of(config.epochs, sources, pipeline_config, tokenizer, rows=rows, recorded=recorded)
+        config = replace(config, steps=steps)
     lengthened = changed_length(recorded["steps"], config.steps) if recorded else None
     program = make_program(config, model_config)
-    inputs = open_inputs(config, model_config, tokenizer, program.mesh, sources)
+    inputs = open_inputs(
+        run_dir, config.data, pipeline_config, tokenizer, part, sources, accumulation=config.accumulation
+    )
 
     if is_first():
         if not start:
@@ -89,10 +98,7 @@ def train(config: Config | Unread, *, console: Console | None = None) -> TrainSt
         elif lengthened:
             length = {"steps": config.steps, "epochs": config.epochs}
             write_json(run_dir / CONFIG, read_run_config(run_dir) | length)
-        data = fingerprint_data(f"{config.data.train},{config.data.validation}")
-        for name in changed_data(run_dir, data) if start else ():
-            console.print(f"[bold]{name} is not what it was at the last start[/]: its examples come in another order")
-        record_start(run_dir, step=start, data=data)
+        _note_data(run_dir, f"{config.data.train},{config.data.validation}", start, console)
     meet("run folder written")
     with (
         watch_preemption() as is_preempted,
@@ -103,16 +109,19 @@ def train(config: Config | Unread, *, console: Console | None = None) -> TrainSt
             console.print(f"{run_dir}: resuming from step {start} of {config.steps}")
             if lengthened:
                 console.print(lengthened)
-            state = restore_checkpoint(checkpoints, start, program.shapes, inputs.batches, part=inputs.part)
+            state = restore_checkpoint(checkpoints, start, program.shapes, inputs.batches, part=part)
         else:
             console.print(f"{run_dir}: starting from {config.init_from or 'scratch'}")
-            state = make_state(model_config, config, program.optimizer, program.shapes)
+            state = make_state(model_config, config, program.optimizer, program.shapes, origin)
         console.print(describe_length(config, sources))
         for line in describe_parameters(state):
             console.print(line, markup=False, soft_wrap=True)
         console.print(f"{program.mesh.size} device(s)")
-        console.print(describe_attention(config, model_config, program.mesh))
-        clock = start_clock(config, model_config, program.shapes, inputs.part[1])
+        console.print(describe_attention(config.attention, config.data, model_config, program.mesh, dtype=config.dtype))
+        keeps_features = bool(config.data.feature_cache_mb)
+        clock = start_clock(
+            config.steps, model_config, program.shapes, part[1], dtype=config.dtype, keeps_features=keeps_features
+        )
         features = open_feature_cache(config.data.feature_cache_mb, config.dtype, model_config, state)
         state = run_steps(config, program, inputs, state, start, checkpoints, is_preempted, console, clock, features)
     report_rejected(inputs, console)
@@ -129,10 +138,16 @@ def show_parameters(config: Config) -> Iterator[str]:
     Raises:
         ConfigError, CheckpointError: as for `train`.
     """
-    model_config = choose_model(config, choose_tokenizer(config))
+    _, model_config = _choose(config, open_origin(config.init_from, config.init_checkpoint))
     shapes = make_program(fit_rows(config), model_config).shapes
     yield from parameter_lines(shapes)
     yield from describe_parameters(shapes)
+
+
+def _choose(config: Config, origin: StoredModel | None) -> tuple[Tokenizer, ModelConfig]:
+    decides = config.speaking == "decide"
+    tokenizer = choose_tokenizer(config.tokenizer, origin, config.model.preset, decides=decides)
+    return tokenizer, choose_model(config.model, origin, tokenizer)
 
 
 def _check_same_run(run_dir: AnyPath, config: Config) -> None:
@@ -143,6 +158,14 @@ def _check_same_run(run_dir: AnyPath, config: Config) -> None:
             f"{run_dir} holds a run with another configuration:\n  {listed}\n"
             "set these back to resume it, or choose another config.run_dir"
         )
+
+
+def _note_data(run_dir: AnyPath, names: str, start: int, console: Console) -> None:
+    """Records the start with what its data sets are made of, and says which of them have changed since the last one."""
+    data = fingerprint_data(names)
+    for name in changed_data(run_dir, data) if start else ():
+        console.print(f"[bold]{name} is not what it was at the last start[/]: its examples come in another order")
+    record_start(run_dir, step=start, data=data)
 
 
 def _write_run_folder(run_dir: AnyPath, config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from swjax.chips import CHIPS, chip_of
 from swjax.models.config import ModelConfig
 from swjax.training.flops import model_flops, rows_of_batch
-from swjax.training.sections import Config
 from swjax.training.step import TrainState
 
 SPEED = ("seconds_per_step", "tokens_per_second", "mfu", "seconds_left")
@@ -68,17 +67,20 @@ class StepClock:
         return found
 
 
-def start_clock(config: Config, model: ModelConfig, state: TrainState, parts: int) -> StepClock:
+def start_clock(
+    steps: int, model: ModelConfig, state: TrainState, parts: int, *, dtype: str, keeps_features: bool
+) -> StepClock:
     """A clock for a run on the devices that are there.
 
     Args:
-        config: the run's.
-        model: its sizes.
+        steps: of the whole run.
+        model: the model's sizes.
         state: its shapes.
         parts: in how many parts the rows of a batch are read by the processes.
+        dtype: of the computations.
+        keeps_features: whether batches have features in the place of pixels.
     """
     shapes = {**state.trainable, **state.frozen}
-    keeps_features = bool(config.data.feature_cache_mb)
     if keeps_features:  # the step runs the merger alone
         shapes = {path: leaf for path, leaf in shapes.items() if not path.startswith("visual/") or "merger" in path}
 
@@ -88,8 +90,8 @@ def start_clock(config: Config, model: ModelConfig, state: TrainState, parts: in
         return parts * sum(model_flops(model, held, shapes, state.trainable).values())
 
     kind = jax.devices()[0].device_kind
-    known = any(kind.startswith(name) for name in CHIPS) and config.dtype == "bfloat16"
-    return StepClock(config.steps, flops, jax.device_count() * chip_of(kind).flops if known else None)
+    known = any(kind.startswith(name) for name in CHIPS) and dtype == "bfloat16"
+    return StepClock(steps, flops, jax.device_count() * chip_of(kind).flops if known else None)
 
 
 def describe_step(step: int, steps: int, metrics: Mapping[str, float]) -> str:

@@ -20,57 +20,62 @@ from swjax.models.family import family_of, preset_config
 from swjax.models.parameters import Leaves, Parameters, match_all, split_parameters
 from swjax.models.stored import place
 from swjax.plain import JsonView
+from swjax.runs.streaming_model import StoredModel
 from swjax.streaming import SpecialTokens
 from swjax.streaming.tokens import Tokenizer
 from swjax.training.config import ConfigError
 from swjax.training.optimizer import split_frozen
-from swjax.training.origin import open_origin
-from swjax.training.sections import Config, LoraConfig
+from swjax.training.sections import Config, LoraConfig, ModelChoice
 from swjax.training.step import TrainState, initial_state
 
 _ADDITIONAL = "lora.additional"
 
 
-def choose_tokenizer(config: Config) -> Tokenizer:
+def choose_tokenizer(folder: str, origin: StoredModel | None, preset: str, *, decides: bool) -> Tokenizer:
     """Loads the tokenizer that the configuration names: its own, else that of `init_from`, else Moving Shapes'.
 
-    One that is to decide when to speak gets the tokens for that, if it lacks them.
+    Args:
+        folder: `config.tokenizer`; '' names none.
+        origin: what the run starts from; None where that is scratch.
+        preset: the model's size, from scratch.
+        decides: whether the model is to decide when to speak; the tokenizer gets the tokens for that, if it lacks them.
 
     Raises:
         ConfigError: the preset is unknown.
-        CheckpointError: `init_from` cannot be used.
         TokenizerError: the tokenizer cannot be used, or does not chat as the model does.
     """
-    if config.init_from:
-        origin = open_origin(config.init_from, config.init_checkpoint)
-        tokenizer = load_tokenizer(config.tokenizer or origin.tokenizer, origin.config.chat)
+    if origin is None:
+        tokenizer = load_tokenizer(folder or None, _find_preset(preset).chat)
     else:
-        tokenizer = load_tokenizer(config.tokenizer or None, _find_preset(config.model.preset).chat)
-    if config.speaking == "decide":
+        tokenizer = load_tokenizer(folder or origin.tokenizer, origin.config.chat)
+    if decides:
         add_decisions(tokenizer)
     return tokenizer
 
 
-def choose_model(config: Config, tokenizer: Tokenizer) -> ModelConfig:
-    """The model's configuration: that of `init_from`, else the preset with the tokenizer's vocabulary.
+def choose_model(choice: ModelChoice, origin: StoredModel | None, tokenizer: Tokenizer) -> ModelConfig:
+    """The model's configuration: that of what the run starts from, else the preset with the tokenizer's vocabulary.
+
+    Args:
+        choice: `config.model`.
+        origin: what the run starts from; None where that is scratch.
+        tokenizer: from `choose_tokenizer`.
 
     Raises:
         ConfigError: a field or preset is unknown, the preset is not that of `init_from`, or the tokenizer and the
             checkpoint do not belong together.
     """
-    overrides = config.model.overrides
-    if not config.init_from:
-        return _preset(config.model.preset, overrides, tokenizer)
-    found = open_origin(config.init_from, config.init_checkpoint).config
-    if overrides:
+    if origin is None:
+        return _preset(choice.preset, choice.overrides, tokenizer)
+    if choice.overrides:
         raise ConfigError("config.model.overrides changes a model from scratch only; init_from brings its own sizes")
-    _check_tokenizer(found, tokenizer)
-    if config.model.preset and _sizes(_find_preset(config.model.preset)) != _sizes(found):
+    _check_tokenizer(origin.config, tokenizer)
+    if choice.preset and _sizes(_find_preset(choice.preset)) != _sizes(origin.config):
         raise ConfigError(
-            f"config.model.preset={config.model.preset!r} is not the size of config.init_from={config.init_from!r}; "
-            "set config.model.preset='' to take the checkpoint's"
+            f"config.model.preset={choice.preset!r} is not the size of config.init_from; set config.model.preset='' to "
+            "take the checkpoint's"
         )
-    return found
+    return origin.config
 
 
 def scratch_state(model_config: ModelConfig, config: Config, optimizer: optax.GradientTransformation) -> TrainState:
@@ -146,28 +151,33 @@ def _read_adapters(model_config: ModelConfig, lora: LoraConfig, shapes: TrainSta
 
 
 def make_state(
-    model_config: ModelConfig, config: Config, optimizer: optax.GradientTransformation, shapes: TrainState
+    model_config: ModelConfig,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    shapes: TrainState,
+    origin: StoredModel | None = None,
 ) -> TrainState:
-    """The state before the first step, laid out on the mesh: a warm start from `init_from`, else from scratch.
+    """The state before the first step, laid out on the mesh: a warm start, else from scratch.
 
     Args:
         model_config: from `choose_model`.
         config: the run's.
         optimizer: of the trainable parameters.
         shapes: shape, dtype and sharding of every leaf of the state.
+        origin: what the run starts from; None where that is scratch.
 
     Raises:
-        CheckpointError: `init_from` cannot be used.
+        CheckpointError: weights of `origin`, or the adapter `config.lora.init_from`, cannot be read.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    if not config.init_from:
+    if origin is None:
         start = functools.partial(scratch_state, model_config, config, optimizer)
         # It runs once: on a CPU, compiling it well takes seconds and saves milliseconds.
         cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(start, out_shardings=shardings, compiler_options=cheap)()
     places = {**shardings.trainable, **shardings.frozen}
     dtypes = {path: leaf.dtype for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
-    stored = open_origin(config.init_from, config.init_checkpoint).parameters
+    stored = origin.parameters
     parameters: Parameters = {}
     for path in track(dtypes, "loading weights", transient=True, console=STDERR):
         if path in stored and dtypes[path] == jnp.int8:  # one at a time: what is whole is gone before the next is read

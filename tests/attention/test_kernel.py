@@ -33,7 +33,7 @@ def doubled(platforms=()):
 
 def test_small_rows_are_dense_on_a_cpu():
     choose = functools.partial(implementation_for, dtype=jnp.float32, width=128)
-    assert choose("cpu", queries=150, keys=150) == "reference"
+    assert choose("cpu", queries=150, keys=150) == "dense"
     assert choose("cpu", queries=150, keys=150, sharded=True) == "chunked"
     assert choose("cpu", queries=4096, keys=4096) == "chunked"
     assert choose("cpu", queries=1, keys=100_000) == "chunked"
@@ -52,7 +52,7 @@ def test_hopper_takes_mosaic_where_it_fits(monkeypatch):
         assert choose("tpu", dtype=jnp.bfloat16, width=128) == "tpu"
 
 
-@pytest.mark.parametrize(("length", "expected"), [(64, "reference"), (1024, "chunked")])
+@pytest.mark.parametrize(("length", "expected"), [(64, "dense"), (1024, "chunked")])
 def test_auto_is_the_documented_choice(length, expected):
     """The same program as by name, bit for bit."""
     rng = np.random.default_rng(1)

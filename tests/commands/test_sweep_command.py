@@ -60,17 +60,16 @@ def command(made, name):
     return [sys.executable, "-m", "swjax.commands.main", *words]
 
 
-def environment(made):
-    """One device, and what was compiled is kept: the runs of these tests compile the same programs."""
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(made / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, "XLA_FLAGS": "", **kept}
+def environment():
+    """One device, and all that was compiled is kept: the runs of these tests compile the same programs."""
+    return {**os.environ, "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 @pytest.fixture(scope="module")
 def whole(made):
     """The folder of the sweep, made in peace, and the seconds that it took."""
     began = time.monotonic()
-    subprocess.run(command(made, "whole"), env=environment(made), check=True)
+    subprocess.run(command(made, "whole"), env=environment(), check=True)
     return made / "whole", time.monotonic() - began
 
 
@@ -81,12 +80,12 @@ def test_a_sweep_that_was_killed_ends_with_the_same_table(made, whole):
 
     wait_s = random.uniform(0.1, 0.9) * whole[1]
     print(f"killed after {wait_s:.1f} s")
-    with subprocess.Popen(command(made, "killed"), env=environment(made), start_new_session=True) as process:
+    with subprocess.Popen(command(made, "killed"), env=environment(), start_new_session=True) as process:
         try:
             process.wait(wait_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-    subprocess.run([*command(made, "killed"), "--parallel", "2"], env=environment(made), check=True)
+    subprocess.run([*command(made, "killed"), "--parallel", "2"], env=environment(), check=True)
     assert (made / "killed" / "results.csv").read_bytes() == table
 
     for folder in ("evaluation", "evaluation_random_0", "evaluation_random_1"):

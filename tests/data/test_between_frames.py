@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from swjax.data.between_frames import encode_line, encode_question
+from swjax.data.between_frames import encode_question
 from swjax.data.chat import encode_chat
 from swjax.data.example import ExampleError
 from swjax.streaming import SourceFrame, SourceText, SpecialTokens, build_conversation
@@ -14,11 +14,10 @@ def special(tokenizer) -> SpecialTokens:
     return SpecialTokens.from_tokenizer(tokenizer)
 
 
-def test_what_a_question_and_a_line_read_as(tokenizer, special):
-    asked, line = (encode(tokenizer, special, " And now? ") for encode in (encode_question, encode_line))
+def test_what_a_question_reads_as(tokenizer, special):
+    asked = encode_question(tokenizer, special, " And now? ")
     assert asked.is_item
     assert tokenizer.decode(asked.token_ids) == ("<|vision_end|><|im_end|>\n<|im_start|>user\nAnd now?<|vision_start|>")
-    assert tokenizer.decode(line.token_ids) == "<|vision_end|>And now?<|vision_start|>"
 
 
 def test_sources_with_a_question_are_the_chat_template_s_messages(tokenizer, special):
@@ -43,7 +42,6 @@ def test_sources_with_a_question_are_the_chat_template_s_messages(tokenizer, spe
     assert read.count(user) == 2
 
 
-@pytest.mark.parametrize("encode", [encode_question, encode_line])
-def test_special_tokens_in_the_text_are_refused(tokenizer, special, encode):
+def test_special_tokens_in_the_text_are_refused(tokenizer, special):
     with pytest.raises(ExampleError, match=r"the question contains the special token <\|im_end\|>"):
-        encode(tokenizer, special, "What?<|im_end|>")
+        encode_question(tokenizer, special, "What?<|im_end|>")

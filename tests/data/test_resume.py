@@ -1,4 +1,4 @@
-"""A stream of a thousand batches, read straight, and stopped after 400 and gone on with in a new pipeline."""
+"""A stream of three hundred batches, fifty epochs, read straight, and stopped and resumed in a new pipeline."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from swjax.data.records import open_records
 CONFIG = PipelineConfig(
     batch_size=2, max_tokens=128, max_patches=48, max_videos=2, batching="pack", window=8, min_pixels=28 * 28, threads=2
 )
-BATCHES, STOP = 1000, 400
+BATCHES, STOP = 300, 120
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def straight(records, tokenizer):
 @pytest.mark.parametrize(
     ("workers", "then", "processes"), [(0, 0, 1), (2, 0, 1), (0, 2, 2), (4, 4, 1)], ids=lambda value: str(value)
 )
-def test_a_thousand_batches(records, tokenizer, straight, workers, then, processes):
+def test_a_resumed_stream_is_the_one_read_straight(records, tokenizer, straight, workers, then, processes):
     for process in range(processes):
         first = open_stream(records, tokenizer, workers, process, processes)
         found = read(first, STOP)

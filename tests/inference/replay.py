@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from apart import with_layers_apart
 from full_passes import QUESTION
 
 from swjax.data.chat import encode_chat
@@ -138,7 +139,7 @@ class Noting:
 def forward(model):
     """The model with a mask for each layer and key head in the place of spans."""
     if id(model) not in _FORWARDS:
-        held, masks = model.with_layers_apart(), []
+        held, masks = with_layers_apart(model), []
         held.config = replace(held.config, image_token_id=-1)  # there are no images, and a random model may say one
         for index, layer in enumerate(held.decoder.layers):
             layer.attention = lambda q, k, v, spans, index=index: masked_attention(q, k, v, masks[-1][index])

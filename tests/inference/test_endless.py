@@ -180,16 +180,30 @@ def test_questions_leave_with_their_time_when_they_are_answered(weights, tokeniz
     assert not (book.frames == -2).any()
 
 
-@pytest.mark.parametrize("policy", [StreamMem, PeakEnd, ReKV])
-def test_a_warm_engine_compiles_nothing_for_a_memory(weights, tokenizer, compilations, policy):
-    """Not even when it drops something for the first time, and reads keys for that."""
-    memory = policy(sources=64, words=8, first_words=2)
+SMALL = {"sources": 64, "words": 8, "first_words": 2}
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        StreamMem(**SMALL),
+        PeakEnd(**SMALL),
+        ReKV(**SMALL),
+        ReKV(**SMALL, positions="contiguous"),
+        Window(**SMALL, positions="contiguous"),
+        Window(**SMALL, positions="apart", reanchor_at=20),
+    ],
+    ids=str,
+)
+def test_a_warm_engine_compiles_nothing_for_a_memory(weights, tokenizer, compilations, memory):
+    """Not even when it drops something for the first time, reads keys for that, and turns what stays."""
     engine = make_engine(weights)
     engine.warm_up(GRID, memory)
     before = len(compilations)
     settings = StreamSettings(wait_k=2, max_tail=2, memory=memory, sampling=PENALIZED)
     *_, stream = watched(engine, tokenizer, settings, 30)
     book = stream._scheduler._track.book
-    assert policy is PeakEnd or len(book.frames.shape) == 3, "sources have been dropped, by layer"
+    by_layer = isinstance(memory, StreamMem | ReKV)
+    assert (book.frames.ndim == 3) == by_layer, "sources have been dropped, by layer"
     assert 0 not in book.frames[..., -16:]
     assert len(compilations) == before

@@ -225,7 +225,7 @@ def break_decoder(stream):
 
 
 def break_patches(stream):
-    stream._scheduler._arrivals[0].frame.patches.resize((24, 7), refcheck=False)
+    stream._scheduler.arrivals.coming.frame.patches.resize((24, 7), refcheck=False)
 
 
 FAULTS = {

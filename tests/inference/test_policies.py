@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from apart import with_layers_apart
 
 from swjax.inference.memory import (
     MALMM,
@@ -281,7 +282,7 @@ def test_attention_mass_is_the_softmax_of_its_definition(model):
     positions = jnp.asarray(np.tile(np.arange(length), (3, 1, 1)), jnp.int32)
     slots = jnp.arange(length, dtype=jnp.int32)[None]
     spans = KeySpans(jnp.zeros_like(slots), slots + 1)
-    held = model.with_layers_apart()
+    held = with_layers_apart(model)
     for layer in held.decoder.layers:
         layer.attention = lambda q, k, v, spans: noted.append((q, k)) or naive(q, k, v)[0]
     whole = held.decoder(held.decoder.embed(ids), positions, spans)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from apart import with_layers_apart
 from full_passes import QUESTION, make_frames
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -216,7 +217,7 @@ def test_set_back_together_changes_no_word_and_no_block(weights, tokenizer):
 
 def test_queries_are_those_of_the_text_by_itself(model, weights):
     text, ids, noted = model.config.text, np.array([5, 90, 33, 12]), []
-    held = model.with_layers_apart()
+    held = with_layers_apart(model)
     positions = jnp.asarray(np.tile(np.arange(4), (3, 1, 1)), jnp.int32)
     spans = KeySpans(jnp.zeros((1, 4), jnp.int32), jnp.arange(1, 5, dtype=jnp.int32)[None])
     for layer in held.decoder.layers:

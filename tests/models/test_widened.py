@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from apart import with_layers_apart
 from flax import nnx
 
 from swjax.models.parameters import merge_parameters, split_parameters, widened
@@ -16,7 +17,7 @@ def test_filled_up_widths_give_the_same_features_and_logits() -> None:
     model = Qwen2_5_VL(Qwen2_5_VLConfig.preset("tiny", vision=ODD, text=ODD), rngs=nnx.Rngs(0))
     pixels = jax.random.normal(jax.random.key(1), (16, model.config.geometry.patch_dim))
     grid = jnp.array([[1, 4, 4]])
-    for held in (model, model.with_layers_apart()):
+    for held in (model, with_layers_apart(model)):
         structure, parameters = split_parameters(held)
         wide = widened(parameters, TILE)
         changed = {path for path in wide if wide[path].shape != parameters[path].shape}

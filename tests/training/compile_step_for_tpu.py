@@ -51,7 +51,7 @@ def compile_step(topology_name, *, attention="auto", **mesh):
     config = freeze(config)
     topology = topologies.get_topology_desc(platform="tpu", topology_name=topology_name)
     program = make_program(config, model, devices=topology.devices)
-    shapes = batch_shapes(config, model, program, tokens=TOKENS, patches=PATCHES)
+    shapes = batch_shapes((2, ROWS), config.data, model, program, dtype=config.dtype)
     lowered = program.train_step.lower(program.shapes, shapes)
     compiled = lowered.compile()
     memory, arrays = compiled.memory_analysis(), shapes_in(compiled.as_text())

@@ -47,7 +47,6 @@ def launch(
         "JAX_PLATFORMS": "cpu",
         # Compiled in little time: what is tested does not depend on how fast a step is.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(file.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **(variables or {}),
     }

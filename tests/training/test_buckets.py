@@ -7,12 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import launched
 import numpy as np
 import pytest
 import stores
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -78,7 +76,7 @@ def check_what_follows(commands: Iterator[list[str]], on_disk: Path) -> None:
 
 
 def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
-    gcs, moving_shapes, make_config, compiled_once, tmp_path, monkeypatch
+    gcs, moving_shapes, make_config, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path / "on_disk")
@@ -108,16 +106,7 @@ def test_a_run_in_a_bucket_stops_and_resumes_and_ends_as_on_disk(
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Keeps compiled programs for the later runs."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def run_on_disk(make_config, compiled_once, tmp_path_factory) -> ConfigDict:
+def run_on_disk(make_config, tmp_path_factory) -> ConfigDict:
     """The configuration of a run of four steps, which is on disk."""
     config = make_config(tmp_path_factory.mktemp("staged") / "on_disk")
     config.steps, config.data.validation, config.checkpoint_every, config.keep = 4, "", 1, 2

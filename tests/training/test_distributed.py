@@ -17,7 +17,7 @@ from swjax.models.parameters import split_parameters
 from swjax.runs.folder import find_step, load_run
 from swjax.training.config import ConfigError
 from swjax.training.preemption import EXIT_PREEMPTED
-from swjax.training.processes import start_processes
+from swjax.training.processes import OF_A_CLUSTER, start_processes
 from swjax.training.run import train
 
 STEPS = 16
@@ -112,9 +112,28 @@ def test_a_process_alone_joins_nobody(initialized, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "1")
     start_processes()
     assert initialized == []
-    monkeypatch.delenv("SLURM_NTASKS")
+
+
+def test_a_process_that_uses_devices_stays_alone_only_where_there_are_no_others(monkeypatch) -> None:
+    assert jax.devices()
+    for name in OF_A_CLUSTER:
+        monkeypatch.delenv(name, raising=False)
     start_processes()
-    assert initialized == []
+    assert jax.process_count() == 1
+    assert not jax.distributed.is_initialized()
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(RuntimeError, match="must be called before"):
+        start_processes()
+
+
+@pytest.mark.parametrize("error", [ValueError("process 3 of 2"), RuntimeError("timed out")], ids=["value", "time"])
+def test_a_cluster_that_cannot_be_joined_is_no_process_alone(initialized, monkeypatch, error: Exception) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    with pytest.raises(type(error), match=str(error)):
+        start_processes()
 
 
 def test_the_tasks_of_a_job_join_each_other(initialized, monkeypatch) -> None:

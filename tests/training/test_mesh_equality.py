@@ -77,7 +77,7 @@ def train(*, devices=8, remat="nothing", attention="auto", rank=0, **mesh):
         put_batch(make_rows(seed), program.mesh, max_labels=16, accumulation=1, stripe=program.stripe)
         for seed in range(4)
     ]
-    shapes = batch_shapes(config, MODEL, program, tokens=LENGTH, patches=config.data.max_patches)
+    shapes = batch_shapes((1, ROWS), config.data, MODEL, program, dtype=config.dtype)
     # Compiling it well would take longer than the steps.
     step = program.train_step.lower(program.shapes, shapes).compile({"xla_backend_optimization_level": 0})
     losses = []

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from swjax.attention import SpanAttention
@@ -14,17 +15,19 @@ from swjax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from swjax.training.compilations import count_compilations
 from swjax.training.config import ConfigError, base_config, changed_keys, check_config, freeze
 from swjax.training.program import describe_attention, fit_rows, make_attention, make_program, open_mesh
+from swjax.training.sections import Config, DataConfig
 
 
 def test_the_start_says_which_attention_runs():
-    config = base_config()
-    config.data.max_tokens, config.data.max_patches = 136, 4096
+    data = DataConfig(max_tokens=136, max_patches=4096)
     mesh, model = make_mesh(devices=jax.devices()[:1]), Qwen2_5_VLConfig.preset("tiny")
-    described = describe_attention(freeze(config), model, mesh)
-    assert described == "attention on cpu: reference in the decoder, chunked in the vision tower"
-    assert "chunked in the decoder" in describe_attention(freeze(config), model, make_mesh())
-    config.attention = "chunked"
-    assert "chunked in the decoder" in describe_attention(freeze(config), model, mesh)
+
+    def describe(attention: str, mesh: Mesh) -> str:
+        return describe_attention(attention, data, model, mesh, dtype="bfloat16")
+
+    assert describe("auto", mesh) == "attention on cpu: reference in the decoder, chunked in the vision tower"
+    assert "chunked in the decoder" in describe("auto", make_mesh())
+    assert "chunked in the decoder" in describe("chunked", mesh)
 
 
 def mesh_config(**mesh: int) -> ConfigDict:
@@ -34,20 +37,24 @@ def mesh_config(**mesh: int) -> ConfigDict:
     return config
 
 
+def mesh_of(config: Config, model: Qwen2_5_VLConfig) -> tuple[Mesh, int | None]:
+    return open_mesh(config.mesh, config.data, config.batch_size, model.geometry.token_patches)
+
+
 def test_rows_that_do_not_fit_the_mesh_are_refused():
     model = Qwen2_5_VLConfig.preset("7b")
     config = mesh_config(data=8)
     config.batch_size = 12
     with pytest.raises(ConfigError, match=r"config\.batch_size is 12; config\.mesh\.data x config\.mesh\.fsdp = 8"):
-        open_mesh(freeze(config), model)
+        mesh_of(freeze(config), model)
     config = mesh_config(context=4, fsdp=2)
     config.data.max_patches = 1000
     with pytest.raises(ConfigError, match=r"rows of 1000 patches .* multiples of 16"):
-        open_mesh(freeze(config), model)
+        mesh_of(freeze(config), model)
     config = mesh_config(context=4, fsdp=2)
     config.data.buckets = ((1026, 1024),)
     with pytest.raises(ConfigError, match=r"rows of 8192, 1026 slots cannot be cut into config\.mesh\.context=4"):
-        open_mesh(freeze(config), model)
+        mesh_of(freeze(config), model)
 
 
 def test_a_batch_of_0_is_a_row_for_each_device_that_takes_rows():
@@ -57,7 +64,7 @@ def test_a_batch_of_0_is_a_row_for_each_device_that_takes_rows():
         config.mesh.update({"data": -1, "fsdp": 1, "context": 1} | mesh)
         fitted = fit_rows(freeze(config))
         assert (fitted.batch_size, fitted.accumulation) == (rows, accumulation)
-        assert open_mesh(fitted, Qwen2_5_VLConfig.preset("7b"))[0].size == 8
+        assert mesh_of(fitted, Qwen2_5_VLConfig.preset("7b"))[0].size == 8
     on_two = fit_rows(freeze(config), devices=jax.devices()[:2])
     assert (on_two.batch_size, on_two.accumulation, config.batch_size) == (2, 8, 0)
     assert changed_keys(dataclasses.asdict(fitted), on_two) == [], "a run of eight is resumed by two"
@@ -68,8 +75,8 @@ def test_attention_is_divided_by_heads_where_that_can_be():
         sizes = {"num_heads": heads, "num_kv_heads": key_heads, "hidden_size": heads * 128}
         model = Qwen2_5_VLConfig.preset("7b", text=sizes, vision={"out_hidden_size": heads * 128})
         config = mesh_config(context=2, tensor=4)
-        mesh, stripe = open_mesh(freeze(config), model)
-        decoder, vision = make_attention(freeze(config), model, mesh, stripe)
+        mesh, stripe = mesh_of(freeze(config), model)
+        decoder, vision = make_attention(config.attention, model.text, mesh, stripe)
         assert decoder.sharding.heads == ("tensor" if divided else None)
         assert (decoder.sharding.context, decoder.sharding.stripe) == ("context", 128)
         assert vision.sharding.context == ("context", "tensor")

@@ -127,15 +127,6 @@ def write_sentence(event: Event, previous: Event | None) -> str:
     return _TEMPLATE_OF[event.kind].format(**event.slots())
 
 
-def write_caption(events: Sequence[Event]) -> str:
-    """The caption that says `events` in order. ValueError unless the first event, and no other, is of kind `enter`."""
-    if not _opens_once(events):
-        kinds = ", ".join(event.kind for event in events) or "none"
-        raise ValueError(f"a caption begins with an event of kind 'enter' and has no other of that kind; got {kinds}")
-    previous: tuple[Event | None, ...] = (None, *events[:-1])
-    return " ".join(write_sentence(event, before) for event, before in zip(events, previous, strict=True))
-
-
 def parse_caption(text: str) -> ParsedCaption:
     """Read `text`: the events of its well-formed sentences, and whether all of it is one caption of the grammar.
 

@@ -16,7 +16,7 @@ from swjax.data.moving_shapes.drawing import draw_frames
 from swjax.data.moving_shapes.scene import Scene
 from swjax.storage import AnyPath, is_remote
 
-FPS = 12
+FPS = 8
 SIZE = 112  # pixels, both ways
 # A key frame a second and no B-frames, so that decoding is quick; one thread, so the bytes are always the same.
 _ENCODER = {"preset": "ultrafast", "tune": "fastdecode", "crf": "20", "g": str(FPS), "bf": "0", "threads": "1"}

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
 from swjax.inference.memory.book import TEXT, Book, StoredKeys
 from swjax.inference.memory.moved import turned
 from swjax.inference.memory.scored import Scored, padded
+
+NONE = -1
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,24 @@ class MALMM(Scored):
         """Cosines with their sign changed; of what has no next one, more than all others."""
         ids = jnp.stack([padded(one, stored, fill=0) for one in book.ids])
         keys = turned(stored.padded_keys.astype(jnp.float32), -ids, stored.rotary)
-        return -likeness_to_next(keys, padded(book.places, stored, fill=TEXT))
+        return -likeness_to_next(keys, padded(next_at_place(book.places), stored, fill=NONE))
+
+
+def next_at_place(places: Int32[np.ndarray, "*L_K S"]) -> Int32[np.ndarray, "*L_K S"]:
+    """Of each source in order of time, the index of the next one at its place; `NONE` of the last, and of text."""
+    order = np.argsort(places, axis=-1, kind="stable")  # what is at one place stands together, in order of time
+    at = np.take_along_axis(places, order, axis=-1)
+    follows = np.zeros(places.shape, bool)
+    follows[..., :-1] = (at[..., 1:] == at[..., :-1]) & (at[..., :-1] != TEXT)
+    found = np.empty(places.shape, np.int32)
+    np.put_along_axis(found, order, np.where(follows, np.roll(order, -1, axis=-1), NONE).astype(np.int32), axis=-1)
+    return found
 
 
 @jax.jit
-def likeness_to_next(keys: Float[Array, "L K P H"], places: Int32[Array, "#L #K P"]) -> Float[Array, "L K P"]:
-    """Cosine of each key with the next one at the same place; -inf where there is none, and for text."""
-    places = jnp.broadcast_to(places, keys.shape[:3])
-    order = jnp.argsort(places, axis=-1, stable=True)  # what is at one place stands together, in order of time
-    keys = jnp.take_along_axis(
-        keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12), order[..., None], 2
-    )
-    at = jnp.take_along_axis(places, order, axis=-1)
-    has_next = (at == jnp.roll(at, -1, axis=-1)) & (at >= 0) & (jnp.arange(at.shape[-1]) < at.shape[-1] - 1)
-    likeness = jnp.where(has_next, (keys * jnp.roll(keys, -1, axis=2)).sum(axis=-1), -jnp.inf)
-    return jnp.take_along_axis(likeness, jnp.argsort(order, axis=-1), axis=-1)
+def likeness_to_next(keys: Float[Array, "L K P H"], following: Int32[Array, "#L #K P"]) -> Float[Array, "L K P"]:
+    """Cosine of each key with the one that follows it; -inf where there is `NONE`."""
+    keys = keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
+    following = jnp.broadcast_to(following, keys.shape[:3])
+    likeness = (keys * jnp.take_along_axis(keys, jnp.maximum(following, 0)[..., None], axis=2)).sum(axis=-1)
+    return jnp.where(following == NONE, -jnp.inf, likeness)

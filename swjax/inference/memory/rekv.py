@@ -28,7 +28,7 @@ from swjax.inference.numbers import whole
 from swjax.models.rotary import Rotary
 
 MB = 1_000_000
-AT_ONCE = 4
+AT_ONCE = 16
 """Blocks that are read at once: so many, whatever leaves, so that one program serves all."""
 
 
