@@ -154,7 +154,9 @@ def encode_later(
         else:
             pieces = (np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32),)
     elif not is_turn:
-        raise ValueError(f"a question between frames is text, got {shown(question)}; show images before or after")
+        raise ValueError(
+            f"a question between frames is text, got {type(question).__name__}; show images before the video or after it"
+        )
     else:
         parts = _template_parts(question)
         if VIDEO_TAG in question:
