@@ -155,7 +155,7 @@ def encode_later(
             pieces = (np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32),)
     elif not is_turn:
         raise ValueError(
-            f"a question between frames is text, got {type(question).__name__}; show images before the video or after it"
+            f"a question between frames must be text, got {type(question).__name__}; show images before the video or after"
         )
     else:
         parts = _template_parts(question)

@@ -139,7 +139,7 @@ def test_what_cannot_be_asked_is_named(weights, tokenizer):
     session.see(FILMS[0][0])
     with pytest.raises(ValueError, match="about 1 more videos; hand over their frames"):
         session.finish()
-    with pytest.raises(ValueError, match="a question between frames is text, got list; show images before the"):
+    with pytest.raises(ValueError, match="a question between frames must be text, got list; show images before"):
         session.ask([IMAGE, "What?"])
     session = StreamSession(weights, tokenizer, question=["Who?"])
     with pytest.raises(ValueError, match="a question after the video shows another video; open a stream"):
