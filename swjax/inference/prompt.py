@@ -155,7 +155,8 @@ def encode_later(
             pieces = (np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32),)
     elif not is_turn:
         raise ValueError(
-            f"a question between frames must be text, got {type(question).__name__}; show images before the video or after"
+            f"a question between frames must be text, got {type(question).__name__}; show images before the first "
+            "frame or behind the last"
         )
     else:
         parts = _template_parts(question)
