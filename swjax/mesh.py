@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -132,7 +131,7 @@ def make_mesh(
     return Mesh(arranged, AXES, axis_types=axis_types)
 
 
-def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, NamedSharding]:
+def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Array | jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
     """Lays out parameters by the letters of their names and `AXIS_RULES`.
 
     An axis that its mesh axes do not divide is left whole, and the log says so once for all such parameters.

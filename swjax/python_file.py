@@ -45,7 +45,7 @@ def find_config(name: str | AnyPath, *, kind: str) -> Path:
     raise PythonFileError(f"there is no {kind} {path}; give a file, or one that comes with swjax: {names}")
 
 
-def call_python_file(path: str | Path, function: str, *arguments: Any, kind: str) -> Any:
+def call_python_file(path: str | Path, function: str, *arguments: object, kind: str) -> Any:
     """Run a Python file and call one of its functions.
 
     Args:

@@ -5,7 +5,6 @@ kernels are given the whole cache and the number of the layer, and fetch the blo
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ def cache_attention(
     layer: Int32[Array, ""],
     spans: KeySpans,
     *,
-    like: Any = None,
+    like: object = None,
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention in which query (b, t) sees the slots spans.start[b, t] <= s < spans.stop[b, t].
 
@@ -57,9 +56,8 @@ def cache_attention(
     batch, heads = cache_axes(like.sharding)
     queries, stored = PartitionSpec(batch, None, heads), PartitionSpec(None, batch, heads)
     of_spans = KeySpans(*[PartitionSpec(batch)] * 2)
-    on_mesh: Any = functools.partial(jax.shard_map, mesh=like.sharding.mesh, check_vma=False)
-    specs = queries, stored, stored, PartitionSpec(), of_spans
-    return on_mesh(attend, in_specs=specs, out_specs=queries)(*operands)
+    specs, mesh = (queries, stored, stored, PartitionSpec(), of_spans), like.sharding.mesh
+    return jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
 
 
 def cache_axes(sharding: AttentionSharding) -> tuple[tuple[str, ...] | None, str | None]:
@@ -73,7 +71,7 @@ def cache_axes(sharding: AttentionSharding) -> tuple[tuple[str, ...] | None, str
     return sharding.batch or None, sharding.heads
 
 
-def _attend(implementation: str, *operands: Any) -> Float[Array, "B T N H"]:
+def _attend(implementation: str, *operands: *tuple[Array, Array, Array, Array, KeySpans]) -> Float[Array, "B T N H"]:
     if implementation != "auto":
         return refusing_elsewhere(implementation, KERNELS[implementation]).cache(*operands)
     native = {platform: KERNELS[name].cache for platform, name in NATIVE.items()}

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from swjax.attention.blockwise import LOG2E, dot
+from swjax.attention.blockwise import LOG2E, dot, pad
 from swjax.attention.gpu_blocks import (
     GPUBlocks,
     Operands,
@@ -17,7 +17,6 @@ from swjax.attention.gpu_blocks import (
     block_scores,
     for_each_block,
     key_spec,
-    pad_queries,
     pad_width,
     prepare,
     query_specs,
@@ -44,9 +43,9 @@ def backward(
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
     along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1)
     by_query = (
-        pad_queries(pad_width(dout.astype(q.dtype)), plan.queries),
-        pad_queries(lse.swapaxes(1, 2) * LOG2E, plan.queries).swapaxes(1, 2),
-        pad_queries(along, plan.queries).swapaxes(1, 2),
+        pad(pad_width(dout.astype(q.dtype)), 1, plan.queries),
+        pad(lse.swapaxes(1, 2) * LOG2E, 1, plan.queries).swapaxes(1, 2),
+        pad(along, 1, plan.queries).swapaxes(1, 2),
     )
     dq = _query_gradient(plan, operands, by_query, blocks, interpret)
     dk, dv = _key_gradients(plan, operands, by_query, blocks, interpret)
@@ -100,7 +99,7 @@ def _key_gradients(
     plan: Plan, operands: Operands, by_query: tuple[Array, ...], blocks: GPUBlocks, interpret: bool
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     start, stop, q, k, v = operands
-    k, v = (pad_queries(x, plan.keys) for x in (k, v))
+    k, v = (pad(x, 1, plan.keys) for x in (k, v))
     first, last = (edge.reshape(plan.batch, -1, plan.queries) for edge in (start, stop))
     low, high = union(first, last, plan.num_keys)
     counts, touching = touching_blocks(low, high, width=plan.keys, num_keys=k.shape[1])

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.blockwise import LOG2E, UNSEEN, dot, quotient
+from swjax.attention.blockwise import LOG2E, UNSEEN, Index, dot, pad, quotient
 from swjax.attention.reach import union
 from swjax.streaming import KeySpans
+
+Carry = TypeVar("Carry")
 
 _SMALLEST = 16  # side of a matrix that the tensor cores multiply
 
@@ -56,7 +58,7 @@ class Plan(NamedTuple):
     num_keys: int
     width: int
     scale: float
-    precision: Any
+    precision: jax.lax.Precision
     splits: int = 1
     layers: int | None = None
 
@@ -88,16 +90,23 @@ def prepare(
     queries: int,
     keys: int,
 ) -> tuple[Plan, Operands]:
-    """Sizes and operands for blocks of at most so many queries and keys. Added queries see nothing."""
+    """Sizes and operands for blocks of at most so many queries and keys. Added queries see nothing.
+
+    Args:
+        q: queries.
+        k, v: keys and values, or a whole cache of them ([layers, B, K, S, H]).
+        spans: keys that each query sees.
+        queries, keys: of a block, for 16-bit numbers.
+    """
     layers = k.shape[0] if k.ndim == 5 else None
     axis, head_axis = (1, 2) if layers is None else (3, 2)
     num_keys, key_heads = k.shape[axis], k.shape[head_axis]
     shrink = q.dtype.itemsize // 2
     queries = min(queries // shrink, max(_SMALLEST, pl.next_power_of_2(q.shape[1])))
     keys = min(keys // shrink, max(_SMALLEST, pl.next_power_of_2(num_keys)))
-    start, stop = (pad_queries(jnp.clip(edge.astype(jnp.int32), 0, num_keys), queries) for edge in spans)
-    k, v = (pad_queries(pad_width(x), keys, axis) if num_keys < keys else pad_width(x) for x in (k, v))
-    operands = Operands(start, stop, pad_queries(pad_width(q), queries), k, v)
+    start, stop = (pad(jnp.clip(edge.astype(jnp.int32), 0, num_keys), 1, queries) for edge in spans)
+    k, v = (pad(pad_width(x), axis, keys) if num_keys < keys else pad_width(x) for x in (k, v))
+    operands = Operands(start, stop, pad(pad_width(q), 1, queries), k, v)
     plan = Plan(
         batch=q.shape[0],
         heads=q.shape[2],
@@ -113,12 +122,6 @@ def prepare(
         layers=layers,
     )
     return plan, operands
-
-
-def pad_queries(x: Array, multiple: int, axis: int = 1) -> Array:
-    """Zeros after the axis of queries, or of keys."""
-    missing = -x.shape[axis] % multiple
-    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
 
 
 def pad_width(x: Float[Array, "*B H"]) -> Float[Array, "*B W"]:
@@ -155,10 +158,10 @@ def for_each_block(
     start: Int32[Array, "queries"],
     stop: Int32[Array, "queries"],
     plan: Plan,
-    split: Any,
-    body: Callable[[Any, Array | None, Any], Any],
-    carry: Any,
-) -> Any:
+    split: Index,
+    body: Callable[[Array, Array | None, Carry], Carry],
+    carry: Carry,
+) -> Carry:
     """Folds body(place, seen, carry) over the blocks of keys that a block of queries reaches.
 
     Blocks begin where the union of the spans does. The last is moved back to end inside the array; keys that the one
@@ -179,7 +182,7 @@ def for_each_block(
     whole_begin = jnp.clip(quotient(jnp.maximum(jnp.max(start) - low, 0) + plan.keys - 1, plan.keys), begin, end)
     whole_end = jnp.clip(quotient(jnp.maximum(jnp.min(stop) - low, 0), plan.keys), whole_begin, end)
 
-    def masked(i: Array | int, carry: Any) -> Any:
+    def masked(i: Index, carry: Carry) -> Carry:
         first = low + i * plan.keys
         place = jnp.minimum(first, plan.num_keys - plan.keys)
         index = place + jnp.arange(plan.keys, dtype=jnp.int32)

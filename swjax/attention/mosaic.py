@@ -16,7 +16,6 @@ They are compared with the dense attention in interpret mode (JAX 0.11) and on a
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +93,7 @@ def _forward(
     *,
     layer: Int32[Array, ""] | None = None,
     blocks: MosaicBlocks,
-    interpret: Any,
+    interpret: object,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Keys and values are [B, S, K, H], or with `layer` a cache, [layers, B, K, S, H]."""
     batch, length, heads, width = q.shape
@@ -122,20 +121,21 @@ def _backward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    *residuals: Any,
+    spans: KeySpans,
+    *residuals: Array,
     blocks: MosaicBlocks,
-    interpret: Any,
+    interpret: object,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     if reason := _unfit(q, k, v):
         dq, dk, dv = refuse(reason, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)])
         return dq, dk, dv
     from swjax.attention.mosaic_backward import backward
 
-    return backward(q, k, v, *residuals, blocks=blocks, interpret=interpret)
+    return backward(q, k, v, spans, *residuals, blocks=blocks, interpret=interpret)
 
 
 @functools.cache
-def make_mosaic_kernel(blocks: MosaicBlocks, *, interpret: Any = False) -> Kernel:
+def make_mosaic_kernel(blocks: MosaicBlocks, *, interpret: object = False) -> Kernel:
     """The kernels with blocks of a given size.
 
     Args:

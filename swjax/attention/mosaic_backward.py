@@ -1,6 +1,7 @@
 """The backward pass of span attention on Hopper GPUs: one kernel for queries, one for keys and values."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.blockwise import LOG2E
+from swjax.attention.blockwise import LOG2E, pad
 from swjax.attention.mosaic import MosaicBlocks
 from swjax.attention.mosaic_blocks import (
     BY_COLUMN,
@@ -28,7 +29,6 @@ from swjax.attention.mosaic_blocks import (
     key_blocks,
     mask_columns,
     mask_rows,
-    pad,
     prepare,
     set_registers,
     shared,
@@ -50,7 +50,7 @@ def backward(
     dout: Float[Array, "B T N H"],
     *,
     blocks: MosaicBlocks,
-    interpret: Any,
+    interpret: object,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """The backward pass, as `swjax.attention.kernel.Kernel` describes it."""
     length, width, num_keys = q.shape[1], q.shape[3], k.shape[1]
@@ -232,7 +232,13 @@ def _key_gradients(
 def touching_parts(
     edges: Int32[Array, "B parts 2 64"], tile: int, num_keys: int
 ) -> tuple[Int32[Array, "B tiles"], Int32[Array, "B tiles parts"]]:
-    """How many parts of the queries reach each tile of keys, and which: 2 x part + (1 if all its queries see all)."""
+    """How many parts of the queries reach each tile of keys, and which: 2 x part + (1 if all its queries see all).
+
+    Args:
+        edges: starts and stops of the queries' spans.
+        tile: keys of a tile.
+        num_keys: S.
+    """
     start, stop = edges[:, :, 0], edges[:, :, 1]
     low, high = union(start, stop, num_keys)
     counts, touching = touching_blocks(low, high, width=tile, num_keys=num_keys)
@@ -321,7 +327,7 @@ def _key_gradients_body(
     def _fetch() -> None:
         set_registers(groups, compute=False)
 
-        def sources(step: Array | int) -> Any:
+        def sources(step: Array | int) -> Sequence[Sequence[Ref]]:
             part = jax.lax.div(touching[row, tile, jax.lax.div(step, heads)], jnp.int32(2))
             head = key_head * jnp.int32(plan.group) + first_head + jax.lax.rem(step, heads)
             at = row, pl.ds(part * ROWS, ROWS), head

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, DTypeLike, Float, Int32
 
-from swjax.attention.blockwise import LOG2E, UNSEEN
+from swjax.attention.blockwise import LOG2E, UNSEEN, Index, pad
 from swjax.attention.reach import union
 from swjax.streaming import KeySpans
 
@@ -24,6 +24,8 @@ BY_ROW, BY_COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)
 
 PARAMETERS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0)
 """Reductions are within rows, which needs no shared memory to speak of."""
+
+Memory = TypeVar("Memory")
 
 _ALIGNED = 8  # keys that the hardware's copies take at once
 
@@ -51,7 +53,7 @@ class Plan(NamedTuple):
     num_keys: int
     width: int
     scale: float
-    interpret: Any
+    interpret: object
     splits: int = 1
 
     @property
@@ -92,9 +94,18 @@ def prepare(
     *,
     keys: int,
     stages: int,
-    interpret: Any,
+    interpret: object,
 ) -> tuple[Plan, Operands]:
-    """Sizes and operands for steps of so many keys. Added queries see nothing."""
+    """Sizes and operands for steps of so many keys. Added queries see nothing.
+
+    Args:
+        q: queries.
+        k, v: keys and values, or a whole cache of them ([layers, B, K, S, H]).
+        spans: keys that each query sees.
+        keys: of one step.
+        stages: steps that are fetched ahead.
+        interpret: what Pallas is to interpret the kernel with, if it is to.
+    """
     axis, head_axis = (3, 2) if k.ndim == 5 else (1, 2)
     num_keys, key_heads = k.shape[axis], k.shape[head_axis]
     warpgroups = 1 if q.shape[1] <= ROWS else 2
@@ -131,13 +142,7 @@ def prepare(
     return plan, operands
 
 
-def pad(x: Array, axis: int, multiple: int) -> Array:
-    """Zeros at the end of an axis."""
-    missing = -x.shape[axis] % multiple
-    return jnp.pad(x, [(0, missing if i == axis % x.ndim else 0) for i in range(x.ndim)]) if missing else x
-
-
-def shared(dtype: DTypeLike, *shape: int) -> Any:
+def shared(dtype: DTypeLike, *shape: int) -> pl.MemoryRef:
     """Shared memory for matrices, in the order in which copies write and tensor cores read them."""
     columns = 128 // jnp.dtype(dtype).itemsize
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
@@ -153,13 +158,20 @@ def down(numbers: Array, shape: tuple[int, ...]) -> Array:
     return jax.lax.broadcast_in_dim(numbers, shape, [1])
 
 
-def index_along(axis: int, first: Array | int, shape: tuple[int, ...]) -> Array:
+def index_along(axis: int, first: Index, shape: tuple[int, ...]) -> Array:
     """Index of each row (or column), the first of which is given."""
     return first + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=MATRIX)
 
 
-def mask_rows(scores: Array, is_whole: Array | bool, first: Array | int, start: Array, stop: Array) -> Array:
-    """Scores [queries, keys] with those of unseen keys far below all others, unless all are seen."""
+def mask_rows(scores: Array, is_whole: Array | bool, first: Index, start: Array, stop: Array) -> Array:
+    """Scores [queries, keys] with those of unseen keys far below all others, unless all are seen.
+
+    Args:
+        scores: of a block.
+        is_whole: whether all queries see all keys.
+        first: number of the first key.
+        start, stop: edges of the queries' spans.
+    """
 
     def masked() -> Array:
         key = index_along(1, first, scores.shape)
@@ -170,11 +182,18 @@ def mask_rows(scores: Array, is_whole: Array | bool, first: Array | int, start: 
 
 
 def key_blocks(
-    k_ref: Ref, v_ref: Ref, row: Array | int, head: Array | int, layer: Array | int | None, plan: Plan
-) -> Any:
-    """A function of a block's number that gives the keys, and the values, of one head where they lie."""
+    k_ref: Ref, v_ref: Ref, row: Index, head: Index, layer: Index | None, plan: Plan
+) -> Callable[[Index], tuple[tuple[Ref], tuple[Ref]]]:
+    """A function of a block's number that gives the keys, and the values, of one head where they lie.
 
-    def at(block: Array | int) -> tuple[Any, Any]:
+    Args:
+        k_ref, v_ref: all keys and values, or the whole cache.
+        row, head: which.
+        layer: of the cache; None if there is none.
+        plan: sizes.
+    """
+
+    def at(block: Index) -> tuple[tuple[Ref], tuple[Ref]]:
         some = pl.ds(block * plan.keys, plan.keys)
         where = (row, some, head) if layer is None else (layer, row, head, some)
         return (k_ref.at[where],), (v_ref.at[where],)
@@ -182,7 +201,7 @@ def key_blocks(
     return at
 
 
-def mask_columns(scores: Array, is_whole: Array | bool, first: Array | int, edges: Ref) -> Array:
+def mask_columns(scores: Array, is_whole: Array | bool, first: Index, edges: Ref) -> Array:
     """Scores [keys, queries] as `mask_rows` has them; edges are in shared memory, [2, queries]."""
 
     def masked() -> Array:
@@ -197,7 +216,7 @@ def mask_columns(scores: Array, is_whole: Array | bool, first: Array | int, edge
 
 
 def add_products(
-    plan: Plan, *terms: tuple[Array, Array, Any], meanwhile: Callable[[], None] = lambda: None
+    plan: Plan, *terms: tuple[Array, Array, Ref], meanwhile: Callable[[], None] = lambda: None
 ) -> tuple[Array, ...]:
     """Of each (sums, a, b), sums + a @ b, where a is in registers and b in shared memory.
 
@@ -210,7 +229,7 @@ def add_products(
         meanwhile()
         return tuple(sums + jnp.dot(a, b[...], preferred_element_type=jnp.float32) for sums, a, b in terms)
 
-    def multiply(products: Any) -> None:
+    def multiply(products: Sequence[Any]) -> None:
         for product, (_, a, b) in zip(products, terms, strict=True):
             plgpu.wgmma(product, a, b)
         meanwhile()
@@ -224,8 +243,8 @@ def set_registers(warpgroups: int, *, compute: bool) -> None:
         plgpu.set_max_registers(240 if compute else 24, action="increase" if compute else "decrease")
 
 
-class Channel(NamedTuple):
-    """What is fetched and freed together.
+class Channel(NamedTuple, Generic[Memory]):
+    """What is fetched and freed together: as a kernel asks for it, or as its body has it.
 
     Attributes:
         buffers: shared memory with a slot for each stage.
@@ -233,13 +252,16 @@ class Channel(NamedTuple):
         freed: completes when all warpgroups have done with them.
     """
 
-    buffers: tuple[Any, ...]
-    filled: Any
-    freed: Any
+    buffers: tuple[Memory, ...]
+    filled: Memory
+    freed: Memory
 
 
 def fetch_ahead(
-    steps: Array | int, stages: int, channels: Sequence[Channel], sources: Callable[[Any], Sequence[Sequence[Any]]]
+    steps: Index,
+    stages: int,
+    channels: Sequence[Channel[Ref]],
+    sources: Callable[[Index], Sequence[Sequence[Any]]],
 ) -> None:
     """Copies what every step needs, as soon as there is room: all that the memory's warpgroup does.
 
@@ -251,7 +273,7 @@ def fetch_ahead(
     """
 
     @pl.loop(0, steps)
-    def _step(step: Array | int) -> None:
+    def _step(step: Index) -> None:
         slot = jax.lax.rem(step, jnp.int32(stages))
         for channel, refs in zip(channels, sources(step), strict=True):
             pl.when(step >= stages)(functools.partial(plgpu.barrier_wait, channel.freed.at[slot]))
@@ -259,6 +281,6 @@ def fetch_ahead(
                 plgpu.copy_gmem_to_smem(ref, buffer.at[slot], channel.filled.at[slot])
 
     @pl.loop(jnp.maximum(steps - stages, 0), steps)
-    def _last(step: Array | int) -> None:
+    def _last(step: Index) -> None:
         for channel in channels:
             plgpu.barrier_wait(channel.freed.at[jax.lax.rem(step, jnp.int32(stages))])

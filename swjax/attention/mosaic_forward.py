@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, DTypeLike, Float, Int32
 
-from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E
+from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E, Index
 from swjax.attention.kernel import EMPTY_LSE
 from swjax.attention.mosaic_blocks import (
     BY_ROW,
@@ -37,7 +37,12 @@ Carry: TypeAlias = tuple[Array, Array, Array]
 def attend(
     plan: Plan, operands: Operands, layer: Int32[Array, ""] | None
 ) -> tuple[Float[Array, "splits B T N H"], Float[Array, "splits B N T"]]:
-    """Attention to each part of the keys; in float32 if there are several."""
+    """Attention to each part of the keys; in float32 if there are several.
+
+    Args:
+        plan, operands: from `swjax.attention.mosaic_blocks.prepare`.
+        layer: of the cache that the keys lie in; None if they lie in none.
+    """
     dtype = operands.q.dtype
     out_dtype = dtype if plan.splits == 1 else jnp.float32
     stages, groups = plan.stages, plan.warpgroups
@@ -112,22 +117,22 @@ def _forward_body(*refs: Ref, plan: Plan, cached: bool, **scratch: Any) -> None:
 def _forward_rows(
     q: Any,
     edges: Any,
-    whole: tuple[Array | int, Array | int],
+    whole: tuple[Index, Index],
     out: Any,
     lse: Any,
-    first: Array | int,
-    steps: Array | int,
-    warpgroup: Array | int,
+    first: Index,
+    steps: Index,
+    warpgroup: Index,
     plan: Plan,
     *,
     q_shared: Any,
     edges_shared: Any,
-    keys: Channel,
-    values: Channel,
+    keys: Channel[Ref],
+    values: Channel[Ref],
     out_shared: Any,
     lse_shared: Any,
     q_filled: Any,
-    turns: Any,
+    turns: Ref | None,
 ) -> None:
     """What one warpgroup does with its queries."""
     q_shared, edges_shared, lse_shared, q_filled = (
@@ -146,7 +151,7 @@ def _forward_rows(
         if turns is not None:
             plgpu.barrier_arrive(turns.at[1 - warpgroup])
 
-    def attend_block(step: Array | int, carry: Carry) -> Carry:
+    def attend_block(step: Index, carry: Carry) -> Carry:
         slot = jax.lax.rem(step, jnp.int32(plan.stages))
         block = first + step
 
@@ -203,7 +208,7 @@ def _weigh(scores: Array, carry: Carry, scale: float, dtype: DTypeLike) -> tuple
     return (sums, new_largest, total), narrow
 
 
-def _store(attended: Carry, out_shared: Any, lse_shared: Any, empty_lse: float) -> None:
+def _store(attended: Carry, out_shared: Ref, lse_shared: Ref, empty_lse: float) -> None:
     """Puts the outputs of a warpgroup's queries and their log-sum-exp into shared memory."""
     sums, largest, total = attended
     is_empty = total == 0.0

@@ -12,7 +12,13 @@ NO_KEYS = -1e30
 
 
 def pack(q: Float[Array, "B T N H"], spans: KeySpans, key_heads: int) -> tuple[Float[Array, "B R K H"], KeySpans]:
-    """Queries and heads of a group as one row of T x N / K queries, of K heads."""
+    """Queries and heads of a group as one row of T x N / K queries, of K heads.
+
+    Args:
+        q: queries [B, T, N, H].
+        spans: of the T queries.
+        key_heads: K.
+    """
     batch, length, heads, width = q.shape
     group = heads // key_heads
     rows = q.reshape(batch, length, key_heads, group, width).transpose(0, 1, 3, 2, 4)
@@ -23,7 +29,12 @@ def pack(q: Float[Array, "B T N H"], spans: KeySpans, key_heads: int) -> tuple[F
 def unpack(
     out: Float[Array, "B R K H"], lse: Float[Array, "B K R"], length: int
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """What attention gave for packed queries, as of `length` queries."""
+    """What attention gave for packed queries, as of `length` queries.
+
+    Args:
+        out, lse: as the kernel gives them for packed queries.
+        length: T.
+    """
     batch, rows, key_heads, width = out.shape
     group = rows // length
     out = out.reshape(batch, length, group, key_heads, width).transpose(0, 1, 3, 2, 4)
@@ -34,7 +45,11 @@ def unpack(
 def merge(
     outs: Float[Array, "splits B T N H"], lses: Float[Array, "splits B N T"]
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """Attention to all keys from that to each part of them; `NO_KEYS` where a part holds none."""
+    """Attention to all keys from that to each part of them; `NO_KEYS` where a part holds none.
+
+    Args:
+        outs, lses: of each part of the keys, parts first.
+    """
     if len(outs) == 1:
         return outs[0], lses[0]
     lse = jax.nn.logsumexp(lses, axis=0)

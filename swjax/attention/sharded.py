@@ -17,7 +17,6 @@ The compiler does not divide Pallas kernels, so on an accelerator every run on m
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,18 +136,29 @@ def sharded_kernel(kernel: Kernel, sharding: AttentionSharding) -> Kernel:
         return dq, _scatter(dk, sharding), _scatter(dv, sharding)
 
     # Varying axes are not checked: nothing here is differentiated or left replicated for the checker to follow.
-    on_mesh: Any = functools.partial(jax.shard_map, mesh=sharding.mesh, check_vma=False)
-    forward = on_mesh(forward_shard, in_specs=(whole, whole, whole, spans_spec), out_specs=(whole, lse_spec))
-    backward = on_mesh(
+    forward = jax.shard_map(
+        forward_shard,
+        mesh=sharding.mesh,
+        in_specs=(whole, whole, whole, spans_spec),
+        out_specs=(whole, lse_spec),
+        check_vma=False,
+    )
+    backward = jax.shard_map(
         backward_shard,
+        mesh=sharding.mesh,
         in_specs=(whole, whole, whole, spans_spec, whole, lse_spec, whole),
         out_specs=(whole, whole, whole),
+        check_vma=False,
     )
     return Kernel(forward, backward, kernel.cache, kernel.platforms)
 
 
 def check_divides(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], sharding: AttentionSharding) -> None:
     """Looks whether arrays can be divided as a sharding says.
+
+    Args:
+        q, k: queries and keys of all devices together.
+        sharding: how they are to be divided.
 
     Raises:
         ValueError: names the size that cannot.
@@ -169,7 +179,12 @@ def check_divides(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], shardi
 
 
 def repeat_key_heads(k: Float[Array, "B S K H"], sharding: AttentionSharding) -> Float[Array, "B S k H"]:
-    """Keys or values with each head so often that there is one for every shard of the heads, where there are fewer."""
+    """Keys or values with each head so often that there is one for every shard of the heads, where there are fewer.
+
+    Args:
+        k: keys or values.
+        sharding: how heads are to be divided.
+    """
     shards, heads = sharding.head_shards, k.shape[2]
     return jnp.repeat(k, shards // heads, axis=2) if heads < shards and shards % heads == 0 else k
 

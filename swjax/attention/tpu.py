@@ -19,15 +19,15 @@ through all keys; and it reads keys once a query head.
 
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E, dot
+from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E, Index, dot
 from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.attention.tpu_backward import backward
 from swjax.attention.tpu_blocks import (
@@ -54,17 +54,17 @@ AHEAD = 2
 
 
 def _forward_body(
-    reach_ref: Any,
-    start_ref: Any,
-    stop_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    out_ref: Any,
-    lse_ref: Any,
-    largest_ref: Any,
-    total_ref: Any,
-    sums_ref: Any,
+    reach_ref: Ref,
+    start_ref: Ref,
+    stop_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    out_ref: Ref,
+    lse_ref: Ref,
+    largest_ref: Ref,
+    total_ref: Ref,
+    sums_ref: Ref,
     *,
     plan: Plan,
     chunk: int,
@@ -81,10 +81,10 @@ def _forward_body(
 
     chunks = [pl.ds(first, min(chunk, plan.rows - first)) for first in range(0, plan.rows, chunk)]
 
-    def attend_tile(offset: Any, masked: bool) -> None:
+    def attend_tile(offset: Index, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
 
-        def scores_of(at: Any) -> Float[Array, "tile chunk"]:
+        def scores_of(at: slice | pl.Slice) -> Float[Array, "tile chunk"]:
             edges = start_ref[:, at], stop_ref[:, at]
             return tile_scores(k, q_ref[at, :], *edges, first_key + offset, plan, masked)
 

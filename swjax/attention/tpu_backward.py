@@ -5,15 +5,15 @@ of a group, so heads that share a key are summed in the kernel.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.blockwise import LOG2E, dot, quotient
+from swjax.attention.blockwise import LOG2E, Index, dot, quotient
 from swjax.attention.reach import touching_blocks
 from swjax.attention.tpu_blocks import (
     Plan,
@@ -98,17 +98,17 @@ def _query_gradient(
 
 
 def _query_gradient_body(
-    reach_ref: Any,
-    start_ref: Any,
-    stop_ref: Any,
-    q_ref: Any,
-    dout_ref: Any,
-    lse_ref: Any,
-    along_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    dq_ref: Any,
-    sums_ref: Any,
+    reach_ref: Ref,
+    start_ref: Ref,
+    stop_ref: Ref,
+    q_ref: Ref,
+    dout_ref: Ref,
+    lse_ref: Ref,
+    along_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    dq_ref: Ref,
+    sums_ref: Ref,
     *,
     plan: Plan,
 ) -> None:
@@ -120,7 +120,7 @@ def _query_gradient_body(
     def _begin() -> None:
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
-    def add_tile(offset: Any, masked: bool) -> None:
+    def add_tile(offset: Index, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
         scores = tile_scores(k, q_ref[...], start_ref[...], stop_ref[...], first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
@@ -145,7 +145,7 @@ def _key_gradients(
     low, high = reach.reshape(plan.batch, -1, 4)[..., :2].transpose(2, 0, 1)
     counts, touching = touching_blocks(low, high, width=plan.keys * shared, num_keys=plan.num_keys)
 
-    def block_of_rows(b: Any, i: Any, j: Any, counts_ref: Any, touching_ref: Any) -> Any:
+    def block_of_rows(b: Index, i: Index, j: Index, counts_ref: Ref, touching_ref: Ref) -> Array:
         return _listed(b * lists + quotient(i, shared), j, counts_ref, touching_ref, plan)
 
     edge = pl.BlockSpec((None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, 0, block_of_rows(b, i, j, *refs)))
@@ -177,21 +177,21 @@ def _key_gradients(
 
 
 def _key_gradients_body(
-    reach_ref: Any,
-    counts_ref: Any,
-    touching_ref: Any,
-    start_ref: Any,
-    stop_ref: Any,
-    q_ref: Any,
-    dout_ref: Any,
-    lse_ref: Any,
-    along_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    dk_ref: Any,
-    dv_ref: Any,
-    dk_sums_ref: Any,
-    dv_sums_ref: Any,
+    reach_ref: Ref,
+    counts_ref: Ref,
+    touching_ref: Ref,
+    start_ref: Ref,
+    stop_ref: Ref,
+    q_ref: Ref,
+    dout_ref: Ref,
+    lse_ref: Ref,
+    along_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    dk_ref: Ref,
+    dv_ref: Ref,
+    dk_sums_ref: Ref,
+    dv_sums_ref: Ref,
     *,
     plan: Plan,
     shared: int,
@@ -205,7 +205,7 @@ def _key_gradients_body(
         dk_sums_ref[...] = jnp.zeros_like(dk_sums_ref)
         dv_sums_ref[...] = jnp.zeros_like(dv_sums_ref)
 
-    def add_tile(offset: Any, masked: bool) -> None:
+    def add_tile(offset: Index, masked: bool) -> None:
         tile = pl.ds(offset, plan.tile)
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
         q, dout = q_ref[...], dout_ref[...]
@@ -226,7 +226,7 @@ def _key_gradients_body(
         dv_ref[...] = dv_sums_ref[...].astype(dv_ref.dtype)
 
 
-def _listed(which: Any, step: Any, counts_ref: Any, touching_ref: Any, plan: Plan) -> Any:
+def _listed(which: Index, step: Index, counts_ref: Ref, touching_ref: Ref, plan: Plan) -> Array:
     """The block of rows at a step of a list; after its end the last one again, which fetches nothing."""
     last = jnp.maximum(counts_ref[which] - 1, 0)
     return touching_ref[which * plan.num_row_blocks + jnp.minimum(step, last)]

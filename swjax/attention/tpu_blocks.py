@@ -3,14 +3,15 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Ref
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.blockwise import LOG2E, UNSEEN, dot, quotient
+from swjax.attention.blockwise import LOG2E, UNSEEN, Index, dot, quotient
 from swjax.attention.reach import union
 from swjax.streaming import KeySpans
 
@@ -65,7 +66,7 @@ class Plan(NamedTuple):
     tile: int
     head_dim: int
     itemsize: int
-    precision: Any
+    precision: jax.lax.Precision
 
     @property
     def num_key_blocks(self) -> int:
@@ -81,7 +82,14 @@ class Plan(NamedTuple):
 def make_plan(
     q: Float[Array, "B T N H"], key_heads: int, num_keys: int, blocks: TPUBlocks, *, rows: int, keys: int
 ) -> Plan:
-    """Sizes for one call: blocks no larger than it needs, of `rows` rows and `keys` keys at most."""
+    """Sizes for one call: blocks no larger than it needs, of `rows` rows and `keys` keys at most.
+
+    Args:
+        q: queries.
+        key_heads, num_keys: K and S.
+        blocks: sizes of blocks.
+        rows, keys: the most of a block.
+    """
     batch, length, heads, head_dim = q.shape
     group = heads // key_heads
     most = _queries_of_block(group, rows, blocks.queries)
@@ -141,10 +149,10 @@ class Reach(NamedTuple):
         common_low, common_high: what all of its rows see.
     """
 
-    low: Any
-    high: Any
-    common_low: Any
-    common_high: Any
+    low: Index
+    high: Index
+    common_low: Index
+    common_high: Index
 
 
 class RowSpans(NamedTuple):
@@ -176,7 +184,7 @@ def _edge_of_rows(edge: Int32[Array, "B blocks queries"], plan: Plan) -> Int32[A
     return edge.reshape(plan.batch, 1, -1)
 
 
-def read_reach(reach_ref: Any, batch: Any, block: Any, plan: Plan) -> Reach:
+def read_reach(reach_ref: Ref, batch: Index, block: Index, plan: Plan) -> Reach:
     """The reach of one block of rows, inside a kernel or the index map of one."""
     at = 4 * (batch * plan.num_row_blocks + block)
     return Reach(*(reach_ref[at + i] for i in range(4)))
@@ -188,18 +196,25 @@ def num_fetched(reach: Int32[Array, "4*B*blocks"], plan: Plan) -> Int32[Array, "
     return (last - first).max() + 1
 
 
-def fetched(reach: Reach, plan: Plan) -> tuple[Any, Any]:
+def fetched(reach: Reach, plan: Plan) -> tuple[Array, Array]:
     """First and last block of keys that a block of rows goes through; the same one twice if it sees nothing."""
     return quotient(reach.low, plan.keys), quotient(jnp.maximum(reach.high - 1, reach.low), plan.keys)
 
 
-def for_each_tile(reach: Reach, first_key: Any, plan: Plan, body: Callable[[Any, bool], None]) -> None:
-    """Calls body(offset, masked) for the tiles of a block of keys that a block of rows reaches."""
+def for_each_tile(reach: Reach, first_key: Index, plan: Plan, body: Callable[[Index, bool], None]) -> None:
+    """Calls body(offset, masked) for the tiles of a block of keys that a block of rows reaches.
+
+    Args:
+        reach: of the block of rows.
+        first_key: of the block of keys.
+        plan: sizes.
+        body: is called with a tile's offset in the block, and whether scores are to be masked.
+    """
     tiles = plan.keys // plan.tile
     begin = quotient(jnp.maximum(reach.low - first_key, 0), plan.tile)
     end = jnp.minimum(quotient(jnp.maximum(reach.high - first_key, 0) + plan.tile - 1, plan.tile), tiles)
 
-    def step(t: Any, carry: None) -> None:
+    def step(t: Array, carry: None) -> None:
         offset = pl.multiple_of(t * plan.tile, plan.tile)
         key = first_key + offset
         is_whole = (key >= reach.common_low) & (key + plan.tile <= reach.common_high)
@@ -210,8 +225,16 @@ def for_each_tile(reach: Reach, first_key: Any, plan: Plan, body: Callable[[Any,
     jax.lax.fori_loop(begin, end, step, None)
 
 
-def read_tile(ref: Any, offset: Any, first_key: Any, plan: Plan, masked: bool) -> Array:
-    """Keys or values of a tile, with zeros past the end of the array, where memory holds anything."""
+def read_tile(ref: Ref, offset: Index, first_key: Index, plan: Plan, masked: bool) -> Array:
+    """Keys or values of a tile, with zeros past the end of the array, where memory holds anything.
+
+    Args:
+        ref: a block of keys or values.
+        offset: of the tile in the block.
+        first_key: of the block.
+        plan: sizes.
+        masked: whether some query does not see all of the tile.
+    """
     x = ref[pl.ds(offset, plan.tile), :]
     if not masked or plan.num_keys % plan.keys == 0:
         return x
@@ -220,9 +243,17 @@ def read_tile(ref: Any, offset: Any, first_key: Any, plan: Plan, masked: bool) -
 
 
 def tile_scores(
-    k: Array, q: Array, start: Array, stop: Array, first: Any, plan: Plan, masked: bool
+    k: Array, q: Array, start: Array, stop: Array, first: Index, plan: Plan, masked: bool
 ) -> Float[Array, "tile rows"]:
-    """Logits to base two of keys from `first` on and rows whose spans are [start, stop)."""
+    """Logits to base two of keys from `first` on and rows whose spans are [start, stop).
+
+    Args:
+        k, q: keys of the tile, and rows.
+        start, stop: edges of the rows' spans.
+        first: number of the first key.
+        plan: sizes.
+        masked: whether some row does not see all keys.
+    """
     scores = dot(k, q, (1, 1), plan.precision) * plan.score_scale
     if not masked:
         return scores
@@ -267,12 +298,12 @@ def cache_spec(plan: Plan) -> pl.BlockSpec:
     """The same of one layer of a cache, whose number stands behind all reaches."""
     layer_at = 4 * plan.batch * plan.num_row_blocks
 
-    def index(b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
+    def index(b: Index, h: Index, i: Index, j: Index, reach_ref: Ref) -> tuple[Index, ...]:
         return reach_ref[layer_at], *_key_block(plan, b, h, i, j, reach_ref)
 
     return pl.BlockSpec((None, None, None, plan.keys, plan.head_dim), index)
 
 
-def _key_block(plan: Plan, b: Any, h: Any, i: Any, j: Any, reach_ref: Any) -> tuple[Any, ...]:
+def _key_block(plan: Plan, b: Index, h: Index, i: Index, j: Index, reach_ref: Ref) -> tuple[Index, ...]:
     first, last = fetched(read_reach(reach_ref, b, i, plan), plan)
     return b, h, jnp.minimum(first + j, last), 0  # staying at the last one fetches nothing

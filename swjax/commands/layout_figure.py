@@ -1,6 +1,6 @@
 """Layouts as figures: for each design position ids against time and, below them, who sees whom."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def draw_layouts(layouts: Mapping[Variant, StreamLayout], special: SpecialTokens
         if place % columns:
             below.set_ylabel("")
             above.set_ylabel("")
-    _add_legend(figure, layouts, columns, points=True)
+    _add_legend(figure, layouts.values(), columns, points=True)
     return figure
 
 
@@ -87,7 +87,7 @@ def draw_slots(layouts: Mapping[str, StreamLayout], *, columns: int = 3) -> "Fig
         axes = figure.add_subplot(rows, columns, place + 1)
         _draw_pairs(axes, layout, np.arange(len(layout)), "slot")
         axes.set_title(title, fontsize=10, loc="left")
-    _add_legend(figure, layouts, columns, points=False)
+    _add_legend(figure, layouts.values(), columns, points=False)
     return figure
 
 
@@ -102,7 +102,7 @@ def save_figure(figure: "Figure", files: Sequence[AnyPath]) -> None:
     check_endings(files)
     for file in files:
         svg = file.suffix == ".svg"
-        metadata: Any = {"Date": None, "Creator": None} if svg else {"Software": None}
+        metadata: dict[str, str | None] = {"Date": None, "Creator": None} if svg else {"Software": None}
         try:
             make_folder(file.parent)
             with matplotlib.rc_context({"svg.hashsalt": "swjax"}), replacing(file) as partial:
@@ -241,11 +241,11 @@ def _step_colours(layout: StreamLayout, variant: Variant) -> Float[np.ndarray, "
     return first * (1 - share) + last * share
 
 
-def _add_legend(figure: "Figure", layouts: Mapping[Any, StreamLayout], columns: int, *, points: bool) -> None:
+def _add_legend(figure: "Figure", layouts: Iterable[StreamLayout], columns: int, *, points: bool) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    found = np.unique(np.concatenate([np.unique(pairs_seen(layout)) for layout in layouts.values()]))
+    found = np.unique(np.concatenate([np.unique(pairs_seen(layout)) for layout in layouts]))
     handles: list[Any] = []
     if points:
         names = {"o": "temporal id", "_": "row id", "|": "column id"}

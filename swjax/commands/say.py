@@ -90,7 +90,7 @@ def known_errors() -> tuple[type[Exception], ...]:
     from swjax.evaluation import EvaluationError
     from swjax.hub import CheckpointError
 
-    errors: tuple[Any, ...] = (
+    errors: tuple[type[Exception], ...] = (
         UsageError,
         CheckpointError,
         ExampleError,

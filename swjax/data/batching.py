@@ -76,7 +76,12 @@ def empty_row(patch_dim: int, *, pruned: bool = False) -> Row:
 
 
 def pad_rows(rows: Sequence[Row], *, tokens: int, patches: int, videos: int) -> Batch:
-    """Stack rows to a batch of fixed shape."""
+    """Stack rows to a batch of fixed shape.
+
+    Args:
+        rows: at least one.
+        tokens, patches, videos: of each padded row.
+    """
     layouts = [pad_layout(_layout_of(row), tokens) for row in rows]
     pixels = np.zeros((len(rows), patches, rows[0]["pixel_values"].shape[1]), np.uint8)
     grids = np.zeros((len(rows), videos, 3), np.int32)

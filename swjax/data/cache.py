@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,7 +27,7 @@ class PatchCache:
     def __reduce__(self) -> tuple[type["PatchCache"], tuple[int]]:
         return PatchCache, (self.max_bytes,)
 
-    def get(self, video: Picture | Video, load: Callable[[Any], Patches]) -> Patches:
+    def get(self, video: Picture | Video, load: Callable[[Picture | Video], Patches]) -> Patches:
         """The patches and grid of a video, from memory or loaded; what `load` raises is passed on."""
         kept = self._kept.get(video)
         if kept is not None:

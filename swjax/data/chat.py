@@ -29,7 +29,13 @@ TRAINING_QUESTIONS = (
 
 
 def training_question(key: str, *, seed: int, epoch: int) -> str:
-    """The generic question that an example is asked in an epoch: random, but always the same one."""
+    """The generic question that an example is asked in an epoch: random, but always the same one.
+
+    Args:
+        key: of the example.
+        seed: of the run.
+        epoch: from 0.
+    """
     return random.Random(f"{seed}/{epoch}/{key}").choice(TRAINING_QUESTIONS)
 
 
@@ -106,7 +112,13 @@ def encode_parts(
     merge_size: int,
     chat: ChatRule,
 ) -> Int32[np.ndarray, "L"]:
-    """As `encode_mixed`, of questions whose text, images and videos are the parts of a chat template."""
+    """As `encode_mixed`, of questions whose text, images and videos are the parts of a chat template.
+
+    Args:
+        tokenizer, merge_size, chat: as for `encode_mixed`.
+        turns: of each the parts of the question and the answer, None where it is open.
+        grids: patches of each image and video (t, h, w), in order.
+    """
     structure = _structural_tokens(tokenizer, chat)
 
     def checked(text: str, name: str) -> str:

@@ -18,7 +18,12 @@ QUALITY = 95
 
 
 def encode_clip(frames: UInt8[np.ndarray, "frames height width 3"], *, quality: int = QUALITY) -> tuple[bytes, ...]:
-    """One JPEG file a frame."""
+    """One JPEG file a frame.
+
+    Args:
+        frames: RGB.
+        quality: of JPEG, 1 to 100.
+    """
     encoded = []
     for frame in frames:
         file = io.BytesIO()
@@ -29,6 +34,10 @@ def encode_clip(frames: UInt8[np.ndarray, "frames height width 3"], *, quality: 
 
 def decode_clip(clip: EncodedClip, *, fps: float) -> UInt8[np.ndarray, "frames height width 3"]:
     """The frames of a clip at a rate that divides its own.
+
+    Args:
+        clip: the JPEG files.
+        fps: of the frames that are wanted.
 
     Raises:
         ExampleError: if a frame is damaged, sizes differ, or the rate does not divide the clip's.

@@ -42,6 +42,10 @@ def load_patches(video: Picture | Video, config: PipelineConfig) -> Patches:
 
     Frames are resized as they come, and no more of them are decoded than a row has room for.
 
+    Args:
+        video: what to decode.
+        config: frame rate, pixel limits and room of a row.
+
     Raises:
         ExampleError: if the video cannot be used or has more patches than a row.
     """

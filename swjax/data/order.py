@@ -45,7 +45,12 @@ class Numbered(NamedTuple):
 
 
 def training_order(mixture: Mixture, seed: int) -> grain.MapDataset[Numbered]:
-    """Numbers of examples without end, in a new order each epoch."""
+    """Numbers of examples without end, in a new order each epoch.
+
+    Args:
+        mixture: data sets and how often each is drawn from.
+        seed: of the order.
+    """
 
     def numbered(position: int, example: int, *, data_set: int, size: int) -> Numbered:
         return Numbered(data_set, int(example), position // size)
@@ -61,7 +66,12 @@ def training_order(mixture: Mixture, seed: int) -> grain.MapDataset[Numbered]:
 
 
 def evaluation_order(mixture: Mixture, multiple: int) -> grain.MapDataset[Numbered]:
-    """Numbers of all examples once, in order, filled up to a multiple."""
+    """Numbers of all examples once, in order, filled up to a multiple.
+
+    Args:
+        mixture: data sets.
+        multiple: what the count becomes a multiple of; numbers of -1 fill it up.
+    """
     bounds = np.cumsum([len(examples) for examples in mixture.sets])
 
     def numbered(position: int) -> Numbered:

@@ -126,6 +126,11 @@ def resized_size(height: int, width: int, *, min_pixels: int, max_pixels: int, f
 
     The same sizes as transformers' `smart_resize`, which cannot be imported without torch where torch is installed.
 
+    Args:
+        height, width: of the picture.
+        min_pixels, max_pixels: smallest and largest area of the result.
+        factor: pixels on a side of a token.
+
     Raises:
         ExampleError: if one side is more than 200 times the other.
         ValueError: if the budget is empty or has no room for factor x factor pixels.

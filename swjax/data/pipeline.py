@@ -9,7 +9,7 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import grain
 from absl import flags
@@ -27,6 +27,8 @@ from swjax.plain import Json
 from swjax.streaming import SpecialTokens
 from swjax.streaming.dropping import drop_of
 from swjax.streaming.tokens import Tokenizer
+
+Made = TypeVar("Made")
 
 
 def build_pipeline(
@@ -186,8 +188,8 @@ def _is_usable(row: Json) -> bool:
 
 
 def _by_windows(
-    rows: grain.IterDataset[Row], window: int, make: Callable[[Sequence[Row]], list[Any]]
-) -> grain.IterDataset[Any]:
+    rows: grain.IterDataset[Row], window: int, make: Callable[[Sequence[Row]], list[Made]]
+) -> grain.IterDataset[Made]:
     """What `make` makes of every `window` rows, one by one."""
 
     class Flatten(grain.experimental.FlatMapTransform):
@@ -195,7 +197,7 @@ def _by_windows(
 
         max_fan_out = window
 
-        def flat_map(self, element: Sequence[Row]) -> list[Any]:
+        def flat_map(self, element: Sequence[Row]) -> list[Made]:
             return make(element)
 
     windows = rows.batch(window, drop_remainder=True, batch_fn=list)

@@ -10,7 +10,7 @@ _ROW = "next_row"
 
 
 def divide_place(states: Sequence[JsonView], fresh: JsonView, *, parts: int, part: tuple[int, int]) -> Json:
-    """Where a process goes on with examples that other processes have begun.
+    """Where a process resumes with examples that other processes have begun.
 
     The reader of part p of P reads the examples p, p + P, p + 2 P and so on of one order. If all have read n, the first
     n x P of the order are done, and any number of readers can go on behind them. One that has set examples aside has

@@ -206,5 +206,5 @@ def _question(values: Json) -> Question:
     return Question(**values | {"sentences": tuple(Sentence(**sentence) for sentence in values["sentences"])})
 
 
-def _text(value: Any) -> str:
+def _text(value: bytes) -> str:
     return bytes(value).decode("utf-8")

@@ -116,7 +116,7 @@ def _template_in(file: Path) -> Any:
     return content.get("chat_template") if isinstance(content, dict) else None
 
 
-def _choose_default(templates: Any, file: Path) -> str:
+def _choose_default(templates: object, file: Path) -> str:
     """The one template, or the one named "default" of several, by name or as rows with `name` and `template`."""
     if isinstance(templates, str):
         return templates

@@ -62,13 +62,23 @@ Values = Sequence[float] | Float[np.ndarray, "videos"]
 
 
 def mean_score(values: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> Score:
-    """Mean over videos with its interval."""
+    """Mean over videos with its interval.
+
+    Args:
+        values: one for each video.
+        seed, resamples: of the bootstrap.
+    """
     parts = np.asarray(values, np.float64)
     return ratio_score(parts, np.ones_like(parts), seed=seed, resamples=resamples)
 
 
 def ratio_score(parts: Values, wholes: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> Score:
-    """Sum of the parts over the sum of the wholes (0 if the wholes are nothing), with its interval."""
+    """Sum of the parts over the sum of the wholes (0 if the wholes are nothing), with its interval.
+
+    Args:
+        parts, wholes: one for each video.
+        seed, resamples: of the bootstrap.
+    """
     statistics = np.stack([np.asarray(parts, np.float64), np.asarray(wholes, np.float64)], axis=1)
     return bootstrap(
         statistics, lambda sums: float(sums[0] / sums[1]) if sums[1] else 0.0, seed=seed, resamples=resamples

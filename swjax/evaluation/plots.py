@@ -90,7 +90,13 @@ def variants_side_by_side(rows: Sequence[Row], metrics: Sequence[str]) -> Figure
 
 
 def perturbation(rows: Sequence[Row], metrics: Sequence[str], column: str) -> Figure:
-    """What a random schedule changes, by the values of a column: above zero it helps."""
+    """What a random schedule changes, by the values of a column: above zero it helps.
+
+    Args:
+        rows: of a sweep.
+        metrics: by name.
+        column: whose values are told apart.
+    """
     figure, axes = _panels(metrics)
     for axis, metric in zip(axes, metrics, strict=True):
         drops = perturbation_drop(rows, metric, column)
@@ -104,7 +110,13 @@ def perturbation(rows: Sequence[Row], metrics: Sequence[str], column: str) -> Fi
 
 
 def latency_against_quality(rows: Sequence[Row], metrics: Sequence[str], column: str) -> Figure:
-    """Each metric against the mean time in the video at which a token can be spoken."""
+    """Each metric against the mean time in the video at which a token can be spoken.
+
+    Args:
+        rows: of a sweep.
+        metrics: by name.
+        column: of the latency.
+    """
     figure, axes = _panels(metrics)
     for axis, metric in zip(axes, metrics, strict=True):
         for (value,), same in group([row for row in rows if row["schedule"] == "fixed"], [column]).items():

@@ -1,4 +1,4 @@
-"""Predictions on disk: a JSON line a video, written as it goes, so that an evaluation goes on where it stopped."""
+"""Predictions on disk: a JSON line a video, written as it goes, so that an evaluation resumes where it stopped."""
 
 import json
 from collections.abc import Iterable

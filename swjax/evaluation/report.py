@@ -84,6 +84,11 @@ def perturbation_drop(rows: Sequence[Row], metric: str, column: str) -> dict[obj
     """What a random schedule changes, by the values of a column: score under it less the score under the fixed one.
 
     Differences are taken run by run, so what seeds differ by otherwise cancels.
+
+    Args:
+        rows: of a sweep.
+        metric: its name.
+        column: whose values are told apart.
     """
     drops: dict[object, Interval] = {}
     for (value,), same in group(rows, [column]).items():

@@ -108,7 +108,13 @@ def group_seeds(schedules: Iterable[str]) -> dict[str, list[int]]:
 
 
 def evaluation_folder(run: AnyPath, kind: str, seed: int | None) -> AnyPath:
-    """The folder of a run that holds its evaluation under a schedule."""
+    """The folder of a run that holds its evaluation under a schedule.
+
+    Args:
+        run: the run's folder.
+        kind: of schedule.
+        seed: of a random one; None for the fixed one.
+    """
     return run / ("evaluation" if seed is None else f"evaluation_{kind}_{seed}")
 
 
@@ -206,11 +212,11 @@ def _name(values: JsonView) -> str:
     return f"run-{digest}"
 
 
-def _cell(value: object) -> Any:
+def _cell(value: object) -> int | float | str | None:
     return value if isinstance(value, int | float | str | None) else json.dumps(value)
 
 
-def _number(cell: str) -> Any:
+def _number(cell: str) -> int | float | str:
     for kind in (int, float):
         try:
             return kind(cell)

@@ -50,7 +50,7 @@ class Checked:
 def import_checkpoint(source: str | AnyPath, out: AnyPath | None) -> Checked:
     """Fetch a checkpoint from the Hub, or copy one, and check that every tensor is there with the right shape.
 
-    Cut off, the same call goes on with what is there; until the end, the folder does not load.
+    Cut off, the same call resumes with what is there; until the end, the folder does not load.
 
     Args:
         source: a Hub id such as "Qwen/Qwen2.5-VL-7B-Instruct", or a folder.

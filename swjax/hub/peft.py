@@ -14,10 +14,9 @@ from jaxtyping import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from swjax.atomic import replacing
+from swjax.atomic import replacing, write_json
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import read_json
-from swjax.hub.writer import write_json
 from swjax.models.adapters import adapter_paths, adapter_shapes, is_adapter, magnitude_path
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from huggingface_hub import snapshot_download
@@ -98,7 +97,7 @@ def open_hf(path: str | AnyPath) -> tuple[ModelConfig, dict[str, StoredArray]]:
     return config, stored_parameters(files, tensors, shapes)
 
 
-def stored_dtype(parameters: Leaves) -> Any:
+def stored_dtype(parameters: Leaves) -> DTypeLike:
     """The dtype of a checkpoint: that of its embedding, which no one keeps in higher precision than the rest."""
     return parameters["decoder/embedding_vd"].dtype
 

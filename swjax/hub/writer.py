@@ -5,7 +5,6 @@ memory holds the tensors of one file and, of a parameter that is on disk, the ro
 """
 
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,6 +17,7 @@ from jaxtyping import DTypeLike
 from rich.progress import track
 from safetensors.numpy import save_file
 
+from swjax.atomic import write_json
 from swjax.hub.errors import CheckpointError
 from swjax.hub.files import INDEX, WEIGHTS
 from swjax.hub.progress import STDERR
@@ -29,7 +29,7 @@ from swjax.models.parameters import Leaves, split_parameters
 from swjax.models.stored import StoredArray
 from swjax.models.weights import HubTensor
 from swjax.plain import JsonView
-from swjax.storage import AnyPath, as_path, is_remote, make_folder, write_object, writing_file
+from swjax.storage import AnyPath, as_path, is_remote, make_folder, writing_file
 
 UNFINISHED = ".unfinished"
 """How the names of files end that are still being written."""
@@ -96,17 +96,6 @@ def save_hf(
         name = np.dtype(stored_dtype(parameters) if dtype is None else dtype).name
         _publish(folder, list(plan.filename_to_tensors), index, config.to_hf(name) | dict(more_config or {}))
     _meet("published")
-
-
-def write_json(file: AnyPath, content: JsonView) -> None:
-    """Write a JSON file that is there whole or not at all."""
-    text = json.dumps(content, indent=2) + "\n"
-    if is_remote(file):
-        write_object(file, text.encode())
-        return
-    unfinished = file.with_name(file.name + UNFINISHED)
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
 
 
 def _write_files(

@@ -50,7 +50,13 @@ class Arrivals:
         self.asked, self.finished = 0, not videos
 
     def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
-        """A frame has come."""
+        """A frame has come.
+
+        Args:
+            frame: the next of the video.
+            now: seconds, by the clock of the engine.
+            last: whether it ends the video.
+        """
         if self.finished:
             raise ValueError("the video has been finished; a new stream is needed for more frames")
         self._check_counts()
@@ -68,6 +74,12 @@ class Arrivals:
         """A question has come behind the frames that have arrived; returns its number.
 
         Behind the last frame it opens a turn of its own, when the answers before it have ended or been broken off.
+
+        Args:
+            token_ids: of the question.
+            now: seconds, by the clock of the engine.
+            interrupts: whether it breaks off the answer under way.
+            is_answering: whether there is one.
         """
         if self.finished:
             if self._on_demand and is_answering and not interrupts:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -346,7 +346,7 @@ class BatchEngine:
             events += [(stream, event) for event in self._attempt(stream, self._tell, stream, share, tokens, now) or ()]
         return events
 
-    def _attempt(self, stream: Stream, call: Callable[..., Result], *args: Any) -> Result | None:
+    def _attempt(self, stream: Stream, call: Callable[..., Result], *args: object) -> Result | None:
         """Call what concerns one stream alone. What it raises is that stream's fault, which the step ends it for."""
         if stream.fault is None:
             try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -152,8 +151,9 @@ def _frames_of(
             count += 1
             yield timed
 
-    sizes: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels, "original_size": original_size}
-    yield from make_frames(counted(), **sizes, geometry=geometry)
+    yield from make_frames(
+        counted(), min_pixels=min_pixels, max_pixels=max_pixels, original_size=original_size, geometry=geometry
+    )
     if count < geometry.temporal_patch_size:
         raise VideoError(
             f"{video} is shorter than one frame step: it has {count} picture(s) at {fps:g} fps and "
@@ -204,7 +204,7 @@ def mark_last(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
         yield frame, True
 
 
-def check_frame(frame: Any, config: VisionConfig) -> None:
+def check_frame(frame: object, config: VisionConfig) -> None:
     """Refuse what the vision tower would not take, or would take for something else.
 
     Raises:

@@ -226,11 +226,23 @@ class Lane:
         return chosen
 
     def take(self, row: int, first: int, count: int) -> Piece:
-        """A copy of the keys and values of `count` slots of a row."""
+        """A copy of the keys and values of `count` slots of a row.
+
+        Args:
+            row: of the cache.
+            first: slot of the row.
+            count: of slots.
+        """
         return rows.take(self._cache, np.int32(row), np.int32(first), count)
 
     def put(self, row: int, first: int, piece: Piece) -> None:
-        """Store keys and values that another lane has computed; they are moved to this lane's devices first."""
+        """Store keys and values that another lane has computed; they are moved to this lane's devices first.
+
+        Args:
+            row: of the cache.
+            first: slot of the row.
+            piece: keys and values.
+        """
         cache = rows.store(self._cache, np.int32(row), np.int32(first), self.fetch(piece))
         self._cache = put(self._where, cache, CACHE)
 

@@ -2,12 +2,12 @@
 
 import enum
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from swjax.inference.parts import Part
 from swjax.inference.sampler import SamplingRows
@@ -139,7 +139,7 @@ class Batch(NamedTuple):
         columns = jnp.moveaxis(packed[:, :-1], -1, 0)
         numbers = packed[:, -1].T
 
-        def real(column: RowColumn) -> Any:
+        def real(column: RowColumn) -> Float[Array, "B"]:
             return jax.lax.bitcast_convert_type(numbers[column], jnp.float32)
 
         return cls(

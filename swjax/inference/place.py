@@ -5,17 +5,18 @@ Rows are divided over `data` and `fsdp`, heads and features over `tensor`. Frame
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 from jax.sharding import Mesh, Sharding
+from jaxtyping import Array
 
 from swjax.attention import AttentionSharding, SpanAttention
 from swjax.mesh import array_sharding, parameter_shardings, replicated
 from swjax.models.config import ModelConfig
 from swjax.models.family import abstract_model
 from swjax.models.model import VideoLanguageModel
-from swjax.models.parameters import Leaves, merge_parameters, split_parameters
+from swjax.models.parameters import Leaves, Parameters, merge_parameters, split_parameters
 
 Where: TypeAlias = Sharding | Mesh | None
 """A sharding for all arrays, a mesh, or where they are made."""
@@ -39,25 +40,37 @@ def sharding_of(where: Where, axes: str, shape: Sequence[int]) -> Sharding | Non
 
 
 def put(where: Where, arrays: Tree, axes: str) -> Tree:
-    """Arrays with the same axes, moved to where they are to lie; returns before they are there."""
+    """Arrays with the same axes, moved to where they are to lie; returns before they are there.
+
+    Args:
+        where: a sharding, a mesh, or None, which leaves them where they are.
+        arrays: a pytree.
+        axes: a letter for each axis of every array.
+    """
     if where is None:
         return arrays
     return jax.tree.map(lambda x: jax.device_put(x, sharding_of(where, axes, x.shape)), arrays)
 
 
 def kept(mesh: Mesh | None, arrays: Tree, axes: str) -> Tree:
-    """Arrays of a compiled function, which are to lie on the mesh as `put` lays them."""
+    """Arrays of a compiled function, which are to lie on the mesh as `put` lays them.
+
+    Args:
+        mesh: None leaves them to the compiler.
+        arrays: a pytree.
+        axes: a letter for each axis of every array.
+    """
     if mesh is None:
         return arrays
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, array_sharding(mesh, axes, x.shape)), arrays)
 
 
-def shape_of(where: Where, one: Any, axes: str) -> jax.ShapeDtypeStruct:
+def shape_of(where: Where, one: Array | jax.ShapeDtypeStruct, axes: str) -> jax.ShapeDtypeStruct:
     """The shape of an array that lies there."""
     return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding_of(where, axes, one.shape))
 
 
-def put_parameters(where: Where, parameters: Leaves, *, whole: bool = False) -> dict[str, Any]:
+def put_parameters(where: Where, parameters: Leaves, *, whole: bool = False) -> Parameters:
     """Parameters, or their shapes, where they are to lie.
 
     Args:

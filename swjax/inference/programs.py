@@ -1,7 +1,7 @@
 """What a lane runs on its devices: the encoding of a frame, the pass of all rows, and what memories ask for."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from swjax.inference.sampler import mark_said, sample
 from swjax.inference.weights import Weights, assembled
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig
+from swjax.models.decoder import Decoder
 from swjax.models.family import abstract_model
 from swjax.models.parameters import Parameters
 from swjax.streaming import KeySpans
@@ -104,12 +105,12 @@ def lower(
 class Programs(NamedTuple):
     """What a lane runs, compiled for each shape that it is called with."""
 
-    encode: Any
-    advance: Any
-    attend: Any
-    surprise: Any
-    rerun: Any
-    ask: Any
+    encode: jax.stages.Wrapped
+    advance: jax.stages.Wrapped
+    attend: jax.stages.Wrapped
+    surprise: jax.stages.Wrapped
+    rerun: jax.stages.Wrapped
+    ask: jax.stages.Wrapped
 
 
 @functools.cache
@@ -198,7 +199,7 @@ def _attend(
     return mass[:, 0][:, :, slots]
 
 
-def _losses(decoder: Any, hidden: Float[Array, "B n D"], following: Int32[Array, "n"]) -> Float[Array, "n"]:
+def _losses(decoder: Decoder, hidden: Float[Array, "B n D"], following: Int32[Array, "n"]) -> Float[Array, "n"]:
     """Cross entropy of the tokens that follow those of the first row, in nats."""
     scores = jax.nn.log_softmax(decoder.logits(hidden)[0].astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]

@@ -142,7 +142,13 @@ def penalize(logits: Float[Array, "B V"], said: Bool[Array, "B V"], penalty: Flo
 
 
 def keep_likely(logits: Float[Array, "B V"], top_k: Int32[Array, "B"], top_p: Float[Array, "B"]) -> Float[Array, "B V"]:
-    """Set all but the likeliest to -inf: the k likeliest, and of these as many as have probability p together."""
+    """Set all but the likeliest to -inf: the k likeliest, and of these as many as have probability p together.
+
+    Args:
+        logits: scores of the next token.
+        top_k: of each row; 0 keeps all.
+        top_p: of each row; 1 keeps all.
+    """
     size = logits.shape[-1]
     falling = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(size)
@@ -158,7 +164,14 @@ def keep_likely(logits: Float[Array, "B V"], top_k: Int32[Array, "B"], top_p: Fl
 def mark_said(
     said: Bool[Array, "B V"], tokens: Int32[Array, "B"], speaks: Bool[Array, "B"], rows: SamplingRows
 ) -> Bool[Array, "B V"]:
-    """Note the token of each row that has spoken one; those of decisions are no repetition."""
+    """Note the token of each row that has spoken one; those of decisions are no repetition.
+
+    Args:
+        said: tokens that have been said.
+        tokens: the one chosen in each row.
+        speaks: which rows have spoken it.
+        rows: whose decisions are left out.
+    """
     row = jnp.arange(len(tokens))
     is_word = (tokens != NO_TOKEN) & (tokens != rows.skip) & (tokens != rows.end)
     return said.at[row, tokens].set(said[row, tokens] | (speaks & is_word))

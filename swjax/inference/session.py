@@ -6,7 +6,6 @@ The interactive face of a `BatchEngine` with one row: `see` and `speak` advance 
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
@@ -61,9 +60,16 @@ class StreamSession:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.settings, self._clock = settings, clock
-        sizes: dict[str, Any] = {"frame_units": FRAME_UNITS, "max_slots": LARGEST_COUNT, "chunk_sizes": CHUNK_SIZES}
         # Nobody waits beside its one stream, so nothing is compiled ahead.
-        self._engine = BatchEngine(model, rows=1, grow_ahead=False, clock=clock, **sizes)
+        self._engine = BatchEngine(
+            model,
+            rows=1,
+            frame_units=FRAME_UNITS,
+            max_slots=LARGEST_COUNT,
+            chunk_sizes=CHUNK_SIZES,
+            grow_ahead=False,
+            clock=clock,
+        )
         for image in images_of(question):
             self._widen(image)
         self._stream = self._engine.open(tokenizer, question=question, settings=settings, system=system, on_demand=True)

@@ -4,7 +4,7 @@ import enum
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from swjax.inference.dropping import DTD, Drop
 from swjax.inference.memory import KEEP_ALL, Memory
@@ -54,7 +54,7 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         try:
-            given: dict[str, Any] = {
+            given: dict[str, object] = {
                 "wait_k": whole("wait_k", self.wait_k, least=1),
                 "max_tail": whole("max_tail", self.max_tail, least=1),
                 "gap": whole("gap", self.gap),
@@ -144,7 +144,7 @@ class StreamSettings:
         return self.counts[frame]
 
 
-def _each(name: str, values: Any) -> Iterable[Any]:
+def _each(name: str, values: object) -> Iterable[object]:
     if not isinstance(values, Iterable) or isinstance(values, str):
         raise ValueError(f"{name} must be whole numbers one after another, got {shown(values)}")
     return values
@@ -214,7 +214,7 @@ WhenBehind = Literal["delay", "drop", "merge"]
 """
 
 
-def check_when_behind(when_behind: Any) -> None:
+def check_when_behind(when_behind: object) -> None:
     """Refuse what is no answer to late frames.
 
     Raises:
@@ -224,7 +224,7 @@ def check_when_behind(when_behind: Any) -> None:
         raise ValueError(f"when_behind must be {', '.join(get_args(WhenBehind))} or None, got {shown(when_behind)}")
 
 
-def check_speed(speed: Any) -> None:
+def check_speed(speed: object) -> None:
     """Refuse a pace at which no frame would ever be due.
 
     Raises:

@@ -41,7 +41,7 @@ class Held:
         parameters: by path, small arrays of all layers as one.
     """
 
-    structure: nnx.GraphDef[Any]
+    structure: nnx.GraphDef
     parameters: Parameters
 
     @classmethod
@@ -56,7 +56,7 @@ class Held:
         return cls(structure, put_parameters(where, stacked, whole=whole))
 
 
-def assembled(structure: nnx.GraphDef[Any], parameters: Leaves) -> Any:
+def assembled(structure: nnx.GraphDef, parameters: Leaves) -> Any:
     """The module that is held, inside of a compiled function."""
     single: Parameters = {}
     for path, leaf in parameters.items():
@@ -65,7 +65,7 @@ def assembled(structure: nnx.GraphDef[Any], parameters: Leaves) -> Any:
     return merge_parameters(structure, single)
 
 
-def _stacked(path: str, leaves: Parameters) -> Any:
+def _stacked(path: str, leaves: Parameters) -> Array | jax.ShapeDtypeStruct:
     arrays = list(leaves.values())
     if ANY_LAYER not in path:
         return arrays[0]

@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import EllipsisType
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,14 @@ def adapter_shapes(
 def new_adapters(
     shapes: Mapping[str, Shape], targets: Sequence[str], *, rank: int, key: PRNGKeyArray
 ) -> dict[str, Array]:
-    """Adapters that change nothing yet, in float32: A uniform within 1 / sqrt(inputs) as PEFT draws it, B zero."""
+    """Adapters that change nothing yet, in float32: A uniform within 1 / sqrt(inputs) as PEFT draws it, B zero.
+
+    Args:
+        shapes: of the parameters, by path.
+        targets: paths of the weights that adapt.
+        rank: of the adapters.
+        key: of their values.
+    """
     adapters: dict[str, Array] = {}
     for number, (path, shape) in enumerate(adapter_shapes(shapes, targets, rank).items()):
         if "_lora_b_" in path:
@@ -182,15 +189,15 @@ class AdaptedWeight:
         dropout: the share of these inputs that is dropped, where there is a key.
     """
 
-    weight: Any
-    down: Any
-    up: Any
-    scale: Any
-    magnitude: Any
+    weight: Array
+    down: Array
+    up: Array
+    scale: Array | None
+    magnitude: Array | None
     key: PRNGKeyArray | None
     path: str = field(metadata={"static": True})
     alpha: float = field(metadata={"static": True})
-    dtype: Any = field(metadata={"static": True})
+    dtype: DTypeLike = field(metadata={"static": True})
     dropout: float = field(metadata={"static": True})
 
     @property
@@ -232,7 +239,7 @@ class AdaptedWeight:
             weight = weight * jnp.expand_dims(self.scale, _contracted_axes(self.path, weight.ndim))
         return weight + product
 
-    def __getitem__(self, index: Any) -> Array:
+    def __getitem__(self, index: slice | EllipsisType) -> Array:
         changed, gain = self._changed(), self.gain
         if gain is not None:
             changed = changed * jnp.expand_dims(gain, _contracted_axes(self.path, changed.ndim))
@@ -278,7 +285,12 @@ def attach_adapters(
 
 
 def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str, StoredArray]:
-    """The plain model's parameters on disk: a weight gets what its adapter adds, block by block when it is read."""
+    """The plain model's parameters on disk: a weight gets what its adapter adds, block by block when it is read.
+
+    Args:
+        stored: the model's parameters and those of its adapters, by path.
+        alpha: numerator of the scale of what is added.
+    """
     merged = {path: array for path, array in stored.items() if not is_beside(path)}
     for path in [path for path in merged if linear_axes(path)]:
         a, b = adapter_paths(path)

@@ -26,7 +26,15 @@ class KeyValueCache(NamedTuple):
     def empty(
         cls, config: TextConfig, *, batch: int, slots: int, dtype: DTypeLike = jnp.float32, copies: int = 1
     ) -> "KeyValueCache":
-        """A cache of zeros, in which each key head stands so many times, for as many devices."""
+        """A cache of zeros, in which each key head stands so many times, for as many devices.
+
+        Args:
+            config: of the decoder.
+            batch: rows.
+            slots: of each row.
+            dtype: of keys and values.
+            copies: of each key head.
+        """
         shape = (config.num_layers, batch, copies * config.num_kv_heads, slots, config.head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 

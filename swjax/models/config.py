@@ -165,9 +165,14 @@ def from_preset(
     *,
     text: JsonView = MappingProxyType({}),
     vision: JsonView = MappingProxyType({}),
-    **overrides: Any,
+    **overrides: object,
 ) -> Config:
     """A named size, with fields of the text, vision or top level replaced.
+
+    Args:
+        presets: sizes by name.
+        name: of one of them.
+        text, vision, overrides: fields to replace.
 
     Raises:
         ValueError: if the name or a field is unknown.

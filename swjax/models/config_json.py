@@ -20,7 +20,7 @@ class Section:
         """Whether the section has a value for the key that is not null."""
         return self.content.get(key) is not None
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         """The value of a key, or the default; without a default the key must be there."""
         if not self.has(key) and default is None:
             raise ValueError(f"{self.name} lacks {key!r}, which the model cannot do without")
@@ -63,14 +63,14 @@ class Section:
             raise self.refuse(key, value, "true or false")
         return value
 
-    def whole(self, key: str, value: Any, least: int) -> int:
+    def whole(self, key: str, value: object, least: int) -> int:
         """A value as a whole number, `least` or more."""
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not least <= value <= _LARGEST or value != int(value):
+        is_bool = isinstance(value, bool)
+        if is_bool or not isinstance(value, int | float) or not least <= value <= _LARGEST or value != int(value):
             raise self.refuse(key, value, f"a whole number from {least} on")
         return int(value)
 
-    def refuse(self, key: str, value: Any, wanted: str) -> ValueError:
+    def refuse(self, key: str, value: object, wanted: str) -> ValueError:
         """The error about a value that cannot be used."""
         shown = repr(value)
         return ValueError(f"{self.name}: {key} is {shown[:60]}{'...' * (len(shown) > 60)}; it must be {wanted}")

@@ -118,7 +118,7 @@ def abstract_model(
     )
 
 
-def _find(model_type: Any) -> Family:
+def _find(model_type: object) -> Family:
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ValueError(
             f"model_type is {model_type!r}, expected {' or '.join(map(repr, _FAMILIES))} "

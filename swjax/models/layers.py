@@ -21,6 +21,8 @@ from swjax.models.adapters import AdaptedWeight
 from swjax.models.remat import PROJECTION, WIDE_PROJECTION, rematerialized
 from swjax.streaming import Geometry, KeySpans
 
+Carry = TypeVar("Carry")
+
 UNROLLED_LAYERS = 8
 
 Attention = Callable[[Array, Array, Array, KeySpans], Array]
@@ -84,8 +86,8 @@ def _product(x: Array, weight: Array, axes: str, constrain: Constrain) -> Array:
 
 
 def scan_layers(
-    step: Callable[..., Any], carry: Any, layers: Any, each: np.ndarray | None = None, *, remat: str = "nothing"
-) -> Any:
+    step: Callable[..., Carry], carry: Carry, layers: object, each: np.ndarray | None = None, *, remat: str = "nothing"
+) -> Carry:
     """Run layers one after another; few stacked ones are unrolled, which is quicker than a loop on a CPU.
 
     Args:
@@ -116,9 +118,10 @@ def layers_apart(layers: nnx.Module, *, consume: bool = False) -> nnx.List:
         consume: whether each stack is freed as soon as it is taken apart; the module is of no use then.
     """
 
-    def pick(leaf: Any, index: int) -> Any:
-        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if is_shape else leaf[index]
+    def pick(leaf: Array | jax.ShapeDtypeStruct, index: int) -> Array | jax.ShapeDtypeStruct:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        return leaf[index]
 
     leaves, structure = jax.tree.flatten(layers)
     apart = []

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from swjax.attention import ATTENTION_LSE, ATTENTION_OUT
+
+Carry = TypeVar("Carry")
 
 PROJECTION = "projection"
 """Outputs of the products with weights, but for those in the width of MLPs."""
@@ -42,7 +44,7 @@ which only the input is kept; `offload`: all but attention, and what is kept lie
 """
 
 
-def rematerialized(step: Callable[..., Any], remat: str) -> Callable[..., Any]:
+def rematerialized(step: Callable[..., Carry], remat: str) -> Callable[..., Carry]:
     """A layer's step (x, layer) -> x that keeps for its backward pass what a policy says.
 
     For the body of a loop: where layers are unrolled, the compiler would find what is computed twice and keep it.
@@ -60,7 +62,7 @@ def rematerialized(step: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if policy is None:
         return step
 
-    def named(x: jax.Array, layer: Any) -> Any:
+    def named(x: Carry, layer: object) -> Carry:
         return step(checkpoint_name(x, LAYER_INPUT), layer)
 
     return jax.checkpoint(named, policy=policy, prevent_cse=False)

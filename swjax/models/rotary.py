@@ -60,7 +60,13 @@ def _inverse_frequencies(dim: int, theta: float) -> Float[np.ndarray, "dim/2"]:
 
 
 def planar_rotation(rows: Int[Array, "B L"], columns: Int[Array, "B L"], *, head_dim: int, theta: float) -> Rotation:
-    """2-D rotary of image patches: the first half of the frequencies turns with the row, the second with the column."""
+    """2-D rotary of image patches: the first half of the frequencies turns with the row, the second with the column.
+
+    Args:
+        rows, columns: of each patch.
+        head_dim: H.
+        theta: base of the frequencies.
+    """
     frequencies = _inverse_frequencies(head_dim // 2, theta)
     coordinates = jnp.stack([rows, columns], axis=-1).astype(jnp.float32)
     angles = (coordinates[..., None] * frequencies).reshape(*rows.shape, head_dim // 2)

@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from swjax.attention.tpu_work import KEY_GRADIENTS, kernel_work
 from swjax.chips import Chip
 from swjax.models.config import ModelConfig
+from swjax.plain import Json
 from swjax.planning.bundles import Block, read_blocks
 from swjax.planning.clock import Schedule, read_schedule
-from swjax.planning.hlo import Instruction, read_shapes
+from swjax.planning.hlo import Instruction, Shape, read_shapes
 from swjax.streaming import KeySpans
 
 KERNELS = "span_attention"
@@ -61,7 +61,7 @@ class Estimate:
         """Of one run of the program."""
         return self.schedule.seconds
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """All figures, plain."""
         return {
             "estimated_seconds": self.seconds,
@@ -196,6 +196,6 @@ def _tile_blocks(name: str, blocks: Sequence[Block]) -> tuple[list[Block], int]:
     return [block for block in found if block.depth == deepest], others
 
 
-def _operand_shapes(call: Instruction) -> list[Any]:
+def _operand_shapes(call: Instruction) -> list[Shape]:
     layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, frontend", call.rest)
     return list(read_shapes(layouts.group(1))) if layouts else []

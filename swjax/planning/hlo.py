@@ -284,7 +284,14 @@ def _written(
 
 
 def sent_bytes(kind: str, instruction: Instruction, body: Mapping[str, Instruction], devices: int) -> float:
-    """Bytes that a device sends."""
+    """Bytes that a device sends.
+
+    Args:
+        kind: the operation, such as all-gather.
+        instruction: the line of the program.
+        body: the instructions that its operands are of, by name.
+        devices: that take part.
+    """
     given = sum(shape.size for op in instruction.operands if op in body for shape in body[op].shapes)
     if kind == "collective-permute":
         return float(given)

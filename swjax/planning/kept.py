@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from swjax.atomic import write_json
+from swjax.plain import Json, JsonView
 from swjax.planning.clock import Operation, Schedule
 from swjax.planning.estimate import Estimate, KernelEstimate
 from swjax.storage.cache import open_cache_folder
@@ -43,7 +44,7 @@ def kept_file(lowered: jax.stages.Lowered, *given: object) -> Path:
     return folder / f"{digest.hexdigest()[:40]}.json"
 
 
-def read_kept(file: Path) -> dict[str, Any] | None:
+def read_kept(file: Path) -> Json | None:
     """The fields of a plan, its estimate as one; None where none has been kept. Refusals have `REFUSED` alone."""
     if not file.exists():
         return None
@@ -58,7 +59,7 @@ def keep(file: Path, plan: Any) -> None:
     write_json(file, dict(plan) if isinstance(plan, Mapping) else dataclasses.asdict(plan))
 
 
-def _estimate(fields: Mapping[str, Any]) -> Estimate:
+def _estimate(fields: JsonView) -> Estimate:
     schedule = dict(fields["schedule"])
     schedule["operations"] = [Operation(**one) for one in schedule["operations"]]
     return Estimate(Schedule(**schedule), {name: KernelEstimate(**one) for name, one in fields["kernels"].items()})

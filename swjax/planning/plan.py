@@ -18,6 +18,7 @@ from jax.experimental import topologies
 from swjax.chips import Chip, chip_of
 from swjax.mesh import AXES
 from swjax.models.config import ModelConfig
+from swjax.plain import Json
 from swjax.planning.bundles import dump_to, emptied
 from swjax.planning.estimate import Estimate
 from swjax.planning.estimate import estimate as estimate_time
@@ -125,7 +126,7 @@ class Plan:
         """Model FLOP utilisation at the estimate."""
         return None if self.estimate is None else self.mfu * self.step_seconds / self.estimate.seconds
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """All figures, plain."""
         derived = {name: getattr(self, name) for name in ("step_seconds", "limit", "mfu", "spare", "tokens_per_second")}
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -320,7 +321,7 @@ def compile_or_refuse(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         ) from error
 
 
-def _costs(compiled: Any, program: Program) -> Costs | None:
+def _costs(compiled: jax.stages.Compiled, program: Program) -> Costs | None:
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:

@@ -17,6 +17,7 @@ from swjax.chips import chip_of
 from swjax.inference.place import CACHE, key_head_copies, row_shards, sharding_of
 from swjax.inference.programs import lower_encode, lower_pass
 from swjax.models.config import ModelConfig
+from swjax.plain import Json
 from swjax.planning.bundles import emptied
 from swjax.planning.estimate import Estimate
 from swjax.planning.estimate import estimate as estimate_time
@@ -83,7 +84,7 @@ class StreamingPlan:
         """Share of the memory that is left."""
         return 1 - self.peak / self.capacity
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """All figures, plain."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("advancing", "encoding"):

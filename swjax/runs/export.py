@@ -11,12 +11,13 @@ from dataclasses import asdict
 import jax
 from jaxtyping import DTypeLike
 
+from swjax.atomic import write_json
 from swjax.hub.errors import CheckpointError
 from swjax.hub.model_card import model_card, read_licence
 from swjax.hub.peft import ADAPTER, ADAPTER_CONFIG, peft_tensors, save_adapter
 from swjax.hub.reader import read_json
 from swjax.hub.tokenizer_files import TEMPLATES, TOKENIZER_FILES, copy_tokenizer
-from swjax.hub.writer import UNFINISHED, save_hf, write_json
+from swjax.hub.writer import UNFINISHED, save_hf
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
 from swjax.models.parameters import match_all

@@ -90,7 +90,7 @@ def _stored(folder: AnyPath, copy: Path | None, array: Any) -> StoredArray:
     return StoredArray(tuple(array.shape), array.dtype.numpy_dtype, read, rows=rows)
 
 
-def _pass_on(hook: Callable[[Any], Any], failure: Any) -> None:
+def _pass_on(hook: Callable[[Any], object], failure: Any) -> None:
     if not (isinstance(failure.exc_value, RuntimeError) and str(failure.exc_value) == "Event loop is closed"):
         hook(failure)
 

@@ -260,7 +260,7 @@ def _close_code(message: ServerMessage) -> int:
     return CLOSE_CODES[message.code] if isinstance(message, Failed) else 1000
 
 
-async def _cancel(task: "asyncio.Task[Any]") -> None:
+async def _cancel(task: "asyncio.Task[object]") -> None:
     """End a task and wait until it has ended."""
     task.cancel()
     await asyncio.wait((task,))

@@ -149,7 +149,13 @@ class EngineLoop:
         self._post(lambda: self._finish(ticket))
 
     def close(self, ticket: Ticket, reason: str, message: ServerMessage | None = None) -> None:
-        """Give a stream or a place up; its client is told by the message."""
+        """Give a stream or a place up; its client is told by the message.
+
+        Args:
+            ticket: of the stream.
+            reason: why, for the counts.
+            message: for the client.
+        """
         self._post(lambda: self._end(ticket, reason, message))
 
     def _post(self, command: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 from swjax.inference.settings import Mode, WhenBehind
 from swjax.serving.limits import CONTROL_MESSAGE_BYTES, Limits
@@ -45,7 +45,7 @@ def parse(text: str, limits: Limits) -> ClientMessage:
     return Ask(**values)
 
 
-_Check = Callable[[Any], str | None]
+_Check = Callable[[object], str | None]
 
 
 def _open_checks(limits: Limits) -> dict[str, _Check]:

@@ -15,8 +15,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from swjax.plain import JsonView
 from swjax.storage.files import fetch, file_system, is_remote, list_objects, retried
 from swjax.storage.paths import AnyPath, StorageError
 
@@ -97,7 +97,7 @@ def cache_bytes() -> float:
         raise StorageError(f"SWJAX_CACHE_GB is {text!r}; give a number of gigabytes") from None
 
 
-def _fetch_all(url: str, files: Mapping[str, Mapping[str, Any]], folder: AnyPath) -> Path:
+def _fetch_all(url: str, files: Mapping[str, JsonView], folder: AnyPath) -> Path:
     """The entry that holds copies of files of a folder, by their paths relative to it."""
     described = [(name, info["size"], _version(info)) for name, info in sorted(files.items())]
     size = sum(info["size"] for info in files.values())
@@ -121,7 +121,7 @@ def _fetch_all(url: str, files: Mapping[str, Mapping[str, Any]], folder: AnyPath
     return entry
 
 
-def _version(info: Mapping[str, Any]) -> str:
+def _version(info: JsonView) -> str:
     return str(
         next(
             (info[key] for key in ("generation", "etag", "ETag", "mtime", "last_modified", "blob_id") if key in info),

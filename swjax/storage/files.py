@@ -12,10 +12,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import fsspec
 
+from swjax.plain import Json
 from swjax.storage.paths import AnyPath, StorageError
 
 _T = TypeVar("_T")
@@ -94,7 +95,7 @@ def list_files(folder: AnyPath) -> dict[str, int]:
     return {name: info["size"] for name, info in list_objects(folder).items()}
 
 
-def list_objects(folder: AnyPath) -> dict[str, dict[str, Any]]:
+def list_objects(folder: AnyPath) -> dict[str, Json]:
     """All files below a folder in a bucket: path relative to it -> what fsspec knows of each."""
     url = os.fspath(folder)
     found = retried(lambda: file_system(folder).find(url, detail=True), f"listing {url}")
@@ -157,6 +158,11 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
 
 def fetch(path: AnyPath, file: Path, size: int) -> None:
     """Copies a file of known size from a bucket to disk.
+
+    Args:
+        path: in the bucket.
+        file: on disk.
+        size: bytes that it must have.
 
     Raises:
         StorageError: the store does not give it, or not all of it.

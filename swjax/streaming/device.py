@@ -5,7 +5,6 @@ drawn at random (packing, schedules from times) is made on the host.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +71,7 @@ def build_conversation(
         merge_size: patches on a side of a token.
         special_tokens: ids of the tokens that give the chat its structure.
     """
-    stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
+    stride = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
     fields = conversation.arrange_conversation(
         jnp,
         jnp.asarray(token_ids, jnp.int32),
@@ -115,7 +114,7 @@ def build_layout(
         tokens_per_second, merge_size: of the model (`Geometry`); the defaults are Qwen2.5-VL's.
         special_tokens: ids of the tokens that give the chat its structure.
     """
-    stride: Any = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
+    stride = jnp.asarray(second_per_grid_t, jnp.float32) * tokens_per_second
     fields = arrange(
         jnp,
         jnp.asarray(input_ids, jnp.int32),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Made = TypeVar("Made")
 
@@ -23,11 +23,11 @@ def make_named(text: str, table: Mapping[str, Callable[..., Made]], kind: str) -
     name, _, given = text.partition(":")
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
-    make: Any = table[name]
-    fields: tuple[Any, ...] = dataclasses.fields(make) if dataclasses.is_dataclass(make) else ()
-    types = {one.name: int if one.default is None else type(one.default) for one in fields}
+    make = table[name]
+    fields = dataclasses.fields(make) if dataclasses.is_dataclass(make) else ()
+    types: dict[str, type] = {one.name: int if one.default is None else type(one.default) for one in fields}
     has = f"takes {', '.join(types)}, written as {name}:{next(iter(types))}=8" if types else "takes no numbers"
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for one in given.split(",") if given else []:
         key, equals, value = one.partition("=")
         if key not in types or not equals:

@@ -6,7 +6,6 @@ arrival times, belong here too; what is left of an answer is always spoken after
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
@@ -141,7 +140,7 @@ def last_visible_frame(
     return xp.minimum(frame, len(counts) - 1).astype(xp.int32)
 
 
-def ascending(name: str, times: Any) -> Float[np.ndarray, "N"]:
+def ascending(name: str, times: object) -> Float[np.ndarray, "N"]:
     """Times as an array, if they are seconds that never go backwards.
 
     Args:

@@ -296,7 +296,7 @@ def drop_ratio(
     return (cosine > different_below).mean()
 
 
-def _check(rule: Any, **least: float) -> None:
+def _check(rule: object, **least: float) -> None:
     for name, smallest in least.items():
         value = getattr(rule, name)
         if not smallest <= value < float("inf"):

@@ -135,7 +135,7 @@ def _restore_place(folder: AnyPath, parts: int, iterator: grain.DatasetIterator,
     if wrote != {len(files)}:
         raise CheckpointError(
             f"{folder} holds the input's place of {len(files)} processes, of {max(wrote, default=0)} that wrote it: "
-            f"give all processes one run folder that they share; delete {folder.parent} to go on from an earlier one"
+            f"give all processes one run folder that they share; delete {folder.parent} to resume from an earlier one"
         )
     states = [json.loads(file.read_text()) for file in files]
     if (len(states), parts) == (jax.process_count(), part[1]):

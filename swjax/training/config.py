@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -24,6 +24,8 @@ from swjax.training.objectives import find_objective
 from swjax.training.optimizer import OPTIMIZERS, SCHEDULES
 from swjax.training.profiling import parse_steps
 from swjax.training.sections import DTYPES, Config
+
+Section = TypeVar("Section")
 
 Unread: TypeAlias = ConfigDict | JsonView
 """A configuration as a file, the command line or a run folder has it."""
@@ -254,22 +256,27 @@ def _check_start(values: JsonView) -> None:
         raise ConfigError(f"config.init_checkpoint is {chosen!r}; give latest, best or the step of a checkpoint")
 
 
-def _check_groups(groups: Any) -> None:
+def _check_groups(groups: Iterable[object]) -> None:
     for group in groups:
-        is_pair = isinstance(group, tuple | list) and len(group) == 2 and isinstance(group[0], str)
-        if not is_pair or not isinstance(group[1], int | float) or not group[1] > 0:
+        if not (
+            isinstance(group, tuple | list)
+            and len(group) == 2
+            and isinstance(group[0], str)
+            and isinstance(group[1], int | float)
+            and group[1] > 0
+        ):
             raise ConfigError(
                 f"config.optimizer.groups has {group!r}; give pairs of a regular expression and a factor above 0, such "
                 "as (('visual/merger', 0.5),); what is not to train goes into config.frozen"
             )
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """A value as JSON gives it back: lists for tuples."""
     return json.loads(json.dumps(value))
 
 
-def _build(section: type, values: JsonView, prefix: str = "") -> Any:
+def _build(section: type[Section], values: JsonView, prefix: str = "") -> Section:
     kinds = typing.get_type_hints(section)
     return section(
         **{
@@ -281,7 +288,7 @@ def _build(section: type, values: JsonView, prefix: str = "") -> Any:
     )
 
 
-def _tupled(value: object) -> Any:
+def _tupled(value: object) -> object:
     return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
 
 

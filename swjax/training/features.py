@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +97,7 @@ def open_feature_cache(
     structure, shapes = split_parameters(model.visual)
     device = jax.local_devices()[0]
 
-    def copied(path: str, shape: Any) -> jax.Array:
+    def copied(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
         # Through the host: the state's own buffers are given to each step. The merger is not run.
         leaf = state.frozen.get(f"visual/{path}")
         whole = np.zeros(shape.shape, dtype) if leaf is None else np.asarray(leaf)

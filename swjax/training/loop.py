@@ -128,7 +128,7 @@ def run_steps(
                 raise TooManyBadStepsError(_describe_bad(config.max_bad_steps, step))
             if stops:
                 checkpoints.wait_until_finished()
-                raise PreemptedError(f"asked to stop: step {step} is saved, the same command goes on from it")
+                raise PreemptedError(f"asked to stop: step {step} is saved, and the same command resumes from it")
             if is_last:
                 console.print(goodput.describe(step, bad_steps - bad_before))
     return state
@@ -158,7 +158,7 @@ def _describe_bad(most: int, step: int) -> str:
     return (
         f"more than config.max_bad_steps = {most} steps had a loss or gradient that was not finite, by "
         f"step {step}. None of them changed the model, and the checkpoint of this step is kept. Look at the steps "
-        "before the first in metrics.jsonl: if the gradient grew, start again with a lower learning rate; to go on "
+        "before the first in metrics.jsonl: if the gradient grew, start again with a lower learning rate; to resume "
         "from here, raise config.max_bad_steps"
     )
 

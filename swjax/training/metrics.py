@@ -76,6 +76,11 @@ def open_metrics(
 def log_lines(console: Console, *, total: int, every: int) -> Iterator[Write]:
     """Prints a line every so many steps, the first and the last among them, where there is no terminal for a bar.
 
+    Args:
+        console: where to print.
+        total: steps of the run.
+        every: steps between lines.
+
     Yields:
         A function that takes the metrics of a step, its speed among them.
     """
@@ -93,6 +98,11 @@ def log_lines(console: Console, *, total: int, every: int) -> Iterator[Write]:
 @contextlib.contextmanager
 def progress_bar(console: Console, *, completed: int, total: int) -> Iterator[Write]:
     """Shows steps done, loss, tokens a second (smoothed) and the time left.
+
+    Args:
+        console: where to show it.
+        completed: steps taken before.
+        total: steps of the run.
 
     Yields:
         A function that takes the metrics of a step.

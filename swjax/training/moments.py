@@ -1,5 +1,6 @@
 """AdamW whose moments may be kept in bfloat16, for half of the optimizer's memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,9 +8,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, DTypeLike, Float
 
+from swjax.models.parameters import Leaves
+
 
 def adamw(
-    schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, mask: Any, moments_dtype: DTypeLike
+    schedule: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    mask: Callable[[Leaves], dict[str, bool]],
+    moments_dtype: DTypeLike,
 ) -> optax.GradientTransformation:
     """`optax.adamw` with both moments kept in a dtype of choice; computed in float32 whatever they are kept in.
 
@@ -45,11 +54,13 @@ def _scale_by_adam_in_bfloat16(b1: float, b2: float) -> optax.GradientTransforma
         state = inner.init(parameters)
         return state._replace(mu=optax.tree.cast(state.mu, jnp.bfloat16), nu=optax.tree.cast(state.nu, jnp.bfloat16))
 
-    def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+    def update(
+        gradients: optax.Updates, state: Any, parameters: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         wide = state._replace(mu=optax.tree.cast(state.mu, jnp.float32), nu=optax.tree.cast(state.nu, jnp.float32))
         updates, wide = inner.update(gradients, wide, parameters)
         leaves, structure = jax.tree.flatten((wide.mu, wide.nu))
-        # The same draw at the same step, so that a run that goes on ends as one that was never stopped.
+        # The same draw at the same step, so that a run that is resumed ends as one that was never stopped.
         keys = jax.random.split(jax.random.key(wide.count), len(leaves))
         rounded = [round_at_random(leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
         mu, nu = jax.tree.unflatten(structure, rounded)

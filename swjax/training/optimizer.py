@@ -4,11 +4,10 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import DTypeLike
+from jaxtyping import Array, DTypeLike
 
 from swjax.models.adapters import linear_axes
 from swjax.models.parameters import Leaves, Parameters, match_paths
@@ -31,7 +30,7 @@ class Rule:
     b1: float
     b2: float
     weight_decay: float
-    mask: Callable[[Any], Any]
+    mask: Callable[[Leaves], dict[str, bool]]
     moments_dtype: DTypeLike = "float32"
 
 
@@ -231,7 +230,7 @@ _LAYERS = "decoder/layers/"
 def _leave_layers(numbers: Sequence[int]) -> optax.GradientTransformation:
     """No updates for some of the decoder's layers, which are stacked along the first axis of their parameters."""
 
-    def leave(path: str, update: Any) -> Any:
+    def leave(path: str, update: Array) -> Array:
         if not path.startswith(_LAYERS):
             return update
         trains = jnp.ones(update.shape[0], update.dtype).at[jnp.asarray(numbers)].set(0)
@@ -245,7 +244,7 @@ def _matrices(parameters: Leaves) -> Parameters:
     return {path: _sides(path, leaf) for path, leaf in parameters.items()}
 
 
-def _sides(path: str, leaf: Any) -> Any:
+def _sides(path: str, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
     axes = linear_axes(path.replace("_lora_a_", "_weight_").replace("_lora_b_", "_weight_"))
     if axes is None or path.startswith(("decoder/head", "decoder/embedding")):
         return None

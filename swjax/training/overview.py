@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from swjax.plain import JsonView
 from swjax.training.step import TrainState
 
 
@@ -43,6 +42,6 @@ def parameter_lines(state: TrainState) -> Iterator[str]:
 
 def _parameters(state: TrainState) -> Iterator[tuple[str, Any, bool]]:
     """Path, leaf and whether it trains, in the order of the paths."""
-    both: JsonView = {**state.trainable, **state.frozen}
+    both = {**state.trainable, **state.frozen}
     for path in sorted(both):
         yield path, both[path], path in state.trainable

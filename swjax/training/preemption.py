@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 EXIT_PREEMPTED = os.EX_TEMPFAIL
-"""Exit status 75 of a run that was asked to stop, has saved its state, and goes on when it is started again."""
+"""Exit status 75 of a run that was asked to stop, has saved its state, and resumes when it is started again."""
 
 
 class PreemptedError(RuntimeError):

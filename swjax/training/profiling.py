@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 
@@ -26,7 +25,7 @@ def parse_steps(text: str) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def trace_steps(run_dir: AnyPath, steps: str) -> Iterator[tuple[Callable[[int], None], Callable[[int, Any], None]]]:
+def trace_steps(run_dir: AnyPath, steps: str) -> Iterator[tuple[Callable[[int], None], Callable[[int, object], None]]]:
     """Traces what the devices and the host do from the first to the last of some steps.
 
     Args:
@@ -43,12 +42,12 @@ def trace_steps(run_dir: AnyPath, steps: str) -> Iterator[tuple[Callable[[int], 
 
     def before(step: int) -> None:
         nonlocal running
-        # A run that goes on in the middle of the range traces the rest.
+        # A run that is resumed in the middle of the range traces the rest.
         if wanted is not None and not running and wanted[0] <= step <= wanted[1]:
             jax.profiler.start_trace(folder.enter_context(writing_folder(run_dir / PROFILE)))
             running = True
 
-    def after(step: int, result: Any) -> None:
+    def after(step: int, result: object) -> None:
         nonlocal running
         if wanted is not None and running and step >= wanted[1]:
             jax.block_until_ready(result)

@@ -6,7 +6,7 @@ experiment changes, and the command line the rest. Defaults are the paper's wher
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from swjax.attention import IMPLEMENTATIONS
 from swjax.models.remat import REMAT
@@ -38,7 +38,7 @@ class ModelChoice:
     """Which model: a size, and what is changed of it."""
 
     preset: str = key("", "size: tiny, 3b, 7b, 32b, 72b; '' takes the size of init_from")
-    overrides: Mapping[str, Any] = key(
+    overrides: Mapping[str, object] = key(
         {}, "fields of the model's configuration to change, such as {'text': {'num_layers': 2}}"
     )
 

@@ -79,7 +79,13 @@ def choose_model(choice: ModelChoice, origin: StoredModel | None, tokenizer: Tok
 
 
 def scratch_state(model_config: ModelConfig, config: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`."""
+    """The state of a new model. Pure, for `jax.jit` and `jax.eval_shape`.
+
+    Args:
+        model_config: the model's sizes.
+        config: the run's.
+        optimizer: of the trainable parameters.
+    """
     parameters = split_parameters(family_of(model_config).model(model_config, rngs=nnx.Rngs(config.seed)))[1]
     if config.lora.rank:
         beside, frozen = split_additional(parameters, config.lora.additional, config.lora.targets)
@@ -232,6 +238,6 @@ def _check_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _sizes(model: ModelConfig) -> tuple[Any, ...]:
+def _sizes(model: ModelConfig) -> tuple[int, ...]:
     text, vision = model.text, model.vision
     return text.hidden_size, text.intermediate_size, text.num_layers, text.num_heads, vision.depth, vision.hidden_size

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +75,13 @@ class StepOptions:
 def initial_state(
     trainable: Parameters, frozen: Parameters, optimizer: optax.GradientTransformation, *, ema: float = 0.0
 ) -> TrainState:
-    """The state before the first step. Under `jax.eval_shape` it gives the shapes that `state_shardings` asks for."""
+    """The state before the first step. Under `jax.eval_shape` it gives the shapes that `state_shardings` asks for.
+
+    Args:
+        trainable, frozen: parameters by path.
+        optimizer: of the trainable ones.
+        ema: decay of their running mean; 0 keeps none.
+    """
     # A copy, as the step is given the whole state to write over.
     mean = jax.tree.map(jnp.copy, trainable) if ema else {}
     # An array each, as one that is given away twice would be freed twice.
@@ -95,7 +100,7 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     trainable = {path: shardings[path] for path in state.trainable}
     whole = replicated(mesh)
 
-    def of_moment(keys: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
+    def of_moment(keys: jax.tree_util.KeyPath, leaf: Array) -> jax.sharding.NamedSharding:
         names = (getattr(key, "key", None) for key in reversed(keys))
         path = next((name for name in names if name in trainable), None)
         # Factored moments have fewer axes than their parameters, and are small.
@@ -170,6 +175,14 @@ def make_train_step(
     another in float32 and divided by the objective's count of them all, so that A x B rows give the same step however
     they are divided. A step whose loss or gradient is not finite changes nothing but the two counts of steps.
 
+    Args:
+        structure: of the model, from `split_parameters`.
+        optimizer: of the trainable parameters.
+        schedule: the learning rate by step, for the metrics.
+        mesh: the devices.
+        shardings: of the state, from `state_shardings`.
+        options: what else it does.
+
     Returns:
         A function whose metrics are float32 scalars: `loss` (of next_token: mean over labelled tokens, nats) and
         what the objective gives beside it, `grad_norm` (before clipping), `learning_rate`, `bad_steps` (so far),
@@ -242,6 +255,9 @@ def make_eval_step(
     """Compiles `step(state, batch [B, ...]) -> (sums, counts)` of the objective, for means over batches.
 
     Where the state has running means of the parameters, these are what is evaluated.
+
+    Args:
+        structure, mesh, shardings, options: as for `make_train_step`.
 
     Returns:
         A function whose sums and counts are by the same names, `loss` among them.

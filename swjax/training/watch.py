@@ -54,14 +54,13 @@ def watchdog(minutes: float, *, file: TextIO | None = None) -> Iterator[Callable
 class LossWatch:
     """Says when a loss is far above those before it."""
 
-    def __init__(self, *, deviations: float = 6.0, memory: float = 0.98) -> None:
-        """Begins with no losses.
+    DEVIATIONS = 6.0
+    """How many standard deviations above the mean are far."""
+    MEMORY = 0.98
+    """Decay of the running mean and variance."""
 
-        Args:
-            deviations: how many standard deviations above the mean are far.
-            memory: decay of the running mean and variance.
-        """
-        self._deviations, self._memory = deviations, memory
+    def __init__(self) -> None:
+        """Begins with no losses."""
         self._mean = self._variance = 0.0
         self._count, self._said = 0, -_SOON
 
@@ -70,7 +69,7 @@ class LossWatch:
         if not math.isfinite(loss):
             return ""  # counted as a bad step
         deviation = math.sqrt(self._variance)
-        far = self._mean + self._deviations * deviation + 0.1 * abs(self._mean)
+        far = self._mean + self.DEVIATIONS * deviation + 0.1 * abs(self._mean)
         spikes = self._count >= _SOON and loss > far and self._count - self._said >= _SOON
         said = ""
         if spikes:
@@ -78,7 +77,7 @@ class LossWatch:
             said = f"the loss jumped to {loss:.4f}, from {self._mean:.4f} on average (deviation {deviation:.4f})"
         change = loss - self._mean
         # The first losses weigh alike.
-        weight = max(1 - self._memory, 1 / (self._count + 1))
+        weight = max(1 - self.MEMORY, 1 / (self._count + 1))
         self._mean += weight * change
         self._variance = (1 - weight) * (self._variance + weight * change * change)
         self._count += 1
@@ -100,7 +99,12 @@ class InputWatch:
         self._silent = 0
 
     def see(self, waited: float, whole: float) -> str:
-        """Takes the seconds that a step waited and took; returns a warning, '' for none, at most one in 20 windows."""
+        """Takes the seconds that a step waited and took; returns a warning, '' for none, at most one in 20 windows.
+
+        Args:
+            waited: for the batch.
+            whole: the step with its wait.
+        """
         self._times.append((waited, whole))
         self._silent -= 1
         if len(self._times) < self._steps or self._silent > 0:

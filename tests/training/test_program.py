@@ -25,7 +25,7 @@ def test_the_start_says_which_attention_runs():
     def describe(attention: str, mesh: Mesh) -> str:
         return describe_attention(attention, data, model, mesh, dtype="bfloat16")
 
-    assert describe("auto", mesh) == "attention on cpu: reference in the decoder, chunked in the vision tower"
+    assert describe("auto", mesh) == "attention on cpu: dense in the decoder, chunked in the vision tower"
     assert "chunked in the decoder" in describe("auto", make_mesh())
     assert "chunked in the decoder" in describe("chunked", mesh)
 
@@ -85,7 +85,8 @@ def test_attention_is_divided_by_heads_where_that_can_be():
 def test_unknown_attention():
     config = base_config()
     config.attention = "flash"
-    with pytest.raises(ConfigError, match=r"config\.attention is 'flash'; choose one of: auto, reference, chunked"):
+    choices = "auto, reference, dense, chunked"
+    with pytest.raises(ConfigError, match=rf"config\.attention is 'flash'; choose one of: {choices}"):
         check_config(config)
 
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from swjax.data.example import IMAGE_TAG, VIDEO_TAG
 from swjax.data.fields import FieldError
@@ -29,7 +28,7 @@ class Message:
 
 
 def read_messages(
-    messages: Any, name: str, *, role: str = "role", content: str = "content", roles: dict[str, str] | None = None
+    messages: object, name: str, *, role: str = "role", content: str = "content", roles: dict[str, str] | None = None
 ) -> Iterator[Message]:
     """The messages of a chat.
 
@@ -55,7 +54,7 @@ def read_messages(
 
 
 def as_record(
-    messages: Sequence[Message], videos: Sequence[str], images: Sequence[str], name: str, system: Any = None
+    messages: Sequence[Message], videos: Sequence[str], images: Sequence[str], name: str, system: object = None
 ) -> Json:
     """The fields of a manifest for a chat.
 

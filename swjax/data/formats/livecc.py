@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from swjax.data.fields import FieldError, optional_seconds
 from swjax.data.formats.chats import one_path
@@ -43,7 +42,7 @@ def _convert(record: Json, folder: Path) -> Json:
     }
 
 
-def _parts(chat: Any) -> list[tuple[str, Json]]:
+def _parts(chat: object) -> list[tuple[str, Json]]:
     """Who says it, and each part of what is said."""
     found = []
     for message in chat if isinstance(chat, list) else []:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from swjax.data.fields import FieldError, text
 from swjax.data.formats.chats import ASSISTANT, USER, Message, as_record, one_path
@@ -27,7 +26,7 @@ def _convert(record: Json, folder: Path) -> Json:
     return as_record(chat, videos, images, name, record.get("system"))
 
 
-def _history(history: Any) -> list[tuple[str, str]]:
+def _history(history: object) -> list[tuple[str, str]]:
     if history is None:
         return []
     if not isinstance(history, list):

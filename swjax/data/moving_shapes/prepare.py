@@ -9,7 +9,7 @@
         manifest.jsonl                   a line a video, in the fields of PE-Video; written last
 
 Scene number i of a split depends on the seed, the split and i alone, so that neither the number of workers nor that of
-videos changes it. A run that was interrupted goes on where it stopped: a video has its name only once it is whole.
+videos changes it. A run that was interrupted resumes where it stopped: a video has its name only once it is whole.
 """
 
 from __future__ import annotations
@@ -253,7 +253,12 @@ def _events_line(job: _Job, scene: Scene) -> dict[str, object]:
 
 @contextmanager
 def mapper(workers: int, num_jobs: int) -> Iterator:
-    """A function like `map`, in this process or in several."""
+    """A function like `map`, in this process or in several.
+
+    Args:
+        workers: processes; 1 is this one.
+        num_jobs: how many there are; few are done in this process.
+    """
     if workers == 1 or num_jobs <= _CHUNK:
         yield map
         return

@@ -223,7 +223,14 @@ class Book:
         frame: int,
         places: Int32[np.ndarray, "n"] | None = None,
     ) -> None:
-        """Sources are stored behind the others: of a frame, with their places in it, or text."""
+        """Sources are stored behind the others: of a frame, with their places in it, or text.
+
+        Args:
+            slots: where they are stored.
+            ids: temporal, height and width.
+            frame: its number, `TEXT` or `TEXT - n` (`Book.frames`).
+            places: in the frame; None for text.
+        """
         axes = self.frames.shape[:-1]
         places = np.full(len(slots), TEXT, np.int32) if places is None else places
         self.frames = np.concatenate([self.frames, np.full((*axes, len(slots)), frame, np.int32)], axis=-1)
@@ -241,7 +248,16 @@ class Book:
         said: Sequence[int],
         after: int = TEXT,
     ) -> None:
-        """Words are stored; `first` is the number of the first, and `after` of the newest frame that they see."""
+        """Words are stored; `first` is the number of the first, and `after` of the newest frame that they see.
+
+        Args:
+            slots: where they are stored.
+            ids: temporal, height and width.
+            first: number of the first of them.
+            token_ids: of the words.
+            said: the same, below 0 where a token was not chosen.
+            after: number of the newest frame that they see.
+        """
         self.word_after = np.concatenate([self.word_after, np.full(len(slots), after, np.int32)])
         self.word_tokens = np.concatenate([self.word_tokens, np.array(token_ids, np.int32)])
         self.word_ids = np.concatenate([self.word_ids, ids], axis=-1)

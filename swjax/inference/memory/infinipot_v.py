@@ -60,7 +60,13 @@ def _scores(
 def likeness(
     keys: Float[Array, "L K P H"], places: Int32[Array, "L K P"], of: Bool[Array, "L K P"]
 ) -> Float[Array, "L K P"]:
-    """Mean cosine of each key with those of some tokens at the same place of their frames; 0 where there is none."""
+    """Mean cosine of each key with those of some tokens at the same place of their frames; 0 where there is none.
+
+    Args:
+        keys: of all sources.
+        places: of each in its frame; below 0 for text.
+        of: which tokens they are compared with.
+    """
     keys = keys.astype(jnp.float32)
     keys = keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
     layers, heads = jnp.ogrid[: keys.shape[0], : keys.shape[1]]

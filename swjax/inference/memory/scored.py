@@ -3,12 +3,11 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, Shaped
 
 from swjax.inference.memory.book import TEXT, Book, Kept, StoredKeys
 from swjax.inference.memory.budget import Budget, kept_words
@@ -45,7 +44,13 @@ class Scored(Budget):
 
 
 def must_stay(book: Book, low: int, recent: int) -> Bool[np.ndarray, "*L_K S"]:
-    """Which sources stay whatever their score: what is pinned, and the newest frames."""
+    """Which sources stay whatever their score: what is pinned, and the newest frames.
+
+    Args:
+        book: of the stream.
+        low: sources that stay in all.
+        recent: percent of these that are kept for the newest frames.
+    """
     pinned, frames = book.pinned, book.frames
     one = frames.reshape(-1, frames.shape[-1])[0]
     numbers, counts = np.unique(one[one > TEXT], return_counts=True)
@@ -54,7 +59,7 @@ def must_stay(book: Book, low: int, recent: int) -> Bool[np.ndarray, "*L_K S"]:
     return pinned | (frames >= numbers[-newest]) if len(numbers) else pinned
 
 
-def padded(values: np.ndarray, stored: StoredKeys, *, fill: Any) -> Any:
+def padded(values: np.ndarray, stored: StoredKeys, *, fill: float) -> Shaped[Array, "L K P"]:
     """Values of sources, with axes of layers and key heads and as long as the keys that are padded.
 
     Args:
@@ -69,7 +74,14 @@ def padded(values: np.ndarray, stored: StoredKeys, *, fill: Any) -> Any:
 
 @jax.jit
 def best(scores: Float[Array, "L K P"], stays: Bool[Array, "#L #K P"], count: int, keep: int) -> Bool[Array, "L K P"]:
-    """Which of the first `count` are kept: those that stay, and the highest scores; of equal ones the newer."""
+    """Which of the first `count` are kept: those that stay, and the highest scores; of equal ones the newer.
+
+    Args:
+        scores: of each source, padded.
+        stays: which stay whatever their score.
+        count: of sources.
+        keep: how many stay.
+    """
     exists = jnp.arange(scores.shape[-1]) < count
     return highest(jnp.where(exists, jnp.where(stays, jnp.inf, scores), -jnp.inf), keep)
 

@@ -33,6 +33,10 @@ def labelled_slots(
 ) -> tuple[Int32[Array, "B max_labels"], Bool[Array, "B max_labels"]]:
     """The first `max_labels` labelled slots of each row, in slot order.
 
+    Args:
+        labels: of each slot; below 0 is none.
+        max_labels: the most of a row.
+
     Returns:
         Slots, and whether each really carries a label (rows with fewer labels are filled up with other slots).
     """
