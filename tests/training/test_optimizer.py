@@ -46,12 +46,14 @@ def test_patterns_that_cannot_be_meant_are_refused(patterns: tuple[str, ...], me
 
 def test_matrices_decay_and_norms_and_biases_do_not() -> None:
     optimizer = make_optimizer(lambda _: 1.0, clip_norm=1.0, weight_decay=0.5, b1=0.9, b2=0.999)
-    parameters = {"q_weight_dnh": jnp.ones((2, 1, 2)), "layers/q_bias_nh": jnp.ones((3, 1, 2)), "norm_d": jnp.ones(2)}
+    parameters = {"q_weight_dnh": jnp.ones((2, 1, 2)), "norm_d": jnp.ones(2)}
+    parameters |= {path: jnp.ones((3, 1, 2)) for path in ("layers/q_bias_nh", "layers/q_lora_m_nh")}
     nothing = {path: jnp.zeros_like(leaf) for path, leaf in parameters.items()}
     updates, _ = optimizer.update(nothing, optimizer.init(parameters), parameters)
     np.testing.assert_allclose(updates["q_weight_dnh"], -0.5)
     np.testing.assert_array_equal(updates["layers/q_bias_nh"], 0)
-    np.testing.assert_array_equal(updates["norm_d"], 0)
+    for path in ("layers/q_lora_m_nh", "norm_d"):
+        np.testing.assert_array_equal(updates[path], 0)
 
 
 def test_the_gradient_is_clipped_by_its_global_norm() -> None:
