@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-_TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(_TESTS), str(_TESTS / "inference")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "inference"))
 from full_passes import QUESTION, make_frames
 from replay import Noting, replayed_scores
 

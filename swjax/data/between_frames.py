@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int32
 
-from swjax.data.chat import encode_chat
+from swjax.data.chat import encode_chat, encode_parts
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SourceText, SpecialTokens
 from swjax.streaming.tokens import Tokenizer
 
@@ -28,19 +28,24 @@ def encode_question(
 
 
 def encode_turn(
-    tokenizer: Tokenizer, special: SpecialTokens, question: str, chat: ChatRule = DEFAULT_CHAT
+    tokenizer: Tokenizer,
+    special: SpecialTokens,
+    question: str | list[dict[str, str]],
+    chat: ChatRule = DEFAULT_CHAT,
 ) -> Int32[np.ndarray, "S"]:
     """A question after the video, when the answer before it has ended: a message of the user without a video.
 
     Args:
-        tokenizer, special, question, chat: as for `encode_question`.
+        tokenizer, special, chat: as for `encode_question`.
+        question: what is asked, or its texts and images as the parts of a chat template; an image is one token.
 
     Raises:
         ExampleError: as `encode_question`.
     """
-    ids = encode_chat(
-        tokenizer, question="", answer="", later=((question, ""),), video_grid_thw=(1, 1, 1), merge_size=1, chat=chat
-    )
+    asked = question.strip() if isinstance(question, str) else question
+    images = 0 if isinstance(question, str) else sum(part["type"] == "image" for part in question)
+    turns = [([{"type": "text", "text": ""}, {"type": "video"}], ""), (asked, "")]
+    ids = encode_parts(tokenizer, turns, [(1, 1, 1)] * (1 + images), merge_size=1, chat=chat)
     *_, start, stop = np.flatnonzero(ids == special.im_start)
     return ids[start:stop]
 

@@ -161,8 +161,8 @@ def predict(
         asked = example.question or question
         try:
             later = "".join(turn for turn, _ in example.later)
-            if example.video is None and (IMAGE_TAG in later or VIDEO_TAG in later):
-                raise ExampleError("a later turn shows an image or a video, and streams are shown theirs at first")
+            if example.video is None and VIDEO_TAG in later:
+                raise ExampleError("a later turn shows a video, and streams watch theirs at first")
             if asked not in prompts:
                 prompts[asked] = len(encode_prompt(tokenizer, special, asked, chat))
             waiting.append(example)
@@ -269,11 +269,13 @@ class _Books:
                 items = sum(map(len, videos)) + len(example.questions)
                 settings = replace(settings, counts=tuple(self.schedule(example.key, items)))
             asked = tuple((float(time), one.text) for time, one in zip(times, example.questions, strict=True))
-            first, *later = (turn or self.question for turn in (example.question, *(turn for turn, _ in example.later)))
+            turns = [turn or self.question for turn in (example.question, *(turn for turn, _ in example.later))]
+            media = iter(shown)
+            first, *later = turns if example.video is not None else [_parts(turn, media) for turn in turns]
             self._open[next(numbers)] = _Book(example, videos[-1][-1].video_s if videos else 0.0)
             watched, *others = [_hand_out(frames) for frames in videos or [deque()]]
             yield Request(
-                first if example.video is not None else _parts(first, shown),
+                first,
                 watched,
                 settings,
                 self.mode,
@@ -418,11 +420,10 @@ def _read_media(
     return shown
 
 
-def _parts(question: str, shown: Sequence[tuple[Picture | Video, deque[Frame]]]) -> list[str | Frame]:
-    """A question as the engine takes it: its texts, its images, and a tag for each video."""
-    media = iter(shown)
+def _parts(question: str, media: Iterator[tuple[Picture | Video, deque[Frame]]]) -> list[str | Frame]:
+    """A question as the engine takes it: its texts, its images, next of the media, and a tag for each video."""
     parts = list[str | Frame]()
-    for piece in re.split(f"({IMAGE_TAG}|{VIDEO_TAG})", question):
+    for piece in re.split(f"({IMAGE_TAG}|{VIDEO_TAG})", question.strip()):
         frames = next(media)[1] if piece in (IMAGE_TAG, VIDEO_TAG) else deque[Frame]()
         parts += [frames[0]] if piece == IMAGE_TAG else [piece] if piece else []
     return parts

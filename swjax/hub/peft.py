@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from swjax.atomic import replacing, write_json
 from swjax.hub.errors import CheckpointError
 from swjax.hub.reader import read_json
-from swjax.models.adapters import adapter_paths, adapter_shapes, is_adapter
+from swjax.models.adapters import adapter_paths, adapter_shapes, is_adapter, magnitude_path
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of
 from swjax.models.parameters import Leaves
@@ -39,6 +39,7 @@ def save_adapter(
     base: str | None,
     rslora: bool = False,
     dropout: float = 0.0,
+    dora: bool = False,
     dtype: DTypeLike | None = None,
 ) -> None:
     """Write a folder that PEFT reads. Cut off, it has no adapter_config.json.
@@ -50,6 +51,7 @@ def save_adapter(
         alpha: their scale is alpha / rank.
         rslora: the scale is alpha / sqrt(rank) instead.
         dropout: share of their inputs that was dropped while they trained, which PEFT goes on with.
+        dora: whether they have magnitudes.
         base: path or Hub id of the model that they belong to.
         dtype: of the weights; None keeps the tensors'.
     """
@@ -57,13 +59,14 @@ def save_adapter(
     arrays = {name: array if dtype is None else array.astype(dtype) for name, array in tensors.items()}
     with replacing(folder / ADAPTER) as partial:
         save_file(arrays, partial, metadata={"format": "pt"})
-    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora, dropout))
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(tensors, rank, alpha, base, rslora, dropout, dora))
 
 
 def peft_tensors(
     stored: Mapping[str, StoredArray], config: ModelConfig, *, additional: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-    """A checkpoint's adapters by PEFT's names: `lora_A` [rank, inputs] and `lora_B` [outputs, rank].
+    """A checkpoint's adapters by PEFT's names: `lora_A` [rank, inputs], `lora_B` [outputs, rank] and, of DoRA,
+    `lora_magnitude_vector` [outputs].
 
     Args:
         stored: the parameters of model and adapters.
@@ -83,6 +86,10 @@ def peft_tensors(
             rank = down.shape[-1]
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(down.reshape(-1, rank).T)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(up.reshape(rank, -1).T)
+            if magnitude_path(path) in stored:
+                array = stored[magnitude_path(path)]
+                of_layer = array.read_rows(0, array.shape[0]) if layer is None else array.read_rows(layer, layer + 1)
+                tensors[f"{name}.lora_magnitude_vector"] = np.ascontiguousarray(of_layer.reshape(-1))
     return tensors
 
 
@@ -93,12 +100,14 @@ class Adapter:
     Attributes:
         parameters: A and B by our paths, zero in layers without them, and what was trained beside them by its own.
         rank, alpha, rslora: its scale is alpha / rank, or alpha / sqrt(rank).
+        dora: whether it has magnitudes.
     """
 
     parameters: Mapping[str, StoredArray]
     rank: int
     alpha: float
     rslora: bool
+    dora: bool
 
 
 def open_adapter(folder: str | AnyPath, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
@@ -110,8 +119,8 @@ def open_adapter(folder: str | AnyPath, model: ModelConfig, shapes: Mapping[str,
         shapes: path -> shape of the model's parameters.
 
     Raises:
-        CheckpointError: it is not there, damaged, of another model, or of a kind that is not taken (DoRA, ranks by
-            pattern, biases).
+        CheckpointError: it is not there, damaged, of another model, or of a kind that is not taken (ranks by pattern,
+            biases).
     """
     folder = as_path(folder)
     config = read_json(folder / ADAPTER_CONFIG, holder="a folder of an adapter in PEFT's form")
@@ -123,8 +132,11 @@ def open_adapter(folder: str | AnyPath, model: ModelConfig, shapes: Mapping[str,
         raise CheckpointError(f"{folder / ADAPTER} cannot be read: {error}") from error
     table = family_of(model).weights
     places, whole_places = _places(table, shapes), table.hub_tensors(model, shapes)
+    dora = bool(config.get("use_dora", False))
+    sides = ("A", "B", "magnitude_vector")[: 2 + dora]
     found: dict[str, np.ndarray] = {}
     layers: dict[str, set[int]] = {}
+    adapted: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         if ".lora_" not in name:
             where = whole_places.get(table.hub_name(name))
@@ -137,32 +149,37 @@ def open_adapter(folder: str | AnyPath, model: ModelConfig, shapes: Mapping[str,
             continue
         module, _, side = name.removesuffix(".weight").rpartition(".lora_")
         path, layer = places.get(table.hub_name(f"{module}.weight"), ("", None))
-        if side not in ("A", "B") or not path:
+        if side not in sides or not path:
             raise CheckpointError(f"{folder / ADAPTER} has {name}, which is of no linear layer of this model")
-        ours_path = adapter_paths(path)["AB".index(side)]
-        shape = adapter_shapes(shapes, [path], rank)[ours_path]
+        ours_path = (*adapter_paths(path), magnitude_path(path))[sides.index(side)]
+        shape = adapter_shapes(shapes, [path], rank, dora=dora)[ours_path]
         of_layer = shape if layer is None else shape[1:]
-        # PEFT's are [rank, inputs] and [outputs, rank]; ours are their transposes, with heads apart.
-        if tensor.ndim != 2 or tensor.shape[side == "B"] != rank or tensor.size != math.prod(of_layer):
+        # PEFT's are [rank, inputs], [outputs, rank] and [outputs]; ours are their transposes, with heads apart.
+        ranks = {"A": tensor.shape[:1], "B": tensor.shape[1:]}.get(side, (rank,))
+        if tensor.ndim != 1 + (side in "AB") or ranks != (rank,) or tensor.size != math.prod(of_layer):
             raise CheckpointError(f"{folder / ADAPTER}: {name} has shape {tensor.shape}, which does not fit {path}")
         whole = found.setdefault(ours_path, np.zeros(shape, np.float32))
         whole[... if layer is None else layer] = tensor.astype(np.float32).T.reshape(of_layer)
+        if dora and layer is not None:  # one without a magnitude would get the length zero
+            adapted.setdefault(ours_path, set()).add(layer)
     for path, numbers in layers.items():
         if any(
             where.path == path and where.layer is not None and where.layer not in numbers
             for where in whole_places.values()
         ):
             raise CheckpointError(f"{folder / ADAPTER} has {path} of some layers alone; merge it into its base")
-    if lone := [path for path in found if is_adapter(path) and _other_side(path, found)]:
-        raise CheckpointError(f"{folder / ADAPTER} has one of the two matrices of {lone[0]} alone")
+    if lone := [path for path in found if is_adapter(path) and _sides_of(path, found) != len(sides)]:
+        raise CheckpointError(f"{folder / ADAPTER} has not all of the {len(sides)} tensors of the adapter {lone[0]}")
+    if part := [path for path, numbers in adapted.items() if len(numbers) != len(found[path])]:
+        raise CheckpointError(f"{folder / ADAPTER} has {part[0]} of some layers alone; merge it into its base")
     parameters = {path: in_memory(array) for path, array in found.items()}
-    return Adapter(parameters, rank, float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
+    return Adapter(parameters, rank, float(config["lora_alpha"]), bool(config.get("use_rslora", False)), dora)
 
 
-def _other_side(path: str, found: JsonView) -> bool:
-    """Whether A or B lacks the other."""
-    stem = re.sub(r"_lora_[ab]_\w+$", "", path)
-    return sum(other.startswith(f"{stem}_lora_") for other in found) != 2
+def _sides_of(path: str, found: JsonView) -> int:
+    """How many of A, B and magnitudes there are of the adapter that a path is of."""
+    stem = re.sub(r"_lora_[abm]_\w+$", "", path)
+    return sum(other.startswith(f"{stem}_lora_") for other in found)
 
 
 def _places(table: WeightTable, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, int | None]]:
@@ -181,7 +198,7 @@ def _refuse_kinds(folder: AnyPath, config: JsonView) -> None:
     faults = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
     if faults or config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} is of no LoRA adapter: it needs r and lora_alpha")
-    others = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+    others = ("rank_pattern", "alpha_pattern", "fan_in_fan_out")
     odd = [name for name in others if config.get(name)]
     if config.get("bias", "none") != "none":
         odd.append("bias")
@@ -218,7 +235,9 @@ def _module_name(table: WeightTable, hub_name: str, layer: int | None) -> str:
     return name if layer is None else name.replace("*", str(layer))
 
 
-def _adapter_config(tensors: Leaves, rank: int, alpha: float, base: str | None, rslora: bool, dropout: float) -> Json:
+def _adapter_config(
+    tensors: Leaves, rank: int, alpha: float, base: str | None, rslora: bool, dropout: float, dora: bool
+) -> Json:
     """The keys of peft.LoraConfig that matter; the others have its defaults."""
     names = [name.removeprefix("base_model.model.") for name in tensors]
     modules = {name.rpartition(".lora_")[0] for name in names if ".lora_" in name}
@@ -238,5 +257,6 @@ def _adapter_config(tensors: Leaves, rank: int, alpha: float, base: str | None, 
         "r": rank,
         "target_modules": "|".join(sorted(patterns)),
         "task_type": "CAUSAL_LM",
+        "use_dora": dora,
         "use_rslora": rslora,
     }

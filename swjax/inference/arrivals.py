@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
-import numpy as np
-from jaxtyping import Int32
-
 from swjax.inference.frames import Frame, merge_frames
 from swjax.inference.memory import bounds_of
 from swjax.inference.parts import Arrival, Asked, Tally
+from swjax.inference.prompt import Piece
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
 
 
@@ -72,7 +70,7 @@ class Arrivals:
         self._videos_left -= last
         self.finished = last and not self._videos_left
 
-    def ask(self, token_ids: Int32[np.ndarray, "S"], now: float, *, interrupts: bool, is_answering: bool) -> int:
+    def ask(self, pieces: tuple[Piece, ...], now: float, *, interrupts: bool, is_answering: bool) -> int:
         """A question has come behind the frames that have arrived; returns its number.
 
         Behind the last frame it opens a turn of its own, when the answers before it have ended or been broken off.
@@ -87,17 +85,18 @@ class Arrivals:
             if self._on_demand and is_answering and not interrupts:
                 raise ValueError("an answer is under way; speak until it has ended, or interrupt it")
             self.asked += 1
-            self.turns.append(Asked(token_ids, self.asked, now, interrupts))
+            self.turns.append(Asked(pieces, self.asked, now, interrupts))
             return self.asked
         if not self._arrived:
             raise ValueError("no frame has come yet; open the stream with this question, or ask after a frame")
         self._check_counts()
-        self._check_fits(len(token_ids), "question")
+        question = Asked(pieces, self.asked + 1, now, interrupts)
+        self._check_fits(question.length, "question")
         if getattr(self._settings.memory, "positions", "kept") in ("contiguous", "apart"):
             raise ValueError("questions between frames need a memory whose positions are kept, or set back together")
         self.asked += 1
-        self._question_tokens[self.asked] = len(token_ids)
-        self._items.append(Asked(token_ids, self.asked, now, interrupts))
+        self._question_tokens[self.asked] = question.length
+        self._items.append(question)
         return self.asked
 
     def _check_fits(self, tokens: int, what: str) -> None:

@@ -6,7 +6,6 @@ when its turn comes. With two devices, one perceives and the other speaks, and w
 while words are spoken.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from swjax.inference.memory import KEEP_ALL, Memory
 from swjax.inference.packing import RowTokens
 from swjax.inference.parts import Share
 from swjax.inference.place import row_shards
-from swjax.inference.prompt import Question, open_stream
+from swjax.inference.prompt import Question, images_of, open_stream
 from swjax.inference.rehearsal import rehearse
 from swjax.inference.room import padded_size
 from swjax.inference.sampler import GREEDY, SamplingRows
@@ -194,9 +193,8 @@ class BatchEngine:
             raise ValueError(f"all {len(self._streams)} rows are taken; wait until a stream ends, or give more rows")
         chat = self.config.chat if system is None else replace(self.config.chat, system_prompt=system)
         special, opening = open_stream(tokenizer, question, settings, vocab_size=self.config.text.vocab_size, chat=chat)
-        for piece in itertools.chain(opening.prompt, *opening.gaps):
-            if isinstance(piece, Frame):
-                self._units(piece)
+        for image in images_of(question):
+            self._units(image)
         check_when_behind(when_behind)
         mode = Mode.usual(settings.variant) if mode is None else Mode(mode)
         if self._apart and mode is not Mode.PARALLEL:
@@ -259,7 +257,7 @@ class BatchEngine:
             )
         return frame.units
 
-    def ask(self, stream: Stream, question: str, *, interrupt: bool = False) -> int:
+    def ask(self, stream: Stream, question: Question, *, interrupt: bool = False) -> int:
         """Ask another question about a video, behind the frames that have been handed over.
 
         It is a source like a frame: words that come later see it. Its answer follows the one that is under way. Behind
@@ -267,7 +265,7 @@ class BatchEngine:
 
         Args:
             stream: the stream.
-            question: text.
+            question: text; behind the last frame also texts and images (`make_frame`).
             interrupt: whether the answer under way is broken off, and this one begins; by a rule of speaking it always
                 is, once what has been begun is said.
 
@@ -279,6 +277,8 @@ class BatchEngine:
                 the video and words are spoken on demand, while an answer that is not interrupted is under way.
         """
         self._check_watching(stream)
+        for image in images_of(question):
+            self._units(image)
         return stream.ask(question, self._clock(), config=self.config, interrupts=interrupt)
 
     def finish(self, stream: Stream) -> None:

@@ -48,7 +48,7 @@ class Request:
     speed: float | None = None
     when_behind: WhenBehind = "delay"
     asked: tuple[tuple[float, str], ...] = ()
-    later: tuple[str, ...] = ()
+    later: tuple[Question, ...] = ()
     others: tuple[Iterable[Frame], ...] = ()
     system: str | None = None
 
@@ -75,8 +75,8 @@ class _Feed:
                     engine.ask(self.stream, question)
                 engine.see(self.stream, self.next[0], last=self.next[1])
                 self.next = next(self.frames, None)
-                for question in () if self.next else self.request.later:
-                    engine.ask(self.stream, question)
+                for turn in () if self.next else self.request.later:
+                    engine.ask(self.stream, turn)
         except Exception as error:
             self.stream.fault = error
 

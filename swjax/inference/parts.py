@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32
 
 from swjax.inference.frames import Frame
+from swjax.inference.prompt import Piece
 from swjax.inference.track import Tokens
 
 
@@ -63,18 +64,24 @@ class Asked:
     """A question that has arrived between frames, or after the video.
 
     Attributes:
-        token_ids: its tokens, with the marks that close one piece of video and open the next, or of a turn of its own.
+        pieces: its tokens, with the marks that close one piece of video and open the next; of a turn of its own, images
+            may be between them.
         number: of the question; 0 is the one before the video.
         arrived_s: when it was asked, by the engine's clock.
         interrupts: whether the answer under way is broken off for it.
         cuts_off: whether there was one that has been broken off.
     """
 
-    token_ids: Int32[np.ndarray, "S"]
+    pieces: tuple[Piece, ...]
     number: int
     arrived_s: float
     interrupts: bool
     cuts_off: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of its texts and images."""
+        return sum(piece.units if isinstance(piece, Frame) else len(piece) for piece in self.pieces)
 
 
 @dataclass

@@ -26,6 +26,11 @@ Question = str | Sequence[str | Frame]
 that shows no video is answered at once."""
 
 
+def images_of(question: Question) -> list[Frame]:
+    """The images that a question shows; none of what is no question."""
+    return [part for part in question if isinstance(part, Frame)] if isinstance(question, Sequence) else []
+
+
 @dataclass(frozen=True)
 class Opening:
     """What a stream is asked at first.
@@ -51,28 +56,44 @@ def encode_opening(
     Raises:
         ValueError: if a part is none, or the chat template does not show each where it stands.
     """
-    wrong = [part for part in question if not isinstance(part, str | Frame)]
-    if wrong or not question:
-        raise ValueError(f"a question is text, or texts, images (make_frame) and {VIDEO_TAG!r}, got {shown(question)}")
-    parts = [
-        {"type": "image"} if isinstance(part, Frame) else {"type": "video"} if part == VIDEO_TAG else
-        {"type": "text", "text": part}
-        for part in question
-    ]  # fmt: skip
+    parts = _template_parts(question)
     grids = [(1, 1, 1)] * sum(part["type"] != "text" for part in parts)
     ids = encode_parts(tokenizer, [(parts, None)], grids, merge_size=1, chat=chat)
     if tuple(ids[-len(special.prefix) :]) != special.prefix:
         raise ValueError(f"the chat template does not end with the assistant prefix; a {chat.name} tokenizer is needed")
-    images = (part for part in question if isinstance(part, Frame))
+    prompt, *gaps = _pieces(ids[: -len(special.prefix)], special, question)
+    return Opening(prompt, tuple(gaps))
+
+
+def _template_parts(question: Sequence[str | Frame]) -> list[dict[str, str]]:
+    """A question of several parts as a chat template takes it."""
+    if (
+        not question
+        or not isinstance(question, Sequence)
+        or not all(isinstance(part, str | Frame) for part in question)
+    ):
+        raise ValueError(f"a question is text, or texts, images (make_frame) and {VIDEO_TAG!r}, got {shown(question)}")
+    return [
+        {"type": "image"} if isinstance(part, Frame) else {"type": "video"} if part == VIDEO_TAG else
+        {"type": "text", "text": part}
+        for part in question
+    ]  # fmt: skip
+
+
+def _pieces(
+    ids: Int32[np.ndarray, "S"], special: SpecialTokens, question: Sequence[str | Frame]
+) -> list[tuple[Piece, ...]]:
+    """Texts and images of a question, up to its first video and between its videos, each one token of the ids."""
+    images = iter(images_of(question))
     pieces: list[list[Piece]] = [[]]
-    kinds = np.select([ids == special.image_pad, ids == special.video_pad], [1, 2])[: -len(special.prefix)]
+    kinds = np.select([ids == special.image_pad, ids == special.video_pad], [1, 2])
     for kind, run in itertools.groupby(range(len(kinds)), lambda index: int(kinds[index])):
         indices = list(run)
         if kind == 2:
             pieces.append([])
         else:
             pieces[-1].append(next(images) if kind == 1 else ids[indices])
-    return Opening(tuple(pieces[0]), tuple(map(tuple, pieces[1:])))
+    return [tuple(some) for some in pieces]
 
 
 def encode_prompt(
@@ -90,7 +111,8 @@ def encode_prompt(
         ValueError: if the question is no text, or the chat template does not end such a question with its video and
             the assistant prefix.
     """
-    _check_text(question)
+    if not isinstance(question, str):
+        raise ValueError(f"the question must be text, got {shown(question)}")
     ids = encode_chat(tokenizer, question=question, answer=None, video_grid_thw=(1, 1, 1), merge_size=1, chat=chat)
     (video,) = np.nonzero(ids == special.video_pad)
     behind = (*special.trailer, *special.prefix)
@@ -105,37 +127,56 @@ def encode_prompt(
 def encode_later(
     tokenizer: Tokenizer,
     special: SpecialTokens,
-    question: str,
+    question: Question,
     *,
     is_turn: bool,
     vocab_size: int,
     chat: ChatRule = DEFAULT_CHAT,
-) -> Int32[np.ndarray, "S"]:
-    """Token ids of a question that is not the first, as `swjax.data.between_frames` has them.
+) -> tuple[Piece, ...]:
+    """Tokens and images of a question that is not the first, as `swjax.data.between_frames` has them.
 
     Args:
-        tokenizer, special, question, chat: as for `encode_prompt`.
+        tokenizer, special, chat: as for `encode_prompt`.
+        question: what is asked; after the video, it may have images.
         is_turn: whether it comes after the video, not between two frames.
         vocab_size: tokens that the model knows.
 
     Raises:
-        ValueError: if the question is no text, is empty, or has tokens that the model does not know.
+        ValueError: if the question shows what cannot be shown where it is asked, is empty, or has tokens that the model
+            does not know.
     """
-    _check_text(question)
-    if not question.strip():
-        raise ValueError("the question is empty; ask something")
-    if is_turn:
-        ids = encode_turn(tokenizer, special, question, chat)
+    pieces: tuple[Piece, ...]
+    if isinstance(question, str):
+        if not question.strip():
+            raise ValueError("the question is empty; ask something")
+        if is_turn:
+            pieces = (encode_turn(tokenizer, special, question, chat),)
+        else:
+            pieces = (np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32),)
+    elif not is_turn:
+        raise ValueError(
+            f"a question between frames must be text, got {type(question).__name__}; show images before the first "
+            "frame or behind the last"
+        )
     else:
-        ids = np.array(encode_question(tokenizer, special, question, chat).token_ids, np.int32)
-    if ids.max() >= vocab_size:
-        raise ValueError(f"the question has a token {ids.max()}, and the model knows {vocab_size}")
-    return ids
+        parts = _template_parts(question)
+        if VIDEO_TAG in question:
+            raise ValueError("a question after the video shows another video; open a stream that shows both at first")
+        (pieces,) = _pieces(encode_turn(tokenizer, special, parts, chat), special, question)
+    largest = max(int(piece.max()) for piece in pieces if not isinstance(piece, Frame))
+    if largest >= vocab_size:
+        raise ValueError(f"the question has a token {largest}, and the model knows {vocab_size}")
+    return pieces
 
 
-def _check_text(question: str) -> None:
-    if not isinstance(question, str):
-        raise ValueError(f"the question must be text, got {shown(question)}")
+def check_keeps_all(settings: StreamSettings) -> None:
+    """Refuse to drop anything of a stream whose questions show more than one video.
+
+    Raises:
+        ValueError: if its memory or a rule would drop something.
+    """
+    if settings.memory != KEEP_ALL or settings.looks_by is not None:
+        raise ValueError("images, several videos and text alone need memory keep_all, and no rule of dropping")
 
 
 def open_stream(
@@ -155,8 +196,7 @@ def open_stream(
     texts = [piece for pieces in (opening.prompt, *opening.gaps) for piece in pieces if not isinstance(piece, Frame)]
     if max(int(ids.max()) for ids in texts) >= vocab_size:
         raise ValueError(f"the question has tokens beyond the {vocab_size} that the model knows")
-    if settings.memory != KEEP_ALL or settings.looks_by is not None:
-        raise ValueError("images, several videos and text alone need memory keep_all, and no rule of dropping")
+    check_keeps_all(settings)
     return special, opening
 
 

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from jaxtyping import Int32
@@ -124,9 +125,9 @@ class Scheduler:
         """How the next token may decide about silence."""
         return UNDECIDED if self._voice is None else self._voice.deciding
 
-    def ask(self, token_ids: Int32[np.ndarray, "S"], now: float, *, interrupts: bool) -> int:
+    def ask(self, pieces: tuple[Piece, ...], now: float, *, interrupts: bool) -> int:
         """A question has come behind the frames that have arrived; returns its number."""
-        return self.arrivals.ask(token_ids, now, interrupts=interrupts, is_answering=self.answering is not None)
+        return self.arrivals.ask(pieces, now, interrupts=interrupts, is_answering=self.answering is not None)
 
     def demand(self, words: int) -> None:
         """So many words are wanted now.
@@ -151,8 +152,8 @@ class Scheduler:
         match self.arrivals.coming:
             case Arrival(frame=frame):
                 highest += frame.units
-            case Asked(token_ids=token_ids):
-                highest += len(token_ids)
+            case Asked() as question:
+                highest += question.length
         return lowest - 1, highest
 
     @property
@@ -207,7 +208,8 @@ class Scheduler:
             self._ahead = arrival
             self._laid += 1
         if isinstance(arrival, Asked):
-            self._queue.add(self._track.text(arrival.token_ids, is_item=True))
+            (text,) = cast(tuple[np.ndarray], arrival.pieces)
+            self._queue.add(self._track.text(text, is_item=True))
         if isinstance(arrival, Arrival):
             drops, one_at_least = self.settings.drop is not None, not self._design.grouped
             arrival.places = arrival.choose_places(drops=drops, one_at_least=one_at_least)
@@ -251,7 +253,9 @@ class Scheduler:
             self._open.clear()
         self._queue.add(self._track.feed(), is_target=True)
         self._ahead = replace(self.arrivals.turns.popleft(), cuts_off=cuts_off)
-        self._queue.add(self._track.turn(self._ahead.token_ids))
+        opens, *pieces = self._ahead.pieces
+        self._queue.add(self._track.turn(cast(np.ndarray, opens)))
+        self._lay_pieces(pieces)
 
     def need(self) -> int:
         """Tokens that the next pass should have room for."""

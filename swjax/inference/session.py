@@ -11,7 +11,7 @@ from swjax.inference.batch_engine import BatchEngine
 from swjax.inference.events import FrameSeen, QuestionSeen, StreamEnded, StreamEvent, TokenSpoken
 from swjax.inference.frames import Frame, check_frame, mark_last
 from swjax.inference.numbers import LARGEST_COUNT
-from swjax.inference.prompt import Question
+from swjax.inference.prompt import Question, images_of
 from swjax.inference.room import padded_size
 from swjax.inference.settings import USUAL_SETTINGS, StreamSettings, check_speed
 from swjax.inference.weights import Model, Weights
@@ -70,9 +70,8 @@ class StreamSession:
             grow_ahead=False,
             clock=clock,
         )
-        for piece in () if isinstance(question, str) else question:
-            if isinstance(piece, Frame):
-                self._widen(piece)
+        for image in images_of(question):
+            self._widen(image)
         self._stream = self._engine.open(tokenizer, question=question, settings=settings, system=system, on_demand=True)
         if self._stream.finished:  # nothing is to be watched
             for _ in self._advance():
@@ -118,17 +117,19 @@ class StreamSession:
         check_frame(frame, vision)
         self._engine.widen(padded_size(len(frame.patches) // vision.spatial_merge_size**2))
 
-    def ask(self, question: str, *, interrupt: bool = False) -> QuestionSeen:
+    def ask(self, question: Question, *, interrupt: bool = False) -> QuestionSeen:
         """Ask another question about the video, between two frames or after it; words that are spoken later see it.
 
         Args:
-            question: text.
+            question: text; after the video also texts and images (`make_frame`).
             interrupt: whether the answer under way is broken off. Else its rest is spoken first.
 
         Raises:
             ValueError: if nothing has been seen yet, the question cannot be used, or the video has been finished while
                 an answer that is not interrupted is under way.
         """
+        for image in images_of(question):
+            self._widen(image)
         self._engine.ask(self._stream, question, interrupt=interrupt)
         (seen,) = (event for event in self._advance() if isinstance(event, QuestionSeen))
         return seen

@@ -15,7 +15,7 @@ from swjax.inference.lane import Lane
 from swjax.inference.memory import KEEP_ALL, Book, StoredKeys
 from swjax.inference.packing import RowTokens, row_tokens
 from swjax.inference.parts import Arrival, Part, Share, Tally
-from swjax.inference.prompt import encode_later
+from swjax.inference.prompt import Question, check_keeps_all, encode_later
 from swjax.inference.room import bounded_room, padded_size
 from swjax.inference.rows import Piece
 from swjax.inference.sampler import NO_TOKEN, NotFiniteError, Sampling
@@ -122,14 +122,14 @@ class Stream:
         """A frame has come."""
         self._scheduler.arrivals.arrive(frame, now, last=last)
 
-    def ask(self, question: str, now: float, *, config: ModelConfig, interrupts: bool) -> int:
+    def ask(self, question: Question, now: float, *, config: ModelConfig, interrupts: bool) -> int:
         """A question has come; returns its number.
 
         An answer that decides when to speak goes on to the end of the video, so each question breaks off the answer
         before, once what has been begun is said.
         """
         interrupts = interrupts or self.settings.speaking_rule is not None
-        ids = encode_later(
+        pieces = encode_later(
             self._tokenizer,
             self._special,
             question,
@@ -137,7 +137,9 @@ class Stream:
             vocab_size=config.text.vocab_size,
             chat=config.chat,
         )
-        return self._scheduler.ask(ids, now, interrupts=interrupts)
+        if not isinstance(question, str):
+            check_keeps_all(self.settings)
+        return self._scheduler.ask(pieces, now, interrupts=interrupts)
 
     def finish(self) -> None:
         """No frame follows."""

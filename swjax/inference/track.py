@@ -137,7 +137,7 @@ class Track:
         self._piece = None
 
     def turn(self, token_ids: Int32[np.ndarray, "S"]) -> Tokens:
-        """Lay out the question of a later turn, behind the video and all that has been said; nothing may wait."""
+        """Lay out the question of a later turn, up to its first image; nothing that has been said may wait."""
         self._ahead = begin_turn(self._design, self._words)
         self._note_question(token_ids)
         return self.text(token_ids)

@@ -6,6 +6,10 @@ like W, and named like it with the letter r for the rank, so that whatever reads
 them as any other: beside `decoder/layers/o_weight_nhd` stand `decoder/layers/o_lora_a_nhr` and
 `decoder/layers/o_lora_b_rd`.
 
+DoRA (https://arxiv.org/abs/2402.09353, equation 5) adds a third parameter, the length m of each output's weights,
+`decoder/layers/o_lora_m_d`: the model computes with m V / ||V||, where V is W and what A and B add to it, and ||V|| has
+the length of each output's weights in V. The gradient takes ||V|| for a constant (section 4.3).
+
 An adapted weight does not train, so it may be held in int8 with a scale for each of its outputs beside it,
 `decoder/layers/o_scale_d` (as in QLoRA, https://arxiv.org/abs/2305.14314, but with twice its bits and no table to look
 numbers up in).
@@ -78,6 +82,11 @@ def adapter_paths(path: str) -> tuple[str, str]:
     return f"{_stem(path)}_lora_a_{inputs}r", f"{_stem(path)}_lora_b_r{outputs}"
 
 
+def magnitude_path(path: str) -> str:
+    """The path of DoRA's magnitudes for a weight's path."""
+    return f"{_stem(path)}_lora_m_{_axes(path)[1]}"
+
+
 def scale_path(path: str) -> str:
     """The path of the scales of a weight that is held in int8."""
     return f"{_stem(path)}_scale_{_axes(path)[1]}"
@@ -104,13 +113,16 @@ def in_int8(parameters: Leaves, targets: Iterable[str]) -> Parameters:
     return held
 
 
-def adapter_shapes(shapes: Mapping[str, Shape], targets: Sequence[str], rank: int) -> dict[str, Shape]:
+def adapter_shapes(
+    shapes: Mapping[str, Shape], targets: Sequence[str], rank: int, *, dora: bool = False
+) -> dict[str, Shape]:
     """Path -> shape of the adapters of some weights.
 
     Args:
         shapes: path -> shape of the model's parameters.
         targets: paths of weights, from `choose_targets`.
         rank: of every adapter.
+        dora: whether they have magnitudes.
     """
     found: dict[str, Shape] = {}
     for path in targets:
@@ -120,6 +132,8 @@ def adapter_shapes(shapes: Mapping[str, Shape], targets: Sequence[str], rank: in
         a, b = adapter_paths(path)
         found[a] = (*layers, *(sizes[letter] for letter in f"{inputs}r"))
         found[b] = (*layers, *(sizes[letter] for letter in f"r{outputs}"))
+        if dora:
+            found[magnitude_path(path)] = (*layers, *(sizes[letter] for letter in outputs))
     return found
 
 
@@ -145,6 +159,16 @@ def new_adapters(
     return adapters
 
 
+def new_magnitudes(parameters: Leaves, targets: Iterable[str]) -> dict[str, Array]:
+    """DoRA's magnitudes that change nothing yet, in float32: the lengths of each output's weights, in int8 or not."""
+    found: dict[str, Array] = {}
+    for path in targets:
+        contracted = _contracted_axes(path, parameters[path].ndim)
+        lengths = jnp.sqrt(jnp.square(parameters[path].astype(jnp.float32)).sum(contracted))
+        found[magnitude_path(path)] = lengths * parameters.get(scale_path(path), 1)
+    return found
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AdaptedWeight:
@@ -160,6 +184,7 @@ class AdaptedWeight:
         alpha: numerator of the scale.
         dtype: of the computations.
         scale: of each output, where the weight is held in int8; otherwise None.
+        magnitude: DoRA's m, of each output; None for LoRA.
         key: of the random numbers by which inputs of A are dropped; None drops none.
         dropout: the share of these inputs that is dropped, where there is a key.
     """
@@ -168,6 +193,7 @@ class AdaptedWeight:
     down: Array
     up: Array
     scale: Array | None
+    magnitude: Array | None
     key: PRNGKeyArray | None
     path: str = field(metadata={"static": True})
     alpha: float = field(metadata={"static": True})
@@ -195,14 +221,29 @@ class AdaptedWeight:
         kept = jax.random.bernoulli(self.key, 1 - self.dropout, x.shape)
         return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
 
-    def __getitem__(self, index: slice | EllipsisType) -> Array:
+    @property
+    def gain(self) -> Array | None:
+        """What DoRA multiplies each output by, m / ||V||; None for LoRA."""
+        if self.magnitude is None:
+            return None
+        lengths = jnp.sqrt(jnp.square(self._changed()).sum(_contracted_axes(self.path, self.weight.ndim)))
+        return self.magnitude / jax.lax.stop_gradient(jnp.where(lengths == 0, 1, lengths))
+
+    def _changed(self) -> Array:
+        """The weight and what A and B add to it, in float32."""
         # Every process, and the export, must come to the same weights: no bfloat16 passes on a TPU.
         axes = _product_axes(self.path, self.weight.ndim)
         product = jnp.einsum(axes, self.scaled_down, self.up, precision=jax.lax.Precision.HIGHEST)
         weight = self.weight
         if self.scale is not None:
             weight = weight * jnp.expand_dims(self.scale, _contracted_axes(self.path, weight.ndim))
-        return (weight + product).astype(self.dtype)[index]
+        return weight + product
+
+    def __getitem__(self, index: slice | EllipsisType) -> Array:
+        changed, gain = self._changed(), self.gain
+        if gain is not None:
+            changed = changed * jnp.expand_dims(gain, _contracted_axes(self.path, changed.ndim))
+        return changed.astype(self.dtype)[index]
 
 
 def attach_adapters(
@@ -230,13 +271,13 @@ def attach_adapters(
             continue
         a, b = adapter_paths(path) if linear_axes(path) else ("", "")
         if a in parameters:
-            scale = parameters.get(scale_path(path))
+            scale, magnitude = parameters.get(scale_path(path)), parameters.get(magnitude_path(path))
             keys = None
             if dropout and key is not None:
                 layers = leaf.shape[: leaf.ndim - len(path.rsplit("_", 1)[1])]
                 keys = jax.random.split(jax.random.fold_in(key, number), layers)
             attached[path] = AdaptedWeight(
-                leaf, parameters[a], parameters[b], scale, keys, path, alpha, jnp.dtype(dtype), dropout
+                leaf, parameters[a], parameters[b], scale, magnitude, keys, path, alpha, jnp.dtype(dtype), dropout
             )
         else:
             attached[path] = leaf.astype(dtype)
@@ -256,7 +297,7 @@ def merge_stored(stored: Mapping[str, StoredArray], *, alpha: float) -> dict[str
         if scale_path(path) in stored:
             merged[path] = _scaled(path, stored[path], stored[scale_path(path)])
         if a in stored:
-            merged[path] = _merged(path, merged[path], stored[a], stored[b], alpha)
+            merged[path] = _merged(path, merged[path], stored[a], stored[b], stored.get(magnitude_path(path)), alpha)
     return merged
 
 
@@ -271,16 +312,29 @@ def _scaled(path: str, weight: StoredArray, scale: StoredArray) -> StoredArray:
     return StoredArray(weight.shape, scale.dtype, read, weight.rows)
 
 
-def _merged(path: str, weight: StoredArray, a: StoredArray, b: StoredArray, alpha: float) -> StoredArray:
+def _merged(
+    path: str, weight: StoredArray, a: StoredArray, b: StoredArray, magnitude: StoredArray | None, alpha: float
+) -> StoredArray:
     (inputs, outputs), letters = _axes(path), path.rsplit("_", 1)[1]
     stacked = len(weight.shape) - len(letters)
     axes, rank = _product_axes(path, len(weight.shape)), a.shape[-1]
+    contracted, lengths = _contracted_axes(path, len(weight.shape)), dict[str, np.ndarray]()
 
-    def read(block: Block) -> np.ndarray:
+    def changed(block: Block) -> np.ndarray:
         layers, parts = block[:stacked], dict(zip(letters, block[stacked:], strict=True)) | {"r": slice(0, rank)}
         down = a.read((*layers, *(parts[letter] for letter in f"{inputs}r")))
         up = b.read((*layers, *(parts[letter] for letter in f"r{outputs}")))
-        merged = weight.read(block) + np.float32(alpha / rank) * np.einsum(axes, down, up, optimize=True)
+        return weight.read(block) + np.float32(alpha / rank) * np.einsum(axes, down, up, optimize=True)
+
+    def read(block: Block) -> np.ndarray:
+        merged = changed(block)
+        if magnitude is not None:
+            outputs = tuple(part for axis, part in enumerate(block) if axis not in contracted)
+            if str(outputs) not in lengths:  # once for all blocks of these outputs
+                whole = [slice(0, weight.shape[axis]) if axis in contracted else one for axis, one in enumerate(block)]
+                found = np.sqrt(np.square(changed(tuple(whole))).sum(contracted))
+                lengths[str(outputs)] = np.where(found == 0, 1, found)
+            merged = merged * np.expand_dims(magnitude.read(outputs) / lengths[str(outputs)], contracted)
         return merged.astype(weight.dtype, copy=False)  # frozen weights have the dtype that the run computes in
 
     return StoredArray(weight.shape, weight.dtype, read, weight.rows)
@@ -312,7 +366,7 @@ def _axes(path: str) -> tuple[str, str]:
 
 def is_adapter(path: str) -> bool:
     """Whether a parameter is one of an adapter."""
-    return "_lora_a_" in path or "_lora_b_" in path
+    return any(name in path for name in ("_lora_a_", "_lora_b_", "_lora_m_"))
 
 
 def is_beside(path: str) -> bool:

@@ -66,6 +66,7 @@ def project(
         added = _product(_product(held.dropped(x), down, f"{axes[:2]}r", constrain), up, axes, constrain)
         product = _product(x, held.weight.astype(held.dtype), axes, constrain)
         product = (product if held.scale is None else product * held.scale.astype(held.dtype)) + added
+        product = product if (gain := held.gain) is None else product * gain.astype(held.dtype)
     else:
         product = _product(x, held, axes, constrain)
     return checkpoint_name(product, WIDE_PROJECTION if axes[-1] == "F" else PROJECTION)

@@ -187,6 +187,7 @@ def export_adapter(
             alpha=lora.alpha,
             rslora=lora.rslora,
             dropout=lora.dropout,
+            dora=lora.dora,
             base=base,
             dtype=dtype,
         )

@@ -76,6 +76,7 @@ class Lora:
         additional: patterns of the parameters that train beside them.
         base_dtype: int8 where the weights that they adapt are held so, or "".
         dropout: share of their inputs that training drops.
+        dora: whether they have magnitudes.
     """
 
     rank: int
@@ -85,6 +86,7 @@ class Lora:
     additional: tuple[str, ...] = ()
     base_dtype: str = ""
     dropout: float = 0.0
+    dora: bool = False
 
     @property
     def effective_alpha(self) -> float:
@@ -155,6 +157,7 @@ def read_lora(config: JsonView) -> Lora | None:
         tuple(found.get("additional", ())),
         found.get("base_dtype", ""),
         found.get("dropout", 0.0),
+        found.get("dora", False),
     )
 
 
@@ -216,7 +219,8 @@ def open_checkpoint(run_dir: str | AnyPath, step: int) -> dict[str, StoredArray]
             targets = choose_targets(lora.targets, shapes)
         except ValueError as error:
             raise CheckpointError(f"{as_path(run_dir) / CONFIG}: {error}") from error
-        added = adapter_shapes({path: leaf.shape for path, leaf in shapes.items()}, targets, lora.rank)
+        sizes = {path: leaf.shape for path, leaf in shapes.items()}
+        added = adapter_shapes(sizes, targets, lora.rank, dora=lora.dora)
         if lora.base_dtype:
             shapes = jax.eval_shape(functools.partial(in_int8, targets=targets), shapes)
         shapes |= {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in added.items()}

@@ -208,10 +208,13 @@ def split_frozen(parameters: Leaves, frozen: Sequence[str]) -> tuple[Parameters,
 
 
 def _decays(parameters: Leaves, no_decay: Sequence[str]) -> dict[str, bool]:
-    """Norm scales spell one axis (stacked layers have one more, which no name spells), and biases say what they are."""
+    """All but norm scales, which spell one axis (stacked layers have one not spelled), biases and magnitudes."""
     spared = {path for pattern in no_decay for path in match_paths(pattern, parameters, key="optimizer.no_decay")}
     return {
-        path: len(path.rsplit("_", 1)[-1]) > 1 and "_bias_" not in path and path not in spared for path in parameters
+        path: len(path.rsplit("_", 1)[-1]) > 1
+        and path not in spared
+        and not any(name in path for name in ("_bias_", "_lora_m_"))
+        for path in parameters
     }
 
 

@@ -123,6 +123,7 @@ class LoraConfig:
     alpha: float = key(16.0, "what an adapter adds is scaled by alpha / rank")
     dropout: float = key(0.0, "share of the inputs of every adapter that training drops at random", later=True)
     rslora: bool = key(False, "scale by alpha / square root of the rank instead", later=True)
+    dora: bool = key(False, "adapters change directions alone, and a length for each output trains (DoRA)", later=True)
     targets: tuple[str, ...] = key(
         ("decoder/layers/",),
         "regular expressions, or names such as q_proj; weights of linear layers that one matches adapt",

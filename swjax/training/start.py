@@ -14,7 +14,7 @@ from swjax.data.decisions import add_decisions
 from swjax.data.tokenizer import load_tokenizer
 from swjax.hub.peft import open_adapter
 from swjax.hub.progress import STDERR
-from swjax.models.adapters import choose_targets, in_int8, is_adapter, new_adapters, scale_path
+from swjax.models.adapters import choose_targets, in_int8, is_adapter, new_adapters, new_magnitudes, scale_path
 from swjax.models.config import ModelConfig
 from swjax.models.family import family_of, preset_config
 from swjax.models.parameters import Leaves, Parameters, match_all, split_parameters
@@ -102,7 +102,7 @@ def make_adapters(parameters: Leaves, lora: LoraConfig, *, seed: int) -> Paramet
     """The adapters that a configuration asks for, before the first step. Pure.
 
     Args:
-        parameters: of the model: path -> anything with a shape.
+        parameters: of the model, by path.
         lora: with a rank above 0.
         seed: of their values.
 
@@ -111,7 +111,8 @@ def make_adapters(parameters: Leaves, lora: LoraConfig, *, seed: int) -> Paramet
     """
     targets = choose_targets(lora.targets, parameters)
     shapes = {path: tuple(leaf.shape) for path, leaf in parameters.items()}
-    return new_adapters(shapes, targets, rank=lora.rank, key=jax.random.key(seed))
+    made = new_adapters(shapes, targets, rank=lora.rank, key=jax.random.key(seed))
+    return made | new_magnitudes(parameters, targets) if lora.dora else made
 
 
 def split_additional(
@@ -140,11 +141,11 @@ def _read_adapters(model_config: ModelConfig, lora: LoraConfig, shapes: TrainSta
     everything = {path: leaf.shape for path, leaf in {**shapes.trainable, **shapes.frozen}.items()}
     found = open_adapter(folder, model_config, everything)
     wanted = {path: leaf for path, leaf in shapes.trainable.items() if is_adapter(path)}
-    said = (lora.rank, lora.alpha, lora.rslora)
-    if (found.rank, found.alpha, found.rslora) != said:
+    said, its = (lora.rank, lora.alpha, lora.rslora, lora.dora), (found.rank, found.alpha, found.rslora, found.dora)
+    if said != its:
         raise ConfigError(
-            f"config.lora.rank, alpha and rslora are {said}, and those of the adapter {folder} are "
-            f"{(found.rank, found.alpha, found.rslora)}; make them the same"
+            f"config.lora.rank, alpha, rslora and dora are {said}, and those of the adapter {folder} are {its}; "
+            "make them the same"
         )
     beside = {path for path in found.parameters if not is_adapter(path)}
     if odd := sorted((found.parameters.keys() - beside) ^ wanted.keys()):
@@ -196,11 +197,9 @@ def make_state(
         if config.lora.init_from:
             adapters = _read_adapters(model_config, config.lora, shapes)
         else:
-            make = functools.partial(
-                make_adapters, {**shapes.trainable, **shapes.frozen}, config.lora, seed=config.seed
-            )
+            make = functools.partial(make_adapters, lora=config.lora, seed=config.seed)
             places = {path: sharding for path, sharding in shardings.trainable.items() if is_adapter(path)}
-            adapters = jax.jit(make, out_shardings=places)()
+            adapters = jax.jit(make, out_shardings=places)(parameters)
         trainable = beside | adapters
     else:
         trainable, frozen = split_frozen(parameters, config.frozen)

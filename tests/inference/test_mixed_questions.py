@@ -1,5 +1,7 @@
 """Questions about images, several videos and nothing: streaming against one full pass over training's layout."""
 
+import itertools
+
 import numpy as np
 import pytest
 from full_passes import ROW, forward, make_frames
@@ -29,21 +31,24 @@ QUESTIONS = {
 }
 
 
-def expected_words(model, tokenizer, question, films, settings, answer):
-    """The words of an answer as one pass over the whole chat chooses them."""
+def expected_words(model, tokenizer, turns, films, settings):
+    """The words of the last answer as one pass over the whole chat, its questions and answers, chooses them."""
     special = SpecialTokens.from_tokenizer(tokenizer)
-    text = "".join(IMAGE_TAG if isinstance(part, Frame) else part for part in question)
+    texts = ["".join(IMAGE_TAG if isinstance(part, Frame) else part for part in question) for question, _ in turns]
     waiting = iter(films)
-    media = [
-        [part] if isinstance(part, Frame) else next(waiting)
-        for part in question
-        if isinstance(part, Frame) or part == VIDEO_TAG
-    ]
+    shown_parts = [part for question, _ in turns for part in question if isinstance(part, Frame) or part == VIDEO_TAG]
+    media = [[part] if isinstance(part, Frame) else next(waiting) for part in shown_parts]
     grids = np.array([(len(frames), *frames[0].grid_hw) for frames in media], np.int64).reshape(-1, 3)
-    is_image = np.array([isinstance(part, Frame) for part in question if isinstance(part, Frame) or part == VIDEO_TAG])
-    begun = encode_mixed(tokenizer, [(text, None)], grid_thw=grids.tolist())
+    is_image = np.array([isinstance(part, Frame) for part in shown_parts])
+    # The answers are ids, which need not be those of their own text.
+    chat = encode_mixed(tokenizer, [*((text, "A") for text in texts[:-1]), (texts[-1], None)], grid_thw=grids.tolist())
+    opens = np.flatnonzero((chat[:-1] == special.im_start) & (chat[1:] == special.assistant))
+    cuts = [0, *(int(start) + len(special.prefix) for start in opens)]
+    pieces = [chat[start + bool(start) : stop] for start, stop in itertools.pairwise(cuts)]
+    begun = np.concatenate([*itertools.chain(*zip(pieces, (said for _, said in turns[:-1]), strict=False)), pieces[-1]])
+    answer = turns[-1][1]
     layout = build_layout(
-        np.concatenate([begun, answer]),
+        np.concatenate([begun, answer]).astype(np.int32),
         grids[~is_image] if len(grids) else grids,
         image_grid_thw=grids[is_image] if len(grids) else None,
         variant=settings.variant,
@@ -87,12 +92,32 @@ def test_words_are_those_of_one_pass_over_the_chat(model, weights, tokenizer, va
     for answer, (question, films) in zip(said, QUESTIONS.values(), strict=True):
         frames = sum(map(len, films))
         assert len(answer) == WORDS + max(0, frames - 1) * (variant != Variant.OFFLINE)
-        assert answer == expected_words(model, tokenizer, question, films, settings, answer)
+        assert answer == expected_words(model, tokenizer, [(question, answer)], films, settings)
     if variant == Variant.GDPE:
         for answer, (question, films) in zip(said, QUESTIONS.values(), strict=True):
             session = StreamSession(weights, tokenizer, question=question, settings=settings)
             words = [event.token_id for event in session.run(*films) if isinstance(event, TokenSpoken)]
             assert words == answer
+
+
+LATER = (["And ", IMAGE, " or ", make_frames(1, seed=3)[0], "?"], ["Which was red?"])
+
+
+@pytest.mark.parametrize("variant", [Variant.GDPE, Variant.OSPE, Variant.INTERLEAVE, Variant.OFFLINE])
+def test_later_turns_show_images(model, weights, tokenizer, variant):
+    settings = StreamSettings(variant=variant, wait_k=1, max_tail=WORDS)
+    engine = BatchEngine(weights, rows=2, frame_units=6, grow_ahead=False)
+    asked = [QUESTIONS["an image between"], QUESTIONS["images"]]
+    requests = [Request(question, films[0] if films else (), settings, later=LATER) for question, films in asked]
+    said = [[[], [], []] for _ in requests]
+    for number, _, event in run_streams(engine, tokenizer, requests):
+        if isinstance(event, TokenSpoken):
+            said[number][event.question].append(event.token_id)
+    for answers, (question, films) in zip(said, asked, strict=True):
+        assert [len(answer) for answer in answers[1:]] == [WORDS, WORDS]
+        for turn in (1, 2):
+            turns = [*zip((question, *LATER), answers, strict=True)][: turn + 1]
+            assert answers[turn] == expected_words(model, tokenizer, turns, films, settings)
 
 
 def test_the_system_prompt_is_read(weights, tokenizer):
@@ -114,3 +139,10 @@ def test_what_cannot_be_asked_is_named(weights, tokenizer):
     session.see(FILMS[0][0])
     with pytest.raises(ValueError, match="about 1 more videos; hand over their frames"):
         session.finish()
+    with pytest.raises(ValueError, match="a question between frames must be text, got list; show images before"):
+        session.ask([IMAGE, "What?"])
+    session = StreamSession(weights, tokenizer, question=["Who?"])
+    with pytest.raises(ValueError, match="a question after the video shows another video; open a stream"):
+        session.ask(["And?", VIDEO_TAG], interrupt=True)
+    with pytest.raises(ValueError, match=r"a question is text, or texts, images \(make_frame\)"):
+        session.ask([])

@@ -1,11 +1,13 @@
 """Adapters beside the tiny golden model: what they add, in memory and on disk, and what they can represent."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.extend.core import subjaxprs
 
 from swjax.hub import load_hf
@@ -15,9 +17,12 @@ from swjax.models.adapters import (
     attach_adapters,
     choose_targets,
     in_int8,
+    magnitude_path,
     merge_stored,
+    new_magnitudes,
     scale_path,
 )
+from swjax.models.layers import project
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.models.stored import StoredArray, in_memory
@@ -106,6 +111,73 @@ def test_an_adapter_of_full_rank_makes_any_change_of_a_weight(model):
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
     np.testing.assert_allclose(logits[3], logits[1], atol=1e-5)
     assert np.abs(logits[1] - logits[2]).max() > 0.01
+
+
+def dora_of(parameters, targets, rng):
+    """The parameters with random adapters of rank 4 and random magnitudes."""
+    shapes = adapter_shapes(shapes_of(parameters), targets, rank=4, dora=True)
+    added = {path: 0.1 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+    return parameters | {path: np.abs(leaf) + 0.5 if "_lora_m_" in path else leaf for path, leaf in added.items()}
+
+
+def test_dora_is_its_equation_in_memory_on_disk_and_in_the_model(model):
+    """Equation 5, m (W + s B A) / ||W + s B A||, on matrices whose columns are the weights of an output."""
+    structure, parameters = model
+    targets = choose_targets(("decoder/layers/", "visual/merger", "visual/blocks/qkv"), parameters)
+    everything = dora_of(parameters, targets, np.random.default_rng(0))
+    attached = attach_adapters(everything, alpha=8.0, dtype=np.float32)
+
+    def stored(array):
+        return StoredArray(array.shape, array.dtype, lambda block: array[block], rows=1)
+
+    merged = merge_stored({path: stored(array) for path, array in everything.items()}, alpha=8.0)
+    whole = {path: array.read_rows(0, array.shape[0]) for path, array in merged.items()}
+    for path in targets:
+        weight = matrix_of(path, parameters[path]).astype(np.float64)
+        layers, rows, columns = weight.shape
+        a, b, m = (everything[name] for name in (*adapter_paths(path), magnitude_path(path)))
+        v = weight + 8.0 / 4 * a.reshape(layers, rows, 4) @ b.reshape(layers, 4, columns)
+        expected = m.reshape(layers, 1, columns) * v / np.linalg.norm(v, axis=1, keepdims=True)
+        for found in (np.asarray(attached[path][...]), whole[path]):
+            np.testing.assert_allclose(matrix_of(path, found), expected, atol=1e-5, err_msg=path)
+    block = (slice(1, 3), slice(5, 30), slice(2, 4), slice(8, 11))
+    path = "decoder/layers/q_weight_dnh"
+    np.testing.assert_allclose(merged[path].read(block), whole[path][block], atol=1e-5)
+    logits = [np.asarray(merge_parameters(structure, found)(*ARGUMENTS)) for found in (attached, whole, parameters)]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    assert np.abs(logits[1] - logits[2]).max() > 0.01
+
+
+def test_new_magnitudes_change_nothing_in_int8_or_not(model):
+    parameters = model[1]
+    targets = choose_targets(("decoder/layers/",), parameters)
+    shapes = adapter_shapes(shapes_of(parameters), targets, rank=4)
+    nothing = {path: np.full(shape, 0.5 * ("_lora_a_" in path), np.float32) for path, shape in shapes.items()}
+    for held in (parameters, in_int8(parameters, targets)):
+        plain = attach_adapters({**held, **nothing}, alpha=8.0, dtype=np.float32)
+        dora = {**held, **nothing, **new_magnitudes(held, targets)}
+        for path, weight in attach_adapters(dora, alpha=8.0, dtype=np.float32).items():
+            np.testing.assert_allclose(weight[...], plain[path][...], atol=1e-6, err_msg=path)
+
+
+def test_dora_s_gradient_takes_the_lengths_for_constants(model):
+    rng, path = np.random.default_rng(0), "decoder/layers/q_weight_dnh"
+    everything = dora_of(model[1], [path], rng)
+    weight = jax.tree.map(lambda leaf: leaf[0], attach_adapters(everything, alpha=8.0, dtype=np.float32)[path])
+    x = rng.standard_normal((2, 5, 64), np.float32)
+    lengths = weight.magnitude / weight.gain
+
+    def ours(a, b, m):
+        adapted = replace(weight, down=a, up=b, magnitude=m)
+        return jnp.square(project(x, nnx.Param(adapted), "BLnh")).sum()
+
+    def plain(a, b, m):
+        changed = weight.weight + 8.0 / 4 * jnp.einsum("dr,rnh->dnh", a, b)
+        return jnp.square(jnp.einsum("bld,dnh->blnh", x, changed * (m / lengths))).sum()
+
+    factors = weight.down, weight.up, weight.magnitude
+    for found, expected in zip(*(jax.grad(loss, argnums=(0, 1, 2))(*factors) for loss in (ours, plain)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("remat", ["minimal", "full"])

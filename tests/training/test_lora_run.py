@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from swjax.commands.main import main
 from swjax.hub import CheckpointError, load_hf, save_hf, verify
-from swjax.hub.peft import ADAPTER
-from swjax.models.adapters import attach_adapters
+from swjax.hub.peft import ADAPTER, open_adapter
+from swjax.models.adapters import attach_adapters, choose_targets, new_magnitudes
 from swjax.models.parameters import merge_parameters, split_parameters
 from swjax.models.qwen2_5_vl.weights import WEIGHTS
 from swjax.runs.export import export_adapter
@@ -153,7 +153,7 @@ def test_an_adapter_in_peft_s_form_is_read_back_and_rslora_scales_by_the_root_of
     np.testing.assert_allclose(rounded, expected, atol=0.05)
 
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    for change, words in (({"use_dora": True}, "has use_dora, which is not taken here"), ({"r": 4}, "does not fit")):
+    for change, words in (({"use_dora": True}, "has not all of the 3 tensors"), ({"r": 4}, "does not fit")):
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | change))
         with pytest.raises(CheckpointError, match=words):
             load_with_adapter(tmp_path / "base", tmp_path / "adapter")
@@ -197,7 +197,7 @@ def test_an_adapter_goes_on_training_with_the_merger_beside_it(trained, tmp_path
     with pytest.raises(ConfigError, match=r"trained with visual/merger/norm_d beside it; name it in config\.lora\.add"):
         train(again, console=SILENT)
     again.run_dir, again.lora.alpha = str(tmp_path / "third"), 5.0
-    with pytest.raises(ConfigError, match=r"those of the adapter .* are \(3, 6\.0, False\); make them the same"):
+    with pytest.raises(ConfigError, match=r"those of the adapter .* are \(3, 6\.0, False, False\); make them the same"):
         train(again, console=SILENT)
 
 
@@ -221,6 +221,60 @@ def test_a_base_in_int8_trains_and_is_kept_and_read_back_as_it_is(trained, tmp_p
     for path, leaf in state.frozen.items():
         np.testing.assert_array_equal(stored[path].read_rows(0, len(leaf)), leaf, err_msg=path)
         assert stored[path].dtype == leaf.dtype, path
+
+
+def test_dora_trains_and_is_read_back_merged_and_in_peft_s_form(trained, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from swjax.hub.pytorch import streaming
+
+    config = trained[0].copy_and_resolve_references()
+    structure, _ = split_parameters(load_run(config.run_dir).model)
+    save_hf(merge_parameters(structure, jax.device_get(trained[1].frozen)), tmp_path / "base")
+    shutil.copytree(load_run(config.run_dir).tokenizer, tmp_path / "base", dirs_exist_ok=True)
+    config.run_dir, config.init_from = str(tmp_path / "run"), str(tmp_path / "base")
+    config.model.preset, config.model.overrides = "", ConfigDict()
+    config.lora.dora, config.data.validation, config.optimizer.ema, config.steps = True, "", 0.0, 2
+    state = train(config, console=SILENT)
+    before = new_magnitudes(state.frozen, choose_targets(config.lora.targets, state.frozen))
+    assert len(before) == 9
+    for path, lengths in before.items():
+        assert 0.001 < np.abs(state.trainable[path] - lengths).max() < 0.1, path
+    attached = attach_adapters(
+        jax.device_get(state.trainable | state.frozen), alpha=config.lora.alpha, dtype=np.float32
+    )
+    expected = logits_of(merge_parameters(structure, attached))
+    np.testing.assert_allclose(logits_of(load_run(config.run_dir).model), expected, atol=1e-5)
+
+    export_adapter(config.run_dir, tmp_path / "adapter")
+    np.testing.assert_allclose(
+        logits_of(load_with_adapter(tmp_path / "base", tmp_path / "adapter").model), expected, atol=1e-5
+    )
+    shapes = {path: leaf.shape for path, leaf in state.frozen.items()}
+    found = open_adapter(tmp_path / "adapter", load_run(config.run_dir).model.config, shapes)
+    assert found.dora
+    assert found.parameters.keys() == state.trainable.keys()
+    for path, leaf in state.trainable.items():
+        np.testing.assert_array_equal(found.parameters[path].read_rows(0, len(leaf)), leaf, err_msg=path)
+
+    # PEFT's arithmetic by hand; the file beside the adapter does it, too.
+    tensors = load_file(tmp_path / "adapter" / ADAPTER)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["use_dora"] is True
+    modules = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    assert len(tensors) == 3 * len(modules) == 3 * 9
+    base, theirs = (streaming.load(tmp_path / folder, base=tmp_path / "base")[0] for folder in ("base", "adapter"))
+    for name in modules:
+        down, up, lengths = (tensors[f"{name}.lora_{end}"] for end in ("A.weight", "B.weight", "magnitude_vector"))
+        weight, merged = (
+            model.get_submodule(name.removeprefix("base_model.model.")).weight.detach().numpy()
+            for model in (base, theirs)
+        )
+        v = weight + config.lora.alpha / 3 * up @ down
+        expected = lengths[:, None] * v / np.linalg.norm(v, axis=1, keepdims=True)
+        np.testing.assert_allclose(merged, expected, atol=1e-6, err_msg=name)
+    tensors.popitem()
+    save_file(tensors, tmp_path / "adapter" / ADAPTER)
+    with pytest.raises(CheckpointError, match="has not all of the 3 tensors of the adapter"):
+        load_with_adapter(tmp_path / "base", tmp_path / "adapter")
 
 
 def test_an_adapter_without_a_base_is_not_verified(trained, tmp_path: Path, capsys) -> None:

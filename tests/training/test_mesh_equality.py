@@ -69,7 +69,8 @@ def train(*, devices=8, remat="nothing", attention="auto", rank=0, **mesh):
     config.optimizer.learning_rate = 1e-3
     config.mesh.update(mesh)
     if rank:
-        config.lora.rank, config.optimizer.learning_rate = rank, 7e-3  # adapters learn slowly
+        config.lora.rank, config.lora.dora = rank, True  # LoRA's products and lengths of what they change
+        config.optimizer.learning_rate = 7e-3  # adapters learn slowly
     config = freeze(config)
     program = make_program(config, MODEL, devices=jax.devices()[:devices])
     state = make_state(MODEL, config, program.optimizer, program.shapes)

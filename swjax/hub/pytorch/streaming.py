@@ -517,14 +517,21 @@ def load(
 
 
 def _merge(model: Any, tensors: dict[str, torch.Tensor], scale: float) -> None:
-    """W + alpha / r * B A, for each linear layer that has an adapter; what was trained beside them as it is."""
+    """W + alpha / r * B A, for each linear layer that has an adapter; what was trained beside them as it is.
+
+    Of DoRA each output's weights get the length that the adapter gives.
+    """
     for name in (name for name in tensors if ".lora_" not in name):
         parameter = model.get_parameter(name.removeprefix("base_model.model."))
         parameter.data = tensors[name].to(parameter.dtype)
     for name in (name for name in tensors if name.endswith(".lora_A.weight")):
         layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
         change = tensors[name.replace("lora_A", "lora_B")].float() @ tensors[name].float()
-        layer.weight.data = (layer.weight.float() + scale * change).to(layer.weight.dtype).detach()
+        merged = layer.weight.detach().float() + scale * change
+        lengths = tensors.get(name.replace("lora_A.weight", "lora_magnitude_vector"))
+        if lengths is not None:
+            merged *= (lengths.float() / merged.norm(dim=1))[:, None]
+        layer.weight.data = merged.to(layer.weight.dtype)
 
 
 def _read(file: Path) -> dict[str, Any]:
