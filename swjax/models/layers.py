@@ -174,11 +174,11 @@ class Draw:
 
 
 def normalize_pixels(
-    pixel_values: Float[Array | np.ndarray, "B P C"] | UInt8[Array | np.ndarray, "B P C"], geometry: Geometry
+    pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], geometry: Geometry
 ) -> Float[Array, "B P C"]:
     """Scale and normalize uint8 patches as the image processor does; floats pass through."""
     if pixel_values.dtype != jnp.uint8:
-        return jnp.asarray(pixel_values)
+        return pixel_values
     per_color = geometry.patch_dim // len(geometry.pixel_mean)
     mean, std = (np.repeat(np.array(x, np.float32), per_color) for x in (geometry.pixel_mean, geometry.pixel_std))
     return (pixel_values.astype(jnp.float32) / 255.0 - mean) / std
