@@ -47,17 +47,17 @@ def cache_attention(
         raise ValueError(f"{q.shape[-2]} query heads cannot share {keys.shape[2]} key heads evenly")
     operands = q, keys, values, jnp.asarray(layer, jnp.int32), spans
     if not isinstance(like, SpanAttention):
-        return _attend("auto", *operands)
+        return _attend("auto", operands)
     if like.implementation != "auto":
         check_implementation(like.implementation)
     attend = functools.partial(_attend, like.implementation)
     if like.sharding is None:
-        return attend(*operands)
+        return attend(operands)
     batch, heads = cache_axes(like.sharding)
     queries, stored = PartitionSpec(batch, None, heads), PartitionSpec(None, batch, heads)
     of_spans = KeySpans(*[PartitionSpec(batch)] * 2)
     specs, mesh = (queries, stored, stored, PartitionSpec(), of_spans), like.sharding.mesh
-    return jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
+    return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=queries, check_vma=False)(operands)
 
 
 def cache_axes(sharding: AttentionSharding) -> tuple[tuple[str, ...] | None, str | None]:
@@ -71,7 +71,7 @@ def cache_axes(sharding: AttentionSharding) -> tuple[tuple[str, ...] | None, str
     return sharding.batch or None, sharding.heads
 
 
-def _attend(implementation: str, *operands: *tuple[Array, Array, Array, Array, KeySpans]) -> Float[Array, "B T N H"]:
+def _attend(implementation: str, operands: tuple[Array, Array, Array, Array, KeySpans]) -> Float[Array, "B T N H"]:
     if implementation != "auto":
         return refusing_elsewhere(implementation, KERNELS[implementation]).cache(*operands)
     native = {platform: KERNELS[name].cache for platform, name in NATIVE.items()}

@@ -76,7 +76,7 @@ class Arrivals:
         Behind the last frame it opens a turn of its own, when the answers before it have ended or been broken off.
 
         Args:
-            token_ids: of the question.
+            pieces: texts and images of the question.
             now: seconds, by the clock of the engine.
             interrupts: whether it breaks off the answer under way.
             is_answering: whether there is one.

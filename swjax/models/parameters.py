@@ -56,7 +56,7 @@ def widened(parameters: Leaves, tile: int) -> Parameters:
         tile: what the widths become a multiple of; 1 changes nothing.
     """
 
-    def widen(path: str, leaf: Array) -> Array:
+    def widen(path: str, leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
         axes = path.rpartition("_")[2]
         short = -leaf.shape[axes.index("f") - len(axes)] % tile if "f" in axes else 0
         if not short:

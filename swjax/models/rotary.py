@@ -44,7 +44,7 @@ class Rotary:
         angles = angles * _inverse_frequencies(self.head_dim, self.theta)
         return Rotation(jnp.cos(angles), jnp.sin(angles))
 
-    def _rows(self) -> Int[np.ndarray, "H/2"]:
+    def _rows(self) -> Int[np.ndarray, "half"]:
         """Which of the three ids each frequency turns with."""
         if not self.interleaved:
             return np.repeat(np.arange(3), self.sections)
@@ -54,7 +54,7 @@ class Rotary:
         return rows
 
 
-def _inverse_frequencies(dim: int, theta: float) -> Float[np.ndarray, "dim/2"]:
+def _inverse_frequencies(dim: int, theta: float) -> Float[np.ndarray, "half"]:
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return (1.0 / np.float32(theta) ** exponent).astype(np.float32)
 
