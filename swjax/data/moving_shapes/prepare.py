@@ -2,7 +2,7 @@
 
     ROOT/recipe.json                     what it was made with
     ROOT/{train,validation,test}/
-        videos/train-00000.mp4 ...       H.264, 12 fps, 5 to 12 s
+        videos/train-00000.mp4 ...       H.264, 8 fps, 5 to 12 s
         events.jsonl                     a line a video: its events and their times, in seconds
         timed.jsonl                      the same videos, each event told when it can be seen: `speaking=decide`
         asked.jsonl                      each video once for each of `ASKED`: events of that kind alone are told

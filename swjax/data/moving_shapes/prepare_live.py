@@ -2,7 +2,7 @@
 
     ROOT/recipe.json                     what it was made with
     ROOT/{train,validation,test}/
-        videos/train-00000.mp4 ...       H.264, 12 fps
+        videos/train-00000.mp4 ...       H.264, 8 fps
         manifest.jsonl                   a line a film, with its `questions`; written last
 
 A film depends on the seed, the split and its number alone. One that is there and whole is not made again.
