@@ -1,5 +1,6 @@
 """Which blocks of queries and keys have to do with one another, against loops."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from swjax.attention.reach import touching_blocks, union
 def test_union():
     start = np.array([[3, 9, 5], [4, 4, 9], [7, 2, 0]], np.int32)
     stop = np.array([[5, 9, 8], [4, 1, 9], [7, 5, 4]], np.int32)
-    low, high = union(start, stop, 10)
+    low, high = union(jnp.asarray(start), jnp.asarray(stop), 10)
     np.testing.assert_array_equal(low, [3, 0, 0])
     np.testing.assert_array_equal(high, [8, 0, 5])
 
@@ -20,7 +21,7 @@ def test_touching_blocks(width):
     low = rng.integers(0, 100, (2, 9)).astype(np.int32)
     high = np.minimum(low + rng.integers(1, 30, (2, 9)), 100).astype(np.int32)
     low[1, 4] = high[1, 4] = 0
-    counts, touching = touching_blocks(low, high, width=width, num_keys=100)
+    counts, touching = touching_blocks(jnp.asarray(low), jnp.asarray(high), width=width, num_keys=100)
     assert counts.shape == (2, -(-100 // width))
     for row, which in np.ndindex(counts.shape):
         keys = set(range(which * width, (which + 1) * width))
