@@ -104,7 +104,7 @@ def test_streamed_files_equal_full_passes_over_what_training_reads(model, weight
     answers = set()
     for index in range(3):
         video = tmp_path / f"{index}.mp4"
-        render(draw_scene((7, 0, index)), video, size=64)
+        render(draw_scene((8, 0, index)), video, size=64)
         session = StreamSession(weights, tokenizer, question=QUESTION, settings=settings)
         list(session.run(read_frames(video, fps=2, min_pixels=3136, max_pixels=3136)))
         patches, grid = load_patches(video, config)
