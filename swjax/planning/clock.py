@@ -2,8 +2,8 @@
 
 The compiler writes an estimate of cycles beside every fusion, product, copy and broadcast. A walk through the program
 in the order of its schedule, loops as often as they run, adds them up. Kernels have none; the caller knows theirs. What
-is sent goes over one link, transfer after transfer: between a `-start` and its `-done` operations hide it, and the rest
-is waited for.
+is sent goes over one link, transfer after transfer: between a `-start` and its `-done` operations hide it, those that
+carry it on among them, and the rest is waited for.
 """
 
 import collections
@@ -11,7 +11,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from swjax.planning.hlo import COLLECTIVES, Instruction, called_by, first_group, parse, sent_bytes
+from swjax.planning.hlo import (
+    BEGINS,
+    COLLECTIVES,
+    ENDS,
+    Instruction,
+    called_by,
+    channel_within,
+    first_group,
+    parse,
+    sent_bytes,
+)
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -137,8 +147,9 @@ class _Walk:
             if transfer is not None:
                 free = max(free, now) + transfer
                 schedule.sent += times * transfer
-                arriving[instruction.name] = free
-                if instruction.kind.endswith("-start"):
+                begun = self._channel(instruction, BEGINS)
+                arriving[begun or instruction.name] = free
+                if begun or instruction.kind.endswith("-start"):
                     continue
             awaited = instruction.name if transfer is not None else self._awaited(instruction, arriving)
             if awaited:
@@ -181,8 +192,18 @@ class _Walk:
             return sum(found) if found else None
         return None
 
-    @staticmethod
-    def _awaited(instruction: Instruction, arriving: Mapping[str, float]) -> str:
+    def _channel(self, instruction: Instruction, target: str) -> str:
+        """Of a fusion in which a collective begins or ends; "" for anything else."""
+        if instruction.kind != "fusion":
+            return ""
+        found = (
+            channel_within(self.computations[one], target) for one, _, _ in called_by(instruction, self.computations)
+        )
+        return next((channel for channel in found if channel), "")
+
+    def _awaited(self, instruction: Instruction, arriving: Mapping[str, float]) -> str:
+        if (ended := self._channel(instruction, ENDS)) in arriving:
+            return ended
         if not instruction.kind.endswith("-done"):
             return ""
         return next((operand for operand in instruction.operands if operand in arriving), "")

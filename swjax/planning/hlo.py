@@ -7,13 +7,17 @@ import collections
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1, "c64": 8}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+BEGINS, ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
+"""Calls in the first and the last of the fusions among which a TPU's compiler divides a collective."""
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 BETWEEN_SLICES = "slices"
 """Stands in the place of mesh axes for what is sent over the network that joins slices."""
@@ -117,7 +121,31 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
             current = ""
     if not entry:
         raise ValueError("the text is not that of a compiled program: it has no ENTRY")
+    _count_once(computations)
     return computations, entry
+
+
+def channel_within(body: Mapping[str, Instruction], target: str) -> str:
+    """The channel of the collective that begins or ends in a fused computation; "" if none does.
+
+    Args:
+        body: the computation.
+        target: `BEGINS` or `ENDS`.
+    """
+    if not any(f'custom_call_target="{target}"' in one.rest for one in body.values()):
+        return ""
+    return next((found.group(1) for one in body.values() if (found := _CHANNEL.search(one.rest))), "")
+
+
+def _count_once(computations: dict[str, dict[str, Instruction]]) -> None:
+    """Where a collective goes on beside products it stands in a fusion for each: all but the first become its ends."""
+    begun = {channel: name for name, body in computations.items() if (channel := channel_within(body, BEGINS))}
+    for name, body in computations.items():
+        for one in body.values() if begun else ():
+            found = _CHANNEL.search(one.rest) if one.kind in COLLECTIVES else None
+            if found and found.group(1) in begun:
+                part = "start" if begun[found.group(1)] == name else "done"
+                body[one.name] = replace(one, kind=f"{one.kind}-{part}")
 
 
 def product_flops(instruction: Instruction, shapes: Sequence[Shape]) -> float:

@@ -14,6 +14,7 @@ from swjax.attention.tpu_work import count_tiles
 from swjax.chips import CHIPS
 from swjax.planning.bundles import read_blocks
 from swjax.planning.clock import read_schedule
+from swjax.planning.hlo import read_costs
 from swjax.streaming import KeySpans
 
 # ruff: noqa: E501 (a program's text has long lines)
@@ -96,6 +97,37 @@ def test_transfers_that_are_begun_together_wait_for_one_another():
         "  %last = f32[16]{0} all-gather-done(%second)\n  ROOT %out",
     )
     assert read(two).exposed == 32 + 3 * (12 + 32)
+
+
+def test_a_collective_that_is_divided_among_fusions_is_sent_once_and_hidden_by_those_between():
+    """As the TPU compiler writes what it lets a product carry on."""
+    fused = "".join(
+        f"""%{name} (p.{name}: f32[8]) -> f32[16] {{
+  %p.{name} = f32[8]{{0}} parameter(0)
+  %gather.{name} = f32[16]{{0}} all-gather(%p.{name}), channel_id=7, replica_groups={{{{0,1}}}}, dimensions={{0}}
+  ROOT %r.{name} = f32[16]{{0}} {root}(%gather.{name}){target}
+}}
+
+"""
+        for name, root, target in (
+            ("begin", "custom-call", ', custom_call_target="AsyncCollectiveStart"'),
+            ("carry", "copy", ""),
+            ("end", "custom-call", ', custom_call_target="AsyncCollectiveDone"'),
+        )
+    )
+    divided = (
+        PROGRAM.replace("%body (t", fused + "%body (t")
+        .replace(
+            "(f32[8]{0}, f32[16]{0}) all-gather-start(%x), replica_groups={{0,1}}, dimensions={0}",
+            "f32[16]{0} fusion(%x), kind=kCustom, calls=%begin",
+        )
+        .replace("fusion(%x), kind=kLoop, calls=%zeros", "fusion(%x), kind=kLoop, calls=%carry")
+        .replace("all-gather-done(%start)", "fusion(%start), kind=kCustom, calls=%end")
+    )
+    assert divided.count("calls=%") == 3
+    schedule, costs = read(divided), read_costs(divided, axes_of=lambda group: ("all",))
+    assert (schedule.sent, schedule.exposed) == (32 + 3 * 32, 32 + 3 * 12)
+    assert sum(costs.sent.values()) == schedule.sent
 
 
 def test_operations_name_their_line_in_this_package_their_path_and_their_waste():
