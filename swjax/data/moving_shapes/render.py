@@ -48,11 +48,12 @@ def encode(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: Path, *, fps: int
 
 
 def is_whole(path: AnyPath, num_frames: int) -> bool:
-    """Whether a file is there and is a video of so many frames, to judge by its index, which is written last."""
+    """Whether a file is there and is a video of so many frames, to judge by all that its index finds, written last."""
     if is_remote(path):  # an object appears with its last byte
         return path.exists()
     try:
         with av.open(str(path)) as container:
-            return bool(container.streams.video) and container.streams.video[0].frames == num_frames
-    except (FileNotFoundError, av.error.InvalidDataError):
+            video = container.streams.video
+            return bool(video) and sum(packet.size > 0 for packet in container.demux(video[0])) == num_frames
+    except (FileNotFoundError, EOFError, av.error.InvalidDataError):
         return False
