@@ -16,7 +16,7 @@ from swjax.inference.memory.budget import Budget, kept_words
 from swjax.inference.memory.scored import must_stay
 from swjax.inference.numbers import whole
 
-WORDS = 64
+WORDS = 40
 """Words that are run again at once."""
 
 
