@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from swjax.inference.frames import Frame, merge_frames
-from swjax.inference.memory import bounds_of
+from swjax.inference.memory import bounds_of, positions_of
 from swjax.inference.parts import Arrival, Asked, Tally
 from swjax.inference.prompt import Piece
 from swjax.inference.settings import Mode, StreamSettings, WhenBehind
@@ -92,7 +92,7 @@ class Arrivals:
         self._check_counts()
         question = Asked(pieces, self.asked + 1, now, interrupts)
         self._check_fits(question.length, "question")
-        if getattr(self._settings.memory, "positions", "kept") in ("contiguous", "apart"):
+        if positions_of(self._settings.memory) in ("contiguous", "apart"):
             raise ValueError("questions between frames need a memory whose positions are kept, or set back together")
         self.asked += 1
         self._question_tokens[self.asked] = question.length

@@ -3,10 +3,8 @@
 import numpy as np
 
 from swjax.inference.lane import Lane
-from swjax.inference.memory import KEEP_ALL, TEXT, Book, Kept, Memory
+from swjax.inference.memory import KEEP_ALL, TEXT, Book, Kept, Memory, positions_of
 from swjax.inference.memory.book import Moves, Sinks, incoming
-from swjax.inference.memory.rekv import ReKV
-from swjax.inference.memory.window import Window
 
 
 def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
@@ -36,8 +34,7 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
         moves = book.keep(kept, np.arange(count, dtype=np.int32), book.word_slots[: len(kept.words)])
         if kept.fetched is not None:
             moves = moves._replace(incoming=incoming(book, kept.fetched))
-        if isinstance(memory, Window | ReKV):
-            moves = _turned_by_nothing(moves, memory.positions)
+        moves = _turned_by_nothing(moves, positions_of(memory))
         speaker.move(0, moves, speaker.left)
         if perceiver is not speaker:
             perceiver.move(0, moves.of_sources(), 0)

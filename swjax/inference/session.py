@@ -113,9 +113,8 @@ class StreamSession:
         return seen
 
     def _widen(self, frame: Frame) -> None:
-        vision = self._engine.config.vision
-        check_frame(frame, vision)
-        self._engine.widen(padded_size(len(frame.patches) // vision.spatial_merge_size**2))
+        check_frame(frame, self._engine.config.vision)
+        self._engine.widen(padded_size(frame.units))
 
     def ask(self, question: Question, *, interrupt: bool = False) -> QuestionSeen:
         """Ask another question about the video, between two frames or after it; words that are spoken later see it.

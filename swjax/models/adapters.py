@@ -224,10 +224,12 @@ class AdaptedWeight:
     @property
     def gain(self) -> Array | None:
         """What DoRA multiplies each output by, m / ||V||; None for LoRA."""
-        if self.magnitude is None:
-            return None
-        lengths = jnp.sqrt(jnp.square(self._changed()).sum(_contracted_axes(self.path, self.weight.ndim)))
-        return self.magnitude / jax.lax.stop_gradient(jnp.where(lengths == 0, 1, lengths))
+        return None if self.magnitude is None else self.magnitude / self._lengths(self._changed())
+
+    def _lengths(self, changed: Array) -> Array:
+        """||V||, a constant to the gradient; 1 where it is 0."""
+        lengths = jnp.sqrt(jnp.square(changed).sum(_contracted_axes(self.path, changed.ndim)))
+        return jax.lax.stop_gradient(jnp.where(lengths == 0, 1, lengths))
 
     def _changed(self) -> Array:
         """The weight and what A and B add to it, in float32."""
@@ -240,8 +242,9 @@ class AdaptedWeight:
         return weight + product
 
     def __getitem__(self, index: slice | EllipsisType) -> Array:
-        changed, gain = self._changed(), self.gain
-        if gain is not None:
+        changed = self._changed()
+        if self.magnitude is not None:
+            gain = self.magnitude / self._lengths(changed)
             changed = changed * jnp.expand_dims(gain, _contracted_axes(self.path, changed.ndim))
         return changed.astype(self.dtype)[index]
 

@@ -6,7 +6,6 @@ Orbax restores a tree as a whole; what it wrote is Zarr in an OCDBT database, of
 import contextlib
 import functools
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import tensorstore as ts
 
 from swjax.hub.errors import CheckpointError
 from swjax.models.stored import Block, StoredArray
-from swjax.storage import AnyPath, is_remote, kvstore, local_folder
+from swjax.storage import AnyPath, is_remote, kvstore, local_folder, touch
 
 # Orbax's own record of the tree: a folder without it was not written to its end, or lost a part.
 _RECORD = "_METADATA"
@@ -83,7 +82,7 @@ def _stored(folder: AnyPath, copy: Path | None, array: Any) -> StoredArray:
     def read(block: Block) -> np.ndarray:
         with reading(folder):
             if copy:
-                os.utime(copy)  # the cache drops what was not used for long
+                touch(copy)
             return array[block].read().result()
 
     rows = array.chunk_layout.read_chunk.shape[0] if array.shape else 1

@@ -3,7 +3,7 @@
 Buckets are opened by etils' epath and fsspec; what needs a file on disk gets a copy from a bounded cache.
 """
 
-from swjax.storage.cache import cache_bytes, local_file, local_folder, local_lock
+from swjax.storage.cache import cache_bytes, local_file, local_folder, local_lock, touch
 from swjax.storage.files import (
     check_writable,
     copy_file,
@@ -60,6 +60,7 @@ __all__ = [
     "resolved",
     "retried",
     "sync_logs",
+    "touch",
     "upload",
     "write_object",
     "writing_file",

@@ -36,7 +36,7 @@ def local_file(path: AnyPath) -> Path:
     if not is_remote(path):
         return Path(path)
     url = os.fspath(path)
-    if (known := _known.get(url)) is None or not _touch(known.parent):
+    if (known := _known.get(url)) is None or not touch(known.parent):
         info = retried(lambda: file_system(path).info(url), f"reading {url}")
         if info["type"] != "file":
             raise FileNotFoundError(f"{url} is no file")
@@ -102,7 +102,7 @@ def _fetch_all(url: str, files: Mapping[str, JsonView], folder: AnyPath) -> Path
     described = [(name, info["size"], _version(info)) for name, info in sorted(files.items())]
     size = sum(info["size"] for info in files.values())
     entry = cache_folder() / f"{hashlib.sha256(repr((url, described)).encode()).hexdigest()[:40]}-{size}"
-    if _touch(entry):
+    if touch(entry):
         return entry
     open_cache_folder()
     _make_room(size)
@@ -130,7 +130,8 @@ def _version(info: JsonView) -> str:
     )
 
 
-def _touch(entry: Path) -> bool:
+def touch(entry: Path) -> bool:
+    """Note that a copy is used, as what was used longest ago goes first; whether it is still there."""
     try:
         os.utime(entry)
     except FileNotFoundError:

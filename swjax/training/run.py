@@ -147,7 +147,7 @@ def show_parameters(config: Config) -> Iterator[str]:
 def _choose(config: Config, origin: StoredModel | None) -> tuple[Tokenizer, ModelConfig]:
     decides = config.speaking == "decide"
     tokenizer = choose_tokenizer(config.tokenizer, origin, config.model.preset, decides=decides)
-    return tokenizer, choose_model(config.model, origin, tokenizer)
+    return tokenizer, choose_model(config.model, origin, tokenizer, init_from=config.init_from)
 
 
 def _check_same_run(run_dir: AnyPath, config: Config) -> None:

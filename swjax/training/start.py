@@ -53,13 +53,16 @@ def choose_tokenizer(folder: str, origin: StoredModel | None, preset: str, *, de
     return tokenizer
 
 
-def choose_model(choice: ModelChoice, origin: StoredModel | None, tokenizer: Tokenizer) -> ModelConfig:
+def choose_model(
+    choice: ModelChoice, origin: StoredModel | None, tokenizer: Tokenizer, *, init_from: str = ""
+) -> ModelConfig:
     """The model's configuration: that of what the run starts from, else the preset with the tokenizer's vocabulary.
 
     Args:
         choice: `config.model`.
         origin: what the run starts from; None where that is scratch.
         tokenizer: from `choose_tokenizer`.
+        init_from: name of the origin, for messages.
 
     Raises:
         ConfigError: a field or preset is unknown, the preset is not that of `init_from`, or the tokenizer and the
@@ -72,8 +75,8 @@ def choose_model(choice: ModelChoice, origin: StoredModel | None, tokenizer: Tok
     _check_tokenizer(origin.config, tokenizer)
     if choice.preset and _sizes(_find_preset(choice.preset)) != _sizes(origin.config):
         raise ConfigError(
-            f"config.model.preset={choice.preset!r} is not the size of config.init_from; set config.model.preset='' to "
-            "take the checkpoint's"
+            f"config.model.preset={choice.preset!r} is not the size of config.init_from={init_from!r}; "
+            "set config.model.preset='' to take the checkpoint's"
         )
     return origin.config
 

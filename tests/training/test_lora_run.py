@@ -201,13 +201,19 @@ def test_an_adapter_goes_on_training_with_the_merger_beside_it(trained, tmp_path
         train(again, console=SILENT)
 
 
-def test_a_base_in_int8_trains_and_is_kept_and_read_back_as_it_is(trained, tmp_path: Path) -> None:
+def on_its_base(trained, folder: Path):
+    """The configuration of another run, on the weights that the adapters adapt; and the structure of the model."""
     config = trained[0].copy_and_resolve_references()
     structure, _ = split_parameters(load_run(config.run_dir).model)
-    save_hf(merge_parameters(structure, jax.device_get(trained[1].frozen)), tmp_path / "base")
-    shutil.copytree(load_run(config.run_dir).tokenizer, tmp_path / "base", dirs_exist_ok=True)
-    config.run_dir, config.init_from = str(tmp_path / "run"), str(tmp_path / "base")
+    save_hf(merge_parameters(structure, jax.device_get(trained[1].frozen)), folder / "base")
+    shutil.copytree(load_run(config.run_dir).tokenizer, folder / "base", dirs_exist_ok=True)
+    config.run_dir, config.init_from = str(folder / "run"), str(folder / "base")
     config.model.preset, config.model.overrides = "", ConfigDict()
+    return config, structure
+
+
+def test_a_base_in_int8_trains_and_is_kept_and_read_back_as_it_is(trained, tmp_path: Path) -> None:
+    config, structure = on_its_base(trained, tmp_path)
     config.lora.base_dtype, config.data.validation = "int8", ""
     config.steps = 1
     state = train(config, console=SILENT)
@@ -227,12 +233,7 @@ def test_dora_trains_and_is_read_back_merged_and_in_peft_s_form(trained, tmp_pat
     pytest.importorskip("torch")
     from swjax.hub.pytorch import streaming
 
-    config = trained[0].copy_and_resolve_references()
-    structure, _ = split_parameters(load_run(config.run_dir).model)
-    save_hf(merge_parameters(structure, jax.device_get(trained[1].frozen)), tmp_path / "base")
-    shutil.copytree(load_run(config.run_dir).tokenizer, tmp_path / "base", dirs_exist_ok=True)
-    config.run_dir, config.init_from = str(tmp_path / "run"), str(tmp_path / "base")
-    config.model.preset, config.model.overrides = "", ConfigDict()
+    config, structure = on_its_base(trained, tmp_path)
     config.lora.dora, config.data.validation, config.optimizer.ema, config.steps = True, "", 0.0, 2
     state = train(config, console=SILENT)
     before = new_magnitudes(state.frozen, choose_targets(config.lora.targets, state.frozen))

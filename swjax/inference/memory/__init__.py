@@ -75,6 +75,11 @@ def bounds_of(memory: Memory, frame_units: int, prompt: int) -> Bounds | None:
     return None if bounds is None else bounds(frame_units, prompt)
 
 
+def positions_of(memory: Memory) -> str:
+    """What becomes of the position ids of what a policy keeps (`swjax.inference.memory.anchor`)."""
+    return getattr(memory, "positions", "kept")
+
+
 def memory_of(text: str) -> Memory:
     """A policy from its name and its numbers: `keep_all`, `window`, `window:frames=32,words=256`.
 
