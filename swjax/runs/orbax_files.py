@@ -67,14 +67,15 @@ def reading(folder: AnyPath) -> Iterator[None]:
     """Turns whatever Orbax or TensorStore raises while it reads into an error that names the folder and the tensor.
 
     At the first failure Orbax gives up its other reads and closes their event loop; each would print a traceback when
-    it ends or is collected, which nobody can catch. From then on these, and no others, are kept quiet.
+    it ends or is collected, which nobody can catch. These, and no others, are kept quiet from the first reading on: a
+    read may end before the failure is known here.
     """
+    if getattr(sys.unraisablehook, "func", None) is not _pass_on:
+        sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
+        logging.getLogger("asyncio").addFilter(_is_no_stray_read)
     try:
         yield
     except Exception as error:  # for damaged files there is no one kind of error
-        if getattr(sys.unraisablehook, "func", None) is not _pass_on:
-            sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
-            logging.getLogger("asyncio").addFilter(_is_no_stray_read)
         raise CheckpointError(_describe_failure(folder, error)) from None
 
 
