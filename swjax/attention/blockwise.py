@@ -28,12 +28,24 @@ def quotient(size: Index, divisor: int) -> Array:
 def dot(
     a: Float[Array, "..."], b: Float[Array, "..."], axes: tuple[int, int], precision: jax.lax.PrecisionLike
 ) -> Float[Array, "m n"]:
-    """The product of two matrices over an axis of each, in float32."""
+    """The product of two matrices over an axis of each, in float32.
+
+    Args:
+        a, b: the matrices, of one dtype.
+        axes: the axis of a, and that of b, to sum over.
+        precision: of the product.
+    """
     dims = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def pad(x: Array, axis: int, multiple: int) -> Array:
-    """Zeros at the end of an axis."""
+    """Zeros at the end of an axis.
+
+    Args:
+        x: an array of any shape and dtype.
+        axis: its number; a negative one counts from the last.
+        multiple: what the length of the axis becomes a multiple of.
+    """
     missing = -x.shape[axis] % multiple
     return jnp.pad(x, [(0, missing if i == axis % x.ndim else 0) for i in range(x.ndim)]) if missing else x

@@ -37,7 +37,16 @@ def backward(
     blocks: GPUBlocks,
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """The backward pass, as `swjax.attention.kernel.Kernel` describes it."""
+    """The backward pass, as `swjax.attention.kernel.Kernel` describes it.
+
+    Args:
+        q, k, v: inputs of the forward pass.
+        spans: int32[B, T] each, the keys that each query sees.
+        out, lse: results of the forward pass.
+        dout: gradient of `out`, which is cast to the dtype of q.
+        blocks: sizes of blocks; those of the backward pass and the warps are used.
+        interpret: run the kernels as plain JAX on any platform, slowly, for tests.
+    """
     length, width, num_keys = q.shape[1], q.shape[3], k.shape[1]
     plan, operands = prepare(q, k, v, spans, queries=blocks.backward_queries, keys=blocks.backward_keys)
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.

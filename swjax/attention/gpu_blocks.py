@@ -149,7 +149,16 @@ def key_spec(plan: Plan) -> pl.BlockSpec:
 
 
 def block_scores(q: Array, k: Array, seen: Array | None, plan: Plan) -> Float[Array, "queries keys"]:
-    """Logits to base two, which is what the hardware raises."""
+    """Logits to base two, which is what the hardware raises.
+
+    Args:
+        q, k: queries and keys of one head, [queries, width] and [keys, width].
+        seen: bool[queries, keys], which query sees which key; None where all see all.
+        plan: sizes.
+
+    Returns:
+        Float32, `UNSEEN` where a key is not seen.
+    """
     scores = dot(q, k, (1, 1), plan.precision) * (plan.scale * LOG2E)
     return scores if seen is None else jnp.where(seen, scores, UNSEEN)
 

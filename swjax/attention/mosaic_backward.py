@@ -52,7 +52,16 @@ def backward(
     blocks: MosaicBlocks,
     interpret: object,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """The backward pass, as `swjax.attention.kernel.Kernel` describes it."""
+    """The backward pass, as `swjax.attention.kernel.Kernel` describes it.
+
+    Args:
+        q, k, v: inputs of the forward pass.
+        spans: int32[B, T] each, the keys that each query sees.
+        out, lse: results of the forward pass.
+        dout: gradient of `out`, which is cast to the dtype of q.
+        blocks: sizes of blocks; those of the backward pass and the programs are used.
+        interpret: parameters of Pallas's GPU interpreter, which runs the kernels on any platform, or False.
+    """
     length, width, num_keys = q.shape[1], q.shape[3], k.shape[1]
     plan, operands = prepare(
         q, k, v, spans, keys=blocks.backward_keys, stages=blocks.backward_stages, interpret=interpret

@@ -159,7 +159,16 @@ def down(numbers: Array, shape: tuple[int, ...]) -> Array:
 
 
 def index_along(axis: int, first: Index, shape: tuple[int, ...]) -> Array:
-    """Index of each row (or column), the first of which is given."""
+    """Index of each row (or column), the first of which is given.
+
+    Args:
+        axis: 0 to number rows, 1 to number columns.
+        first: index of the first of them.
+        shape: rows and columns of the matrix.
+
+    Returns:
+        int32 of that shape, in registers (`MATRIX`).
+    """
     return first + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=MATRIX)
 
 
@@ -202,7 +211,14 @@ def key_blocks(
 
 
 def mask_columns(scores: Array, is_whole: Array | bool, first: Index, edges: Ref) -> Array:
-    """Scores [keys, queries] as `mask_rows` has them; edges are in shared memory, [2, queries]."""
+    """Scores [keys, queries] with those of unseen keys far below all others, unless all are seen.
+
+    Args:
+        scores: of a block; `mask_rows` takes them the other way round.
+        is_whole: whether all queries see all keys.
+        first: number of the first key.
+        edges: int32[2, queries] in shared memory, starts and stops of the queries' spans.
+    """
 
     def masked() -> Array:
         # One edge after the other: registers are scarce.

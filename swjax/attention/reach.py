@@ -5,7 +5,15 @@ from jaxtyping import Array, Int32
 
 
 def union(start: Int32[Array, "*B X"], stop: Int32[Array, "*B X"], num_keys: int) -> tuple[Array, Array]:
-    """The smallest range [low, high) with all spans along the last axis; [0, 0) if all are empty."""
+    """The smallest range [low, high) with all spans along the last axis; [0, 0) if all are empty.
+
+    Args:
+        start, stop: edges of the spans; one is empty where start >= stop.
+        num_keys: S, which no edge is above.
+
+    Returns:
+        low and high, int32[*B] each.
+    """
     is_empty = start >= stop
     high = jnp.where(is_empty, 0, stop).max(axis=-1)
     return jnp.minimum(jnp.where(is_empty, num_keys, start).min(axis=-1), high), high

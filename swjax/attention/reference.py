@@ -17,6 +17,14 @@ def reference_span_attention(
     """`swjax.attention.span_attention` with a [B, K, N/K, T, S] matrix of scores.
 
     Queries that share a key head stand one after another, so that both products are of plain matrices.
+
+    Args:
+        q: queries. N must be a multiple of K; query head n reads key head n // (N // K).
+        k, v: keys and values.
+        spans: int32[B, T] each. A query whose span is empty gets zeros.
+
+    Returns:
+        In the dtype of q; scores and sums are in float32.
     """
     batch, length, heads, head_dim = q.shape
     key_heads, num_keys = k.shape[2], k.shape[1]

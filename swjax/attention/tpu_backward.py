@@ -50,7 +50,16 @@ def backward(
     blocks: TPUBlocks,
     interpret: bool,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """The backward pass, as `swjax.attention.kernel.Kernel` describes it."""
+    """The backward pass, as `swjax.attention.kernel.Kernel` describes it.
+
+    Args:
+        q, k, v: inputs of the forward pass.
+        spans: int32[B, T] each, the keys that each query sees.
+        out, lse: results of the forward pass.
+        dout: gradient of `out`, which is cast to the dtype of q.
+        blocks: sizes of blocks; `forward_rows` and `chunk` are not used.
+        interpret: run the kernels as plain JAX on any platform, slowly, for tests.
+    """
     num_keys, key_heads = k.shape[1:3]
     plan = make_plan(q, key_heads, num_keys, blocks, rows=blocks.rows, keys=blocks.keys)
     rows = row_spans(spans, plan)

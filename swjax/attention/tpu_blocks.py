@@ -185,7 +185,14 @@ def _edge_of_rows(edge: Int32[Array, "B blocks queries"], plan: Plan) -> Int32[A
 
 
 def read_reach(reach_ref: Ref, batch: Index, block: Index, plan: Plan) -> Reach:
-    """The reach of one block of rows, inside a kernel or the index map of one."""
+    """The reach of one block of rows, inside a kernel or the index map of one.
+
+    Args:
+        reach_ref: `RowSpans.reach` in scalar memory; more numbers may stand behind it.
+        batch: number of the batch row.
+        block: number of the block of rows in it.
+        plan: sizes.
+    """
     at = 4 * (batch * plan.num_row_blocks + block)
     return Reach(*(reach_ref[at + i] for i in range(4)))
 

@@ -16,8 +16,13 @@ def chat_position_ids(
 ) -> np.ndarray:
     """Temporal, height and width ids of each token of a chat in Qwen2.5-VL's order, int64[3, L].
 
-    token_ids: of one chat. grids: (frames, rows, columns) in patches of each image and video, in order. pads: ids of
-    <|image_pad|> and <|video_pad|>. seconds: from one frame of a grid to the next. The other two: of config.json.
+    Args:
+        token_ids: of one chat.
+        grids: (frames, rows, columns) in patches of each image and video, in order.
+        pads: ids of <|image_pad|> and <|video_pad|>.
+        seconds: from one frame of a grid to the next.
+        tokens_per_second: temporal ids to a second, of config.json.
+        merge: patches on a side of a token, `spatial_merge_size` of config.json.
     """
     ids = np.asarray(token_ids)
     positions = np.empty((3, len(ids)), np.int64)

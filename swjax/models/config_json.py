@@ -41,11 +41,20 @@ class Section:
         return value
 
     def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number, `least` or more."""
+        """A whole number, `least` or more.
+
+        Args:
+            key: where it stands in the section.
+            default: what a missing one is; None if the key must be there.
+            least: the smallest that can be used.
+
+        Raises:
+            ValueError: the key is missing and has no default, or its value is no such number.
+        """
         return self.whole(key, self.get(key, default), least)
 
     def counts(self, key: str) -> tuple[int, ...]:
-        """A list of whole numbers, 1 or more."""
+        """A list of whole numbers, 0 or more."""
         values = self.get(key)
         if not isinstance(values, list | tuple):
             raise self.refuse(key, values, "a list of whole numbers")
@@ -64,13 +73,28 @@ class Section:
         return value
 
     def whole(self, key: str, value: object, least: int) -> int:
-        """A value as a whole number, `least` or more."""
+        """A value as a whole number, `least` or more.
+
+        Args:
+            key: of the value, for the error.
+            value: as JSON has it; a float without a fraction is taken for an integer.
+            least: the smallest that can be used; the largest is that of int32.
+
+        Raises:
+            ValueError: it is no such number.
+        """
         is_bool = isinstance(value, bool)
         if is_bool or not isinstance(value, int | float) or not least <= value <= _LARGEST or value != int(value):
             raise self.refuse(key, value, f"a whole number from {least} on")
         return int(value)
 
     def refuse(self, key: str, value: object, wanted: str) -> ValueError:
-        """The error about a value that cannot be used."""
+        """The error about a value that cannot be used, for the caller to raise.
+
+        Args:
+            key: of the value.
+            value: as JSON has it; its first 60 characters are shown.
+            wanted: what it must be, to end the sentence "it must be ...".
+        """
         shown = repr(value)
         return ValueError(f"{self.name}: {key} is {shown[:60]}{'...' * (len(shown) > 60)}; it must be {wanted}")

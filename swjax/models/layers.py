@@ -43,7 +43,13 @@ def unconstrained(x: Array, axes: str) -> Array:
 
 
 def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
-    """Root-mean-square normalisation in float32; returns the dtype of x."""
+    """Root-mean-square normalization in float32; returns the dtype of x.
+
+    Args:
+        x: features in the last axis.
+        scale_d: what each normalized feature is multiplied by, in the dtype of x; a wider one widens the result.
+        eps: is added to the mean square.
+    """
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return scale_d * normed.astype(x.dtype)

@@ -71,7 +71,22 @@ class VideoLanguageModel(nnx.Module):
         slots: Int32[Array, "B L"] | None = None,
         kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Hidden states after the last norm; arguments as for calling the model."""
+        """Hidden states after the last norm, which `logits` takes.
+
+        Args:
+            token_ids: in slot order, unless `slots` says otherwise.
+            position_ids: temporal, height and width ids.
+            spans: int32[B, L] each, the slots that each query sees.
+            pixel_values: rows of patches, one row a sequence: uint8 as decoded, or floats already normalized.
+            video_grid_thw: temporal steps and patch rows and columns of the images and videos of each row, in slot
+                order; (0, 0, 0) is none. Needed with `pixel_values`.
+            slots: slot of each token, where rows are not in slot order.
+            kept: of which patches the rows have the tokens, where some are dropped; the same for all patches of a
+                token.
+
+        Raises:
+            ValueError: `pixel_values` come without `video_grid_thw`.
+        """
         features = None
         if pixel_values is not None:
             if video_grid_thw is None:

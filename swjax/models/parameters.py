@@ -103,7 +103,16 @@ def match_paths(pattern: str, paths: Iterable[str], *, key: str) -> set[str]:
 
 
 def match_all(patterns: Iterable[str], paths: Iterable[str], *, key: str) -> set[str]:
-    """The paths that one of several expressions matches; see `match_paths`."""
+    """The paths that one of several expressions matches; see `match_paths`.
+
+    Args:
+        patterns: the expressions, or names of `HUB_NAMES`; none match nothing.
+        paths: of parameters.
+        key: the key of the configuration that they stand in, for messages.
+
+    Raises:
+        ValueError: an expression is not valid or matches no path.
+    """
     paths = list(paths)
     return {path for pattern in patterns for path in match_paths(pattern, paths, key=key)}
 

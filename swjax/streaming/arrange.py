@@ -64,7 +64,16 @@ def arrange(
 def arrange_tokens(
     xp: ModuleType, input_ids: Ints, cells: VisualCells, tokens: ChatTokens, design: Design, gap: Int[XpArray, ""] | int
 ) -> dict[str, Any]:
-    """The fields of a `StreamLayout` by name, from what each token is and where it stands in its frame."""
+    """The fields of a `StreamLayout` by name, from what each token is and where it stands in its frame.
+
+    Args:
+        xp: numpy or jax.numpy.
+        input_ids: int[L] in the order of `cells` and `tokens`; `chat_index` counts in it.
+        cells: where each token stands in its image or video (`read_visual_cells`).
+        tokens: what each token is, and which are padding (`read_chat_tokens`, or `read_conversation_tokens`).
+        design: the position design.
+        gap: first id of the answer in GIPE.
+    """
     is_real = tokens.is_real
     slot_to_chat, spans = _store(xp, tokens, design.storage)
 

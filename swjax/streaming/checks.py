@@ -86,6 +86,12 @@ def check_answers(
 ) -> None:
     """Check that no finished answer ends before the schedule has reached the last frame of its turn.
 
+    Args:
+        ids: the chat.
+        counts: answer tokens after each video frame of the chat.
+        items: its images and videos, from `find_visual_items`.
+        special: the ids of the tokens that give the chat its structure.
+
     Raises:
         ValueError: if one does.
     """

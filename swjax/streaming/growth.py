@@ -197,7 +197,17 @@ def _next_step(design: Design, counts: PositionCounts, if_: Flag, opens_turn: bo
 def store_sources(
     design: Design, stored: StoredCounts, length: int, *, xp: ModuleType = np
 ) -> tuple[StoredCounts, Int32[XpArray, "{length}"], KeySpans]:
-    """Slots of the next sources and what they see, counted from the origin."""
+    """Slots of the next sources and what they see, counted from the origin.
+
+    Args:
+        design: the position design.
+        stored: what has been stored before.
+        length: number of tokens.
+        xp: numpy or jax.numpy.
+
+    Returns:
+        The counts after them, their slots, and the span of slots that each sees.
+    """
     first = stored.sources if design.grouped else stored.sources + stored.targets
     slots = first + xp.arange(length, dtype=xp.int32)
     return stored._replace(sources=stored.sources + length), slots, KeySpans(xp.zeros_like(slots), slots + 1)
@@ -209,6 +219,15 @@ def store_targets(
     """Slots of the next targets and what they see, counted from the origin; in grouped designs to the left of it.
 
     A target is stored when its successor is wanted, and not before: what it sees is what has arrived by then.
+
+    Args:
+        design: the position design.
+        stored: what has been stored before. In grouped designs `sources` may be fewer: those that the targets see.
+        length: number of tokens.
+        xp: numpy or jax.numpy.
+
+    Returns:
+        The counts after them, with `sources` as given, their slots, and the span of slots that each sees.
     """
     number = xp.arange(1, length + 1, dtype=xp.int32)
     if design.grouped:

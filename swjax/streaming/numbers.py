@@ -12,10 +12,15 @@ LARGEST_REAL = 1e30
 def whole(name: str, value: object, *, least: int = 0, most: int = LARGEST_COUNT) -> int:
     """An integer within bounds.
 
+    Args:
+        name: what the error calls it.
+        value: what the user gives, of any type. True and False are no numbers.
+        least, most: the bounds, both allowed.
+
     Raises:
         ValueError: if it is none.
     """
-    if not isinstance(value, int | np.integer) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most}, got {shown(value)}")
     return int(value)
 
@@ -23,11 +28,16 @@ def whole(name: str, value: object, *, least: int = 0, most: int = LARGEST_COUNT
 def real(name: str, value: object, *, least: float = -LARGEST_REAL, most: float = LARGEST_REAL) -> float:
     """A finite number within bounds.
 
+    Args:
+        name: what the error calls it.
+        value: what the user gives, of any type. True and False are no numbers.
+        least, most: the bounds, both allowed.
+
     Raises:
         ValueError: if it is none.
     """
-    # A NaN is within no bounds.
-    if not isinstance(value, int | float | np.integer | np.floating) or not least <= value <= most:
+    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not (is_real and least <= value <= most):  # a NaN is within no bounds
         raise ValueError(f"{name} must be a finite number from {least:g} to {most:g}, got {shown(value)}")
     return float(value)
 

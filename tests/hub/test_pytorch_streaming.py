@@ -213,12 +213,16 @@ def test_words_and_gradients_in_transformers_4_are_those_in_5(exported, tmp_path
     np.testing.assert_allclose(four, five, rtol=1e-4)
 
 
-def test_bad_input_is_refused(files, loaded):
+def test_bad_input_is_refused(files, loaded, exported):
     streaming = files.streaming
     with pytest.raises(ValueError, match="unknown variant 'up'"):
         streaming.Spec(variant="up")
     with pytest.raises(ValueError, match="shorter than a frame"):
         list(streaming.stream(*loaded, make_pictures(1)))
+    with pytest.raises(ValueError, match="shorter than a frame"):
+        files.finetuning.encode_example(loaded[1], make_pictures(1), "What?", "It moves.", SPEC, VISION)
+    with pytest.raises(ValueError, match="is no adapter, so it takes no base"):
+        streaming.load(exported, base=str(exported))
     with pytest.raises(ValueError, match="counts for 1 frames, but frame 1 is not the last"):
         list(streaming.stream(*loaded, make_pictures(6), schedule=[1]))
     with pytest.raises(ValueError, match="special token"):

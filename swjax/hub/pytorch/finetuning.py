@@ -157,7 +157,16 @@ def _is_list(schedule: Any) -> bool:
 def encode_example(
     processor: Any, pictures: Iterable[np.ndarray], question: str, answer: str, spec: Spec, vision: Any
 ) -> dict[str, Any]:
-    """What `Collate` wants of an example: a question about pictures (RGB, `spec.fps` a second), and its answer."""
+    """What `Collate` wants of an example: a question about a video, and its answer.
+
+    Args:
+        processor: of the model, or its tokenizer.
+        pictures: uint8 [height, width, 3], RGB, `spec.fps` a second, all of one size.
+        question: what is asked.
+        answer: its text, without <|im_end|>.
+        spec: what the model is trained to do.
+        vision: `model.config.vision_config`.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
     prompt, trailer, prefix = encode_prompt(tokenizer, processor.chat_template, question)
     patches, grids = zip(*((pixels, grid) for pixels, grid, _ in iter_frames(pictures, spec, vision)), strict=True)

@@ -130,7 +130,12 @@ class Track:
         return self._source(np.tile(start + np.arange(length), (3, 1)))
 
     def frame(self, number: int, rows: int, columns: int) -> Placed:
-        """A frame of rows x columns merged patches; number 0 begins a video."""
+        """A frame, among the sources.
+
+        Args:
+            number: of the frame in its video; 0 begins one.
+            rows, columns: size in merged patches.
+        """
         if self.design.count == "overlapped":
             self._catch_up()
         # Where ids of words come between those of frames, each frame is positioned like a video of its own.
@@ -193,7 +198,12 @@ class Track:
 
 
 def sdpa_mask(start: torch.Tensor, stop: torch.Tensor, keys: int) -> torch.Tensor:
-    """Spans [..., Q] as the mask of scaled_dot_product_attention: bool [..., 1, Q, keys], true where it is seen."""
+    """Spans as the mask of scaled_dot_product_attention: bool [..., 1, Q, keys], true where a key is seen.
+
+    Args:
+        start, stop: int [..., Q], the first key that each query sees, and the one after the last.
+        keys: how many there are.
+    """
     key = torch.arange(keys, device=start.device)
     return ((key >= start[..., None]) & (key < stop[..., None])).unsqueeze(-3)
 
@@ -219,7 +229,12 @@ class TwoEndedCache:
         self.reversed = bool(placed.slots[0] > placed.slots[-1])
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """What transformers calls in each layer: write, and return all that the tokens see."""
+        """What transformers calls in each layer: write, and return all that the tokens see.
+
+        Args:
+            keys, values: [1, heads, N, features], of the tokens that `expect` has made room for.
+            layer: its number.
+        """
         if layer == len(self.layers):
             self.layers.append([new.new_zeros(*new.shape[:2], self.room, new.shape[3]) for new in (keys, values)])
         for side, new in zip(self.layers[layer], (keys, values), strict=True):
@@ -269,7 +284,13 @@ class Speaker:
 
     @torch.no_grad()
     def see(self, number: int, pixels: np.ndarray, grid: tuple[int, int]) -> None:
-        """Write a frame, and before it the words that come before it."""
+        """Write a frame, and before it the words that come before it.
+
+        Args:
+            number: of the frame in its video; 0 begins one.
+            pixels: its patches, from `make_patches`.
+            grid: rows and columns in patches.
+        """
         self.write(*self.track.feed(before_frame=True))
         visual, merge = self.model.model.visual, self.vision.spatial_merge_size
         patches = torch.from_numpy(pixels).to(self.model.device, visual.dtype)
@@ -336,7 +357,7 @@ def stream(
     generator = torch.Generator(speaker.model.device).manual_seed(seed)
     pauses = tuple(tokenizer.convert_tokens_to_ids(token) for token in ("<skip>", "</think>")) if decides else ()
     decoder, said, begun, speaking, gap = DecodeStream(skip_special_tokens=True), [], False, False, ""
-    track, per_frame, frame = speaker.track, speaker.vision.temporal_patch_size, -1
+    track, per_frame = speaker.track, speaker.vision.temporal_patch_size
     speaker.write(prompt, track.text(len(prompt)))
     for frame, (patches, grid, last) in enumerate(iter_frames(pictures, spec, speaker.vision)):
         speaker.see(frame, patches, grid)
@@ -367,8 +388,6 @@ def stream(
             yield Word(text, token, frame, ((frame + 1) * per_frame - 1) / spec.fps)
             if decides and not speaking and not last:
                 break
-    if frame < 0:
-        raise ValueError(f"the video is shorter than a frame, which takes {per_frame} pictures")
 
 
 def choose(
@@ -381,7 +400,18 @@ def choose(
     generator: torch.Generator,
     without: int | None = None,
 ) -> int:
-    """The next token, likeliest or drawn; `without` is not chosen."""
+    """The next token, likeliest or drawn.
+
+    Args:
+        scores: float32 [V], finite; they are changed in place.
+        said: token ids of the answer so far, which the penalty is for.
+        temperature: divides the scores; 0 takes the likeliest.
+        top_k: draw from so many of the likeliest; 0 for all.
+        top_p: draw from the fewest of the likeliest whose probabilities reach this sum.
+        penalty: divides positive scores of what has been said, multiplies negative ones.
+        generator: draws, on the device of the scores.
+        without: id of a token that is not to be chosen.
+    """
     if not torch.isfinite(scores).all():
         raise FloatingPointError(f"the scores of word {len(said)} are not finite; use float32 or bfloat16")
     if said and penalty != 1:
@@ -400,7 +430,13 @@ def choose(
 
 
 def encode_prompt(tokenizer: Any, template: str | None, question: str) -> tuple[list[int], list[int], list[int]]:
-    """Token ids before the first frame, after the last, and at the beginning of the answer."""
+    """Token ids before the first frame, after the last, and at the beginning of the answer.
+
+    Args:
+        tokenizer: of the model.
+        template: the chat template, which must put the video last; None for the tokenizer's own.
+        question: its text, with no special token in it.
+    """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     if special & set(tokenizer(question, add_special_tokens=False).input_ids):
         raise ValueError("the question has a special token written out; take it out of the text")
@@ -420,7 +456,16 @@ def encode_prompt(tokenizer: Any, template: str | None, question: str) -> tuple[
 
 
 def iter_frames(pictures: Iterable[np.ndarray], spec: Spec, vision: Any) -> Iterator[tuple[np.ndarray, Any, bool]]:
-    """Patches of each frame, its grid, and whether it is the last; pictures that make no whole frame are left out."""
+    """Patches of each frame, its grid, and whether it is the last; pictures that make no whole frame are left out.
+
+    Args:
+        pictures: uint8 [height, width, 3], RGB, `spec.fps` a second.
+        spec: what the model is trained to do.
+        vision: `model.config.vision_config`.
+
+    Raises:
+        ValueError: the pictures are too few for a frame.
+    """
     group: list[np.ndarray] = []
     waiting = None
     for picture in pictures:
@@ -429,12 +474,19 @@ def iter_frames(pictures: Iterable[np.ndarray], spec: Spec, vision: Any) -> Iter
             if waiting is not None:
                 yield *waiting, False
             waiting, group = make_patches(group, spec, vision), []
-    if waiting is not None:
-        yield *waiting, True
+    if waiting is None:
+        raise ValueError(f"the video is shorter than a frame, which takes {vision.temporal_patch_size} pictures")
+    yield *waiting, True
 
 
 def make_patches(pictures: Sequence[np.ndarray], spec: Spec, vision: Any) -> tuple[np.ndarray, tuple[int, int]]:
-    """Normalised patches of a frame, float32 [rows * columns, C * T * P * P] in the processor's order, and its grid."""
+    """Normalized patches of a frame, float32 [rows * columns, C * T * P * P] in the processor's order, and its grid.
+
+    Args:
+        pictures: the T of the frame, uint8 [height, width, 3], RGB; all are resized alike.
+        spec: what the model is trained to do.
+        vision: `model.config.vision_config`.
+    """
     from PIL import Image
 
     patch, merge, times = vision.patch_size, vision.spatial_merge_size, len(pictures)
@@ -448,7 +500,13 @@ def make_patches(pictures: Sequence[np.ndarray], spec: Spec, vision: Any) -> tup
 
 
 def resized_size(height: int, width: int, spec: Spec, factor: int) -> tuple[int, int]:
-    """The size that Qwen2-VL's processor gives a picture: near its shape, whole factors, an area within the budget."""
+    """The size that Qwen2-VL's processor gives a picture: near its shape, whole factors, an area within the budget.
+
+    Args:
+        height, width: of the picture, in pixels.
+        spec: its min_pixels and max_pixels are the budget.
+        factor: pixels on a side of a merged patch, which both sides become multiples of.
+    """
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor**2 > spec.max_pixels:
         scale = math.sqrt(height * width / spec.max_pixels)
@@ -491,9 +549,18 @@ def _rgb(picture: Any) -> np.ndarray:
 def load(
     folder: str | Path = HERE, *, base: str | None = None, dtype: Any = "auto", device: str = "cpu"
 ) -> tuple[Any, Any]:
-    """The model of an exported folder, and its tokenizer; an adapter is merged into its base (or into `base`)."""
+    """The model of an exported folder, and its tokenizer; an adapter is merged into its base.
+
+    Args:
+        folder: by default that of this file.
+        base: of an adapter: folder or hub id of the model that it belongs to; by default as the adapter says.
+        dtype: of the weights, as transformers takes it; "auto" for that in which they are stored.
+        device: where the model goes.
+    """
     folder = Path(folder)
-    adapter, weights = _read(folder / "adapter_config.json"), base or folder
+    adapter, weights = _read(folder / "adapter_config.json"), folder
+    if base and not adapter:
+        raise ValueError(f"{folder} is no adapter, so it takes no base (--base)")
     if adapter:
         weights = base or adapter.get("base_model_name_or_path")
         if not weights:

@@ -124,7 +124,16 @@ def checkerboard(view: FrameView) -> Bool[XpArray, "U"]:
 
 
 def lowest(scores: Float[XpArray, "U"], view: FrameView, share: float) -> Bool[XpArray, "U"]:
-    """A share of the tokens, and one at least: those with the lowest scores, of equal ones the first."""
+    """A share of the tokens, and one at least: those with the lowest scores, of equal ones the first.
+
+    Args:
+        scores: of each token; what pads the frame is not looked at.
+        view: the frame.
+        share: of its tokens, from 0 to 1; their number is rounded down.
+
+    Returns:
+        Which tokens these are; false for what pads the frame.
+    """
     count, xp = share_of(view, share), view.xp
     order = xp.argsort(xp.where(view.exists, scores, xp.inf), stable=True)
     return xp.argsort(order) < count
