@@ -49,7 +49,13 @@ def check_benchmark_arguments(args: argparse.Namespace) -> None:
 
 
 def read_truths(args: argparse.Namespace, examples: "Sequence[VideoExample]", out: Console) -> Truths:
-    """What each benchmark that is to be scored by knows of the videos."""
+    """What each benchmark that is to be scored by knows of the videos.
+
+    Args:
+        args: of the verb, with those of `add_benchmark_arguments`.
+        examples: the videos. Their captions are what is known for benchmarks that read no file of their own.
+        out: where it is said that a benchmark is left out.
+    """
     from swjax.evaluation.benchmarks import find_benchmark
 
     names = args.benchmark or _fitting(args, out)
@@ -64,7 +70,19 @@ def read_truths(args: argparse.Namespace, examples: "Sequence[VideoExample]", ou
 
 
 def score_baselines(task: Watch, truths: Truths, keys: Sequence[str]) -> dict[str, Json]:
-    """Scores of each benchmark's best constant answer, and of the same model shown blank frames, on the same videos."""
+    """Scores of each benchmark's best constant answer, and of the same model shown blank frames, on the same videos.
+
+    Args:
+        task: what was watched; blank frames are watched in the same way.
+        truths: from `read_truths`. Benchmarks without a constant answer are left out.
+        keys: of the videos that were watched.
+
+    Returns:
+        A row a baseline, by its title.
+
+    Raises:
+        UsageError: if there are no training captions to choose a constant answer from.
+    """
     from swjax.data.example import Rejected
     from swjax.data.sources import open_source, readable_examples
     from swjax.evaluation import Score, blank_frames

@@ -50,7 +50,19 @@ def check_judge_arguments(args: argparse.Namespace) -> None:
 
 
 def judge_fluency(args: argparse.Namespace, folder: AnyPath, predictions: "Sequence[Prediction]") -> "Score":
-    """Grades of a language model; judge.json records how they were asked for."""
+    """Grades of a language model; judge.json records how they were asked for.
+
+    Args:
+        args: of the verb, with those of `add_judge_arguments`.
+        folder: where judge.json goes, and known grades without `--judge-cache`.
+        predictions: their texts are graded.
+
+    Returns:
+        The mean grade, from 1 to 5.
+
+    Raises:
+        JudgeError: if the judge gives no grade, or would cost more than is allowed.
+    """
     from swjax.evaluation.bootstrap import mean_score
     from swjax.evaluation.judge import Judge
 

@@ -43,6 +43,11 @@ def caption_losses(
     """Read the captions of examples, later turns included, in rows of the lengths that their videos turn out to have.
 
     Rows are padded to powers of two, so that few shapes are compiled.
+
+    Args:
+        source: the model, with the record of how it was trained to stream.
+        tokenizer: the model's.
+        examples: videos with captions, at least one. Those without a question of their own are asked evaluation's.
     """
     import jax
     import numpy as np

@@ -15,7 +15,16 @@ class FieldError(ValueError):
 
 
 def objects(record: Json, name: str, *, least: int = 1) -> list[Json]:
-    """A list of objects, with one at least, or as many as `least` says."""
+    """A list of objects, with one at least, or as many as `least` says.
+
+    Args:
+        record: a JSON object that has the field.
+        name: of the field.
+        least: the fewest objects; 0 allows an empty list.
+
+    Raises:
+        FieldError: if the field is no such list.
+    """
     value = record[name]
     if not (isinstance(value, list) and len(value) >= least and all(isinstance(entry, dict) for entry in value)):
         at_least = ", with one at least" if least else ""
@@ -41,12 +50,28 @@ def text(record: Json, name: str) -> str:
 
 
 def optional_seconds(record: Json, name: str, *, or_zero: bool = False) -> float | None:
-    """A time, or None where the field is missing or null."""
+    """A time, or None where the field is missing or null.
+
+    Args:
+        record, name, or_zero: as for `seconds`.
+
+    Raises:
+        FieldError: if the field is there and no such time.
+    """
     return None if record.get(name) is None else seconds(record, name, or_zero=or_zero)
 
 
 def seconds(record: Json, name: str, *, or_zero: bool = False) -> float:
-    """A time from 0 to `MAX_SECONDS`."""
+    """A time from 0 to `MAX_SECONDS`.
+
+    Args:
+        record: a JSON object.
+        name: of the field.
+        or_zero: whether it may be 0.
+
+    Raises:
+        FieldError: if the field is missing, or no such time.
+    """
     value = field(record, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FieldError(f"the field {name!r} must be a number of seconds, found {json_type(value)}")

@@ -73,7 +73,15 @@ def video_to_patches(
 def resize(
     frames: UInt8[np.ndarray, "frames height width 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "frames resized_height resized_width 3"]:
-    """Frames at another size, by the filter of Qwen2-VL's processor (bicubic)."""
+    """Frames at another size, by the filter of Qwen2-VL's processor (bicubic).
+
+    Args:
+        frames: RGB.
+        height, width: of the result, in pixels.
+
+    Returns:
+        The frames themselves, not a copy, where they have that size.
+    """
     if frames.shape[1:3] == (height, width):
         return frames
     return np.stack(

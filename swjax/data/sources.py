@@ -33,7 +33,15 @@ def readable_examples(examples: Sequence[VideoExample]) -> Iterator[VideoExample
 
 
 def open_sources(names: str, *, root: str | AnyPath | None = None, format: str = AUTO) -> tuple[Source, ...]:
-    """Open several data sets, their names separated by commas; see `open_source`."""
+    """Open several data sets, their names separated by commas; see `open_source`.
+
+    Args:
+        names: separated by commas; blanks around a name are left out.
+        root, format: as for `open_source`, of each of them.
+
+    Raises:
+        ManifestError, RecordsError: if one of them cannot be used.
+    """
     return tuple(open_source(name.strip(), root=root, format=format) for name in names.split(","))
 
 

@@ -81,6 +81,11 @@ def iter_frames(
     Times count from the first video frame, or from the beginning of the part. The last sample lies before the end of
     the last video frame. A frame that stays on screen over several samples is yielded several times as the same array.
 
+    Args:
+        video: a file, a part of one, or a clip of a record.
+        fps: samples a second.
+        max_frame_pixels: refuse a video whose frames are larger (height times width); clips are not checked.
+
     Raises:
         VideoError: before the first frame if the file cannot be used at all, later when it turns out to be damaged or
             to break off.

@@ -132,6 +132,12 @@ def markdown_differences(
 ) -> str:
     """`differences` as a table, a line a value and schedule.
 
+    Args:
+        rows: of the table.
+        column: such as `variant`.
+        against: the value that the others are compared with, of the type that the rows have.
+        metrics: which; None for all that the rows have.
+
     Raises:
         EvaluationError: if nothing in the table has that value.
     """

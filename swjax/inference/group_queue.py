@@ -21,7 +21,13 @@ class GroupQueue:
         self._written: list[Group] = []
 
     def add(self, tokens: Tokens, *, is_target: bool = False, arrival: Arrival | None = None) -> None:
-        """Puts a group behind those that wait."""
+        """Puts a group behind those that wait.
+
+        Args:
+            tokens: those of the group.
+            is_target: whether they are words, not sources.
+            arrival: the frame or image whose tokens they are; None for text and words. It need not be encoded yet.
+        """
         self._groups.append(Group(tokens, is_target, arrival))
 
     @property

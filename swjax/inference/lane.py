@@ -189,7 +189,14 @@ class Lane:
         return patches
 
     def encode(self, row: int, cell: int, patches: UInt8[np.ndarray, "P C"], grid_hw: tuple[int, int]) -> None:
-        """Encode a frame into a cell of a row's inbox; returns before it is done."""
+        """Encode a frame into a cell of a row's inbox; returns before it is done.
+
+        Args:
+            row: of the inbox.
+            cell: of the row; what it held is written over.
+            patches: of the frame, in the processor's order.
+            grid_hw: patch rows and columns.
+        """
         padding = self._frame_size(len(patches)) - len(patches)
         patches = np.pad(patches, ((0, padding), (0, 0))) if padding else patches
         grid = np.array([[1, *grid_hw]], np.int32)

@@ -66,7 +66,13 @@ def kept(mesh: Mesh | None, arrays: Tree, axes: str) -> Tree:
 
 
 def shape_of(where: Where, one: Array | jax.ShapeDtypeStruct, axes: str) -> jax.ShapeDtypeStruct:
-    """The shape of an array that lies there."""
+    """The shape of an array that lies there.
+
+    Args:
+        where: it is to lie.
+        one: the array, or its shape and dtype.
+        axes: a letter for each of its axes.
+    """
     return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding_of(where, axes, one.shape))
 
 

@@ -187,7 +187,21 @@ def open_stream(
     vocab_size: int,
     chat: ChatRule = DEFAULT_CHAT,
 ) -> tuple[SpecialTokens, Opening]:
-    """What a stream begins with, of whatever its question is about; arguments and errors as for `begin_stream`."""
+    """What a stream begins with, of whatever its question is about.
+
+    Args:
+        tokenizer: the model's.
+        question: what is asked: text about a video, or texts, images and videos.
+        settings: how the stream is spoken about.
+        vocab_size: tokens that the model knows.
+        chat: how the model's family chats.
+
+    Returns:
+        The tokenizer's special tokens, and the pieces before and after each video.
+
+    Raises:
+        ValueError: as `begin_stream`; also if parts of a question are none, or `settings` would drop something of them.
+    """
     if isinstance(question, str) or not isinstance(question, Sequence):
         special, prompt = begin_stream(tokenizer, question, settings, vocab_size=vocab_size, chat=chat)
         return special, Opening((prompt,), ((np.array(special.trailer, np.int32),),))

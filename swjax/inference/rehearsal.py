@@ -11,6 +11,11 @@ def rehearse(memory: Memory, speaker: Lane, perceiver: Lane) -> None:
     """Fill a book until the policy finds it full, and move what it keeps in the first row of lanes without a stream.
 
     Thrice, as tokens are moved in one way while all layers hold the same, then kept for each, and then moved for each.
+
+    Args:
+        memory: the policy; for `KEEP_ALL` nothing is done.
+        speaker: the lane that words are stored in.
+        perceiver: the lane that sources are computed in; the same one where it does both.
     """
     if memory == KEEP_ALL:
         return

@@ -90,7 +90,13 @@ class SamplingRows(NamedTuple):
     def of(
         cls, choices: Sequence[Sampling], spoken: Sequence[int], deciding: Sequence[Deciding] | None = None
     ) -> "SamplingRows":
-        """Arrays of numpy from the choices of each row."""
+        """Arrays of numpy from the choices of each row.
+
+        Args:
+            choices: how each row chooses.
+            spoken: answer tokens that each row has spoken.
+            deciding: how each row may decide about silence; None where none may.
+        """
         deciding = [UNDECIDED] * len(choices) if deciding is None else deciding
         return cls(
             np.array([one.temperature for one in choices], np.float32),
@@ -136,7 +142,13 @@ def _finite(scores: Float[Array, "B V"]) -> Bool[Array, "B"]:
 
 
 def penalize(logits: Float[Array, "B V"], said: Bool[Array, "B V"], penalty: Float[Array, "B"]) -> Float[Array, "B V"]:
-    """Lower the scores of tokens that have been said."""
+    """Lower the scores of tokens that have been said.
+
+    Args:
+        logits: scores of the next token.
+        said: the tokens that the row's answer has already.
+        penalty: of each row, above 0; 1 changes nothing (`Sampling.repetition_penalty`).
+    """
     lowered = jnp.where(logits > 0, logits / penalty[:, None], logits * penalty[:, None])
     return jnp.where(said, lowered, logits)
 

@@ -126,7 +126,16 @@ class Scheduler:
         return UNDECIDED if self._voice is None else self._voice.deciding
 
     def ask(self, pieces: tuple[Piece, ...], now: float, *, interrupts: bool) -> int:
-        """A question has come behind the frames that have arrived; returns its number."""
+        """A question has come behind the frames that have arrived; returns its number.
+
+        Args:
+            pieces: its tokens and images, from `encode_later`.
+            now: seconds, by the clock of the engine.
+            interrupts: whether it breaks off the answer under way.
+
+        Raises:
+            ValueError: if it cannot be asked now, or does not fit into what the memory keeps.
+        """
         return self.arrivals.ask(pieces, now, interrupts=interrupts, is_answering=self.answering is not None)
 
     def demand(self, words: int) -> None:

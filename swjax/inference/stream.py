@@ -119,7 +119,17 @@ class Stream:
         return self._scheduler.may_speak
 
     def arrive(self, frame: Frame, now: float, *, last: bool) -> None:
-        """A frame has come."""
+        """A frame has come.
+
+        Args:
+            frame: the next of the video.
+            now: seconds, by the clock of the engine.
+            last: whether it ends the video.
+
+        Raises:
+            ValueError: if the video has ended, or the frame cannot be taken in or is one too many for an explicit
+                schedule.
+        """
         self._scheduler.arrivals.arrive(frame, now, last=last)
 
     def ask(self, question: Question, now: float, *, config: ModelConfig, interrupts: bool) -> int:
@@ -127,6 +137,15 @@ class Stream:
 
         An answer that decides when to speak goes on to the end of the video, so each question breaks off the answer
         before, once what has been begun is said.
+
+        Args:
+            question: text; after the last frame also texts and images.
+            now: seconds, by the clock of the engine.
+            config: the model's.
+            interrupts: whether it breaks off the answer under way; under a rule of speaking it always does.
+
+        Raises:
+            ValueError: if the question cannot be used, or cannot be asked now.
         """
         interrupts = interrupts or self.settings.speaking_rule is not None
         pieces = encode_later(
@@ -207,7 +226,13 @@ class Stream:
         return made
 
     def hand_over(self, share: Share, perceiver: Lane, speaker: Lane) -> None:
-        """Start to move what has been perceived; what words may see now is stored on the speaker's side."""
+        """Start to move what has been perceived; what words may see now is stored on the speaker's side.
+
+        Args:
+            share: what the pass takes of the stream.
+            perceiver: the lane that computes its sources.
+            speaker: another lane, which computes its words.
+        """
         for part in _perceived(share.parts):
             first = int(part.group.tokens.slots[0])
             piece = perceiver.take(self.row, first, padded_size(len(part.group.tokens.slots)))

@@ -46,7 +46,13 @@ class Held:
 
     @classmethod
     def of(cls, module: nnx.Module, where: Where, *, whole: bool = False) -> "Held":
-        """The module taken apart, its parameters where they are to lie (`put_parameters`)."""
+        """The module taken apart, its parameters where they are to lie (`put_parameters`).
+
+        Args:
+            module: real or abstract.
+            where: its parameters are to lie.
+            whole: on a mesh, all of them on each device.
+        """
         structure, parameters = split_parameters(module)
         alike: defaultdict[str, Parameters] = defaultdict(dict)
         for path, leaf in parameters.items():

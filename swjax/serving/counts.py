@@ -26,7 +26,13 @@ class Counts:
         self._values: Counter[tuple[str, str]] = Counter({(name, ""): 0 for name in _COUNTERS})
 
     def add(self, name: str, amount: int = 1, *, by: str = "") -> None:
-        """Raise a counter, with a label if it has one."""
+        """Raise a counter, with a label if it has one.
+
+        Args:
+            name: of the counter, without `swjax_` and `_total`.
+            amount: by how much.
+            by: the label, which is rendered as its `reason`; "" for none.
+        """
         assert name in _COUNTERS
         with self._lock:
             self._values[name, by] += amount

@@ -71,7 +71,17 @@ class Visitor(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no request, or what a handler could not answer."""
+        """Answer what is no request, or what a handler could not answer.
+
+        Args:
+            request: as far as it was understood.
+            status: of the answer in HTTP; below 500 the request was at fault.
+            exc: what was raised, for aiohttp's log; below 500 it is not looked at.
+            message: aiohttp's text for the answer; below 500 another is sent.
+
+        Raises:
+            ConnectionError: if an answer has been sent already.
+        """
         if status < 500:
             self._door.counts.add("refused", by="bad_request")
             if request.writer.output_size > 0:

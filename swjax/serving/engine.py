@@ -102,6 +102,13 @@ def build_engine(
 ) -> BatchEngine:
     """Make a warm engine, whose rows do not grow: no stream waits while another's row is made larger.
 
+    Args:
+        model: the model, or its weights ready to stream.
+        size: how large the engine is.
+        tokenizer: the model's.
+        memory: of the streams that will be opened; what it compiles is compiled now.
+        drop: their rule of dropping tokens of frames, likewise; None for none.
+
     Raises:
         ValueError: if the tokenizer has no chat template for questions about videos.
     """

@@ -134,7 +134,13 @@ class EngineLoop:
         self._post(lambda: self._open(ticket))
 
     def see(self, ticket: Ticket, frame: Frame, *, last: bool) -> None:
-        """Hand a frame over, after `await ticket.room.wait()`."""
+        """Hand a frame over, after `await ticket.room.wait()`.
+
+        Args:
+            ticket: of the stream; its `room` is cleared while `queue_frames` wait.
+            frame: the next of the video.
+            last: whether it ends the video.
+        """
         ticket.handed += 1
         if ticket.handed - ticket.taken >= self._limits.queue_frames:
             ticket.room.clear()

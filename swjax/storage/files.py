@@ -71,7 +71,15 @@ def file_size(path: AnyPath) -> int:
 def read_range(path: AnyPath, start: int, stop: int) -> bytes:
     """The bytes [start, stop) of a file.
 
+    Args:
+        path: of the file, on disk or in a bucket.
+        start, stop: the first byte, and the one behind the last.
+
+    Returns:
+        All of them; fewer where a file on disk ends before `stop`.
+
     Raises:
+        OSError: a file on disk cannot be read, or one in a bucket is not there.
         StorageError: the store does not give them, or not all.
     """
     if isinstance(path, Path):

@@ -55,7 +55,13 @@ class Reporter:
         self.bad_steps = int(values["bad_steps"])
 
     def validated(self, step: int, validation: dict[str, float], loss: float) -> None:
-        """Passes on what a validation has found, and does not count its time as a step's."""
+        """Passes on what a validation has found, and does not count its time as a step's.
+
+        Args:
+            step: after which it was done.
+            validation: what was measured, by name.
+            loss: the one of these that is printed.
+        """
         self._write(step, validation)
         self._console.print(f"step {step}: validation loss {loss:.4f}")
         self._clock.pause()

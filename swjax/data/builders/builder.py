@@ -197,6 +197,11 @@ class Outcomes:
     def check(self, split: str, max_share: float, listed: Path) -> None:
         """Refuse a split with too many bad examples, or without a good one.
 
+        Args:
+            split: its name, for the message.
+            max_share: the largest share of bad examples, from 0 to 1, of all examples with those that were left out.
+            listed: the file that lists the bad ones, for the message.
+
         Raises:
             SourceError: says how many, the first reasons, and where all are listed.
         """

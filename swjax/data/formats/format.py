@@ -117,7 +117,16 @@ def _inside(video: Video, member: ArchiveMember) -> VideoFile:
 
 
 def count_fields(path: Path, found: Format, *, limit: int) -> list[tuple[str, int, str]]:
-    """The fields of the first records of a source: name, how many records have it, and what becomes of it."""
+    """The fields of the first records of a source: name, how many records have it, and what becomes of it.
+
+    Args:
+        path: a file or a folder.
+        found: its format.
+        limit: records that are looked at.
+
+    Returns:
+        Those of most records first. A record in which a field is null does not count as having it.
+    """
     records = (record for _, record in islice(found.records(path), limit) if isinstance(record, dict))
     counts = Counter(name for record in records for name, value in record.items() if value is not None)
     return [(name, number, found.fields.get(name, "left alone")) for name, number in counts.most_common()]

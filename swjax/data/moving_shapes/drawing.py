@@ -23,7 +23,13 @@ SMOOTHING_S = 0.08  # corners of the way are rounded over this time to either si
 
 
 def draw_frames(scene: Scene, *, size: int, fps: int) -> UInt8[np.ndarray, "frames size size 3"]:
-    """All frames of a scene, `duration_s * fps` of them, of size x size pixels."""
+    """All frames of a scene, `duration_s * fps` of them, of size x size pixels.
+
+    Args:
+        scene: what is drawn.
+        size: height and width in pixels.
+        fps: frames a second; the first is at time 0.
+    """
     times = np.arange(scene.duration_s * fps) / fps
     still = draw_background(scene.background, size).round().astype(np.uint8)[None]
     if scene.obstacle is not None:
@@ -36,7 +42,13 @@ def draw_frames(scene: Scene, *, size: int, fps: int) -> UInt8[np.ndarray, "fram
 
 
 def draw_mover(frames: UInt8[np.ndarray, "N size size 3"], scene: Scene, times: Float64[np.ndarray, "N"]) -> None:
-    """Draw the mover of a scene into frames, in place, as it is at `times` in seconds."""
+    """Draw the mover of a scene into frames, in place, as it is at `times` in seconds.
+
+    Args:
+        frames: RGB, with what stands still; written to.
+        scene: whose mover it is.
+        times: of each frame, in seconds from the start of the scene.
+    """
     where, colours = positions(scene, times), mover_colours(scene, times)
     _draw_shape(frames, scene.shape, scene.radius, scene.tilt, where, colours)
 

@@ -136,12 +136,24 @@ def prepare(
 
 
 def split_seed(seed: int, split: str, index: int) -> tuple[int, int, int]:
-    """The seed of scene number `index` of a split: different for any two splits."""
+    """The seed of scene number `index` of a split: different for any two splits.
+
+    Args:
+      seed: of the data set.
+      split: one of `SPLITS`.
+      index: of the scene in its split, from 0.
+    """
     return seed, SPLITS.index(split), index
 
 
 def check_arguments(counts: Mapping[str, int], seed: int, workers: int | None, size: int) -> None:
     """Refuse numbers that cannot be.
+
+    Args:
+      counts: name of a split -> how many videos it has.
+      seed: of the data set.
+      workers: processes that render; None for one a core.
+      size: height and width of the videos in pixels.
 
     Raises:
       PrepareError: names the number.

@@ -23,7 +23,13 @@ _ENCODER = {"preset": "ultrafast", "tune": "fastdecode", "crf": "20", "g": str(F
 
 
 def render(scene: Scene, path: AnyPath, *, size: int = SIZE) -> None:
-    """Write the video of a scene. The file appears under its name only when it is whole."""
+    """Write the video of a scene. The file appears under its name only when it is whole.
+
+    Args:
+        scene: what is drawn, at `FPS` frames a second.
+        path: of the MP4 file, on disk or in a bucket.
+        size: height and width in pixels, even.
+    """
     write_video(draw_frames(scene, size=size, fps=FPS), path)
 
 
@@ -34,7 +40,13 @@ def write_video(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: AnyPath) -> 
 
 
 def encode(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: Path, *, fps: int) -> None:
-    """Write RGB frames, at least one, as H.264 (yuv420p) in MP4. Height and width must be even."""
+    """Write RGB frames, at least one, as H.264 (yuv420p) in MP4. Height and width must be even.
+
+    Args:
+        frames: of one size.
+        path: of the file, on disk; written over.
+        fps: frames a second.
+    """
     pictures = iter(frames)
     first = next(pictures)
     with av.open(str(path), mode="w", format="mp4") as container:

@@ -52,7 +52,12 @@ class Anchored(NamedTuple):
     words: Ids
 
     def turns(self, sinks: tuple[int, int], sources: int, words: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each source, and of each word: int32[3, sources] and int32[3, words]."""
+        """Of each source, and of each word: int32[3, sources] and int32[3, words].
+
+        Args:
+            sinks: how many of the sources, and of the words, are sinks; they stand first.
+            sources, words: how many there are in all, the sinks included.
+        """
         ways = (self.source_sinks, self.sources, sinks[0], sources), (self.word_sinks, self.words, sinks[1], words)
         turned = [np.where(np.arange(count) < first, one[:, None], other[:, None]) for one, other, first, count in ways]
         return turned[0], turned[1]

@@ -268,6 +268,10 @@ class Book:
     def check(self, kept: Kept, *, layers: int, heads: int) -> None:
         """Refuse what cannot be kept.
 
+        Args:
+            kept: what a policy gave; what it has fetched is not checked.
+            layers, heads: of the model's cache; `heads` are key heads.
+
         Raises:
             ValueError: if indices do not ascend, are not those of stored tokens, or have other axes than those of
                 layers and key heads.
@@ -288,6 +292,12 @@ class Book:
 
     def keep(self, kept: Kept, source_slots: Int32[np.ndarray, "n"], word_slots: Int32[np.ndarray, "m"]) -> "Moves":
         """Drop all else; what stays, and what has been fetched, gets new slots.
+
+        Args:
+            kept: what stays, which `check` has not refused.
+            source_slots: new slots of the sources, in order, those that have been fetched among them; counted, like
+                all slots of a book, from the stream's origin.
+            word_slots: new slots of the words that stay, in order.
 
         Returns:
             Which slot goes where.

@@ -30,7 +30,13 @@ class InfiniPotV(Scored):
         whole("infinipot_v's alpha", self.alpha, most=100)
 
     def scores(self, book: Book, stored: StoredKeys, stays: Bool[Array, "#L #K P"]) -> Float[Array, "L K P"]:
-        """Norms of values, and above all of them the keys that are chosen for being unlike."""
+        """Norms of values, and above all of them the keys that are chosen for being unlike.
+
+        Args:
+            book: gives the place of each source in its frame.
+            stored: keys and values of the sources.
+            stays: which sources stay in any case: keys are compared with these.
+        """
         places = padded(book.places, stored, fill=TEXT)
         return _scores(
             stored.padded_keys, stored.padded_values, places, stays, stored.count, self.low, self.alpha / 100

@@ -19,7 +19,13 @@ class KeyDiff(Scored):
     """The newest frames, and sources whose keys have the smallest cosine with the mean of all sources' keys."""
 
     def scores(self, book: Book, stored: StoredKeys, stays: Bool[Array, "#L #K P"]) -> Float[Array, "L K P"]:
-        """Cosines with their sign changed."""
+        """Cosines with their sign changed.
+
+        Args:
+            book: gives the ids by which keys were rotated.
+            stored: keys of the sources; values are not looked at.
+            stays: not looked at: the mean is of all sources.
+        """
         ids = jnp.stack([padded(one, stored, fill=0) for one in book.ids])
         keys = turned(stored.padded_keys.astype(jnp.float32), -ids, stored.rotary)
         return -_likeness_to_mean(keys, stored.count)

@@ -24,7 +24,13 @@ class MALMM(Scored):
     """The newest frames, and sources whose keys are least like the next ones at their places."""
 
     def scores(self, book: Book, stored: StoredKeys, stays: Bool[Array, "#L #K P"]) -> Float[Array, "L K P"]:
-        """Cosines with their sign changed; of what has no next one, more than all others."""
+        """Cosines with their sign changed; of what has no next one, more than all others.
+
+        Args:
+            book: gives the ids by which keys were rotated, and the place of each source in its frame.
+            stored: keys of the sources; values are not looked at.
+            stays: not looked at: the next one at a place may be one that stays.
+        """
         ids = jnp.stack([padded(one, stored, fill=0) for one in book.ids])
         keys = turned(stored.padded_keys.astype(jnp.float32), -ids, stored.rotary)
         return -likeness_to_next(keys, padded(next_at_place(book.places), stored, fill=NONE))

@@ -91,7 +91,13 @@ def inserted(
 def stored(
     cache: KeyValueCache, row: Array, slots: Int32[Array, "P"]
 ) -> tuple[Float[Array, "layers K P H"], Float[Array, "layers K P H"]]:
-    """A copy of the keys and values of some slots of a row, counted from the cache's first."""
+    """A copy of the keys and values of some slots of a row, counted from the cache's first.
+
+    Args:
+        cache: keys and values of all rows.
+        row: int32[], the row.
+        slots: which, in any order; one may come several times.
+    """
     keys, values = (x[:, row][:, :, slots] for x in cache)
     return keys, values
 

@@ -30,7 +30,17 @@ class Scored(Budget):
 
     @abc.abstractmethod
     def scores(self, book: Book, stored: StoredKeys, stays: Bool[Array, "#L #K P"]) -> Float[Array, "L #K P"]:
-        """Of all sources, and of what pads them; what `stays` has no need of a score."""
+        """Of all sources, and of what pads them; what `stays` has no need of a score.
+
+        Args:
+            book: what is stored, S sources; its arrays are not padded.
+            stored: keys and values of the sources. Padded ones are P = `stored.length` long.
+            stays: which sources stay whatever their score; false for what pads them.
+
+        Returns:
+            Scores: sources with the highest stay. Where its axis of key heads is 1, all heads of a layer keep the same
+            sources.
+        """
 
     def keep(self, book: Book, read: Callable[[], StoredKeys]) -> Kept:
         """Down to the low mark; in layers and heads unlike sources, in all as many."""

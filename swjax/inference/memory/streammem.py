@@ -31,12 +31,27 @@ class StreamMem(Scored):
         whole("a memory's proxy", self.proxy, least=1)
 
     def scores(self, book: Book, stored: StoredKeys, stays: Bool[Array, "#L #K P"]) -> Float[Array, "L 1 P"]:
-        """Attention mass, the mean of a layer's key heads."""
+        """Attention mass, the mean of a layer's key heads.
+
+        Args:
+            book: gives the newest words.
+            stored: runs them again.
+            stays: not looked at.
+        """
         return attention_mass(book, stored, self.proxy)
 
 
 def attention_mass(book: Book, stored: StoredKeys, proxy: int) -> Float[Array, "L 1 P"]:
-    """How much the newest words attend to each source; nothing where none has been stored."""
+    """How much the newest words attend to each source; nothing where none has been stored.
+
+    Args:
+        book: gives the words: their ids, position ids and slots.
+        stored: runs them again over the sources that are stored.
+        proxy: how many words are run again; while there are fewer, the first is repeated.
+
+    Returns:
+        Attention mass, the mean over words and over a layer's heads; zeros where no word has been stored.
+    """
     count = len(book.words)
     if not count:
         return jnp.zeros((*stored.padded_keys.shape[:1], 1, stored.padded_keys.shape[2]))

@@ -45,8 +45,18 @@ class Predictor(Protocol):
         slots: Int32[Array, "B L"] | None = None,
         kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """What the head is applied to; `slots` is the slot of each token, where rows are not in slot order, and `kept`
-        says of which patches the tokens are left, where some are dropped."""
+        """What the head is applied to: hidden states after the last norm.
+
+        Args:
+            token_ids: in slot order, unless `slots` says otherwise.
+            position_ids: temporal, height and width ids of each token.
+            spans: int32[B, L] each, the slots that each token sees.
+            pixel_values: patches of each row's images and videos, as decoded; what is behind them pads the row.
+            video_grid_thw: temporal steps, patch rows and patch columns of each row's images and videos, in slot order;
+                (0, 0, 0) is none.
+            slots: slot of each token, where rows are not in slot order; None where they are.
+            kept: of which patches the tokens are left, where some are dropped; None where none are.
+        """
 
     def head(self) -> Float[Array, "V D"]:
         """A vector for each token of the vocabulary."""
