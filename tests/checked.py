@@ -4,6 +4,7 @@ import typing
 from fnmatch import fnmatch
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 
@@ -12,16 +13,31 @@ ROOMS = Path(__file__).parents[1] / "swjax"
 UNCHECKED = {
     "streaming/spec",  # `StreamSpec` says itself what is wrong with what JSON has given
     "streaming/tokens",  # a tokenizer is whatever has its methods
+    "inference/settings",  # takes names as well, and says itself what is wrong
+    "inference/lane",  # indices of numpy are int64, which the device then narrows
+    "inference/memory/*",  # likewise
     *(f"attention/{kernel}" for kernel in ("gpu*", "mosaic*", "tpu*")),  # references of Pallas are of many types
-    *(f"attention/{front}" for front in ("span", "cached")),  # take arrays of numpy as well
 }
 
-MODULES = [
-    f"swjax.{room}.{file.stem}"
-    for room in ("streaming", "attention")
-    for file in sorted((ROOMS / room).glob("[a-z]*"))
-    if not any(fnmatch(f"{room}/{file.stem}", pattern) for pattern in UNCHECKED)
+FILES = [
+    file.relative_to(ROOMS).with_suffix("")
+    for room in ("streaming", "attention", "models", "inference")
+    for file in sorted((ROOMS / room).rglob("[a-z]*.py"))
 ]
+MODULES = [
+    f"swjax.{str(file).replace('/', '.')}"
+    for file in FILES
+    if not any(fnmatch(str(file), pattern) for pattern in UNCHECKED)
+]
+
+
+def install() -> None:
+    """Has these modules checked whenever they are imported from now on."""
+    import jax  # here, as it reads the variables that conftest.py sets once
+
+    jaxtyping.Array = jax.Array | np.ndarray | np.generic  # what takes the first takes the others
+    jaxtyping.install_import_hook(MODULES, "checked.check")
+
 
 check = beartype(
     conf=BeartypeConf(

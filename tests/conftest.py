@@ -12,7 +12,6 @@ import time
 import types
 
 import checked
-import jaxtyping
 import pytest
 import stores
 
@@ -27,7 +26,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for one another longer than tiny models take
 
-jaxtyping.install_import_hook(checked.MODULES, "checked.check")
+checked.install()
 
 
 @pytest.fixture(scope="session")

@@ -90,8 +90,8 @@ def pack(
     *,
     rows: int,
     slots: int,
-) -> Int32[np.ndarray, "B L+1 C"]:
-    """Pack what a pass is told.
+) -> Int32[np.ndarray, "B lines C"]:
+    """Pack what a pass is told: for each row its L tokens, a line each, and one line for the row.
 
     Args:
         tokens: what to write, by row.
@@ -134,8 +134,8 @@ class Batch(NamedTuple):
     choices: SamplingRows
 
     @classmethod
-    def unpack(cls, packed: Int32[Array, "B L+1 C"]) -> "Batch":
-        """The arrays of a packed batch."""
+    def unpack(cls, packed: Int32[Array, "B lines C"]) -> "Batch":
+        """The arrays of a packed batch; its lines are those of L tokens, and one for the row."""
         columns = jnp.moveaxis(packed[:, :-1], -1, 0)
         numbers = packed[:, -1].T
 

@@ -158,7 +158,7 @@ def _advance(
     cache: KeyValueCache,
     said: Bool[Array, "B V"],
     inbox: Float[Array, "B R U D"],
-    packed: Int32[Array, "B L+1 C"],
+    packed: Int32[Array, "B lines C"],
 ) -> tuple[Int32[Array, "B"], KeyValueCache, Bool[Array, "B V"]]:
     decoder, batch = assembled(structure, parameters), Batch.unpack(packed)
     x = decoder.embed(batch.token_ids)

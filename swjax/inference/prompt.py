@@ -18,7 +18,7 @@ from swjax.inference.settings import StreamSettings
 from swjax.streaming import DEFAULT_CHAT, ChatRule, SpecialTokens
 from swjax.streaming.tokens import Tokenizer
 
-Piece = Int32[np.ndarray, "S"] | Frame
+Piece = Int32[np.ndarray, "_"] | Frame
 """Tokens of text, or an image."""
 
 Question = str | Sequence[str | Frame]

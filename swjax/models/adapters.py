@@ -24,7 +24,7 @@ from types import EllipsisType
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Key, PRNGKeyArray
 
 from swjax.models.parameters import Leaves, Parameters, match_paths
 from swjax.models.stored import Block, StoredArray
@@ -194,7 +194,7 @@ class AdaptedWeight:
     up: Array
     scale: Array | None
     magnitude: Array | None
-    key: PRNGKeyArray | None
+    key: Key[Array, "*layers"] | None
     path: str = field(metadata={"static": True})
     alpha: float = field(metadata={"static": True})
     dtype: DTypeLike = field(metadata={"static": True})

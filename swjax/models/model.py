@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig
@@ -40,7 +40,7 @@ class VideoLanguageModel(nnx.Module):
         spans: KeySpans,
         *,
         pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
-        video_grid_thw: Int32[Array, "B videos 3"] | None = None,
+        video_grid_thw: Int[Array, "B videos 3"] | None = None,
         slots: Int32[Array, "B L"] | None = None,
         kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L V"]:
@@ -67,7 +67,7 @@ class VideoLanguageModel(nnx.Module):
         spans: KeySpans,
         *,
         pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"] | None = None,
-        video_grid_thw: Int32[Array, "B videos 3"] | None = None,
+        video_grid_thw: Int[Array, "B videos 3"] | None = None,
         slots: Int32[Array, "B L"] | None = None,
         kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L D"]:
@@ -105,7 +105,7 @@ class VideoLanguageModel(nnx.Module):
         return self.decoder.head()
 
     def encode_video(
-        self, pixel_values: Float[Array, "P C"] | UInt8[Array, "P C"], grid_thw: Int32[Array, "videos 3"]
+        self, pixel_values: Float[Array, "P C"] | UInt8[Array, "P C"], grid_thw: Int[Array, "videos 3"]
     ) -> Float[Array, "U D"]:
         """Features of the merged patches of some videos, in the processor's order."""
         return self.visual(pixel_values[None], jnp.asarray(grid_thw)[None])[0]

@@ -8,6 +8,8 @@ LARGEST_COUNT = 2**30
 LARGEST_REAL = 1e30
 """The largest number that is not whole; its reciprocal is the smallest above zero. Both are normal in float32."""
 
+_REAL = (int, float, np.integer, np.floating)
+
 
 def whole(name: str, value: object, *, least: int = 0, most: int = LARGEST_COUNT) -> int:
     """An integer within bounds.
@@ -36,8 +38,8 @@ def real(name: str, value: object, *, least: float = -LARGEST_REAL, most: float 
     Raises:
         ValueError: if it is none.
     """
-    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not (is_real and least <= value <= most):  # a NaN is within no bounds
+    # A NaN is within no bounds.
+    if isinstance(value, bool) or not isinstance(value, _REAL) or not least <= value <= most:
         raise ValueError(f"{name} must be a finite number from {least:g} to {most:g}, got {shown(value)}")
     return float(value)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ DEFAULT_CHAT = ChatRule()
 """What is taken where there is no model to ask."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is asked of a tokenizer of transformers."""
 

@@ -161,16 +161,16 @@ class ReKV(Budget):
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _blocks(
-    keys: Float[Array, "L K b*n H"],
-    values: Float[Array, "L K b*n H"],
-    ids: Int32[Array, "3 b*n"],
+    keys: Float[Array, "L K S H"],
+    values: Float[Array, "L K S H"],
+    ids: Int32[Array, "3 S"],
     count: int,
     rotary: Rotary,
 ) -> tuple[Float[Array, "b L K n H"], Float[Array, "b L K n H"], Float[Array, "b L K H"]]:
     """Keys and values by blocks, and the mean of each block's keys without rotation."""
     plain = turned(keys.astype(jnp.float32), -ids, rotary)
 
-    def blocks(x: Float[Array, "L K b*n H"]) -> Float[Array, "b L K n H"]:
+    def blocks(x: Float[Array, "L K S H"]) -> Float[Array, "b L K n H"]:
         return jnp.moveaxis(x.reshape(*x.shape[:2], count, -1, x.shape[-1]), 2, 0)
 
     return blocks(keys), blocks(values), blocks(plain).mean(axis=3)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, DTypeLike, Float, Int32, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Int32, UInt8
 
 from swjax.attention import span_attention
 from swjax.models.layers import (
@@ -47,7 +47,7 @@ class VisionLayout(NamedTuple):
     frame_spans: KeySpans
 
 
-def vision_layout(grid_thw: Int32[Array, "videos 3"], num_patches: int, config: VisionConfig) -> VisionLayout:
+def vision_layout(grid_thw: Int[Array, "videos 3"], num_patches: int, config: VisionConfig) -> VisionLayout:
     """Sort patches by window and find their spans; works on traced grids, so a batch of any videos compiles once.
 
     Args:
@@ -195,7 +195,7 @@ class VisionTower(nnx.Module):
     def __call__(
         self,
         pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"],
-        grid_thw: Int32[Array, "B videos 3"],
+        grid_thw: Int[Array, "B videos 3"],
     ) -> Float[Array, "B U D"]:
         """Encode rows of patches.
 
@@ -215,7 +215,7 @@ class VisionTower(nnx.Module):
             return self._reordered(self.merger(x), jnp.argsort(order, axis=1))
 
     def patch_features(
-        self, pixel_values: UInt8[Array, "B P C"], grid_thw: Int32[Array, "B videos 3"]
+        self, pixel_values: UInt8[Array, "B P C"], grid_thw: Int[Array, "B videos 3"]
     ) -> Float[Array, "B P D"]:
         """What the merger is given of each patch, in the processor's order; arguments as for encoding."""
         x, order = self._encode(pixel_values, grid_thw)
@@ -223,7 +223,7 @@ class VisionTower(nnx.Module):
         return self._reordered(units, jnp.argsort(order, axis=1)).reshape(x.shape)
 
     def _encode(
-        self, pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], grid_thw: Int32[Array, "B videos 3"]
+        self, pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], grid_thw: Int[Array, "B videos 3"]
     ) -> tuple[Float[Array, "B P D"], Int32[Array, "B U"]]:
         """Patches after the blocks, in window order, and that order."""
         config = self.config

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt8
 
 from swjax.models.layers import Constrain
 from swjax.streaming import KeySpans
@@ -41,7 +41,7 @@ class Predictor(Protocol):
         spans: KeySpans,
         *,
         pixel_values: UInt8[Array, "B P patch_dim"],
-        video_grid_thw: Int32[Array, "B videos 3"],
+        video_grid_thw: Int[Array, "B videos 3"],
         slots: Int32[Array, "B L"] | None = None,
         kept: Bool[Array, "B P"] | None = None,
     ) -> Float[Array, "B L D"]:
