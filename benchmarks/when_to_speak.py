@@ -132,7 +132,8 @@ def _decide(
 def _decision_slots(row: Row, decisions: DecisionTokens) -> np.ndarray:
     """Slots that predict the first token after each frame, in order."""
     slots = np.flatnonzero(row["labels"] >= 0)
-    slots = slots[np.argsort(row["chat_index"][slots])]
+    # By the chat alone, queries of video would come first, and where nothing is grouped they speak, too.
+    slots = slots[np.lexsort((row["chat_index"][slots], row["step"][slots]))]
     labels = row["labels"][slots]
     pauses = np.isin(labels, (decisions.skip, decisions.end))
     first = np.concatenate([[True], pauses[:-1]])

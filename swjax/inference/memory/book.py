@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
@@ -140,6 +140,7 @@ class Bounds(NamedTuple):
     kept: int
 
 
+@runtime_checkable
 class Memory(Protocol):
     """A policy: which slots of a stream stay. Frozen and hashable; it keeps no state of a stream.
 
