@@ -13,16 +13,13 @@ ROOMS = Path(__file__).parents[1] / "swjax"
 UNCHECKED = {
     "streaming/spec",  # `StreamSpec` says itself what is wrong with what JSON has given
     "streaming/tokens",  # a tokenizer is whatever has its methods
-    "inference/settings",  # takes names as well, and says itself what is wrong
-    "inference/lane",  # indices of numpy are int64, which the device then narrows
-    "inference/memory/*",  # likewise
     *(f"attention/{kernel}" for kernel in ("gpu*", "mosaic*", "tpu*")),  # references of Pallas are of many types
     *(f"attention/{front}" for front in ("span", "cached")),  # say themselves what is wrong
 }
 
 FILES = [
     file.relative_to(ROOMS).with_suffix("")
-    for room in ("streaming", "attention", "models", "inference")
+    for room in ("streaming", "attention", "models")
     for file in sorted((ROOMS / room).rglob("[a-z]*.py"))
 ]
 MODULES = [
