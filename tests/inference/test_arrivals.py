@@ -22,7 +22,7 @@ def test_a_frame_that_is_looked_at_waits_until_it_is_taken(mode: Mode) -> None:
         arrivals.arrive(frame, now=float(number), last=bool(number))
     assert not arrivals.is_looked_at()
     assert (arrivals.waits, arrivals.backlog) == (True, 2)
-    assert [arrival.number for arrival in arrivals.to_encode()][0] == 0
+    assert next(arrivals.to_encode()).number == 0
     first = arrivals.coming
     assert arrivals.take() is first
     assert (arrivals.waits, arrivals.backlog) == (True, 1)
