@@ -11,7 +11,7 @@ from full_passes import QUESTION
 
 from swjax.data.chat import encode_chat
 from swjax.inference.memory import TEXT, Book
-from swjax.streaming import SpecialTokens, build_layout, pad_layout
+from swjax.streaming import KeySpans, SpecialTokens, build_layout, pad_layout
 
 BEFORE = -1
 ROW = 256
@@ -146,7 +146,8 @@ def forward(model):
 
         def run(token_ids, position_ids, mask, patches, grids):
             masks.append(mask)
-            return held(token_ids, position_ids, None, pixel_values=patches, video_grid_thw=grids)
+            unread = KeySpans(jnp.zeros_like(token_ids), jnp.zeros_like(token_ids))
+            return held(token_ids, position_ids, unread, pixel_values=patches, video_grid_thw=grids)
 
         _FORWARDS[id(model)] = jax.jit(run)
     return _FORWARDS[id(model)]
