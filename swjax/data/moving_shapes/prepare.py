@@ -107,12 +107,12 @@ def prepare(
     """Make the data set under `root`, or what is missing of it.
 
     Args:
-      root: the folder, on disk or in a bucket; made if it is not there.
-      train, validation, test: how many videos each split has. Splits with none are left out.
-      seed: other seeds give other scenes.
-      workers: processes that render; None for one a core that this process may use. The result is the same.
-      size: height and width of the videos in pixels, even.
-      console: where the progress bar goes; None for a new one on the standard output.
+        root: the folder, on disk or in a bucket; made if it is not there.
+        train, validation, test: how many videos each split has. Splits with none are left out.
+        seed: other seeds give other scenes.
+        workers: processes that render; None for one a core that this process may use. The result is the same.
+        size: height and width of the videos in pixels, even.
+        console: where the progress bar goes; None for a new one on the standard output.
 
     Raises:
       PrepareError: for a negative number, for nothing to make, for an odd size, or if the folder holds a data set that
@@ -139,9 +139,9 @@ def split_seed(seed: int, split: str, index: int) -> tuple[int, int, int]:
     """The seed of scene number `index` of a split: different for any two splits.
 
     Args:
-      seed: of the data set.
-      split: one of `SPLITS`.
-      index: of the scene in its split, from 0.
+        seed: of the data set.
+        split: one of `SPLITS`.
+        index: of the scene in its split, from 0.
     """
     return seed, SPLITS.index(split), index
 
@@ -150,10 +150,10 @@ def check_arguments(counts: Mapping[str, int], seed: int, workers: int | None, s
     """Refuse numbers that cannot be.
 
     Args:
-      counts: name of a split -> how many videos it has.
-      seed: of the data set.
-      workers: processes that render; None for one a core.
-      size: height and width of the videos in pixels.
+        counts: name of a split -> how many videos it has.
+        seed: of the data set.
+        workers: processes that render; None for one a core.
+        size: height and width of the videos in pixels.
 
     Raises:
       PrepareError: names the number.
