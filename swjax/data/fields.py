@@ -15,19 +15,19 @@ class FieldError(ValueError):
 
 
 def objects(record: Json, name: str, *, least: int = 1) -> list[Json]:
-    """A list of objects, with one at least, or as many as `least` says.
+    """A list of objects, as many as `least` says or more.
 
     Args:
-        record: a JSON object that has the field.
+        record: a JSON object.
         name: of the field.
         least: the fewest objects; 0 allows an empty list.
 
     Raises:
-        FieldError: if the field is no such list.
+        FieldError: if the field is missing, or no such list.
     """
-    value = record[name]
+    value = field(record, name)
     if not (isinstance(value, list) and len(value) >= least and all(isinstance(entry, dict) for entry in value)):
-        at_least = ", with one at least" if least else ""
+        at_least = f", at least {least}" if least else ""
         raise FieldError(f"the field {name!r} must be a list of objects{at_least}, found {json_type(value)}")
     return value
 

@@ -112,7 +112,7 @@ def differences(rows: Sequence[Row], metric: str, column: str, against: object) 
         rows: of the table.
         metric: which.
         column: such as `variant`.
-        against: the value that the others are compared with.
+        against: the value that the others are compared with, of the type that the rows have.
 
     Returns:
         By value of the column and schedule; only what at least one seed has at both values.
@@ -141,7 +141,7 @@ def markdown_differences(
     Raises:
         EvaluationError: if nothing in the table has that value.
     """
-    if all(str(row.get(column)) != str(against) for row in rows):
+    if all(row.get(column) != against for row in rows):
         raise EvaluationError(f"no row of the table has {column} {against!r}")
     chosen = metrics_of(rows) if metrics is None else metrics
     by_metric = {name: differences(rows, name, column, against) for name in chosen}

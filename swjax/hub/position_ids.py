@@ -23,6 +23,9 @@ def chat_position_ids(
         seconds: from one frame of a grid to the next.
         tokens_per_second: temporal ids to a second, of config.json.
         merge: patches on a side of a token, `spatial_merge_size` of config.json.
+
+    Raises:
+        ValueError: the chat has tokens of more images and videos than there are grids.
     """
     ids = np.asarray(token_ids)
     positions = np.empty((3, len(ids)), np.int64)
@@ -30,7 +33,10 @@ def chat_position_ids(
     left = iter(grids)
     while slot < len(ids):
         if ids[slot] in pads:
-            frames, rows, columns = (int(size) for size in next(left))
+            grid = next(left, None)
+            if grid is None:
+                raise ValueError(f"token {slot} is of an image or video, and no grid is left for it")
+            frames, rows, columns = (int(size) for size in grid)
             cells = np.indices((frames, rows // merge, columns // merge)).reshape(3, -1)
             cells[0] = cells[0].astype(np.float32) * np.float32(seconds * tokens_per_second)  # rounded down
         else:

@@ -75,17 +75,17 @@ def read_range(path: AnyPath, start: int, stop: int) -> bytes:
         path: of the file, on disk or in a bucket.
         start, stop: the first byte, and the one behind the last.
 
-    Returns:
-        All of them; fewer where a file on disk ends before `stop`.
-
     Raises:
-        OSError: a file on disk cannot be read, or one in a bucket is not there.
+        OSError: a file on disk cannot be read or ends before `stop`, or one in a bucket is not there.
         StorageError: the store does not give them, or not all.
     """
     if isinstance(path, Path):
         with path.open("rb") as file:
             file.seek(start)
-            return file.read(stop - start)
+            found = file.read(stop - start)
+        if len(found) != stop - start:
+            raise OSError(f"{path} ends {stop - start - len(found)} bytes before byte {stop}; copy it again")
+        return found
 
     def read() -> bytes:
         found = file_system(path).cat_file(os.fspath(path), start=start, end=stop)

@@ -64,14 +64,14 @@ def test_good_lines(manifest_file, tmp_path):
             GOOD | {"turns": [{"question": "?", "answer": "!"}]},
             "the fields 'turns' and 'human_caption' exclude each other",
         ),
-        (without("human_caption") | {"turns": []}, "the field 'turns' must be a list of objects, with one at least"),
+        (without("human_caption") | {"turns": []}, "the field 'turns' must be a list of objects, at least 1, found"),
         (without("human_caption") | {"turns": [{"question": "?"}]}, "the field 'answer' is missing"),
         (GOOD | {"sentences": [{"text": "a", "start_s": 0}]}, "'sentences' and 'human_caption' exclude each other"),
         (
             without("human_caption") | {"sentences": [{"text": "a", "start_s": 2}, {"text": "b", "start_s": 1}]},
             "start_s run backwards: [2.0, 1.0]",
         ),
-        (without("human_caption") | {"questions": []}, "the field 'questions' must be a list of objects, with one"),
+        (without("human_caption") | {"questions": []}, "the field 'questions' must be a list of objects, at least 1"),
         (GOOD | {"questions": [{"text": "?", "video_s": 1}]}, "a question needs either an 'answer' or 'sentences'"),
         (GOOD | {"questions": [{"video_s": 1, "answer": "!"}]}, "the field 'text' is missing"),
         (

@@ -104,6 +104,8 @@ def test_differences_are_taken_seed_by_seed():
     assert lines[2:] == [f"| gdpe | fixed | 2 | -25.00 ± {100 * half:.2f} |", "| gdpe | random | 1 | -50.00 |"]
     with pytest.raises(EvaluationError, match="no row of the table has variant 'ospe'"):
         markdown_differences(ROWS, "variant", "ospe")
+    with pytest.raises(EvaluationError, match="no row of the table has seed '0'"):
+        markdown_differences(ROWS, "seed", "0")  # the rows have numbers
 
 
 def test_figures_are_drawn_of_what_varies(tmp_path):

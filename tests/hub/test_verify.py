@@ -8,6 +8,7 @@ import pytest
 
 from swjax.commands.main import main
 from swjax.hub import CheckpointError, load_hf, save_hf, verify
+from swjax.hub.position_ids import chat_position_ids
 from swjax.hub.reader import read_config
 from swjax.hub.verify import compare_logits, make_probes
 from swjax.models.parameters import merge_parameters, split_parameters
@@ -66,3 +67,8 @@ def test_sizes_that_are_none_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["export", "--checkpoint", str(GOLDEN), "--output", str(tmp_path), "--max-shard-size", "5 gigs"])
     assert "'5 gigs' is no size; give a number and KB, MB, GB or TB" in capsys.readouterr().err
+
+
+def test_a_chat_with_more_images_than_grids_is_named():
+    with pytest.raises(ValueError, match="token 2 is of an image or video, and no grid is left"):
+        chat_position_ids([1, 9, 9], [(1, 2, 2)], pads=[9])

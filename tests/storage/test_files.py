@@ -123,3 +123,10 @@ def test_a_bucket_that_is_not_there_is_named(store):
     check_access(as_path(store[0]) / "any")
     with pytest.raises(StorageError, match="://nobody-has-this is not there"):
         check_access(as_path(store[0].partition("bucket")[0] + "nobody-has-this/run"))
+
+
+def test_a_file_that_ends_early_is_named(tmp_path):
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    assert read_range(tmp_path / "a.bin", 3, 9) == CONTENT[3:9]
+    with pytest.raises(OSError, match=rf"a.bin ends 2 bytes before byte {len(CONTENT) + 2}; copy it again"):
+        read_range(tmp_path / "a.bin", 0, len(CONTENT) + 2)
