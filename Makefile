@@ -10,7 +10,7 @@ help: ## show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 # A training step takes some hundred megabytes and gives them back; huge pages, where glibc has them, make that cheaper.
-quickstart: install ## make a data set, train, evaluate, stream and export, in ten minutes on two cores
+quickstart: install ## make a data set, train, evaluate, stream and export, in five minutes on two cores
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/swjax quickstart
 
 # A worker keeps what it has compiled, and beside a gigabyte or more of that each test of large weights needs twelve. So

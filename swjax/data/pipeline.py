@@ -114,7 +114,7 @@ def build_pipeline(
 def _read_ahead(encoded: grain.MapDataset[Row], config: PipelineConfig, first: int) -> grain.IterDataset[Row]:
     """The rows from number `first` on, encoded ahead of time by threads or worker processes."""
     rows = encoded[first:].to_iter_dataset(
-        grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch if config.threads else 0)
+        grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.ahead if config.threads else 0)
     )
     rows = grain.experimental.WithOptionsIterDataset(
         rows,
@@ -126,7 +126,7 @@ def _read_ahead(encoded: grain.MapDataset[Row], config: PipelineConfig, first: i
         # Grain reads a flag when it starts workers, and absl refuses unless a program has parsed its command line.
         flags.FLAGS.mark_as_parsed()
     return rows.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=config.prefetch)
+        grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=config.ahead)
     )
 
 

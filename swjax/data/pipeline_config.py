@@ -32,13 +32,13 @@ class PipelineConfig(StreamSpec):
         max_labels: labelled tokens of a row; an example with a longer answer is skipped. None: as many as tokens.
         batching: how training fills its rows; evaluation pads.
         max_videos: images and videos of a row (V); more than one by packing, or in a mixed chat.
-        window: examples that packing and bucketing choose from at a time. More fill rows better, and take their
-            patches' memory.
+        window: examples that packing and bucketing choose from at a time. More fill rows better, and take the memory
+            of twice their patches, as the next are read meanwhile.
         buckets: (tokens, patches) of rows for bucketing, the smallest first; max_tokens and max_patches are the last.
         seed: of the order of the examples and of their questions.
         workers: processes that encode examples; 0 encodes in threads of this process.
         threads: threads that encode examples, in this process or in each worker; 0 encodes when a batch is asked for.
-        prefetch: examples that are kept ready, in this process or in each worker.
+        prefetch: examples that are kept ready, in this process or in each worker; of a window at least all.
         cache_mb: megabytes of patches that this process, or each worker, keeps from epoch to epoch instead of decoding
             their videos again.
         geometry: the model's sizes of patches and tokens.
@@ -60,6 +60,15 @@ class PipelineConfig(StreamSpec):
     cache_mb: int = 0
     geometry: Geometry = DEFAULT_GEOMETRY
     chat: ChatRule = DEFAULT_CHAT
+
+    @property
+    def ahead(self) -> int:
+        """Examples that this process, or each worker, reads ahead.
+
+        A window is asked for at once, and then none for many steps, in which the next one is read.
+        """
+        window = 0 if self.batching == Batching.PAD else self.window
+        return max(self.prefetch, -(-window // max(1, self.workers)))
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
