@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.data.max_labels = 96
     config.batch_size = 8
 
-    config.steps = 1300
-    config.checkpoint_every = 650
-    config.eval_every = 650
+    config.steps = 1100
+    config.checkpoint_every = 550
+    config.eval_every = 550
     return config
