@@ -5,6 +5,8 @@ import json
 import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -353,6 +355,33 @@ def test_packing_fills_rows_with_whole_examples(examples, tokenizer):
         patches = batch["video_grid_thw"][0].prod(axis=1).sum()
         assert batch["pixel_values"][0, :patches].any(axis=1).all()
         assert not batch["pixel_values"][0, patches:].any()
+
+
+def test_the_next_window_is_read_while_this_one_lasts(examples, tokenizer):
+    """A window is asked for at once: what is read only then keeps the devices waiting."""
+    config = with_config(**PACKED | {"window": 24}, threads=2, prefetch=2)
+    read = CountedReads(examples)
+    iterator = iter(build_pipeline(read, config, tokenizer, train=True))
+    next(iterator)
+    deadline = time.monotonic() + 60
+    while read.count < 2 * 24 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    iterator.close()
+    assert 2 * 24 <= read.count <= 2 * 24 + config.threads
+
+
+class CountedReads(Sequence):
+    """Examples, and how many were asked for."""
+
+    def __init__(self, examples):
+        self._examples, self.count = examples, 0
+
+    def __len__(self):
+        return len(self._examples)
+
+    def __getitem__(self, index):
+        self.count += 1
+        return self._examples[index]
 
 
 def test_a_row_holds_no_more_labels_than_it_may(examples, tokenizer):
