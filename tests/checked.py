@@ -19,7 +19,7 @@ UNCHECKED = {
 
 FILES = [
     file.relative_to(ROOMS).with_suffix("")
-    for room in ("streaming", "attention", "models")
+    for room in ("streaming", "attention", "models", "inference")
     for file in sorted((ROOMS / room).rglob("[a-z]*.py"))
 ]
 MODULES = [
