@@ -15,6 +15,9 @@ UNCHECKED = {
     "streaming/tokens",  # a tokenizer is whatever has its methods
     *(f"attention/{kernel}" for kernel in ("gpu*", "mosaic*", "tpu*")),  # references of Pallas are of many types
     *(f"attention/{front}" for front in ("span", "cached")),  # say themselves what is wrong
+    # so do those who are given what a user has
+    *(f"inference/{front}" for front in ("batch_engine", "feed", "frames", "prompt", "sampler", "session", "settings")),
+    *(f"inference/{front}" for front in ("stream", "voice")),
 }
 
 FILES = [

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from swjax.inference import rows
 from swjax.inference.memory import Moves, StoredKeys
@@ -318,7 +318,7 @@ class Lane:
             ids[: len(token_ids)] = token_ids
             return self._compiled.ask(self._decoder, ids, np.int32(len(token_ids)))
 
-        def take(indices: Int32[np.ndarray, "n"]) -> tuple[Array, Array]:
+        def take(indices: Int[np.ndarray, "n"]) -> tuple[Array, Array]:
             return stored(self._cache, np.int32(row), slots[indices] + np.int32(origin))
 
         rotary = self._config.text.rotary

@@ -91,13 +91,13 @@ def visible(layout, settings, frames, prompt, special, *, axes) -> np.ndarray:
         said = np.concatenate([said, new[~np.isin(new, first)]])
         labels = np.where(is_frame, frame, TEXT)[held]
         alike = (held == held[0, 0]).all()
-        book = Book(labels[0, 0] if alike else labels, number[said], held[0, 0], said)
+        book = make_book(labels[0, 0] if alike else labels, number[said], held[0, 0], said)
         first = words[:0]
         if not memory.is_full(book):
             continue
         first = words[after[words] == index][: settings.design.grouped]
         said = np.concatenate([said, first])
-        kept = memory.keep(replace(book, words=number[said], word_slots=said), no_keys)
+        kept = memory.keep(make_book(book.frames, number[said], held[0, 0], said), no_keys)
         held = np.take_along_axis(held, np.broadcast_to(kept.sources, (*axes, np.shape(kept.sources)[-1])), axis=-1)
         if kept.fetched is not None:
             at, of, place = kept.fetched.at, kept.fetched.frames, kept.fetched.places
@@ -112,6 +112,23 @@ def visible(layout, settings, frames, prompt, special, *, axes) -> np.ndarray:
         gone[..., said] = False
         there = np.where(later[:, None], ~gone[..., None, :], there)  # what comes back is seen again
     return there & seen
+
+
+def make_book(frames, words, source_slots, word_slots):
+    """A book of which policies need these alone."""
+    nothing = np.zeros(len(words), np.int32)
+    return Book(
+        frames=frames.astype(np.int32),
+        words=words.astype(np.int32),
+        source_slots=source_slots.astype(np.int32),
+        word_slots=word_slots.astype(np.int32),
+        ids=np.zeros((3, *frames.shape), np.int32),
+        places=np.zeros(frames.shape, np.int32),
+        word_ids=np.zeros((3, len(words)), np.int32),
+        word_tokens=nothing,
+        said=nothing,
+        word_after=nothing,
+    )
 
 
 def no_keys():

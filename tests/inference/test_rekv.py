@@ -235,7 +235,7 @@ def test_the_words_of_a_question(tokenizer):
     special = SpecialTokens.from_tokenizer(tokenizer)
     asked = (
         encode_prompt(tokenizer, special, "What happens?"),
-        np.array(encode_question(tokenizer, special, "What happens?").token_ids),
+        np.array(encode_question(tokenizer, special, "What happens?").token_ids, np.int32),
         encode_turn(tokenizer, special, "What happens?"),
     )
     assert [tokenizer.decode(question_words(ids, special)).strip() for ids in asked] == ["What happens?"] * 3

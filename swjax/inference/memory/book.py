@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from swjax.inference.memory.host import HostBlocks
 from swjax.models.rotary import Rotary
@@ -43,7 +43,7 @@ class StoredKeys:
             heads of a key head: from its ids. Float32.
     """
 
-    take: Callable[[Int32[np.ndarray, "n"]], tuple[Float[Array, "layers K n H"], Float[Array, "layers K n H"]]]
+    take: Callable[[Int[np.ndarray, "n"]], tuple[Float[Array, "layers K n H"], Float[Array, "layers K n H"]]]
     length: int
     count: int
     rotary: Rotary
@@ -341,17 +341,15 @@ def incoming(book: Book, fetched: Fetched) -> "Incoming":
     return Incoming(int(book.source_slots[fetched.at]), fetched.length, fetched.keys, fetched.values, turned)
 
 
-def _taken(values: Int32[np.ndarray, "*L_K S"], index: Indices) -> Int32[np.ndarray, "*L_K n"]:
+def _taken(values: Int32[np.ndarray, "*L_K S"], index: Indices) -> Int32[np.ndarray, "... n"]:
     """Values at indices, where either may have axes of layers and key heads."""
     if index.ndim == 1:
         return values[index]
     return np.take_along_axis(values.reshape((1,) * (3 - values.ndim) + values.shape), index, axis=-1)
 
 
-def _with(
-    values: Int32[np.ndarray, "*L_K S"], new: Int32[np.ndarray, "L 1 n"], at: int
-) -> Int32[np.ndarray, "L K S+n"]:
-    """Values with others among them, which may differ from layer to layer."""
+def _with(values: Int32[np.ndarray, "*L_K S"], new: Int32[np.ndarray, "L 1 n"], at: int) -> Int32[np.ndarray, "L K _"]:
+    """Values with n others among them, which may differ from layer to layer."""
     values = values.reshape((1,) * (3 - values.ndim) + values.shape)
     values = np.broadcast_to(values, (len(new), *values.shape[1:]))
     new = np.broadcast_to(new, (*values.shape[:2], new.shape[-1]))

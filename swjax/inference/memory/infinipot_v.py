@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from swjax.inference.memory.book import TEXT, Book, StoredKeys
-from swjax.inference.memory.scored import Scored, highest, padded
+from swjax.inference.memory.scored import Count, Scored, highest, padded
 from swjax.inference.numbers import whole
 
 
@@ -49,9 +49,9 @@ def _scores(
     values: Float[Array, "L K P H"],
     places: Int32[Array, "#L #K P"],
     stays: Bool[Array, "#L #K P"],
-    count: int,
-    keep: int,
-    alpha: float,
+    count: Count,
+    keep: Count,
+    alpha: float | Float[Array, ""],
 ) -> Float[Array, "L K P"]:
     shape = keys.shape[:3]
     places, stays = jnp.broadcast_to(places, shape), jnp.broadcast_to(stays, shape)

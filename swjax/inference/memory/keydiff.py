@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from swjax.inference.memory.book import Book, StoredKeys
 from swjax.inference.memory.moved import turned
-from swjax.inference.memory.scored import Scored, padded
+from swjax.inference.memory.scored import Count, Scored, padded
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class KeyDiff(Scored):
 
 
 @jax.jit
-def _likeness_to_mean(keys: Float[Array, "L K P H"], count: int) -> Float[Array, "L K P"]:
+def _likeness_to_mean(keys: Float[Array, "L K P H"], count: Count) -> Float[Array, "L K P"]:
     exists = (jnp.arange(keys.shape[2]) < count)[:, None]
     mean = jnp.where(exists, keys, 0).sum(axis=2, keepdims=True) / count
     norms = jnp.linalg.norm(keys, axis=-1) * jnp.linalg.norm(mean, axis=-1)

@@ -33,7 +33,7 @@ def moved(cache: KeyValueCache, row: int, moves: Moves, origin: int, rotary: Rot
 
 @functools.partial(jax.jit, static_argnames="rotary")
 def turned(
-    keys: Float[Array, "layers K S H"], turn: Int32[Array, "3 S"] | Int32[Array, "3 layers K S"], rotary: Rotary
+    keys: Float[Array, "layers K S H"], turn: Int32[Array, "3 S"] | Int32[Array, "3 #layers #K S"], rotary: Rotary
 ) -> Float[Array, "layers K S H"]:
     """Rotated keys as if their ids were others.
 
@@ -57,7 +57,7 @@ def inserted(
     first: Array,
     count: Array,
     new: tuple[Float[Array, "L K P H"], Float[Array, "L K P H"]],
-    turn: Int32[Array, "3 L P"] | None,
+    turn: Int32[Array, "3 #L P"] | None,
     rotary: Rotary,
 ) -> KeyValueCache:
     """A cache in which the first `count` of some keys and values stand in a row; the one given is used up.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from swjax.inference.memory.anchor import check_positions
 from swjax.inference.memory.book import TEXT, Book, Fetched, Kept, StoredKeys
@@ -85,7 +85,7 @@ class ReKV(Budget):
 
     def _leave(
         self, book: Book, stored: StoredKeys, frames: Int32[np.ndarray, "S"], window: np.ndarray, room: int
-    ) -> Int32[np.ndarray, "n"]:
+    ) -> Int[np.ndarray, "n"]:
         """Whole blocks of the oldest frames go to the host; what stays of the window."""
         begins = np.flatnonzero(np.diff(frames[window], prepend=TEXT - 1))
         begin = next((one for one in begins.tolist() if len(window) - one <= room), int(begins[-1]))

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, Shaped
+from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt32
 
 from swjax.inference.memory.book import TEXT, Book, Kept, StoredKeys
 from swjax.inference.memory.budget import Budget, kept_words
 from swjax.inference.numbers import whole
+
+Count = int | Int32[Array, ""]
+"""A number, and what stands for it while a program is traced."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def padded(values: np.ndarray, stored: StoredKeys, *, fill: float) -> Shaped[Arr
 
 
 @jax.jit
-def best(scores: Float[Array, "L K P"], stays: Bool[Array, "#L #K P"], count: int, keep: int) -> Bool[Array, "L K P"]:
+def best(
+    scores: Float[Array, "L K P"], stays: Bool[Array, "#L #K P"], count: Count, keep: Count
+) -> Bool[Array, "L K P"]:
     """Which of the first `count` are kept: those that stay, and the highest scores; of equal ones the newer.
 
     Args:
@@ -96,7 +101,7 @@ def best(scores: Float[Array, "L K P"], stays: Bool[Array, "#L #K P"], count: in
     return highest(jnp.where(exists, jnp.where(stays, jnp.inf, scores), -jnp.inf), keep)
 
 
-def highest(scores: Float[Array, "*L_K P"], count: int | Int32[Array, "*#L_K 1"]) -> Bool[Array, "*L_K P"]:
+def highest(scores: Float[Array, "*L_K P"], count: Count | Int32[Array, "*#L_K 1"]) -> Bool[Array, "*L_K P"]:
     """So many with the highest scores, of equal ones those that come later.
 
     The lowest of them is found bit by bit, which takes a tenth of the time that sorting takes on a CPU.
@@ -105,7 +110,7 @@ def highest(scores: Float[Array, "*L_K P"], count: int | Int32[Array, "*#L_K 1"]
     signed = jax.lax.bitcast_convert_type(scores, jnp.int32)
     ordered = jnp.where(signed < 0, ~signed, signed ^ jnp.int32(-(2**31))).astype(jnp.uint32)
 
-    def add_bit(index: Array, least: Int32[Array, "*L_K 1"]) -> Int32[Array, "*L_K 1"]:
+    def add_bit(index: Array, least: UInt32[Array, "*L_K 1"]) -> UInt32[Array, "*L_K 1"]:
         higher = least | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
         return jnp.where((ordered >= higher).sum(axis=-1, keepdims=True) >= count, higher, least)
 
