@@ -1,5 +1,6 @@
 """What holds functions to their annotations in the tests: shapes and dtypes of arrays, and types of all else."""
 
+import importlib.util
 import typing
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,7 +9,7 @@ import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 
-ROOMS = Path(__file__).parents[1] / "swjax"
+ROOMS = Path(importlib.util.find_spec("swjax").origin).parent  # without importing it; it may be installed elsewhere
 
 UNCHECKED = {
     "streaming/spec",  # `StreamSpec` says itself what is wrong with what JSON has given
