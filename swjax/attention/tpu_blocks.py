@@ -31,7 +31,8 @@ class TPUBlocks:
         rows: largest block of rows of the backward pass, a multiple of 128.
         queries: largest number of queries in a block: with few heads to a group, windows keep short unions.
         keys: keys fetched at once by a block of rows.
-        tile: keys computed at once; divides the others.
+        tile: keys computed at once; divides the others. Rows of one chunk compute with all that are fetched: there is
+            no other chunk whose products would go on beside the softmax, so a tile is a chain of waits.
         backward_keys: keys of a block that gathers its gradients.
     """
 
@@ -94,14 +95,15 @@ def make_plan(
     group = heads // key_heads
     most = _queries_of_block(group, rows, blocks.queries)
     queries = min(most, length if length < _LANES else _round_up(length, _LANES))
-    tile = min(blocks.tile, _round_up(num_keys, _LANES))
+    filled = _round_up(queries * group, _LANES)
+    tile = min(blocks.tile if filled > blocks.chunk else keys, _round_up(num_keys, _LANES))
     return Plan(
         batch=batch,
         length=length,
         key_heads=key_heads,
         group=group,
         queries=queries,
-        rows=_round_up(queries * group, _LANES),
+        rows=filled,
         num_row_blocks=pl.cdiv(length, queries),
         num_keys=num_keys,
         keys=min(keys, _round_up(num_keys, tile)),
