@@ -1,5 +1,6 @@
 """What the compilers of platforms want beside a program."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 _TRAINING: dict[str, bool | int] = {
@@ -35,5 +36,5 @@ TRAINING_OPTIONS = MappingProxyType({"gpu": _TRAINING, "tpu": _ON_TPU})
 STREAMING_OPTIONS = MappingProxyType({"gpu": _STREAMING})
 """The same for passes of a few tokens."""
 
-WIDTH_TILES = MappingProxyType({"gpu": 64})
-"""By platform, what widths of MLPs are filled up to a multiple of (`swjax.models.parameters.widened`)."""
+WIDTH_TILES: Mapping[str, Mapping[str, int]] = MappingProxyType({"gpu": {"f": 64}, "tpu": {"h": 128}})
+"""By platform, what axes inside of layers are filled up to a multiple of (`swjax.models.parameters.widened`)."""

@@ -50,6 +50,10 @@ AXIS_RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 A mesh axis divides only one axis of an array, the first that asks for it. So a vision tower's patches, divided over all
 axes, leave none for its heads: there, tensor-sharded weights are gathered as fsdp-sharded ones are.
+
+In a weight of axes fd, f asks for what d asks for, too, if all of it divides f: parts of the first axis are gathered
+one behind the other, and parts of the last would be put together by a copy of the whole weight, which can take longer
+than the product.
 """
 
 BATCH_AXES: Mapping[str, str] = MappingProxyType(
@@ -267,8 +271,11 @@ def _divide(mesh: Mesh, letters: str, shape: Sequence[int]) -> tuple[PartitionSp
     """The layout of an array by its letters, and which axes are divided by less than the table says."""
     spec: list[str | tuple[str, ...] | None] = []
     left, used = [], set()
-    for letter, size in zip(letters, shape, strict=True):
-        asked = [axis for axis in AXIS_RULES.get(letter, ()) if mesh.shape[axis] > 1 and axis not in used]
+    for number, (letter, size) in enumerate(zip(letters, shape, strict=True)):
+        rule = AXIS_RULES.get(letter, ())
+        if letters[number:] == "fd" and size % math.prod(mesh.shape[axis] for axis in rule + AXIS_RULES["d"]) == 0:
+            rule += AXIS_RULES["d"]
+        asked = [axis for axis in rule if mesh.shape[axis] > 1 and axis not in used]
         axes = list(asked)
         while size % math.prod(mesh.shape[axis] for axis in axes):
             axes.pop()

@@ -128,13 +128,13 @@ class Weights:
         return self.platform == "gpu" and not isinstance(self.where, Mesh)
 
     def _held(self, module: Any, layers: str, consume: bool) -> Any:
-        """A half of the model with layers of their own, and on a single GPU with wider products."""
+        """A half of the model with layers of their own, and with wider products where the platform wants them."""
         held = nnx.merge(*nnx.split(module))
         if consume or self.platform != "tpu":
             setattr(held, layers, layers_apart(getattr(held, layers), consume=consume))
-        if self._is_single_gpu:
+        if self._is_single_gpu or self.platform == "tpu":
             structure, parameters = split_parameters(held)
-            held = merge_parameters(structure, widened(parameters, WIDTH_TILES["gpu"]))
+            held = merge_parameters(structure, widened(parameters, WIDTH_TILES[self.platform]))
         return held
 
     def compiled(self, make: Callable[..., Result]) -> Result:

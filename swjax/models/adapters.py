@@ -18,7 +18,7 @@ numbers up in).
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import EllipsisType
 
 import jax
@@ -204,6 +204,26 @@ class AdaptedWeight:
     def shape(self) -> Shape:
         """That of the weight."""
         return self.weight.shape
+
+    def part(self, number: int) -> "AdaptedWeight":
+        """One of several products whose axis is the first of the outputs.
+
+        Args:
+            number: of the product.
+        """
+        inputs, outputs = _axes(self.path)
+
+        def of(array: Array) -> Array:
+            return jnp.take(array, number, axis=-len(outputs))
+
+        return replace(
+            self,
+            weight=of(self.weight),
+            up=of(self.up),
+            scale=None if self.scale is None else of(self.scale),
+            magnitude=None if self.magnitude is None else of(self.magnitude),
+            path=f"{self.path.rpartition('_')[0]}_{inputs}{outputs[1:]}",
+        )
 
     @property
     def scaled_down(self) -> Array:

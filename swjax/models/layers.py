@@ -56,7 +56,12 @@ def rms_norm(x: Float[Array, "*B D"], scale_d: Float[Array, "D"], eps: float) ->
 
 
 def project(
-    x: Float[Array, "B L *D"], weight: nnx.Param[Any], axes: str, constrain: Constrain = unconstrained
+    x: Float[Array, "B L *D"],
+    weight: nnx.Param[Any],
+    axes: str,
+    constrain: Constrain = unconstrained,
+    *,
+    part: int | None = None,
 ) -> Float[Array, "B L *F"]:
     """Contract the last axes of x with the first ones of a weight, and add what its adapter makes of x, if it has one.
 
@@ -65,8 +70,12 @@ def project(
         weight: the parameter: the axes to contract, and those of the result.
         axes: a letter for each axis of the result.
         constrain: lays the result out.
+        part: of a weight of several products, whose axis of them is the first of the result's, the one to compute; so
+            no result has to be cut.
     """
     held = weight.get_value()
+    if part is not None:
+        held = held.part(part) if isinstance(held, AdaptedWeight) else jnp.take(held, part, axis=1 - len(axes))
     if isinstance(held, AdaptedWeight):
         down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
         added = _product(_product(held.dropped(x), down, f"{axes[:2]}r", constrain), up, axes, constrain)

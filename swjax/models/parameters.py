@@ -45,27 +45,47 @@ def merge_parameters(structure: nnx.GraphDef[Model], parameters: Leaves) -> Mode
     return nnx.merge(structure, nnx.from_flat_state(flat))
 
 
-def widened(parameters: Leaves, tile: int) -> Parameters:
-    """Parameters whose axes f, the widths inside of MLPs, are filled up with zeros to a multiple of a tile.
+_HEADS_OF_BLOCKS = re.compile(r"(^|/)blocks/(.*/)?(qkv|o)_")
+"""A vision tower's products into and out of heads, between which there is nothing but rotation and attention."""
 
-    The model computes the same: what zeros give, silu(0) 0 or gelu(0), meets zeros in the next product. Without it
-    cuBLAS is given copies of weights and activations that are padded for each product whose width it cannot take.
+
+def widened(parameters: Leaves, tiles: Mapping[str, int]) -> Parameters:
+    """Parameters in which axes that lie inside of a layer are filled up with zeros to a multiple of a tile.
+
+    The model computes the same. Of f, the widths inside of MLPs, what zeros give, silu(0) 0 or gelu(0), meets zeros in
+    the next product: without it cuBLAS is given copies of weights and activations that are padded for each product
+    whose width it cannot take. Of h, the heads of vision towers, both halves are filled, as features i and i + h / 2
+    turn together: heads of 80 features lie in 128 lanes of a TPU in any case, and are moved from one to the other way
+    of lying there by each operation around attention.
 
     Args:
         parameters: by path; the last part of a name, behind its last underscore, has a letter for each trailing axis.
-        tile: what the widths become a multiple of; 1 changes nothing.
+        tiles: axis, f or h -> what it becomes a multiple of.
     """
 
     def widen(path: str, leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
         axes = path.rpartition("_")[2]
-        short = -leaf.shape[axes.index("f") - len(axes)] % tile if "f" in axes else 0
-        if not short:
-            return leaf
-        widths = [(0, 0)] * (leaf.ndim - len(axes)) + [(0, short if axis == "f" else 0) for axis in axes]
-        pad = functools.partial(jnp.pad, pad_width=widths)
-        return jax.eval_shape(pad, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else pad(leaf)
+        for axis, tile in tiles.items():
+            if axis in axes and (axis != "h" or _HEADS_OF_BLOCKS.search(path)):
+                fill = functools.partial(_filled, at=axes.index(axis) - len(axes), tile=tile, halves=1 + (axis == "h"))
+                leaf = jax.eval_shape(fill, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else fill(leaf)
+        return leaf
 
     return {path: widen(path, leaf) for path, leaf in parameters.items()}
+
+
+def _filled(leaf: Array, *, at: int, tile: int, halves: int) -> Array:
+    """An array whose axis `at`, counted from behind, is a multiple of the tile, each half, or the whole, filled up."""
+    size = leaf.shape[at]
+    short = -size % tile
+    if not short:
+        return leaf
+    shape = leaf.shape
+    behind = shape[leaf.ndim + at + 1 :]
+    parts = leaf.reshape(*shape[:at], halves, size // halves, *behind)
+    widths = [(0, 0)] * parts.ndim
+    widths[at] = (0, short // halves)
+    return jnp.pad(parts, widths).reshape(*shape[:at], size + short, *behind)
 
 
 HUB_NAMES = {

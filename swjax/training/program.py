@@ -98,7 +98,7 @@ def make_program(config: Config, model_config: ModelConfig, *, devices: Sequence
         seed=config.seed,
         ema=config.optimizer.ema,
         objective=find_objective(config.objective),
-        width_tile=WIDTH_TILES.get(mesh.devices.flat[0].platform, 1),
+        width_tiles=WIDTH_TILES.get(mesh.devices.flat[0].platform, {}),
     )
     decoder, vision = make_attention(config.attention, model_config.text, mesh, stripe)
     model = abstract_model(

@@ -58,7 +58,7 @@ class StepOptions:
         seed: of what is dropped.
         ema: decay of the running mean of the parameters; 0 keeps none.
         objective: what is made small.
-        width_tile: what the widths of MLPs are filled up to a multiple of while they are computed with.
+        width_tiles: axis inside of layers -> what it is filled up to a multiple of while it is computed with.
     """
 
     compute_dtype: jnp.dtype
@@ -69,7 +69,7 @@ class StepOptions:
     seed: int = 0
     ema: float = 0.0
     objective: Objective = NEXT_TOKEN
-    width_tile: int = 1
+    width_tiles: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def initial_state(
@@ -291,7 +291,7 @@ def _sums(
     options: StepOptions,
     key: PRNGKeyArray | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    wide = widened(trainable | frozen, options.width_tile)
+    wide = widened(trainable | frozen, options.width_tiles)
     parameters = attach_adapters(
         wide, alpha=options.lora_alpha, dtype=options.compute_dtype, dropout=options.lora_dropout, key=key
     )

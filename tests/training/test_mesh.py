@@ -90,6 +90,27 @@ def test_parameters_use_every_axis_that_divides_them(caplog: pytest.LogCaptureFi
     assert "k = 3, tensor = 2" in caplog.text
 
 
+def test_products_back_from_the_width_of_mlps_are_divided_along_their_first_axis_where_that_can_be() -> None:
+    mesh = make_mesh(1, 2, 2, 2)
+    shardings = parameter_shardings(
+        mesh,
+        {
+            "down_weight_fd": shape(3, 16, 8),
+            "up_weight_df": shape(3, 8, 16),
+            "odd_weight_fd": shape(3, 12, 8),
+            "down_bias_d": shape(3, 8),
+            "down_lora_a_fr": shape(3, 16, 2),
+        },
+    )
+    assert {path: sharding.spec for path, sharding in shardings.items()} == {
+        "down_weight_fd": PartitionSpec(None, ("tensor", "fsdp", "context"), None),
+        "up_weight_df": PartitionSpec(None, ("fsdp", "context"), "tensor"),
+        "odd_weight_fd": PartitionSpec(None, "tensor", ("fsdp", "context")),
+        "down_bias_d": PartitionSpec(None, ("fsdp", "context")),
+        "down_lora_a_fr": PartitionSpec(None, "tensor", None),
+    }
+
+
 def test_batches_are_split_by_rows_and_along_them() -> None:
     mesh = make_mesh(1, 2, 2, 2)
     tokens, pixels = (16, 8), (16, 12, 5)

@@ -113,6 +113,7 @@ class VisionBlock(nnx.Module):
         d, n, h, f = config.hidden_size, config.num_heads, config.head_dim, config.intermediate_size
 
         draw = Draw(rngs, config.initializer_range, param_dtype)
+        self.head_dim = h
         self.attention = attention
         self.constrain = constrain
         self.attention_norm_d = draw.ones(d)
@@ -129,12 +130,19 @@ class VisionBlock(nnx.Module):
         self.down_bias_d = draw.zeros(d)
 
     def __call__(self, x: Float[Array, "B P D"], rotation: Rotation, spans: KeySpans) -> Float[Array, "B P D"]:
-        """The block on rows of patches in window order."""
+        """The block on rows of patches in window order.
+
+        Heads may be wider than the configuration's, filled up with zeros (`swjax.models.parameters.widened`), the
+        rotation with them; attention, which divides scores by the root of the width that it sees, is then made up for.
+        """
+        wider = (self.qkv_bias_xnh.shape[-1] / self.head_dim) ** 0.5
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm_d[...], NORM_EPS)
-            qkv = project(normed, self.qkv_weight_dxnh, "BP-NH", self.constrain) + self.qkv_bias_xnh[...]
-            q, k, v = jnp.moveaxis(qkv, 2, 0)
-            attended = self.attention(rotate(q, rotation), rotate(k, rotation), v, spans)
+            q, k, v = (
+                project(normed, self.qkv_weight_dxnh, "BPNH", self.constrain, part=part) + self.qkv_bias_xnh[part]
+                for part in range(3)
+            )
+            attended = self.attention(rotate(q, rotation, scale=wider), rotate(k, rotation), v, spans)
             x = x + project(attended, self.o_weight_nhd, "BPD", self.constrain) + self.o_bias_d[...]
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm_d[...], NORM_EPS)
@@ -142,6 +150,12 @@ class VisionBlock(nnx.Module):
             up = project(normed, self.up_weight_df, "BPF", self.constrain) + self.up_bias_f[...]
             down = project(jax.nn.silu(gate) * up, self.down_weight_fd, "BPD", self.constrain)
             return x + down + self.down_bias_d[...]
+
+
+def _head_width(blocks: VisionBlock | nnx.List) -> int:
+    """Features of a head as the blocks, stacked or apart, hold them."""
+    block = blocks[0] if isinstance(blocks, nnx.List) else blocks
+    return int(block.qkv_bias_xnh.shape[-1])
 
 
 class PatchMerger(nnx.Module):
@@ -236,7 +250,13 @@ class VisionTower(nnx.Module):
             x = project(pixels, self.patch_weight_cd, "BPD", self.constrain)
             units = self._reordered(x.reshape(num_rows, -1, unit * config.hidden_size), layout.order)
             x = self.constrain(units, "BPD").reshape(x.shape)
-            rotation = planar_rotation(layout.rows, layout.columns, head_dim=config.head_dim, theta=config.rope_theta)
+            rotation = planar_rotation(
+                layout.rows,
+                layout.columns,
+                head_dim=config.head_dim,
+                theta=config.rope_theta,
+                width=_head_width(self.blocks),
+            )
 
             def block_step(x: Array, flagged: tuple[Bool[Array, ""], VisionBlock]) -> Array:
                 is_full, block = flagged
