@@ -17,7 +17,6 @@ _BUNDLES = re.compile(r"^(?:\d+-)?(.+?)-\d+-final_bundles\.txt$")
 _SLOTS = "final_hlo-static-per-bundle-utilization.txt"
 _LINE = re.compile(r"\s*0x([0-9a-f]+)\s+(LB|LH|LE|PB|PF|CT)?\s*:\s*(>*)\s*\{")
 _MATRIX, _FILL, _SPILL = 0, 6, 8
-_MATRIX_SLOTS = 4
 _FLAGS = "LIBTPU_INIT_ARGS"
 
 
@@ -84,7 +83,8 @@ def read_blocks(folder: Path, pattern: str) -> Mapping[str, list[Block]]:
 
 
 def _blocks(file: Path, slots: Path) -> list[Block]:
-    table = slots.read_text().split("== UTILIZATION:")[1]
+    capacity, table = slots.read_text().split("== UTILIZATION:")
+    matrix_slots = int(capacity.strip().splitlines()[-1].split()[_MATRIX])  # 4 on v5e and v5p, 2 on v6e
     rows = [[int(number) for number in line.split()] for line in table.splitlines() if line.strip()]
     cuts, depths = [0], dict[int, int]()
     for line in file.read_text().splitlines():
@@ -103,7 +103,7 @@ def _blocks(file: Path, slots: Path) -> list[Block]:
                 Block(
                     depth=max(depths.get(number, 0) for number in range(first, stop)),  # empty bundles have none
                     bundles=len(part),
-                    matrix=filled / _MATRIX_SLOTS / len(part),
+                    matrix=filled / matrix_slots / len(part),
                     fills=sum(row[_FILL] for row in part),
                     spills=sum(row[_SPILL] for row in part),
                 )

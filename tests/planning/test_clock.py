@@ -139,7 +139,8 @@ def test_operations_name_their_line_in_this_package_their_path_and_their_waste()
     assert [one.name for one in read(PROGRAM).most_expensive(2)] == ["span_attention_forward.1", "work"]
 
 
-def test_blocks_of_bundles_are_cut_at_branches(tmp_path):
+@pytest.mark.parametrize("units", [2, 4])
+def test_blocks_of_bundles_are_cut_at_branches(tmp_path, units):
     lines = [
         "",
         "     0   :  { %1 = start }",
@@ -150,10 +151,13 @@ def test_blocks_of_bundles_are_cut_at_branches(tmp_path):
     lines += ["   0x4   : >> { %4 = sbr.rel (%p) target = $region1 }", "   0x5 PF: > { %5 = end }"]
     (tmp_path / "17-span_attention_forward.1-02-final_bundles.txt").write_text("\n".join(lines))
     (tmp_path / "17-span_attention_forward.1-01-schedule-analysis_final_bundles.txt").write_text("")
-    rows = ["0 0 0 0 0 0 0 0 0 1", "0 0 0 0 0 0 1 0 0 0", "4 0 0 0 0 0 0 0 2 0", "2 0 0 0 0 0 0 0 0 0"] + [
-        "0 " * 10
-    ] * 2
-    table = "== CAPACITY:\n4 3 4 2 1 3 3 1 1 2\n== UTILIZATION:\n" + "\n".join(rows)
+    rows = ["0 0 0 0 0 0 0 0 0 1", "0 0 0 0 0 0 1 0 0 0"]
+    rows += [f"{units} 0 0 0 0 0 0 0 2 0", f"{units // 2} 0 0 0 0 0 0 0 0 0"] + ["0 " * 10] * 2
+    names = "MXU, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU"
+    table = (
+        f"== CAPACTIY:\n{names}\n    {units}     3     4     2     1     3     3     1     1     2\n== UTILIZATION:\n"
+        + "\n".join(rows)
+    )
     (tmp_path / "17-span_attention_forward.1-00-final_hlo-static-per-bundle-utilization.txt").write_text(table)
     (blocks,) = read_blocks(tmp_path, "span_attention").values()
     assert [(block.depth, block.bundles, block.matrix) for block in blocks] == [
