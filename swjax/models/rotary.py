@@ -128,6 +128,7 @@ def turn_by_product(
         cos, sin: of the angle of every pair.
     """
     half = x.shape[-1] // 2
+    x = jax.lax.optimization_barrier(x)  # else the bias that was added to x keeps the product from being joined
     exchange = jnp.asarray(np.roll(np.eye(2 * half), half, axis=1), x.dtype)
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     exchanged = jnp.einsum("blnh,hg->blng", x, exchange, precision=precision, preferred_element_type=jnp.float32)
