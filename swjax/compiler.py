@@ -25,8 +25,8 @@ _ON_TPU: dict[str, bool | int] = {
     # Scratch memory for one operation: with the default of 16 MiB products of a 7B's MLP reach 83 % of the peak rate by
     # the compiler's clock for v5p, with this 98 %.
     "xla_tpu_scoped_vmem_limit_kib": 65536,
-    # It computes one product inside of the next, part by part and again for each part: on v6e two products of a 7B's MLP
-    # take 1.6 times as long so, where the first is not kept for the backward pass.
+    # It computes one product inside of the next, again for each part of that: on v6e two products of a 7B's MLP take
+    # 1.6 times as long so, where the first is not kept for the backward pass.
     "xla_tpu_dot_dot_fusion": False,
     # Gathers and sums run beside products.
     "xla_tpu_enable_async_collective_fusion": True,
