@@ -44,9 +44,10 @@ def cross_entropy(
 
     def add_part(carry: tuple[Array, ...], indexed: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
         (maximum, total, of_label), (index, weight) = carry, indexed
-        weight = constrain(weight, "vd")
+        # Gathered along its first axis, as in `swjax.mesh.AXIS_RULES`.
+        weight = constrain(weight.T, "dv")
         x = constrain(wide.astype(hidden.dtype), "BLD")
-        logits = jnp.einsum("bmd,vd->bmv", x, weight, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bmd,dv->bmv", x, weight, preferred_element_type=jnp.float32)
         logits = constrain(logits, "BLV")
         tokens = jnp.arange(logits.shape[-1], dtype=jnp.int32) * parts + index
         logits = jnp.where(tokens < vocabulary, logits, -jnp.inf)
