@@ -263,6 +263,9 @@ def _explain_estimate(out: Console, estimate: Estimate) -> None:
     wasted = {kind: seconds for kind, seconds in estimate.schedule.waste().items() if seconds}
     listed = ", ".join(f"{kind} {1e3 * seconds:.3f} ms" for kind, seconds in wasted.items())
     out.print(f"nothing but {listed}", soft_wrap=True)
+    if untimed := {one.source or one.name: one.runs for one in estimate.schedule.untimed()}:
+        listed = ", ".join(f"{source} ({runs:,.0f})" for source, runs in untimed.items())
+        out.print(f"no cycles are told of the scatters and sorts of {listed}; their time is left out", soft_wrap=True)
     table = Table("kernel", "calls", "ms", "bundles", "masked", "pairs a bundle", "units full", box=None)
     for name, kernel in estimate.kernels.items():
         bundles = (f"{kernel.bundles:,}", f"{kernel.masked_bundles:,}", f"{kernel.pairs_a_bundle:.0f}")

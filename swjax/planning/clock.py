@@ -29,6 +29,8 @@ _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _MACHINERY = re.compile(r"jit\(.*|while|body|closed_call|checkpoint|rematted_computation|shard_map|cond|branch_\d+_fun")
 """Parts of a path that say how JAX made an operation, and not what it is."""
 _KERNEL = 'custom_call_target="tpu_custom_call"'
+_UNTIMED = frozenset(["scatter", "sort"])
+"""What may take long and has no cycles."""
 
 # What an operation is that computes nothing, by the operations of which it is made.
 _MOVING = frozenset(["parameter", "bitcast", "reshape", "tuple", "get-tuple-element", "slice", "dynamic-slice"])
@@ -68,7 +70,7 @@ class Schedule:
     """The time of a program on one chip, in seconds.
 
     Attributes:
-        operations: that take time, in the order of the program.
+        operations: that take time, in the order of the program; those of which the compiler tells no cycles take none.
         sent: that transfers take, hidden or not.
         exposed: of `sent`, what no operation hides.
         unknown_loops: loops whose number of turns could not be read; counted once.
@@ -88,6 +90,8 @@ class Schedule:
         """The operations that take longest, those of one kind, source line and path added up, named as the longest."""
         merged: dict[tuple[str, ...], list[Operation]] = collections.defaultdict(list)
         for one in self.operations:
+            if not one.seconds:
+                continue
             merged[one.kind, one.source, one.path, one.waste].append(one)
         sums = [
             replace(
@@ -98,6 +102,10 @@ class Schedule:
             for same in merged.values()
         ]
         return sorted(sums, key=lambda one: -one.seconds)[:count]
+
+    def untimed(self) -> list[Operation]:
+        """Scatters and sorts of which the compiler tells no cycles, so that their time is not in the sum."""
+        return [operation for operation in self.operations if not operation.seconds]
 
     def waste(self) -> dict[str, float]:
         """Kind of operation that computes nothing -> its seconds."""
@@ -157,7 +165,7 @@ class _Walk:
                 schedule.exposed += times * waited
                 now += waited
             own = self._own_seconds(instruction)
-            if own:
+            if own or self._is_untimed(instruction):
                 schedule.operations.append(self._operation(instruction, times, own))
                 now += own
             for called, turns, is_top_level in called_by(instruction, self.computations):
@@ -221,12 +229,20 @@ class _Walk:
             waste=self._waste(instruction),
         )
 
-    def _waste(self, instruction: Instruction) -> str:
-        kinds = {instruction.kind}
+    def _made_of(self, instruction: Instruction) -> list[Instruction]:
+        if instruction.kind != "fusion":
+            return [instruction]
+        called = [name for name, _, _ in called_by(instruction, self.computations)]
+        return [one for name in called for one in self.computations[name].values()]
+
+    def _is_untimed(self, instruction: Instruction) -> bool:
+        """Whether it is, or is a fusion that holds, what may take long and has no cycles."""
         if instruction.kind == "fusion":
-            called = [name for name, _, _ in called_by(instruction, self.computations)]
-            kinds = {one.kind for name in called for one in self.computations[name].values()}
-        worked = kinds - _MOVING
+            return any(self._is_untimed(one) for one in self._made_of(instruction))
+        return instruction.kind in _UNTIMED
+
+    def _waste(self, instruction: Instruction) -> str:
+        worked = {one.kind for one in self._made_of(instruction)} - _MOVING
         if worked <= {"constant"}:
             return ""
         return next((waste for waste, of in _WASTE.items() if worked <= of), "")

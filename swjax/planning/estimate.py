@@ -69,6 +69,7 @@ class Estimate:
             "exposed_seconds": self.schedule.exposed,
             "unknown_loops": self.schedule.unknown_loops,
             "waste": self.schedule.waste(),
+            "untimed": [vars(one) for one in self.schedule.untimed()],
             "operations": [vars(one) for one in self.schedule.most_expensive()],
             "kernels": {name: vars(kernel) for name, kernel in self.kernels.items()},
         }

@@ -130,6 +130,35 @@ def test_a_collective_that_is_divided_among_fusions_is_sent_once_and_hidden_by_t
     assert sum(costs.sent.values()) == schedule.sent
 
 
+def test_scatters_and_sorts_without_cycles_are_named_and_take_none():
+    scattering = PROGRAM.replace(
+        "%zeros (p: f32[])",
+        """%scattered (s: f32[8]) -> f32[8] {
+  %s = f32[8]{0} parameter(0)
+  ROOT %w = f32[8]{0} fusion(%s), kind=kCustom, calls=%within
+}
+
+%within (u: f32[8]) -> f32[8] {
+  %u = f32[8]{0} parameter(0)
+  ROOT %z = f32[8]{0} scatter(%u, %u, %u), to_apply=%zeros
+}
+
+%zeros (p: f32[])""",
+    ).replace(
+        "  %moved =",
+        "  %scatter_fusion = f32[8]{0} fusion(%x), kind=kCustom, calls=%scattered, metadata={stack_frame_id=1}\n"
+        "  %sort.1 = f32[8]{0} sort(%x), dimensions={0}\n  %moved =",
+    )
+    schedule = read(scattering)
+    assert [(one.name, one.source, one.seconds) for one in schedule.untimed()] == [
+        ("scatter_fusion", "swjax/models/layers.py:7", 0.0),
+        ("sort.1", "", 0.0),
+    ]
+    assert schedule.seconds == read(PROGRAM).seconds
+    assert read(PROGRAM).untimed() == []
+    assert {one.name for one in schedule.most_expensive()} == {"moved", "span_attention_forward.1", "work"}
+
+
 def test_operations_name_their_line_in_this_package_their_path_and_their_waste():
     moved, kernel, work = read(PROGRAM).operations
     assert (work.source, work.path, work.waste) == ("swjax/models/layers.py:7", "mlp/add", "fills")
