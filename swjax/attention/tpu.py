@@ -31,6 +31,7 @@ from swjax.attention.blockwise import FIRST_MAXIMUM, LOG2E, Index, dot
 from swjax.attention.kernel import EMPTY_LSE, Kernel
 from swjax.attention.tpu_backward import backward
 from swjax.attention.tpu_blocks import (
+    LANES,
     Plan,
     TPUBlocks,
     cache_spec,
@@ -51,6 +52,9 @@ from swjax.streaming import KeySpans
 
 AHEAD = 2
 """Chunks of rows whose scores are computed before they are needed."""
+
+PIECES = 4
+"""Where there is only one chunk, pieces of the keys of a tile take the place of chunks; scores of all come first."""
 
 
 def _forward_body(
@@ -80,26 +84,31 @@ def _forward_body(
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
     chunks = [pl.ds(first, min(chunk, plan.rows - first)) for first in range(0, plan.rows, chunk)]
+    in_pieces = len(chunks) == 1 and plan.tile % (PIECES * LANES) == 0
+    piece, ahead = (plan.tile // PIECES, PIECES) if in_pieces else (plan.tile, AHEAD)
+    parts = [(at, first) for at in chunks for first in range(0, plan.tile, piece)]
 
     def attend_tile(offset: Index, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
 
-        def scores_of(at: slice | pl.Slice) -> Float[Array, "tile chunk"]:
+        def scores_of(at: pl.Slice, first: int) -> Float[Array, "piece chunk"]:
             edges = start_ref[:, at], stop_ref[:, at]
-            return tile_scores(k, q_ref[at, :], *edges, first_key + offset, plan, masked)
+            keys = k[first : first + piece]
+            return tile_scores(keys, q_ref[at, :], *edges, first_key + offset + first, plan, masked)
 
-        # Asked for before the softmax of the chunks before them, which the matrix units would otherwise wait for.
-        asked = [scores_of(at) for at in chunks[:AHEAD]]
-        for at, following in itertools.zip_longest(chunks, chunks[AHEAD:]):
+        # Asked for before the softmax of the parts before them, which the matrix units would otherwise wait for.
+        asked = [scores_of(*part) for part in parts[:ahead]]
+        for (at, first), following in itertools.zip_longest(parts, parts[ahead:]):
             if following is not None:
-                asked.append(scores_of(following))
+                asked.append(scores_of(*following))
             scores = asked.pop(0)
             largest = jnp.maximum(largest_ref[:, at], scores.max(axis=0, keepdims=True))
             shrink = jnp.exp2(largest_ref[:, at] - largest)
             weights = jnp.exp2(scores - largest)
             largest_ref[:, at] = largest
             total_ref[:, at] = total_ref[:, at] * shrink + weights.sum(axis=0, keepdims=True)
-            sums_ref[:, at] = sums_ref[:, at] * shrink + dot(v, weights.astype(v.dtype), (0, 0), plan.precision)
+            values = v[first : first + piece]
+            sums_ref[:, at] = sums_ref[:, at] * shrink + dot(values, weights.astype(v.dtype), (0, 0), plan.precision)
 
     for_each_tile(reach, first_key, plan, attend_tile)
 

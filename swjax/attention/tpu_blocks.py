@@ -15,7 +15,7 @@ from swjax.attention.blockwise import LOG2E, UNSEEN, Index, dot, quotient
 from swjax.attention.reach import union
 from swjax.streaming import KeySpans
 
-_LANES, _SUBLANES = 128, 16
+LANES, _SUBLANES = 128, 16
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class TPUBlocks:
         rows: largest block of rows of the backward pass, a multiple of 128.
         queries: largest number of queries in a block: with few heads to a group, windows keep short unions.
         keys: keys fetched at once by a block of rows.
-        tile: keys computed at once; divides the others. Rows of one chunk compute with all that are fetched: there is
-            no other chunk whose products would go on beside the softmax, so a tile is a chain of waits.
+        tile: keys computed at once; divides the others. Rows of one chunk compute with all that are fetched, in pieces:
+            there is no other chunk whose products would go on beside the softmax.
         backward_keys: keys of a block that gathers its gradients.
     """
 
@@ -94,9 +94,9 @@ def make_plan(
     batch, length, heads, head_dim = q.shape
     group = heads // key_heads
     most = _queries_of_block(group, rows, blocks.queries)
-    queries = min(most, length if length < _LANES else _round_up(length, _LANES))
-    filled = _round_up(queries * group, _LANES)
-    tile = min(blocks.tile if filled > blocks.chunk else keys, _round_up(num_keys, _LANES))
+    queries = min(most, length if length < LANES else _round_up(length, LANES))
+    filled = _round_up(queries * group, LANES)
+    tile = min(blocks.tile if filled > blocks.chunk else keys, _round_up(num_keys, LANES))
     return Plan(
         batch=batch,
         length=length,
@@ -122,7 +122,7 @@ def _round_up(size: int, multiple: int) -> int:
 def _queries_of_block(group: int, rows: int, most: int) -> int:
     """Whole registers of queries, so that packing the heads of a group moves no queries within one."""
     queries = min(rows // group, most)
-    return max(queries // _LANES * _LANES, min(queries, _LANES) // _SUBLANES * _SUBLANES, _SUBLANES)
+    return max(queries // LANES * LANES, min(queries, LANES) // _SUBLANES * _SUBLANES, _SUBLANES)
 
 
 def to_rows(x: Float[Array, "B T N X"], plan: Plan) -> Float[Array, "B K R X"]:

@@ -22,6 +22,7 @@ CACHES = {
     "tpu": make_tpu_kernel(
         TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True
     ).cache,
+    "tpu in pieces": make_tpu_kernel(TPUBlocks(rows=128, queries=128, keys=512, tile=128), interpret=True).cache,
     "gpu": make_gpu_kernel(GPUBlocks(queries=64, keys=32, programs=8), interpret=True).cache,
 }
 SIZES = [
@@ -55,7 +56,7 @@ def test_equals_the_dense_one(name, size):
         assert not np.asarray(found)[np.asarray(spans.start >= spans.stop)].any()
 
 
-@pytest.mark.parametrize("name", ["tpu", "gpu", "chunked"])
+@pytest.mark.parametrize("name", ["tpu", "tpu in pieces", "gpu", "chunked"])
 def test_bfloat16(name):
     rng = np.random.default_rng(1)
     size = (2, 3, 300, 14, 2, 128)

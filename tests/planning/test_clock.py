@@ -312,7 +312,7 @@ def test_the_compiler_s_clock_of_a_product_and_of_the_kernels(tmp_path):
         for of_tile, bound in zip((bundles[name][0], bundles[name][-1]), bounds, strict=True):
             assert of_tile <= 1.05 * bound, name
     # A word's tile of 2,048 keys: keys and values take as long to come, so at least 90 % of the memory's rate are used.
-    assert found["decode"][0] <= 1.05 * 1400
+    assert found["decode"][0] <= 1.05 * 1354
     assert found["bytes"] >= 0.9 * found["decode"][0]
     # 5,126,604 cycles; the compiler's own total of the same program is a little less.
     assert found["product"] == pytest.approx(2.93e-3, rel=0.03)
