@@ -214,7 +214,7 @@ class AdaptedWeight:
         inputs, outputs = _axes(self.path)
 
         def of(array: Array) -> Array:
-            return jnp.take(array, number, axis=-len(outputs))
+            return jax.lax.index_in_dim(array, number, axis=array.ndim - len(outputs), keepdims=False)
 
         return replace(
             self,

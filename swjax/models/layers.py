@@ -75,7 +75,10 @@ def project(
     """
     held = weight.get_value()
     if part is not None:
-        held = held.part(part) if isinstance(held, AdaptedWeight) else jnp.take(held, part, axis=1 - len(axes))
+        if isinstance(held, AdaptedWeight):
+            held = held.part(part)
+        else:
+            held = jax.lax.index_in_dim(held, part, axis=held.ndim + 1 - len(axes), keepdims=False)
     if isinstance(held, AdaptedWeight):
         down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
         added = _product(_product(held.dropped(x), down, f"{axes[:2]}r", constrain), up, axes, constrain)
