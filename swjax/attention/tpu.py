@@ -91,7 +91,7 @@ def _forward_body(
     def attend_tile(offset: Index, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
 
-        def scores_of(at: pl.Slice, first: int) -> Float[Array, "piece chunk"]:
+        def scores_of(at: slice | pl.Slice, first: int) -> Float[Array, "piece chunk"]:
             edges = start_ref[:, at], stop_ref[:, at]
             keys = k[first : first + piece]
             return tile_scores(keys, q_ref[at, :], *edges, first_key + offset + first, plan, masked)
