@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
 import tempfile
@@ -263,8 +264,11 @@ def _explain_estimate(out: Console, estimate: Estimate) -> None:
     wasted = {kind: seconds for kind, seconds in estimate.schedule.waste().items() if seconds}
     listed = ", ".join(f"{kind} {1e3 * seconds:.3f} ms" for kind, seconds in wasted.items())
     out.print(f"nothing but {listed}", soft_wrap=True)
-    if untimed := {one.source or one.name: one.runs for one in estimate.schedule.untimed()}:
-        listed = ", ".join(f"{source} ({runs:,.0f})" for source, runs in untimed.items())
+    untimed = collections.Counter[str]()
+    for one in estimate.schedule.untimed():
+        untimed[one.source or one.name] += round(one.runs)
+    if untimed:
+        listed = ", ".join(f"{source} ({runs:,})" for source, runs in untimed.items())
         out.print(f"no cycles are told of the scatters and sorts of {listed}; their time is left out", soft_wrap=True)
     table = Table("kernel", "calls", "ms", "bundles", "masked", "pairs a bundle", "units full", box=None)
     for name, kernel in estimate.kernels.items():
