@@ -28,7 +28,9 @@ _ON_TPU: dict[str, bool | int] = {
     # It computes one product inside of the next, again for each part of that: on v6e two products of a 7B's MLP take
     # 1.6 times as long so, where the first is not kept for the backward pass.
     "xla_tpu_dot_dot_fusion": False,
-    # Gathers and sums run beside products.
+    # Sums of gradients run on the sparse cores of v5p and v6e, beside products; v5e has none, and takes the option.
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+    # Gathers run beside products.
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
 }

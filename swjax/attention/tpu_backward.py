@@ -1,10 +1,14 @@
-"""The backward pass of span attention on TPU: one kernel for queries, one for keys and values.
+"""The backward pass of span attention on TPU.
 
-Both compute scores again from the log of the softmax's denominator. Gradients of keys and values are sums over the rows
-of a group, so heads that share a key are summed in the kernel.
+One kernel computes scores again from the log of the softmax's denominator, and all gradients from them. Blocks of rows
+go through their keys as in the forward pass; sums for all keys of a head stay in the chip's scratch memory until the
+last block of rows. Over rows that are too long for that, there is a kernel for queries and one for keys and values
+(`swjax.attention.tpu_long_backward`). Gradients of keys and values are sums over the rows of a group, so heads that
+share a key are summed in the kernel.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from swjax.attention.blockwise import LOG2E, Index, dot, quotient
-from swjax.attention.reach import touching_blocks
+from swjax.attention.blockwise import LOG2E, Index, dot
 from swjax.attention.tpu_blocks import (
+    LANES,
     Plan,
     TPUBlocks,
     cost_estimate,
@@ -32,10 +36,11 @@ from swjax.attention.tpu_blocks import (
     tile_scores,
     to_rows,
 )
+from swjax.attention.tpu_long_backward import key_gradients, query_gradient
 from swjax.streaming import KeySpans
 
-LIST_BYTES = 256 * 1024
-"""Scalar memory for the lists of blocks of rows, of the 1 MiB that a core has."""
+_OTHER_BYTES = 16 * 1024**2
+"""For all else that the kernel holds, which is the compiler's default for a whole kernel."""
 
 
 def backward(
@@ -75,38 +80,54 @@ def backward(
         k.transpose(0, 2, 1, 3),
         v.transpose(0, 2, 1, 3),
     )
-    dq = _query_gradient(rows.reach, operands, plan, interpret)
-    by_keys = make_plan(q, key_heads, num_keys, blocks, rows=blocks.rows, keys=blocks.backward_keys)
-    dk, dv = _key_gradients(rows.reach, operands, by_keys, interpret)
+    if _key_bytes(plan) <= blocks.key_bytes:
+        dq, dk, dv = _gradients(rows.reach, operands, plan, interpret=interpret)
+    else:
+        by_keys = make_plan(q, key_heads, num_keys, blocks, rows=blocks.rows, keys=blocks.backward_keys)
+        dq = query_gradient(rows.reach, operands, plan, interpret=interpret)
+        dk, dv = key_gradients(rows.reach, operands, by_keys, interpret=interpret)
     return from_rows(dq, plan), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
 
 
-def _query_gradient(
-    reach: Int32[Array, "4*B*blocks"], operands: tuple[Array, ...], plan: Plan, interpret: bool
-) -> Float[Array, "B K R H"]:
-    q_rows = operands[2]
+def _key_bytes(plan: Plan) -> int:
+    """Bytes that the gradients of all keys and values of a head take: sums in float32, and results on their way out."""
+    lanes = pl.cdiv(plan.head_dim, LANES) * LANES
+    return 2 * plan.num_key_blocks * plan.keys * lanes * (4 + 2 * plan.itemsize)
+
+
+def _gradients(
+    reach: Int32[Array, "4*B*blocks"], operands: tuple[Array, ...], plan: Plan, *, interpret: bool
+) -> tuple[Float[Array, "B K R H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    q_rows, k = operands[2], operands[-1]
+    filled = jax.ShapeDtypeStruct((*k.shape[:2], plan.num_key_blocks * plan.keys, plan.head_dim), k.dtype)
     edge, matrix, number = row_specs(plan)
     keys = key_spec(plan)
-    return pl.pallas_call(
-        functools.partial(_query_gradient_body, plan=plan),
-        out_shape=jax.ShapeDtypeStruct(q_rows.shape, q_rows.dtype),
+    all_keys = pl.BlockSpec((None, None, *filled.shape[2:]), lambda b, h, i, j, reach: (b, h, 0, 0))
+    dq, dk, dv = pl.pallas_call(
+        functools.partial(_gradients_body, plan=plan),
+        out_shape=(jax.ShapeDtypeStruct(q_rows.shape, q_rows.dtype), filled, filled),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(plan.batch, plan.key_heads, plan.num_row_blocks, num_fetched(reach, plan)),
             in_specs=[edge, edge, matrix, matrix, number, number, keys, keys],
-            out_specs=matrix,
-            scratch_shapes=[pltpu.VMEM((plan.head_dim, plan.rows), jnp.float32)],
+            out_specs=[matrix, all_keys, all_keys],
+            scratch_shapes=[
+                pltpu.VMEM((plan.head_dim, plan.rows), jnp.float32),
+                *[pltpu.VMEM(filled.shape[2:], jnp.float32)] * 2,
+            ],
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=_key_bytes(plan) + _OTHER_BYTES,
         ),
-        cost_estimate=cost_estimate(plan, products=3, row_arrays=3),
+        cost_estimate=cost_estimate(plan, products=5, row_arrays=3),
         interpret=interpret,
-        name="span_attention_query_gradient",
+        name="span_attention_gradients",
     )(reach, *operands)
+    return dq, dk[:, :, : plan.num_keys], dv[:, :, : plan.num_keys]
 
 
-def _query_gradient_body(
+def _gradients_body(
     reach_ref: Ref,
     start_ref: Ref,
     stop_ref: Ref,
@@ -117,7 +138,11 @@ def _query_gradient_body(
     k_ref: Ref,
     v_ref: Ref,
     dq_ref: Ref,
-    sums_ref: Ref,
+    dk_ref: Ref,
+    dv_ref: Ref,
+    dq_sums_ref: Ref,
+    dk_sums_ref: Ref,
+    dv_sums_ref: Ref,
     *,
     plan: Plan,
 ) -> None:
@@ -125,117 +150,47 @@ def _query_gradient_body(
     reach = read_reach(reach_ref, batch, block, plan)
     first_key = (fetched(reach, plan)[0] + step) * plan.keys
 
-    @pl.when(step == 0)
-    def _begin() -> None:
-        sums_ref[...] = jnp.zeros_like(sums_ref)
+    def clear(keys: slice | pl.Slice) -> None:
+        dk_sums_ref[keys, :] = jnp.zeros((plan.keys, plan.head_dim), jnp.float32)
+        dv_sums_ref[keys, :] = jnp.zeros((plan.keys, plan.head_dim), jnp.float32)
 
-    def add_tile(offset: Index, masked: bool) -> None:
-        k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
-        scores = tile_scores(k, q_ref[...], start_ref[...], stop_ref[...], first_key + offset, plan, masked)
-        weights = jnp.exp2(scores - lse_ref[...])
-        dscores = weights * (dot(v, dout_ref[...], (1, 1), plan.precision) - along_ref[...])
-        sums_ref[...] += dot(k, dscores.astype(k.dtype), (0, 0), plan.precision)
+    def write(keys: slice | pl.Slice) -> None:
+        dk_ref[keys, :] = (dk_sums_ref[keys, :] * plan.head_dim**-0.5).astype(dk_ref.dtype)
+        dv_ref[keys, :] = dv_sums_ref[keys, :].astype(dv_ref.dtype)
 
-    for_each_tile(reach, first_key, plan, add_tile)
+    def for_all_keys(body: Callable[[slice | pl.Slice], None]) -> None:
+        def step(i: Array, carry: None) -> None:
+            body(pl.ds(pl.multiple_of(i * plan.keys, plan.keys), plan.keys))
 
-    @pl.when(step == pl.num_programs(3) - 1)
-    def _end() -> None:
-        dq_ref[...] = (sums_ref[...] * plan.head_dim**-0.5).T.astype(dq_ref.dtype)
+        jax.lax.fori_loop(0, plan.num_key_blocks, step, None)
 
-
-def _key_gradients(
-    reach: Int32[Array, "4*B*blocks"], operands: tuple[Array, ...], plan: Plan, interpret: bool
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    k, v = operands[-2:]
-    entries = plan.batch * plan.num_key_blocks * plan.num_row_blocks
-    # Where lists for all blocks of keys are too long, neighbours share one, and pass over what does not touch them.
-    shared = min(pl.cdiv(4 * entries, LIST_BYTES), plan.num_key_blocks)
-    lists = pl.cdiv(plan.num_key_blocks, shared)
-    low, high = reach.reshape(plan.batch, -1, 4)[..., :2].transpose(2, 0, 1)
-    counts, touching = touching_blocks(low, high, width=plan.keys * shared, num_keys=plan.num_keys)
-
-    def block_of_rows(b: Index, i: Index, j: Index, counts_ref: Ref, touching_ref: Ref) -> Array:
-        return _listed(b * lists + quotient(i, shared), j, counts_ref, touching_ref, plan)
-
-    edge = pl.BlockSpec((None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, 0, block_of_rows(b, i, j, *refs)))
-    matrix = pl.BlockSpec(
-        (None, None, plan.rows, plan.head_dim), lambda b, h, i, j, _, *refs: (b, h, block_of_rows(b, i, j, *refs), 0)
-    )
-    number = pl.BlockSpec(
-        (None, None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, h, 0, block_of_rows(b, i, j, *refs))
-    )
-    keys = pl.BlockSpec((None, None, plan.keys, plan.head_dim), lambda b, h, i, j, *refs: (b, h, i, 0))
-    dk, dv = pl.pallas_call(
-        functools.partial(_key_gradients_body, plan=plan, shared=shared),
-        out_shape=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(plan.batch, plan.key_heads, plan.num_key_blocks, jnp.maximum(counts.max(), 1)),
-            in_specs=[edge, edge, matrix, matrix, number, number, keys, keys],
-            out_specs=[keys, keys],
-            scratch_shapes=[pltpu.VMEM((plan.keys, plan.head_dim), jnp.float32)] * 2,
-        ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-        ),
-        cost_estimate=cost_estimate(plan, products=4, row_arrays=2 * plan.num_key_blocks),
-        interpret=interpret,
-        name="span_attention_key_gradients",
-    )(reach, counts.reshape(-1), touching.reshape(-1), *operands)
-    return dk, dv
-
-
-def _key_gradients_body(
-    reach_ref: Ref,
-    counts_ref: Ref,
-    touching_ref: Ref,
-    start_ref: Ref,
-    stop_ref: Ref,
-    q_ref: Ref,
-    dout_ref: Ref,
-    lse_ref: Ref,
-    along_ref: Ref,
-    k_ref: Ref,
-    v_ref: Ref,
-    dk_ref: Ref,
-    dv_ref: Ref,
-    dk_sums_ref: Ref,
-    dv_sums_ref: Ref,
-    *,
-    plan: Plan,
-    shared: int,
-) -> None:
-    batch, _, block, step = (pl.program_id(axis) for axis in range(4))
-    first_key = block * plan.keys
-    here = batch * pl.cdiv(plan.num_key_blocks, shared) + quotient(block, shared)
+    @pl.when((block == 0) & (step == 0))
+    def _begin_keys() -> None:
+        for_all_keys(clear)
 
     @pl.when(step == 0)
-    def _begin() -> None:
-        dk_sums_ref[...] = jnp.zeros_like(dk_sums_ref)
-        dv_sums_ref[...] = jnp.zeros_like(dv_sums_ref)
+    def _begin_rows() -> None:
+        dq_sums_ref[...] = jnp.zeros_like(dq_sums_ref)
 
     def add_tile(offset: Index, masked: bool) -> None:
-        tile = pl.ds(offset, plan.tile)
+        tile = pl.ds(first_key + offset, plan.tile)
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
         q, dout = q_ref[...], dout_ref[...]
         scores = tile_scores(k, q, start_ref[...], stop_ref[...], first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
         dv_sums_ref[tile, :] += dot(weights.astype(dout.dtype), dout, (1, 0), plan.precision)
-        dscores = weights * (dot(v, dout, (1, 1), plan.precision) - along_ref[...])
-        dk_sums_ref[tile, :] += dot(dscores.astype(q.dtype), q, (1, 0), plan.precision)
+        dscores = (weights * (dot(v, dout, (1, 1), plan.precision) - along_ref[...])).astype(q.dtype)
+        dk_sums_ref[tile, :] += dot(dscores, q, (1, 0), plan.precision)
+        dq_sums_ref[...] += dot(k, dscores, (0, 0), plan.precision)
 
-    @pl.when(step < counts_ref[here])
-    def _add() -> None:
-        rows = _listed(here, step, counts_ref, touching_ref, plan)
-        for_each_tile(read_reach(reach_ref, batch, rows, plan), first_key, plan, add_tile)
+    for_each_tile(reach, first_key, plan, add_tile)
 
-    @pl.when(step == pl.num_programs(3) - 1)
-    def _end() -> None:
-        dk_ref[...] = (dk_sums_ref[...] * plan.head_dim**-0.5).astype(dk_ref.dtype)
-        dv_ref[...] = dv_sums_ref[...].astype(dv_ref.dtype)
+    is_last = step == pl.num_programs(3) - 1
 
+    @pl.when(is_last)
+    def _end_rows() -> None:
+        dq_ref[...] = (dq_sums_ref[...] * plan.head_dim**-0.5).T.astype(dq_ref.dtype)
 
-def _listed(which: Index, step: Index, counts_ref: Ref, touching_ref: Ref, plan: Plan) -> Array:
-    """The block of rows at a step of a list; after its end the last one again, which fetches nothing."""
-    last = jnp.maximum(counts_ref[which] - 1, 0)
-    return touching_ref[which * plan.num_row_blocks + jnp.minimum(step, last)]
+    @pl.when(is_last & (block == plan.num_row_blocks - 1))
+    def _end_keys() -> None:
+        for_all_keys(write)

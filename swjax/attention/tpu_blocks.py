@@ -23,7 +23,8 @@ class TPUBlocks:
     """Sizes of blocks, in rows (queries x heads of a group) and keys; all multiples of 128.
 
     With the defaults a row block does 1,024 multiply-adds for every byte of keys and values in bfloat16, above what any
-    TPU from v5e on needs to be bound by compute, and the kernels stay inside 16 MiB of VMEM, the smallest limit.
+    TPU from v5e on needs to be bound by compute, and the kernels stay inside 16 MiB of VMEM, the compiler's default,
+    but for `key_bytes`.
 
     Attributes:
         forward_rows: largest block of rows of the forward pass, a multiple of 128.
@@ -33,7 +34,9 @@ class TPUBlocks:
         keys: keys fetched at once by a block of rows.
         tile: keys computed at once; divides the others. Rows of one chunk compute with all that are fetched, in pieces:
             there is no other chunk whose products would go on beside the softmax.
-        backward_keys: keys of a block that gathers its gradients.
+        key_bytes: scratch memory for the gradients of all keys of a head, as much as 16,384 of 128 features take in
+            bfloat16. Rows that need more have a kernel for queries and one for keys.
+        backward_keys: keys of a block that gathers its gradients in the latter.
     """
 
     forward_rows: int = 4096
@@ -43,6 +46,7 @@ class TPUBlocks:
     keys: int = 2048
     tile: int = 512
     backward_keys: int = 1024
+    key_bytes: int = 32 * 1024**2
 
 
 class Plan(NamedTuple):

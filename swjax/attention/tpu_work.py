@@ -13,7 +13,12 @@ from swjax.streaming import KeySpans
 KEY_GRADIENTS = "span_attention_key_gradients"
 """The kernel whose grid is over blocks of keys."""
 
-PRODUCTS = {"span_attention_forward": 2, "span_attention_query_gradient": 3, KEY_GRADIENTS: 4}
+PRODUCTS = {
+    "span_attention_forward": 2,
+    "span_attention_gradients": 5,
+    "span_attention_query_gradient": 3,
+    KEY_GRADIENTS: 4,
+}
 """Kernel -> products of a tile of keys with a block of rows."""
 
 

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from swjax.models.config import TextConfig
-from swjax.models.layers import Attention, Constrain, Draw, project, rms_norm
+from swjax.models.layers import Attention, Constrain, Draw, gated, project, rms_norm
 from swjax.models.rotary import Rotation, rotate
 
 
@@ -78,7 +78,7 @@ class GatedLayer(nnx.Module):
             else:
                 gate = project(normed, self.gate_weight_df, "BLF", self.constrain)
                 up = project(normed, self.up_weight_df, "BLF", self.constrain)
-            return x + project(jax.nn.silu(gate) * up, self.down_weight_fd, "BLD", self.constrain)
+            return x + project(gated(gate, up), self.down_weight_fd, "BLD", self.constrain)
 
     def merge_products(self) -> None:
         """Make one weight of those of queries, keys and values, and one of the gate's and what it gates.

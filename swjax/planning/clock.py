@@ -1,7 +1,8 @@
 """The time of a compiled program by the cycles that the TPU compiler gives its operations.
 
 The compiler writes an estimate of cycles beside every fusion, product, copy and broadcast. A walk through the program
-in the order of its schedule, loops as often as they run, adds them up. Kernels have none; the caller knows theirs. What
+in the order of its schedule, loops as often as they run, adds them up. Products take no less than their operations do
+at the peak rate, which a few of the compiler's estimates pass over. Kernels have none; the caller knows theirs. What
 is sent goes over one link, transfer after transfer: between a `-start` and its `-done` operations hide it, those that
 carry it on among them, and the rest is waited for.
 """
@@ -20,6 +21,7 @@ from swjax.planning.hlo import (
     channel_within,
     first_group,
     parse,
+    product_flops,
     sent_bytes,
 )
 
@@ -120,6 +122,7 @@ def read_schedule(
     text: str,
     *,
     clock: float,
+    peak_flops: float,
     link_bandwidth: float,
     kernel_cycles: Callable[[Instruction], float],
 ) -> Schedule:
@@ -128,11 +131,12 @@ def read_schedule(
     Args:
         text: `compiled.as_text()`, of one partition, as the TPU compiler writes it.
         clock: cycles a second.
+        peak_flops: operations of products a second, at most.
         link_bandwidth: bytes a second that a chip sends.
         kernel_cycles: a call of a Pallas kernel -> cycles of one run.
     """
     computations, entry = parse(text)
-    walk = _Walk(computations, _source_lines(text), clock, link_bandwidth, kernel_cycles)
+    walk = _Walk(computations, _source_lines(text), clock, peak_flops, link_bandwidth, kernel_cycles)
     schedule = Schedule()
     walk.visit(entry, 1.0, schedule)
     return schedule
@@ -143,6 +147,7 @@ class _Walk:
     computations: Mapping[str, dict[str, Instruction]]
     sources: Mapping[int, str]
     clock: float
+    peak_flops: float
     link_bandwidth: float
     kernel_cycles: Callable[[Instruction], float]
 
@@ -164,7 +169,7 @@ class _Walk:
                 waited = max(arriving.pop(awaited) - now, 0.0)
                 schedule.exposed += times * waited
                 now += waited
-            own = self._own_seconds(instruction)
+            own = self._own_seconds(instruction, body)
             if own or self._is_untimed(instruction):
                 schedule.operations.append(self._operation(instruction, times, own))
                 now += own
@@ -174,13 +179,24 @@ class _Walk:
                     now += (turns or 1) * self.visit(called, times * (turns or 1), schedule)
         return now
 
-    def _own_seconds(self, instruction: Instruction) -> float:
+    def _own_seconds(self, instruction: Instruction, body: Mapping[str, Instruction]) -> float:
         if instruction.kind == "custom-call" and _KERNEL in instruction.rest:
             return self.kernel_cycles(instruction) / self.clock
         found = _CYCLES.search(instruction.rest)
         # Copies with a start and an end are made by the memory's own engines beside what runs.
         is_beside = instruction.kind.endswith(("-start", "-done"))
-        return int(found.group(1)) / self.clock if found and not is_beside else 0.0
+        if not found or is_beside:
+            return 0.0
+        return max(int(found.group(1)) / self.clock, self._flops(instruction, body) / self.peak_flops)
+
+    def _flops(self, instruction: Instruction, body: Mapping[str, Instruction]) -> float:
+        """Operations of the products in it."""
+        if instruction.kind in ("dot", "convolution"):
+            return product_flops(instruction, [body[operand].shapes[0] for operand in instruction.operands[:2]])
+        if instruction.kind != "fusion":
+            return 0.0
+        called = [self.computations[name] for name, _, _ in called_by(instruction, self.computations)]
+        return sum(self._flops(one, inside) for inside in called for one in inside.values())
 
     def _transfer_seconds(self, instruction: Instruction, body: Mapping[str, Instruction]) -> float | None:
         """Of a collective that begins here, alone or inside of a fusion; None for anything else."""
@@ -190,7 +206,7 @@ class _Walk:
             group = first_group(instruction.rest)
             kind = instruction.kind.removesuffix("-start")
             return sent_bytes(kind, instruction, body, len(group)) / self.link_bandwidth
-        if instruction.kind in ("fusion", "async-start"):
+        if instruction.kind in ("fusion", "async-start", "call-start"):
             inside = [
                 self._transfer_seconds(one, self.computations[called])
                 for called, _, _ in called_by(instruction, self.computations)

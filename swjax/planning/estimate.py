@@ -113,7 +113,13 @@ def estimate(
             cycles[call.name] = _kernel(call, scheduled, chip, model, decoder, vision, slots)
         return cycles[call.name][0]
 
-    schedule = read_schedule(text, clock=chip.clock, link_bandwidth=chip.link_bandwidth, kernel_cycles=kernel_cycles)
+    schedule = read_schedule(
+        text,
+        clock=chip.clock,
+        peak_flops=chip.flops,
+        link_bandwidth=chip.link_bandwidth,
+        kernel_cycles=kernel_cycles,
+    )
     kernels: dict[str, KernelEstimate] = {}
     named: dict[KernelEstimate, str] = {}  # layers that are no loop have the same kernel each, by names of their own
     for operation in schedule.operations:

@@ -222,7 +222,7 @@ def called_by(
         names = [name.strip().lstrip("%") for name in branches.group(1).split(",")] if branches else []
         names += [_name(instruction.rest, part) for part in ("true_computation", "false_computation")]
         yield from ((name, 1, True) for name in names[:1] if name)  # one of them runs
-    elif instruction.kind in ("fusion", "call", "async-start"):
+    elif instruction.kind in ("fusion", "call", "async-start", "call-start"):
         called = _name(instruction.rest, "calls") or _name(instruction.rest, "to_apply")
         if called:
             yield called, 1, instruction.kind == "call"

@@ -21,6 +21,8 @@ CASES = {
     # batch, queries, keys, heads, key heads, head dim, dtype, gradients
     "decoder": (1, 32768, 32768, 28, 4, 128, jnp.bfloat16, True),
     "vision": (1, 32768, 32768, 16, 16, 80, jnp.bfloat16, True),
+    "a row": (1, 8192, 8192, 28, 4, 128, jnp.bfloat16, True),
+    "the longest row": (1, 16384, 16384, 28, 4, 128, jnp.bfloat16, True),  # whose gradients of keys one kernel holds
     "one step": (1, 1, 32768, 28, 4, 128, jnp.bfloat16, False),  # without gradients: to a cache of some layers
     "eight steps": (2, 8, 32768, 28, 4, 128, jnp.bfloat16, False),
     "ends inside of blocks": (2, 3001, 4001, 4, 2, 64, jnp.bfloat16, True),

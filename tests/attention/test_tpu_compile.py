@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-LONG, CACHED = ("decoder", "vision"), ("one step", "eight steps")
+LONG, SHORTER, CACHED = ("decoder", "vision"), ("a row", "the longest row"), ("one step", "eight steps")
 CASES = {
-    "v5e:2x2": ("decoder", "one step"),
-    "v5p:2x2x1": (*LONG, *CACHED, "ends inside of blocks", "float32", "context"),
-    "v6e:2x2": (*LONG, "eight steps"),
-    "tpu7x:2x2x1": ("decoder", "eight steps"),
+    "v5e:2x2": ("decoder", "the longest row", "one step"),
+    "v5p:2x2x1": (*LONG, *SHORTER, *CACHED, "ends inside of blocks", "float32", "context"),
+    "v6e:2x2": (*LONG, "the longest row", "eight steps"),
+    "tpu7x:2x2x1": ("decoder", "the longest row", "eight steps"),
 }
 """Chip -> cases of `compile_for_tpu.py`: all for one, and for the others what differs with a chip's sizes."""
 
@@ -53,7 +53,8 @@ def test_compiles(compiled):
             # The cache is read where it lies.
             assert told["temp_bytes"] < told["argument_bytes"] / 20, case
         else:
-            assert told["kernels"] == 3, case
+            # Over long rows the backward pass is two kernels.
+            assert told["kernels"] == (3 if case in (*LONG, "context") else 2), case
         if case in LONG:
             # A few copies of queries, keys and values, and nothing of the size of the scores of one head.
             assert told["temp_bytes"] < min(4 * told["argument_bytes"], ONE_BYTE_A_SCORE)

@@ -1,5 +1,6 @@
 """The TPU kernels in interpret mode against the dense attention; `test_tpu_compile.py` compiles them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -26,12 +27,15 @@ from swjax.attention.reference import reference_span_attention
 from swjax.attention.sharded import sharded_kernel
 from swjax.attention.tpu import TPUBlocks, make_tpu_kernel
 
-SMALL = make_tpu_kernel(
-    TPUBlocks(forward_rows=256, chunk=32, rows=128, queries=128, keys=256, tile=128, backward_keys=256), interpret=True
-)
-
-
+BLOCKS = TPUBlocks(forward_rows=256, chunk=32, rows=128, queries=128, keys=256, tile=128, backward_keys=256)
+SMALL = make_tpu_kernel(BLOCKS, interpret=True)
 small = functools.partial(attend, SMALL)
+small_without_memory = functools.partial(
+    attend, make_tpu_kernel(dataclasses.replace(BLOCKS, key_bytes=0), interpret=True)
+)
+each_backward_pass = pytest.mark.parametrize(
+    "attention", [small, small_without_memory], ids=["one kernel backward", "two kernels backward"]
+)
 
 
 SIZES = [
@@ -45,13 +49,14 @@ SIZES = [
 ]
 
 
+@each_backward_pass
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_equals_the_dense_one(size):
+def test_equals_the_dense_one(size, attention):
     rng = np.random.default_rng(size[1])
     q, k, v, dout = arrays(rng, *size)
     for make_spans in SPANS:
         spans = make_spans(rng, *size[:3])
-        found = values_and_gradients(q, k, v, spans, dout, attention=small)
+        found = values_and_gradients(q, k, v, spans, dout, attention=attention)
         expected = values_and_gradients(q, k, v, spans, dout, attention=reference_span_attention)
         assert_close(found, expected, 1e-5)
         nothing_seen = np.asarray(spans.start >= spans.stop)
@@ -59,13 +64,14 @@ def test_equals_the_dense_one(size):
         assert not np.asarray(found[1])[nothing_seen].any()
 
 
+@each_backward_pass
 @pytest.mark.parametrize("make_spans", [random_spans, packed_spans])
-def test_bfloat16(make_spans):
+def test_bfloat16(make_spans, attention):
     rng = np.random.default_rng(1)
     size = (2, 90, 300, 7, 1, 128)
     q, k, v, dout = arrays(rng, *size, dtype=jnp.bfloat16)
     spans = make_spans(rng, *size[:3])
-    found = values_and_gradients(q, k, v, spans, dout, attention=small)
+    found = values_and_gradients(q, k, v, spans, dout, attention=attention)
     exact = values_and_gradients(
         *(x.astype(jnp.float32) for x in (q, k, v)),
         spans,
@@ -98,16 +104,17 @@ def test_default_blocks():
     assert_close(found, expected, 1e-5)
 
 
-def test_keys_out_of_reach_are_not_read():
+@each_backward_pass
+def test_keys_out_of_reach_are_not_read(attention):
     rng = np.random.default_rng(4)
     q, k, v, dout = arrays(rng, 2, 30, 1280, 4, 2, 16)
     spans = spans_of(np.full((2, 30), [[520], [0]]), np.full((2, 30), [[760], [100]]))
-    expected = values_and_gradients(q, k, v, spans, dout, attention=small)
+    expected = values_and_gradients(q, k, v, spans, dout, attention=attention)
     for row, (start, stop) in enumerate([(512, 768), (0, 128)]):
         outside = np.ones(1280, bool)
         outside[start:stop] = False
         k, v = (x.at[row, outside].set(jnp.nan) for x in (k, v))
-    found = values_and_gradients(q, k, v, spans, dout, attention=small)
+    found = values_and_gradients(q, k, v, spans, dout, attention=attention)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -123,8 +130,9 @@ def test_batches_compile_once():
 
 def test_short_memory_for_lists(monkeypatch):
     """Neighbouring blocks of keys share a list where scalar memory cannot hold one for each."""
-    monkeypatch.setattr("swjax.attention.tpu_backward.LIST_BYTES", 64)
-    kernel = make_tpu_kernel(TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=128), interpret=True)
+    monkeypatch.setattr("swjax.attention.tpu_long_backward.LIST_BYTES", 64)
+    blocks = TPUBlocks(rows=128, queries=128, keys=256, tile=128, backward_keys=128, key_bytes=0)
+    kernel = make_tpu_kernel(blocks, interpret=True)
     rng = np.random.default_rng(6)
     size = (2, 300, 600, 2, 1, 16)
     q, k, v, dout = arrays(rng, *size)

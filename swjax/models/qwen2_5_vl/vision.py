@@ -17,6 +17,7 @@ from swjax.models.layers import (
     Attention,
     Constrain,
     Draw,
+    gated,
     normalize_pixels,
     project,
     rms_norm,
@@ -148,7 +149,7 @@ class VisionBlock(nnx.Module):
             normed = rms_norm(x, self.mlp_norm_d[...], NORM_EPS)
             gate = project(normed, self.gate_weight_df, "BPF", self.constrain) + self.gate_bias_f[...]
             up = project(normed, self.up_weight_df, "BPF", self.constrain) + self.up_bias_f[...]
-            down = project(jax.nn.silu(gate) * up, self.down_weight_fd, "BPD", self.constrain)
+            down = project(gated(gate, up), self.down_weight_fd, "BPD", self.constrain)
             return x + down + self.down_bias_d[...]
 
 
