@@ -17,7 +17,7 @@ from swjax.inference.place import Where, attention_on, check_mesh, platform_of, 
 from swjax.mesh import ConstrainOnMesh
 from swjax.models.decoder_layer import GatedLayer
 from swjax.models.family import abstract_model
-from swjax.models.layers import layers_apart
+from swjax.models.layers import SplitsProducts, keeping_axes, layers_apart, unconstrained
 from swjax.models.model import VideoLanguageModel
 from swjax.models.parameters import Leaves, Parameters, merge_parameters, split_parameters, widened
 
@@ -85,7 +85,8 @@ class Weights:
 
     Layers become arrays of their own: a copy, made once, where each pass would copy them out of their stack. (Of 3B: on
     an H200 3 ms of an 18 ms pass; on a v5e, by the compiler's clock, 9 of 22.) On a TPU, whose memory may have no room
-    for both, only if the model may be used up. For a GPU, products with the same input become one.
+    for both, only if the model may be used up. A weight of several products becomes one for each, for the same reason,
+    and for a GPU, the decoder's products with the same input become one.
 
     Args:
         model: the model, real or abstract.
@@ -130,11 +131,18 @@ class Weights:
     def _held(self, module: Any, layers: str, consume: bool) -> Any:
         """A half of the model with layers of their own, and with wider products where the platform wants them."""
         held = nnx.merge(*nnx.split(module))
+        for _, part in nnx.iter_modules(held) if self.platform == "tpu" else ():
+            if getattr(part, "constrain", None) is unconstrained:
+                vars(part)["constrain"] = keeping_axes
         if consume or self.platform != "tpu":
             setattr(held, layers, layers_apart(getattr(held, layers), consume=consume))
         if self._is_single_gpu or self.platform == "tpu":
             structure, parameters = split_parameters(held)
             held = merge_parameters(structure, widened(parameters, WIDTH_TILES[self.platform]))
+        apart = getattr(held, layers)
+        for layer in apart if isinstance(apart, nnx.List) else ():
+            if isinstance(layer, SplitsProducts):
+                layer.split_products()
         return held
 
     def compiled(self, make: Callable[..., Result]) -> Result:

@@ -8,7 +8,7 @@ contracts first; adapters and sharding read it there.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,11 @@ those where patches are; - is never divided.
 
 def unconstrained(x: Array, axes: str) -> Array:
     """Leaves an activation where it is: for one device, or for the compiler to choose."""
+    return x
+
+
+def keeping_axes(x: Array, axes: str) -> Array:
+    """The same, for one TPU: products are not made ones of matrices, for which weights of heads would be copied."""
     return x
 
 
@@ -75,10 +80,7 @@ def project(
     """
     held = weight.get_value()
     if part is not None:
-        if isinstance(held, AdaptedWeight):
-            held = held.part(part)
-        else:
-            held = jax.lax.index_in_dim(held, part, axis=held.ndim + 1 - len(axes), keepdims=False)
+        held = part_of(held, part, axis=held.ndim + 1 - len(axes))
     if isinstance(held, AdaptedWeight):
         down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
         added = _product(_product(held.dropped(x), down, f"{axes[:2]}r", constrain), up, axes, constrain)
@@ -88,6 +90,32 @@ def project(
     else:
         product = _product(x, held, axes, constrain)
     return checkpoint_name(product, WIDE_PROJECTION if axes[-1] == "F" else PROJECTION)
+
+
+def part_of(held: Any, number: int, *, axis: int) -> Any:
+    """One of the products that a weight is of.
+
+    Args:
+        held: the weight: an array, the shape of one, or an adapted weight.
+        number: of the product.
+        axis: of the products, the first of the outputs.
+    """
+    if isinstance(held, AdaptedWeight):
+        return held.part(number)
+    if isinstance(held, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((*held.shape[:axis], *held.shape[axis + 1 :]), held.dtype)
+    return jax.lax.index_in_dim(held, number, axis=axis, keepdims=False)
+
+
+@runtime_checkable
+class SplitsProducts(Protocol):
+    """A layer with a weight of several products, of which it can make one for each."""
+
+    def split_products(self) -> None:
+        """Make a weight for each product: cut out of the weight of all, each is copied whenever the layer runs.
+
+        The names that conversion, training and LoRA know are gone then.
+        """
 
 
 def _product(x: Array, weight: Array, axes: str, constrain: Constrain) -> Array:

@@ -19,6 +19,7 @@ from swjax.models.layers import (
     Draw,
     gated,
     normalize_pixels,
+    part_of,
     project,
     rms_norm,
     scan_layers,
@@ -115,6 +116,7 @@ class VisionBlock(nnx.Module):
 
         draw = Draw(rngs, config.initializer_range, param_dtype)
         self.head_dim = h
+        self.is_split = False
         self.attention = attention
         self.constrain = constrain
         self.attention_norm_d = draw.ones(d)
@@ -136,13 +138,10 @@ class VisionBlock(nnx.Module):
         Heads may be wider than the configuration's, filled up with zeros (`swjax.models.parameters.widened`), the
         rotation with them; attention, which divides scores by the root of the width that it sees, is then made up for.
         """
-        wider = (self.qkv_bias_xnh.shape[-1] / self.head_dim) ** 0.5
+        wider = (self.head_width / self.head_dim) ** 0.5
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm_d[...], NORM_EPS)
-            q, k, v = (
-                project(normed, self.qkv_weight_dxnh, "BPNH", self.constrain, part=part) + self.qkv_bias_xnh[part]
-                for part in range(3)
-            )
+            q, k, v = self._queries_keys_values(normed)
             attended = self.attention(rotate(q, rotation, scale=wider), rotate(k, rotation), v, spans)
             x = x + project(attended, self.o_weight_nhd, "BPD", self.constrain) + self.o_bias_d[...]
         with jax.named_scope("mlp"):
@@ -152,11 +151,33 @@ class VisionBlock(nnx.Module):
             down = project(gated(gate, up), self.down_weight_fd, "BPD", self.constrain)
             return x + down + self.down_bias_d[...]
 
+    def _queries_keys_values(self, normed: Float[Array, "B P D"]) -> tuple[Float[Array, "B P N H"], ...]:
+        if self.is_split:
+            products = (
+                (self.q_weight_dnh, self.q_bias_nh),
+                (self.k_weight_dnh, self.k_bias_nh),
+                (self.v_weight_dnh, self.v_bias_nh),
+            )
+            return tuple(project(normed, weight, "BPNH", self.constrain) + bias[...] for weight, bias in products)
+        return tuple(
+            project(normed, self.qkv_weight_dxnh, "BPNH", self.constrain, part=part) + self.qkv_bias_xnh[part]
+            for part in range(3)
+        )
 
-def _head_width(blocks: VisionBlock | nnx.List) -> int:
-    """Features of a head as the blocks, stacked or apart, hold them."""
-    block = blocks[0] if isinstance(blocks, nnx.List) else blocks
-    return int(block.qkv_bias_xnh.shape[-1])
+    def split_products(self) -> None:
+        """As `swjax.models.layers.SplitsProducts` says: queries, keys and values, each with a weight of its own."""
+        weight, bias = self.qkv_weight_dxnh.get_value(), self.qkv_bias_xnh.get_value()
+        self.q_weight_dnh, self.k_weight_dnh, self.v_weight_dnh = (
+            nnx.Param(part_of(weight, part, axis=1)) for part in range(3)
+        )
+        self.q_bias_nh, self.k_bias_nh, self.v_bias_nh = (nnx.Param(part_of(bias, part, axis=0)) for part in range(3))
+        del self.qkv_weight_dxnh, self.qkv_bias_xnh
+        self.is_split = True
+
+    @property
+    def head_width(self) -> int:
+        """Features of a head, those that fill it up among them."""
+        return int((self.q_bias_nh if self.is_split else self.qkv_bias_xnh).shape[-1])
 
 
 class PatchMerger(nnx.Module):
@@ -256,7 +277,7 @@ class VisionTower(nnx.Module):
                 layout.columns,
                 head_dim=config.head_dim,
                 theta=config.rope_theta,
-                width=_head_width(self.blocks),
+                width=(self.blocks[0] if isinstance(self.blocks, nnx.List) else self.blocks).head_width,
             )
 
             def block_step(x: Array, flagged: tuple[Bool[Array, ""], VisionBlock]) -> Array:
