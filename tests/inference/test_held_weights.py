@@ -1,4 +1,7 @@
-"""Weights as a GPU is given them: merged products, filled-up widths, stacks of small arrays; the words are the same."""
+"""Weights as a GPU or a TPU is given them: products merged and split, filled-up widths, stacks of small arrays.
+
+The words are the same.
+"""
 
 from flax import nnx
 from full_passes import make_frames
@@ -29,6 +32,20 @@ def test_words_are_those_of_the_model_as_it_is(tokenizer, monkeypatch):
     assert held.decoder.parameters["layers/0/gate_up_weight_dx"].shape == (128, 256)
     for rows in (1, 2):
         assert words(held, tokenizer, rows) == words(plain, tokenizer, rows)
+
+
+def test_words_of_weights_as_a_tpu_holds_them_are_the_same(tokenizer, monkeypatch):
+    config = Qwen2_5_VLConfig.preset("tiny", text={"vocab_size": len(tokenizer)})
+    model, twin, used_up = (Qwen2_5_VL(config, rngs=nnx.Rngs(0)) for _ in range(3))
+    plain = Weights(model)
+    monkeypatch.setattr(weights_module, "platform_of", lambda where: "tpu")
+    stacked, apart = Weights(twin), Weights(used_up, consume=True)
+    heads, features = config.vision.num_heads, config.vision.hidden_size
+    assert apart.visual.parameters["blocks/0/k_weight_dnh"].shape == (features, heads, 128)
+    assert stacked.visual.parameters["blocks/qkv_weight_dxnh"].shape[1:] == (features, 3, heads, 128)
+    for held in (stacked, apart):
+        for rows in (1, 2):
+            assert words(held, tokenizer, rows) == words(plain, tokenizer, rows)
 
 
 def test_a_model_may_be_used_up(tokenizer):
