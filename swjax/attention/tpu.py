@@ -38,15 +38,18 @@ from swjax.attention.tpu_blocks import (
     cost_estimate,
     fetched,
     for_each_tile,
+    from_blocks,
     from_rows,
     make_plan,
     num_fetched,
     read_reach,
+    read_rows,
     read_tile,
     row_spans,
     row_specs,
     tile_scores,
-    to_rows,
+    to_blocks,
+    write_rows,
 )
 from swjax.streaming import KeySpans
 
@@ -83,22 +86,23 @@ def _forward_body(
         total_ref[...] = jnp.zeros_like(total_ref)
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
-    chunks = [pl.ds(first, min(chunk, plan.rows - first)) for first in range(0, plan.rows, chunk)]
+    chunks = [(row, min(chunk, plan.rows - row)) for row in range(0, plan.rows, chunk)]
     in_pieces = len(chunks) == 1 and plan.tile % (PIECES * LANES) == 0
     piece, ahead = (plan.tile // PIECES, PIECES) if in_pieces else (plan.tile, AHEAD)
-    parts = [(at, first) for at in chunks for first in range(0, plan.tile, piece)]
+    parts = [(row, count, first) for row, count in chunks for first in range(0, plan.tile, piece)]
 
     def attend_tile(offset: Index, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
 
-        def scores_of(at: slice | pl.Slice, first: int) -> Float[Array, "piece chunk"]:
-            edges = start_ref[:, at], stop_ref[:, at]
-            keys = k[first : first + piece]
-            return tile_scores(keys, q_ref[at, :], *edges, first_key + offset + first, plan, masked)
+        def scores_of(row: int, count: int, first: int) -> Float[Array, "piece chunk"]:
+            at = pl.ds(row, count)
+            q, keys = read_rows(q_ref, plan, row, count), k[first : first + piece]
+            return tile_scores(keys, q, start_ref[:, at], stop_ref[:, at], first_key + offset + first, plan, masked)
 
         # Asked for before the softmax of the parts before them, which the matrix units would otherwise wait for.
         asked = [scores_of(*part) for part in parts[:ahead]]
-        for (at, first), following in itertools.zip_longest(parts, parts[ahead:]):
+        for (row, count, first), following in itertools.zip_longest(parts, parts[ahead:]):
+            at = pl.ds(row, count)
             if following is not None:
                 asked.append(scores_of(*following))
             scores = asked.pop(0)
@@ -116,7 +120,7 @@ def _forward_body(
     def _end() -> None:
         is_empty = total_ref[...] == 0
         total = jnp.where(is_empty, 1.0, total_ref[...])
-        out_ref[...] = (sums_ref[...] / total).T.astype(out_ref.dtype)
+        write_rows(out_ref, (sums_ref[...] / total).T)
         lse_ref[...] = jnp.where(is_empty, EMPTY_LSE, (largest_ref[...] + jnp.log2(total)) / LOG2E)
 
 
@@ -148,15 +152,15 @@ def _attend(
     most_rows = blocks.rows if q.dtype == jnp.float32 else blocks.forward_rows
     plan = make_plan(q, k.shape[2], k.shape[3], blocks, rows=most_rows, keys=blocks.keys)
     rows = row_spans(spans, plan)
-    q_rows = to_rows(q, plan)
+    q_blocks = to_blocks(q, plan)
     edge, matrix, number = row_specs(plan)
     keys = cache_spec(plan)
     scalars = jnp.append(rows.reach, layer.astype(jnp.int32))
     out, lse = pl.pallas_call(
         functools.partial(_forward_body, plan=plan, chunk=blocks.chunk),
         out_shape=(
-            jax.ShapeDtypeStruct(q_rows.shape, q.dtype),
-            jax.ShapeDtypeStruct((*q_rows.shape[:2], 1, q_rows.shape[2]), jnp.float32),
+            jax.ShapeDtypeStruct(q_blocks.shape, q.dtype),
+            jax.ShapeDtypeStruct((plan.batch, plan.key_heads, 1, plan.num_row_blocks * plan.rows), jnp.float32),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -175,8 +179,8 @@ def _attend(
         cost_estimate=cost_estimate(plan, products=2, row_arrays=2),
         interpret=interpret,
         name="span_attention_forward",
-    )(scalars, rows.start, rows.stop, q_rows, k, v)
-    return from_rows(out, plan), from_rows(lse.swapaxes(2, 3), plan)[..., 0].swapaxes(1, 2)
+    )(scalars, rows.start, rows.stop, q_blocks, k, v)
+    return from_blocks(out, plan), from_rows(lse.swapaxes(2, 3), plan)[..., 0].swapaxes(1, 2)
 
 
 @functools.cache

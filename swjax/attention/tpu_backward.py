@@ -25,16 +25,19 @@ from swjax.attention.tpu_blocks import (
     cost_estimate,
     fetched,
     for_each_tile,
-    from_rows,
+    from_blocks,
     key_spec,
     make_plan,
     num_fetched,
     read_reach,
+    read_rows,
     read_tile,
     row_spans,
     row_specs,
     tile_scores,
+    to_blocks,
     to_rows,
+    write_rows,
 )
 from swjax.attention.tpu_long_backward import key_gradients, query_gradient
 from swjax.streaming import KeySpans
@@ -73,8 +76,8 @@ def backward(
     operands = (
         rows.start,
         rows.stop,
-        to_rows(q, plan),
-        to_rows(dout.astype(q.dtype), plan),
+        to_blocks(q, plan),
+        to_blocks(dout.astype(q.dtype), plan),
         to_rows(lse.swapaxes(1, 2)[..., None] * LOG2E, plan).swapaxes(2, 3),
         to_rows(along[..., None], plan).swapaxes(2, 3),
         k.transpose(0, 2, 1, 3),
@@ -86,7 +89,7 @@ def backward(
         by_keys = make_plan(q, key_heads, num_keys, blocks, rows=blocks.rows, keys=blocks.backward_keys)
         dq = query_gradient(rows.reach, operands, plan, interpret=interpret)
         dk, dv = key_gradients(rows.reach, operands, by_keys, interpret=interpret)
-    return from_rows(dq, plan), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
+    return from_blocks(dq, plan), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
 
 
 def _key_bytes(plan: Plan) -> int:
@@ -97,15 +100,15 @@ def _key_bytes(plan: Plan) -> int:
 
 def _gradients(
     reach: Int32[Array, "4*B*blocks"], operands: tuple[Array, ...], plan: Plan, *, interpret: bool
-) -> tuple[Float[Array, "B K R H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    q_rows, k = operands[2], operands[-1]
+) -> tuple[Float[Array, "B K g L H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    q_blocks, k = operands[2], operands[-1]
     filled = jax.ShapeDtypeStruct((*k.shape[:2], plan.num_key_blocks * plan.keys, plan.head_dim), k.dtype)
     edge, matrix, number = row_specs(plan)
     keys = key_spec(plan)
     all_keys = pl.BlockSpec((None, None, *filled.shape[2:]), lambda b, h, i, j, reach: (b, h, 0, 0))
     dq, dk, dv = pl.pallas_call(
         functools.partial(_gradients_body, plan=plan),
-        out_shape=(jax.ShapeDtypeStruct(q_rows.shape, q_rows.dtype), filled, filled),
+        out_shape=(jax.ShapeDtypeStruct(q_blocks.shape, q_blocks.dtype), filled, filled),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(plan.batch, plan.key_heads, plan.num_row_blocks, num_fetched(reach, plan)),
@@ -175,7 +178,7 @@ def _gradients_body(
     def add_tile(offset: Index, masked: bool) -> None:
         tile = pl.ds(first_key + offset, plan.tile)
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
-        q, dout = q_ref[...], dout_ref[...]
+        q, dout = read_rows(q_ref, plan), read_rows(dout_ref, plan)
         scores = tile_scores(k, q, start_ref[...], stop_ref[...], first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
         dv_sums_ref[tile, :] += dot(weights.astype(dout.dtype), dout, (1, 0), plan.precision)
@@ -189,7 +192,7 @@ def _gradients_body(
 
     @pl.when(is_last)
     def _end_rows() -> None:
-        dq_ref[...] = (dq_sums_ref[...] * plan.head_dim**-0.5).T.astype(dq_ref.dtype)
+        write_rows(dq_ref, (dq_sums_ref[...] * plan.head_dim**-0.5).T)
 
     @pl.when(is_last & (block == plan.num_row_blocks - 1))
     def _end_keys() -> None:

@@ -74,6 +74,11 @@ class Plan(NamedTuple):
     precision: jax.lax.Precision
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the queries of a block fill registers, in each head of a group."""
+        return self.queries * self.group == self.rows and self.queries % _SUBLANES == 0
+
+    @property
     def num_key_blocks(self) -> int:
         """Blocks that hold all keys; the last may reach past their end."""
         return pl.cdiv(self.num_keys, self.keys)
@@ -127,6 +132,62 @@ def _queries_of_block(group: int, rows: int, most: int) -> int:
     """Whole registers of queries, so that packing the heads of a group moves no queries within one."""
     queries = min(rows // group, most)
     return max(queries // LANES * LANES, min(queries, LANES) // _SUBLANES * _SUBLANES, _SUBLANES)
+
+
+def to_blocks(x: Float[Array, "B T N H"], plan: Plan) -> Float[Array, "B K g L H"]:
+    """Queries as kernels fetch them, g x L / blocks rows at once: heads as they are, filled up to whole blocks.
+
+    A projection can write them so, and nothing has to be moved. Where the queries of a block do not fill registers, as
+    of one word, they are packed into rows, and g is 1.
+    """
+    if not plan.is_whole:
+        return to_rows(x, plan)[:, :, None]
+    x = jnp.pad(x, ((0, 0), (0, plan.num_row_blocks * plan.queries - plan.length), (0, 0), (0, 0)))
+    return x.transpose(0, 2, 1, 3).reshape(plan.batch, plan.key_heads, plan.group, x.shape[1], plan.head_dim)
+
+
+def from_blocks(x: Float[Array, "B K g L H"], plan: Plan) -> Float[Array, "B T N H"]:
+    """The inverse of `to_blocks`."""
+    if not plan.is_whole:
+        return from_rows(x[:, :, 0], plan)
+    return x.reshape(plan.batch, -1, x.shape[3], plan.head_dim).transpose(0, 2, 1, 3)[:, : plan.length]
+
+
+def read_rows(ref: Ref, plan: Plan, first: int = 0, count: int | None = None) -> Float[Array, "count H"]:
+    """Rows of a block of `to_blocks`, inside of a kernel: one head of a group after another.
+
+    Args:
+        ref: of the block.
+        plan: sizes.
+        first, count: which rows; by default all.
+    """
+    count = plan.rows if count is None else count
+    heads, queries, _ = ref.shape
+    head, offset = divmod(first, queries)
+    if offset + count <= queries:
+        return ref[head, pl.ds(offset, count), :]
+    return ref[...].reshape(heads * queries, plan.head_dim)[first : first + count]
+
+
+def write_rows(ref: Ref, rows: Float[Array, "R H"]) -> None:
+    """Fills a block of `to_blocks` inside of a kernel."""
+    ref[...] = rows.reshape(ref.shape).astype(ref.dtype)
+
+
+def matrix_block(plan: Plan, index: Callable[..., tuple[Index, Index, Index]]) -> pl.BlockSpec:
+    """Blocks of an array of `to_blocks`.
+
+    Args:
+        plan: sizes.
+        index: of the kernel's grid -> numbers of the batch row, the key head and the block.
+    """
+    shape = (plan.group, plan.queries) if plan.is_whole else (1, plan.rows)
+
+    def at(*grid: Index) -> tuple[Index, ...]:
+        batch, head, block = index(*grid)
+        return batch, head, 0, block, 0
+
+    return pl.BlockSpec((None, None, *shape, plan.head_dim), at)
 
 
 def to_rows(x: Float[Array, "B T N X"], plan: Plan) -> Float[Array, "B K R X"]:
@@ -297,7 +358,7 @@ def row_specs(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
     """Blocks, on a grid of (batch, key head, block of rows, block of keys), of edges, matrices and numbers a row."""
     return (
         pl.BlockSpec((None, 1, plan.rows), lambda b, h, i, j, reach: (b, 0, i)),
-        pl.BlockSpec((None, None, plan.rows, plan.head_dim), lambda b, h, i, j, reach: (b, h, i, 0)),
+        matrix_block(plan, lambda b, h, i, j, reach: (b, h, i)),
         pl.BlockSpec((None, None, 1, plan.rows), lambda b, h, i, j, reach: (b, h, 0, i)),
     )
 

@@ -21,11 +21,14 @@ from swjax.attention.tpu_blocks import (
     fetched,
     for_each_tile,
     key_spec,
+    matrix_block,
     num_fetched,
     read_reach,
+    read_rows,
     read_tile,
     row_specs,
     tile_scores,
+    write_rows,
 )
 
 LIST_BYTES = 256 * 1024
@@ -34,7 +37,7 @@ LIST_BYTES = 256 * 1024
 
 def query_gradient(
     reach: Int32[Array, "4*B*blocks"], operands: tuple[Array, ...], plan: Plan, *, interpret: bool
-) -> Float[Array, "B K R H"]:
+) -> Float[Array, "B K g L H"]:
     """The gradient of rows.
 
     Args:
@@ -43,12 +46,12 @@ def query_gradient(
         plan: sizes.
         interpret: run the kernel as plain JAX.
     """
-    q_rows = operands[2]
+    q_blocks = operands[2]
     edge, matrix, number = row_specs(plan)
     keys = key_spec(plan)
     return pl.pallas_call(
         functools.partial(_query_gradient_body, plan=plan),
-        out_shape=jax.ShapeDtypeStruct(q_rows.shape, q_rows.dtype),
+        out_shape=jax.ShapeDtypeStruct(q_blocks.shape, q_blocks.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(plan.batch, plan.key_heads, plan.num_row_blocks, num_fetched(reach, plan)),
@@ -90,16 +93,16 @@ def _query_gradient_body(
 
     def add_tile(offset: Index, masked: bool) -> None:
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
-        scores = tile_scores(k, q_ref[...], start_ref[...], stop_ref[...], first_key + offset, plan, masked)
+        scores = tile_scores(k, read_rows(q_ref, plan), start_ref[...], stop_ref[...], first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
-        dscores = weights * (dot(v, dout_ref[...], (1, 1), plan.precision) - along_ref[...])
+        dscores = weights * (dot(v, read_rows(dout_ref, plan), (1, 1), plan.precision) - along_ref[...])
         sums_ref[...] += dot(k, dscores.astype(k.dtype), (0, 0), plan.precision)
 
     for_each_tile(reach, first_key, plan, add_tile)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _end() -> None:
-        dq_ref[...] = (sums_ref[...] * plan.head_dim**-0.5).T.astype(dq_ref.dtype)
+        write_rows(dq_ref, (sums_ref[...] * plan.head_dim**-0.5).T)
 
 
 def key_gradients(
@@ -114,16 +117,12 @@ def key_gradients(
     low, high = reach.reshape(plan.batch, -1, 4)[..., :2].transpose(2, 0, 1)
     counts, touching = touching_blocks(low, high, width=plan.keys * shared, num_keys=plan.num_keys)
 
-    def block_of_rows(b: Index, i: Index, j: Index, counts_ref: Ref, touching_ref: Ref) -> Array:
+    def rows_at(b: Index, i: Index, j: Index, counts_ref: Ref, touching_ref: Ref) -> Array:
         return _listed(b * lists + quotient(i, shared), j, counts_ref, touching_ref, plan)
 
-    edge = pl.BlockSpec((None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, 0, block_of_rows(b, i, j, *refs)))
-    matrix = pl.BlockSpec(
-        (None, None, plan.rows, plan.head_dim), lambda b, h, i, j, _, *refs: (b, h, block_of_rows(b, i, j, *refs), 0)
-    )
-    number = pl.BlockSpec(
-        (None, None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, h, 0, block_of_rows(b, i, j, *refs))
-    )
+    edge = pl.BlockSpec((None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, 0, rows_at(b, i, j, *refs)))
+    matrix = matrix_block(plan, lambda b, h, i, j, _, *refs: (b, h, rows_at(b, i, j, *refs)))
+    number = pl.BlockSpec((None, None, 1, plan.rows), lambda b, h, i, j, _, *refs: (b, h, 0, rows_at(b, i, j, *refs)))
     keys = pl.BlockSpec((None, None, plan.keys, plan.head_dim), lambda b, h, i, j, *refs: (b, h, i, 0))
     dk, dv = pl.pallas_call(
         functools.partial(_key_gradients_body, plan=plan, shared=shared),
@@ -177,7 +176,7 @@ def _key_gradients_body(
     def add_tile(offset: Index, masked: bool) -> None:
         tile = pl.ds(offset, plan.tile)
         k, v = (read_tile(ref, offset, first_key, plan, masked) for ref in (k_ref, v_ref))
-        q, dout = q_ref[...], dout_ref[...]
+        q, dout = read_rows(q_ref, plan), read_rows(dout_ref, plan)
         scores = tile_scores(k, q, start_ref[...], stop_ref[...], first_key + offset, plan, masked)
         weights = jnp.exp2(scores - lse_ref[...])
         dv_sums_ref[tile, :] += dot(weights.astype(dout.dtype), dout, (1, 0), plan.precision)

@@ -1,5 +1,6 @@
 """A compiled program's time by the compiler's own clock: cycles, the bundles of our kernels, and what is sent."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -148,8 +149,8 @@ def _kernel(
     part, layers = (model.vision, vision) if is_vision else (model.text, decoder)
     key_heads = part.num_heads if is_vision else model.text.num_kv_heads
     group = part.num_heads // key_heads
-    # The rows of a chip: batch, heads and blocks of rows of the output or, for keys, of the queries that are read.
-    rows = next(shape.dims for shape in (*call.shapes, *_operand_shapes(call)) if len(shape.dims) == 4)
+    # Of a chip: batch, heads and rows of the output or, for keys, batch and heads alone.
+    dims = next(shape.dims for shape in (*call.shapes, *_operand_shapes(call)) if len(shape.dims) in (4, 5))
     work = kernel_work(
         call.name,
         layers,
@@ -159,8 +160,8 @@ def _kernel(
     )
     # All of a row's blocks are on one chip, or as many as the context axis leaves there.
     by_keys = call.name.startswith(KEY_GRADIENTS)
-    share = 1.0 if by_keys else min(rows[2] / (work.row_blocks * work.rows), 1.0)
-    heads = rows[0] * rows[1] * share
+    share = 1.0 if by_keys else min(math.prod(dims[2:-1]) / (work.row_blocks * work.rows), 1.0)
+    heads = dims[0] * dims[1] * share
     tile_blocks, others = _tile_blocks(name, scheduled[name])
     width = -(-part.head_dim // _REGISTER) * _REGISTER
     in_units = work.products * work.tile * work.rows * width / (chip.multiply_adds or 1)
