@@ -80,7 +80,7 @@ def project(
     """
     held = weight.get_value()
     if part is not None:
-        held = part_of(held, part, axis=held.ndim + 1 - len(axes))
+        held = part_of(held, part, axis=len(held.shape) + 1 - len(axes))
     if isinstance(held, AdaptedWeight):
         down, up = held.scaled_down.astype(held.dtype), held.up.astype(held.dtype)
         added = _product(_product(held.dropped(x), down, f"{axes[:2]}r", constrain), up, axes, constrain)
@@ -141,6 +141,10 @@ def gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, 
     Args:
         gate, up: results of the first two products.
     """
+    return _silu_times(gate, up)
+
+
+def _silu_times(gate: Array, up: Array) -> Array:
     return jax.nn.silu(gate) * up
 
 
@@ -149,7 +153,7 @@ def _gated_and_inputs(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array
 
 
 def _gated_back(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    _, back = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, *inputs)
+    _, back = jax.vjp(_silu_times, *inputs)
     return jax.lax.optimization_barrier(back(gradient))
 
 
