@@ -180,7 +180,28 @@ def scan_layers(
     num_layers = jax.tree.leaves(layers)[0].shape[0]
     unroll = num_layers if num_layers <= UNROLLED_LAYERS and remat == "nothing" else 1
     scanned = layers if each is None else (jnp.asarray(each), layers)
-    return jax.lax.scan(lambda carry, layer: (step(carry, layer), None), carry, scanned, unroll=unroll)[0]
+    return jax.lax.scan(lambda carry, layer: (_carried(step(carry, layer)), None), carry, scanned, unroll=unroll)[0]
+
+
+@jax.custom_vjp
+def _carried(carry: Carry) -> Carry:
+    """What goes on to the next layer, as it is; so is its gradient, which v6e's compiler does not see of a clamp.
+
+    It exchanges the operands of a product of what a loop carries, so the result lies the other way round, and what an MLP
+    keeps for its backward pass is copied to lie so, too.
+    """
+    return carry
+
+
+def _clamped(gradient: Carry) -> Carry:
+    def clamp(x: Array) -> Array:
+        least, most = (jnp.asarray(end, x.dtype) for end in (-jnp.inf, jnp.inf))
+        return jax.lax.platform_dependent(x, tpu=lambda x: jax.lax.clamp(least, x, most), default=lambda x: x)
+
+    return jax.tree.map(clamp, gradient)
+
+
+_carried.defvjp(lambda carry: (carry, None), lambda _, gradient: (_clamped(gradient),))
 
 
 def layers_apart(layers: nnx.Module, *, consume: bool = False) -> nnx.List:
