@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import jax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
+
 _TRAINING: dict[str, bool | int] = {
     # It writes a product or a kernel's result straight into the stack of what a loop keeps, and computes it again for
     # whoever else needs it: of a training step, attention and two of the MLP's three products, forward.
@@ -43,3 +47,19 @@ STREAMING_OPTIONS = MappingProxyType({"gpu": _STREAMING})
 
 WIDTH_TILES: Mapping[str, Mapping[str, int]] = MappingProxyType({"gpu": {"f": 64}, "tpu": {"h": 128}})
 """By platform, what axes inside of layers are filled up to a multiple of (`swjax.models.parameters.widened`)."""
+
+
+def heads_outermost(x: Float[Array, "B L N H"]) -> Float[Array, "B L N H"]:
+    """The same array; on TPUs, all slots of a head lie after each other, as attention kernels fetch them.
+
+    Left alone, the compiler lays out what a layer keeps for its backward pass, and the gradient of what attention
+    returns, with slots in the lanes, and copies them for the kernels.
+
+    Args:
+        x: features of heads.
+    """
+
+    def pinned(x: Array) -> Array:
+        return with_layout_constraint(x, Layout(major_to_minor=(0, 2, 1, 3)))
+
+    return jax.lax.platform_dependent(x, tpu=pinned, default=lambda x: x)

@@ -17,6 +17,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from swjax.compiler import heads_outermost
+
 AXES = ("data", "fsdp", "context", "tensor")
 """The mesh's axes, from the one along which least is sent to the one along which most is.
 
@@ -175,16 +177,20 @@ class ConstrainOnMesh:
 
     Attributes:
         mesh: from `make_mesh`.
+        keeps_heads: whether features of heads ("BLNH") are for whole rows, and lie as attention kernels of TPUs fetch
+            them (`swjax.compiler.heads_outermost`); for a few tokens that costs more than it saves.
     """
 
     mesh: Mesh
+    keeps_heads: bool = False
 
     def __call__(self, x: Array, axes: str) -> Array:
         """The same array, divided by `AXIS_RULES`; an axis that the mesh does not divide is left whole, and logged."""
         spec, left = _divide(self.mesh, axes, x.shape)
         for reason in left:
             _warn_once(reason, axes)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        return heads_outermost(x) if self.keeps_heads and axes[-1] == "H" else x
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

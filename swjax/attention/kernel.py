@@ -80,7 +80,9 @@ def _attend(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans) -> Ar
 
 def _attend_forward(kernel: Kernel, q: Array, k: Array, v: Array, spans: KeySpans) -> tuple[Array, Residuals]:
     out, lse = kernel.forward(q, k, v, spans)
-    out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
+    # As bits: of floats that are kept and used, too, jax.checkpoint makes a copy rounded to what they are.
+    kept = checkpoint_name(jax.lax.bitcast_convert_type(out, f"int{8 * out.dtype.itemsize}"), ATTENTION_OUT)
+    out, lse = jax.lax.bitcast_convert_type(kept, out.dtype), checkpoint_name(lse, ATTENTION_LSE)
     return out, (q, k, v, spans, out, lse)
 
 
