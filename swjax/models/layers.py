@@ -185,10 +185,11 @@ def scan_layers(
 
 @jax.custom_vjp
 def _carried(carry: Carry) -> Carry:
-    """What goes on to the next layer, as it is; so is its gradient, which v6e's compiler does not see of a clamp.
+    """What goes on to the next layer.
 
-    It exchanges the operands of a product of what a loop carries, so the result lies the other way round, and what an MLP
-    keeps for its backward pass is copied to lie so, too.
+    Its gradient is clamped to what it is anyway: v6e's compiler exchanges the operands of a product whose first one
+    comes straight out of a loop. The result lies the other way round then, and all that an MLP keeps for its backward
+    pass is copied to match.
     """
     return carry
 
