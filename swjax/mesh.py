@@ -177,8 +177,9 @@ class ConstrainOnMesh:
 
     Attributes:
         mesh: from `make_mesh`.
-        keeps_heads: whether features of heads ("BLNH") are for whole rows, and lie as attention kernels of TPUs fetch
-            them (`swjax.compiler.heads_outermost`); for a few tokens that costs more than it saves.
+        keeps_heads: whether features of heads of a decoder ("BLNH", "BLKH") are kept for a backward pass, so that they
+            should lie as attention kernels of TPUs fetch them (`swjax.compiler.heads_outermost`). Where they are not
+            kept, as in a frozen vision tower, biases are added before they are written, which this would prevent.
     """
 
     mesh: Mesh
@@ -190,7 +191,10 @@ class ConstrainOnMesh:
         for reason in left:
             _warn_once(reason, axes)
         x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
-        return heads_outermost(x) if self.keeps_heads and axes[-1] == "H" else x
+        if not (self.keeps_heads and axes in ("BLNH", "BLKH")):
+            return x
+        # Of each part: the compiler does not divide what pins a layout, and would gather the whole for it.
+        return jax.shard_map(heads_outermost, mesh=self.mesh, in_specs=spec, out_specs=spec)(x)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
