@@ -49,17 +49,23 @@ WIDTH_TILES: Mapping[str, Mapping[str, int]] = MappingProxyType({"gpu": {"f": 64
 """By platform, what axes inside of layers are filled up to a multiple of (`swjax.models.parameters.widened`)."""
 
 
-def heads_outermost(x: Float[Array, "B L N H"]) -> Float[Array, "B L N H"]:
-    """The same array; on TPUs, all slots of a head lie after each other, as attention kernels fetch them.
+HEADS_OUTERMOST = (0, 2, 1, 3)
+"""Order in memory of an array [B, L, N, H] of which all slots of a head lie after each other."""
 
-    Left alone, the compiler lays out what a layer keeps for its backward pass, and the gradient of what attention
-    returns, with slots in the lanes, and copies them for the kernels.
+
+def in_order(x: Float[Array, "*axes"], order: tuple[int, ...]) -> Float[Array, "*axes"]:
+    """The same array; on TPUs its axes lie in memory in an order, as whoever reads it fetches it.
+
+    Left alone, the compiler of a training step lays out much of what a layer keeps for its backward pass, and the
+    gradient of what attention returns, with slots in the lanes, and copies it where it is read. It does not divide what
+    pins a layout, so on a mesh this is for the parts that devices hold.
 
     Args:
-        x: features of heads.
+        x: any array.
+        order: its axes, the one first along which neighbours lie farthest from each other.
     """
 
     def pinned(x: Array) -> Array:
-        return with_layout_constraint(x, Layout(major_to_minor=(0, 2, 1, 3)))
+        return with_layout_constraint(x, Layout(major_to_minor=order))
 
     return jax.lax.platform_dependent(x, tpu=pinned, default=lambda x: x)

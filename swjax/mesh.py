@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from swjax.compiler import heads_outermost
+from swjax.compiler import HEADS_OUTERMOST, in_order
 
 AXES = ("data", "fsdp", "context", "tensor")
 """The mesh's axes, from the one along which least is sent to the one along which most is.
@@ -72,6 +72,14 @@ BATCH_AXES: Mapping[str, str] = MappingProxyType(
     }
 )
 """The axes of a batch's arrays."""
+
+KEPT_ORDERS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {"BLD": (0, 1, 2), "BLNH": HEADS_OUTERMOST, "BLKH": HEADS_OUTERMOST}
+)
+"""Activations that the layers of a decoder keep for the backward pass, and how they lie in memory on TPUs.
+
+None of the vision tower: where it is frozen nothing is kept, and biases are added before anything is written.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -177,13 +185,12 @@ class ConstrainOnMesh:
 
     Attributes:
         mesh: from `make_mesh`.
-        keeps_heads: whether features of heads of a decoder ("BLNH", "BLKH") are kept for a backward pass, so that they
-            should lie as attention kernels of TPUs fetch them (`swjax.compiler.heads_outermost`). Where they are not
-            kept, as in a frozen vision tower, biases are added before they are written, which this would prevent.
+        pins_layouts: whether what a decoder's layers keep for the backward pass is to lie in memory as it is read there
+            (`KEPT_ORDERS`), which costs more than it saves where nothing is kept.
     """
 
     mesh: Mesh
-    keeps_heads: bool = False
+    pins_layouts: bool = False
 
     def __call__(self, x: Array, axes: str) -> Array:
         """The same array, divided by `AXIS_RULES`; an axis that the mesh does not divide is left whole, and logged."""
@@ -191,10 +198,10 @@ class ConstrainOnMesh:
         for reason in left:
             _warn_once(reason, axes)
         x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
-        if not (self.keeps_heads and axes in ("BLNH", "BLKH")):
+        if not self.pins_layouts or axes not in KEPT_ORDERS:
             return x
-        # Of each part: the compiler does not divide what pins a layout, and would gather the whole for it.
-        return jax.shard_map(heads_outermost, mesh=self.mesh, in_specs=spec, out_specs=spec)(x)
+        pinned = functools.partial(in_order, order=KEPT_ORDERS[axes])
+        return jax.shard_map(pinned, mesh=self.mesh, in_specs=spec, out_specs=spec)(x)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -40,7 +40,7 @@ from swjax.attention.tpu_blocks import (
     write_rows,
 )
 from swjax.attention.tpu_long_backward import key_gradients, query_gradient
-from swjax.compiler import heads_outermost
+from swjax.compiler import HEADS_OUTERMOST, in_order
 from swjax.streaming import KeySpans
 
 _OTHER_BYTES = 16 * 1024**2
@@ -72,7 +72,7 @@ def backward(
     num_keys, key_heads = k.shape[1:3]
     plan = make_plan(q, key_heads, num_keys, blocks, rows=blocks.rows, keys=blocks.keys)
     rows = row_spans(spans, plan)
-    dout = heads_outermost(dout)
+    dout = in_order(dout, HEADS_OUTERMOST)
     # The softmax's derivative needs the sum of weight x dweight over the keys, which is that of out x dout.
     along = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1)
     operands = (

@@ -97,6 +97,7 @@ class Decoder(nnx.Module):
         rotation = self.config.rotary(position_ids)
 
         def layer_step(x: Array, layer: DecoderLayer) -> Array:
+            x = self.constrain(x, "BLD")
             with jax.named_scope("attention"):
                 q, k, v = layer.query_key_value(x, rotation)
                 attended = layer.attention(q, k, v, spans)

@@ -88,7 +88,7 @@ def make_program(config: Config, model_config: ModelConfig, *, devices: Sequence
     except ValueError as error:  # a pattern that matches no parameter
         raise ConfigError(str(error)) from error
     shardings = state_shardings(mesh, shapes)
-    constrain = unconstrained if mesh.size == 1 else ConstrainOnMesh(mesh, keeps_heads=True)
+    constrain = unconstrained if mesh.size == 1 else ConstrainOnMesh(mesh, pins_layouts=True)
     options = StepOptions(
         compute_dtype=jnp.dtype(config.dtype),
         max_labels=config.data.max_labels,
