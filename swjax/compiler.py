@@ -34,6 +34,8 @@ _ON_TPU: dict[str, bool | int] = {
     "xla_tpu_dot_dot_fusion": False,
     # Sums of gradients run on the sparse cores of v5p and v6e, beside products; v5e has none, and takes the option.
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+    # The small ones, too, of norms and biases, for which the units would wait until those of weights are through.
+    "xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes": 0,
     # Gathers run beside products.
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
