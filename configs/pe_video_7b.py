@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
 
-    # Less is computed again on chips with 48 GiB and more, such as v5p, with `--config.remat=minimal`, and on v5e and
-    # v6e with `--config.remat=attention` (docs/planning.md).
+    # Less is computed again on chips with 32 GiB and more, such as v5p and v6e, with `--config.remat=minimal`, and on
+    # v5e with `--config.remat=attention` (docs/planning.md).
     # float32 parameters, gradients and two moments of 7 billion parameters are shared out over all devices.
     config.mesh.data = 1
     config.mesh.fsdp = -1
