@@ -1,12 +1,9 @@
 """Loops over layers as the compiler of v6e schedules them: nothing that is kept for the backward pass is copied."""
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from for_tpu import found_by
 
 COMPILE = """
 import json, re
@@ -64,23 +61,7 @@ print("FOUND", json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
 def test_what_a_loop_keeps_for_its_backward_pass_lies_as_it_is_read():
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"(libtpu comes with the dev extra)\n{done.stderr[-3000:]}"
-    found = json.loads(done.stdout.split("FOUND ")[1])
+    found = found_by(COMPILE)
     for products, copied in found.values():
         assert products >= 9
         assert copied == []

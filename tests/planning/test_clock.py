@@ -1,13 +1,10 @@
 """The compiler's clock: schedules read from a program's text, and bundles from what libtpu writes."""
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from for_tpu import found_by
 
 from swjax.attention.tpu_blocks import TPUBlocks, make_plan
 from swjax.attention.tpu_work import count_tiles
@@ -336,21 +333,7 @@ print("FOUND", json.dumps(found))
 @pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
 def test_the_compiler_s_clock_of_a_product_and_of_the_kernels(tmp_path):
     """A bar: the bundles of a tile of Qwen2.5-VL 7B's attention may not grow by more than a twentieth."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(tmp_path)],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.split("FOUND ")[1])
+    found = found_by(COMPILE, str(tmp_path))
     bundles = found["training"]
     # Of 512 keys and 3,584 rows forward, 896 backward, on v5p (libtpu 0.0.51): where all rows see all keys, and masked.
     bar = {
