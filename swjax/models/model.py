@@ -13,6 +13,7 @@ from swjax.models.cache import KeyValueCache
 from swjax.models.config import ModelConfig
 from swjax.models.decoder import Decoder
 from swjax.models.layers import Constrain
+from swjax.models.picking import pick, visual_places
 from swjax.streaming import KeySpans
 
 
@@ -129,15 +130,10 @@ class VideoLanguageModel(nnx.Module):
         if video_features is None:
             return x
         is_visual = (token_ids == self.config.video_token_id) | (token_ids == self.config.image_token_id)
-        in_slot_order = is_visual if slots is None else jnp.take_along_axis(is_visual, jnp.argsort(slots), axis=1)
-        index = jnp.maximum(jnp.cumsum(in_slot_order, axis=1) - 1, 0)
-        if slots is not None:
-            index = jnp.take_along_axis(index, slots, axis=1)
-        if kept is not None:
-            index = jnp.take_along_axis(jnp.argsort(~kept, axis=1, stable=True), index, axis=1)
+        index, place = visual_places(is_visual, video_features.shape[1], slots=slots, kept=kept)
         # Divided by features, so that each device picks from what it holds.
-        index = self.constrain(index, "B-")
-        features = jnp.take_along_axis(self.constrain(video_features, "B-S"), index[..., None], axis=1)
+        index, place = self.constrain(index, "B-"), self.constrain(place, "B-")
+        features = pick(self.constrain(video_features, "B-S"), index, place)
         features = self.constrain(self.constrain(features, "B-S"), "BLD")
         return jnp.where(is_visual[..., None], features.astype(x.dtype), x)
 

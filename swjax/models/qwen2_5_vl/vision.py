@@ -26,6 +26,7 @@ from swjax.models.layers import (
     stack_layers,
     unconstrained,
 )
+from swjax.models.picking import pick
 from swjax.models.qwen2_5_vl.config import VisionConfig
 from swjax.models.rotary import Rotation, planar_rotation, rotate
 from swjax.streaming import Geometry, KeySpans
@@ -248,7 +249,7 @@ class VisionTower(nnx.Module):
                 return self.merger(pixel_values.astype(self.patch_weight_cd.dtype))
         x, order = self._encode(pixel_values, grid_thw)
         with jax.named_scope("vision"):
-            return self._reordered(self.merger(x), jnp.argsort(order, axis=1))
+            return self._reordered(self.merger(x), jnp.argsort(order, axis=1), order)
 
     def patch_features(
         self, pixel_values: UInt8[Array, "B P C"], grid_thw: Int[Array, "B videos 3"]
@@ -256,7 +257,7 @@ class VisionTower(nnx.Module):
         """What the merger is given of each patch, in the processor's order; arguments as for encoding."""
         x, order = self._encode(pixel_values, grid_thw)
         units = x.reshape(x.shape[0], order.shape[1], -1)
-        return self._reordered(units, jnp.argsort(order, axis=1)).reshape(x.shape)
+        return self._reordered(units, jnp.argsort(order, axis=1), order).reshape(x.shape)
 
     def _encode(
         self, pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], grid_thw: Int[Array, "B videos 3"]
@@ -270,7 +271,8 @@ class VisionTower(nnx.Module):
         with jax.named_scope("vision"):
             pixels = normalize_pixels(pixel_values, self.geometry).astype(dtype)
             x = project(pixels, self.patch_weight_cd, "BPD", self.constrain)
-            units = self._reordered(x.reshape(num_rows, -1, unit * config.hidden_size), layout.order)
+            units = x.reshape(num_rows, -1, unit * config.hidden_size)
+            units = self._reordered(units, layout.order, jnp.argsort(layout.order, axis=1))
             x = self.constrain(units, "BPD").reshape(x.shape)
             rotation = planar_rotation(
                 layout.rows,
@@ -290,7 +292,9 @@ class VisionTower(nnx.Module):
             full = np.isin(np.arange(config.depth), config.full_attention_blocks)
             return scan_layers(block_step, x, self.blocks, full, remat=self.remat), layout.order
 
-    def _reordered(self, units: Float[Array, "B U D"], order: Int32[Array, "B U"]) -> Float[Array, "B U D"]:
+    def _reordered(
+        self, units: Float[Array, "B U D"], order: Int32[Array, "B U"], back: Int32[Array, "B U"]
+    ) -> Float[Array, "B U D"]:
         """Merge units in another order; divided by features, so that each device moves only what it holds."""
-        found = jnp.take_along_axis(self.constrain(units, "B-E"), self.constrain(order, "B-")[..., None], axis=1)
+        found = pick(self.constrain(units, "B-E"), self.constrain(order, "B-"), self.constrain(back, "B-"))
         return self.constrain(found, "B-E")

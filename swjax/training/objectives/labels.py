@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from swjax.models.layers import Constrain, unconstrained
+from swjax.models.picking import pick
 from swjax.streaming import KeySpans
 from swjax.training.objectives.cross_entropy import cross_entropy
 from swjax.training.objectives.objective import Batch, Predictor
@@ -45,6 +46,13 @@ def labelled_slots(
     return slots.astype(jnp.int32), jnp.take_along_axis(has_label, slots, axis=-1)
 
 
+def _ranks(labels: Int32[Array, "B L"]) -> Int32[Array, "B L"]:
+    """Where each slot stands among `labelled_slots`, if it is one of them."""
+    has_label = labels != IGNORED
+    labelled, others = (jnp.cumsum(chosen, axis=-1, dtype=jnp.int32) for chosen in (has_label, ~has_label))
+    return jnp.where(has_label, labelled, labelled[:, -1:] + others) - 1
+
+
 def label_losses(
     model: Predictor, batch: Batch, *, max_labels: int, constrain: Constrain = unconstrained
 ) -> tuple[Float[Array, "B M"], Int32[Array, "B M"], Bool[Array, "B M"]]:
@@ -75,6 +83,6 @@ def label_losses(
     labels = jnp.where(is_labelled, jnp.take_along_axis(batch["labels"], slots, axis=-1), 0)
     with jax.named_scope("loss"):
         # Divided by features while slots are picked out, so that each device picks from what it holds.
-        labelled = jnp.take_along_axis(constrain(hidden, "B-S"), constrain(slots, "B-")[..., None], axis=1)
+        labelled = pick(constrain(hidden, "B-S"), constrain(slots, "B-"), constrain(_ranks(batch["labels"]), "B-"))
         losses = cross_entropy(constrain(labelled, "B-S"), model.head(), labels, constrain=constrain)
     return losses, slots, is_labelled

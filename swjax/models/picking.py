@@ -1,0 +1,80 @@
+"""Rows picked along an axis of slots, whose gradient is picked as well, and not scattered.
+
+The gradient of a look-up is a scattered sum, as a row may be picked twice. Where none is, the gradient of each row
+stands at one known place. TPUs add scattered rows one after another, and their compiler takes minutes for such a loop.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+
+@jax.custom_vjp
+def pick(x: Float[Array, "B S D"], index: Int32[Array, "B N"], place: Int32[Array, "B S"]) -> Float[Array, "B N D"]:
+    """Rows of x in another order, of which each has at most one place where its gradient comes from.
+
+    Args:
+        x: what is picked from.
+        index: which row of x comes at each place of the result, from 0 to S - 1.
+        place: the inverse of it: at which place of the result the gradient of each row of x stands; below 0, or from N
+            on, if it has none. Places that are named by no row must have no gradient.
+
+    Returns:
+        x[b, index[b, n]], in the dtype of x.
+    """
+    return jnp.take_along_axis(x, index[..., None], axis=1)
+
+
+def _forward(x: Array, index: Array, place: Array) -> tuple[Array, Array]:
+    return pick(x, index, place), place
+
+
+def _backward(place: Array, gradient: Array) -> tuple[Array, None, None]:
+    has_one = (place >= 0) & (place < gradient.shape[1])
+    found = jnp.take_along_axis(gradient, place[..., None], axis=1, mode="clip")
+    return jnp.where(has_one[..., None], found, 0), None, None
+
+
+pick.defvjp(_forward, _backward)
+
+
+def visual_places(
+    is_visual: Bool[Array, "B L"],
+    num_features: int,
+    *,
+    slots: Int32[Array, "B L"] | None = None,
+    kept: Bool[Array, "B U"] | None = None,
+) -> tuple[Int32[Array, "B L"], Int32[Array, "B U"]]:
+    """Which feature of a video each visual token stands for, and back, as `pick` takes them.
+
+    Args:
+        is_visual: tokens that stand for a feature each, in order of their slots.
+        num_features: U, of each row.
+        slots: slot of each token; None if tokens are in slot order.
+        kept: which features there are tokens for; None for the first ones.
+
+    Returns:
+        The feature of each token (any one, if it is not visual), and the token of each feature; L if it has none.
+    """
+    length = is_visual.shape[1]
+    ranks = jnp.broadcast_to(jnp.arange(num_features, dtype=jnp.int32), (len(is_visual), num_features))
+    if kept is not None:
+        ranks = jnp.where(kept, jnp.cumsum(kept, axis=1, dtype=jnp.int32) - 1, length)
+    tokens = None if slots is None else jnp.argsort(slots)  # of each slot
+    in_slot_order = is_visual if tokens is None else jnp.take_along_axis(is_visual, tokens, axis=1)
+    index = jnp.maximum(jnp.cumsum(in_slot_order, axis=1, dtype=jnp.int32) - 1, 0)
+    place = _nth_slots(in_slot_order, ranks)
+    if slots is not None and tokens is not None:
+        index = jnp.take_along_axis(index, slots, axis=1)
+        place = jnp.where(place < length, jnp.take_along_axis(tokens, place, axis=1, mode="clip"), length)
+    if kept is not None:
+        index = jnp.take_along_axis(jnp.argsort(~kept, axis=1, stable=True), index, axis=1)
+    return index, place
+
+
+def _nth_slots(chosen: Bool[Array, "B L"], ranks: Int32[Array, "B N"]) -> Int32[Array, "B N"]:
+    """The slot of the chosen one of each rank; L where there are not so many."""
+    counts = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
+    # Every rank is compared with every count, as one pass of a TPU's vector units, where a search would be a loop.
+    found = jax.vmap(lambda row, rank: jnp.searchsorted(row, rank, method="compare_all"))(counts, ranks + 1)
+    return found.astype(jnp.int32)
