@@ -17,6 +17,7 @@ from swjax.attention import cache_attention
 from swjax.models.cache import KeyValueCache, runs_of
 from swjax.models.config import TextConfig
 from swjax.models.layers import Attention, Constrain, Draw, rms_norm, scan_layers, stack_layers, unconstrained
+from swjax.models.picking import look_up
 from swjax.models.rotary import Rotation
 from swjax.streaming import KeySpans
 
@@ -69,7 +70,7 @@ class Decoder(nnx.Module):
 
     def embed(self, token_ids: Int32[Array, "*B L"]) -> Float[Array, "*B L D"]:
         """Look tokens up."""
-        found = self.embedding_vd[...][self.constrain(token_ids, "RL")]
+        found = look_up(self.embedding_vd[...], self.constrain(token_ids, "RL"))
         return self.constrain(self.constrain(found, "RLd"), "BLD")
 
     def head(self) -> Float[Array, "V D"]:

@@ -1,8 +1,11 @@
-"""Rows picked along an axis of slots, whose gradient is picked as well, and not scattered.
+"""Rows that are looked up, with gradients that JAX does not know how to make well.
 
 The gradient of a look-up is a scattered sum, as a row may be picked twice. Where none is, the gradient of each row
-stands at one known place. TPUs add scattered rows one after another, and their compiler takes minutes for such a loop.
+stands at one known place, so it is picked as well (`pick`), as TPUs add scattered rows one after another. Where rows
+come again and again, as those of an embedding do, it is summed in float32 (`look_up`).
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +39,34 @@ def _backward(place: Array, gradient: Array) -> tuple[Array, None, None]:
 
 
 pick.defvjp(_forward, _backward)
+
+
+def look_up(weight: Float[Array, "V D"], ids: Int32[Array, "*B L"]) -> Float[Array, "*B L D"]:
+    """Rows of a weight; the gradient of each is summed in float32 and rounded once to the dtype of the weight.
+
+    Args:
+        weight: what is looked up in.
+        ids: from 0 to V - 1; any of them as often as it comes.
+    """
+    return _looked_up(len(weight), weight, ids)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _looked_up(num_rows: int, weight: Array, ids: Array) -> Array:
+    del num_rows  # its gradient needs it
+    return weight[ids]
+
+
+def _look_up_forward(num_rows: int, weight: Array, ids: Array) -> tuple[Array, Array]:
+    return _looked_up(num_rows, weight, ids), ids
+
+
+def _look_up_backward(num_rows: int, ids: Array, gradient: Array) -> tuple[Array, None]:
+    total = jnp.zeros((num_rows, gradient.shape[-1]), jnp.float32).at[ids].add(gradient.astype(jnp.float32))
+    return total.astype(gradient.dtype), None
+
+
+_looked_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def visual_places(

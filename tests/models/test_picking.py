@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swjax.models.picking import pick, visual_places
+from swjax.models.picking import look_up, pick, visual_places
 
 NUM_ROWS, LENGTH, NUM_FEATURES, WIDTH = 3, 40, 24, 8
 
@@ -70,3 +70,25 @@ def test_no_gradient_is_scattered() -> None:
     program = jax.jit(jax.grad(lambda x: pick(x, order, order).sum())).lower(x).as_text()
     assert "gather" in program
     assert "scatter" not in program
+
+
+def test_the_gradient_of_a_token_that_comes_often_is_not_lost_in_rounding() -> None:
+    ids = jnp.asarray([[0] * 1000, [1] * 999 + [3]])
+    gradient = jax.grad(lambda weight: jnp.sum(look_up(weight, ids) * jnp.bfloat16(0.125)))(
+        jnp.ones((5, 2), jnp.bfloat16)
+    )
+    assert gradient.dtype == jnp.bfloat16
+    expected = jnp.asarray([125.0, 999 / 8, 0.0, 0.125, 0.0]).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(gradient, jnp.stack([expected] * 2, axis=1))
+
+
+def test_rows_looked_up_have_the_gradient_of_an_index() -> None:
+    rng = np.random.default_rng(3)
+    weight, ids = jnp.asarray(rng.normal(size=(7, 4)), jnp.float32), jnp.asarray(rng.integers(0, 7, (2, 9)))
+    factors = rng.normal(size=(2, 9, 4)).astype(np.float32)
+    np.testing.assert_array_equal(look_up(weight, ids), weight[ids])
+    found, expected = (
+        jax.grad(lambda weight, used=used: jnp.sum(used(weight, ids) * factors))(weight)
+        for used in (look_up, lambda weight, ids: weight[ids])
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
