@@ -61,6 +61,7 @@ def compile_step(topology_name, *, attention="auto", **mesh):
     logits = [sizes for _, sizes in arrays if vocabulary & set(sizes) and any(size % LABELS == 0 for size in sizes)]
     return {
         "kernels": lowered.as_text().count("tpu_custom_call"),
+        "scatters": lowered.as_text().count('"stablehlo.scatter"'),
         "dense": dense,
         "logits": logits,
         "temp_bytes": memory.temp_size_in_bytes,

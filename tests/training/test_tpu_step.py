@@ -35,6 +35,8 @@ def test_a_sharded_step_compiles_without_mask_or_logits():
     # Forward in the decoder and in the frozen vision tower, and the decoder's backward kernel: under `minimal`
     # attention is not run forward again.
     assert told["kernels"] == 3
+    # The gradient of the embedding; whatever else is looked up is looked up once, and its gradient is picked.
+    assert told["scatters"] == 1
     assert told["dense"] == []
     assert told["logits"] == []
     # The state is donated: what comes out lies where it came in, but for the metrics.
