@@ -105,7 +105,6 @@ def visual_places(
 
 def _nth_slots(chosen: Bool[Array, "B L"], ranks: Int32[Array, "B N"]) -> Int32[Array, "B N"]:
     """The slot of the chosen one of each rank; L where there are not so many."""
-    counts = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
-    # Every rank is compared with every count, as one pass of a TPU's vector units, where a search would be a loop.
-    found = jax.vmap(lambda row, rank: jnp.searchsorted(row, rank, method="compare_all"))(counts, ranks + 1)
-    return found.astype(jnp.int32)
+    order = jnp.argsort(~chosen, axis=1, stable=True).astype(jnp.int32)
+    found = jnp.take_along_axis(order, ranks, axis=1, mode="clip")
+    return jnp.where(ranks < chosen.sum(axis=1, keepdims=True), found, chosen.shape[1])
