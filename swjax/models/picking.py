@@ -91,20 +91,13 @@ def visual_places(
     ranks = jnp.broadcast_to(jnp.arange(num_features, dtype=jnp.int32), (len(is_visual), num_features))
     if kept is not None:
         ranks = jnp.where(kept, jnp.cumsum(kept, axis=1, dtype=jnp.int32) - 1, length)
-    tokens = None if slots is None else jnp.argsort(slots)  # of each slot
-    in_slot_order = is_visual if tokens is None else jnp.take_along_axis(is_visual, tokens, axis=1)
+    in_slot_order = is_visual if slots is None else jnp.take_along_axis(is_visual, jnp.argsort(slots), axis=1)
     index = jnp.maximum(jnp.cumsum(in_slot_order, axis=1, dtype=jnp.int32) - 1, 0)
-    place = _nth_slots(in_slot_order, ranks)
-    if slots is not None and tokens is not None:
+    if slots is not None:
         index = jnp.take_along_axis(index, slots, axis=1)
-        place = jnp.where(place < length, jnp.take_along_axis(tokens, place, axis=1, mode="clip"), length)
+    tokens = jnp.argsort(jnp.where(is_visual, index, length), axis=1).astype(jnp.int32)  # of each rank
+    place = jnp.take_along_axis(tokens, ranks, axis=1, mode="clip")
+    place = jnp.where(ranks < is_visual.sum(axis=1, keepdims=True), place, length)
     if kept is not None:
         index = jnp.take_along_axis(jnp.argsort(~kept, axis=1, stable=True), index, axis=1)
     return index, place
-
-
-def _nth_slots(chosen: Bool[Array, "B L"], ranks: Int32[Array, "B N"]) -> Int32[Array, "B N"]:
-    """The slot of the chosen one of each rank; L where there are not so many."""
-    order = jnp.argsort(~chosen, axis=1, stable=True).astype(jnp.int32)
-    found = jnp.take_along_axis(order, ranks, axis=1, mode="clip")
-    return jnp.where(ranks < chosen.sum(axis=1, keepdims=True), found, chosen.shape[1])

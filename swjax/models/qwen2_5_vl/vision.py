@@ -247,22 +247,22 @@ class VisionTower(nnx.Module):
         if pixel_values.shape[-1] == self.config.hidden_size != self.geometry.patch_dim:
             with jax.named_scope("vision"):
                 return self.merger(pixel_values.astype(self.patch_weight_cd.dtype))
-        x, order = self._encode(pixel_values, grid_thw)
+        x, order, back = self._encode(pixel_values, grid_thw)
         with jax.named_scope("vision"):
-            return self._reordered(self.merger(x), jnp.argsort(order, axis=1), order)
+            return self._reordered(self.merger(x), back, order)
 
     def patch_features(
         self, pixel_values: UInt8[Array, "B P C"], grid_thw: Int[Array, "B videos 3"]
     ) -> Float[Array, "B P D"]:
         """What the merger is given of each patch, in the processor's order; arguments as for encoding."""
-        x, order = self._encode(pixel_values, grid_thw)
+        x, order, back = self._encode(pixel_values, grid_thw)
         units = x.reshape(x.shape[0], order.shape[1], -1)
-        return self._reordered(units, jnp.argsort(order, axis=1), order).reshape(x.shape)
+        return self._reordered(units, back, order).reshape(x.shape)
 
     def _encode(
         self, pixel_values: Float[Array, "B P C"] | UInt8[Array, "B P C"], grid_thw: Int[Array, "B videos 3"]
-    ) -> tuple[Float[Array, "B P D"], Int32[Array, "B U"]]:
-        """Patches after the blocks, in window order, and that order."""
+    ) -> tuple[Float[Array, "B P D"], Int32[Array, "B U"], Int32[Array, "B U"]]:
+        """Patches after the blocks, in window order, that order, and the one back."""
         config = self.config
         unit = config.spatial_merge_size**2
         num_rows, num_patches, _ = pixel_values.shape
@@ -272,7 +272,8 @@ class VisionTower(nnx.Module):
             pixels = normalize_pixels(pixel_values, self.geometry).astype(dtype)
             x = project(pixels, self.patch_weight_cd, "BPD", self.constrain)
             units = x.reshape(num_rows, -1, unit * config.hidden_size)
-            units = self._reordered(units, layout.order, jnp.argsort(layout.order, axis=1))
+            back = jnp.argsort(layout.order, axis=1)
+            units = self._reordered(units, layout.order, back)
             x = self.constrain(units, "BPD").reshape(x.shape)
             rotation = planar_rotation(
                 layout.rows,
@@ -290,7 +291,7 @@ class VisionTower(nnx.Module):
                 return block(x, rotation, spans)
 
             full = np.isin(np.arange(config.depth), config.full_attention_blocks)
-            return scan_layers(block_step, x, self.blocks, full, remat=self.remat), layout.order
+            return scan_layers(block_step, x, self.blocks, full, remat=self.remat), layout.order, back
 
     def _reordered(
         self, units: Float[Array, "B U D"], order: Int32[Array, "B U"], back: Int32[Array, "B U"]
