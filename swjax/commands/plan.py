@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import json
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -90,12 +87,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     Returns:
         0, 2 where no plan can be made of the configuration, or 1 if it does not fit.
     """
-    with contextlib.ExitStack() as stack:
-        return _run(args, extra, stack)
-
-
-def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack) -> int:
-    from swjax.planning.plan import OutOfMemoryError, PlanError, best, candidates, make_plan, open_topology
+    from swjax.planning.plan import OutOfMemoryError, best, candidates, make_plan
+    from swjax.planning.topology import PlanError, open_topology
     from swjax.training.config import ConfigError
     from swjax.training.config_file import load_config
 
@@ -103,20 +96,17 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
     try:
         config = load_config(args.config, extra)
         model = _model(args.model, config)
-        bundles = stack.enter_context(tempfile.TemporaryDirectory(prefix="swjax-plan-"))
-        folder = None if args.topology == "local" else Path(bundles)
-        devices = open_topology(args.topology, slices=args.slices, bundles=folder)
+        devices = open_topology(args.topology, slices=args.slices)
         if args.streaming:
-            return _plan_streaming(args, config, model, read_mesh(args, devices) or devices[0], folder, out)
-        name = args.topology if args.slices == 1 else f"{args.slices} x {args.topology}"
+            return _plan_streaming(args, config, model, read_mesh(args, devices) or devices[0], out)
         if not args.search:
-            plans = [make_plan(config, model, name, devices, bundles=folder)]
+            plans = [make_plan(config, model, args.topology, devices, slices=args.slices)]
         else:
             plans, found = [], candidates(config, model, len(devices), slices=args.slices)
             for number, tried in zip(range(args.most), found, strict=False):
                 shown = f"{number + 1}: mesh {_mesh(asdict(tried.mesh))}, remat {tried.remat}"
                 try:
-                    plans.append(make_plan(tried, model, name, devices, bundles=folder))
+                    plans.append(make_plan(tried, model, args.topology, devices, slices=args.slices))
                     said = f"{plans[-1].tokens_per_second:,.0f} tokens/s, {plans[-1].spare:.0%} of the memory spare"
                 except OutOfMemoryError as error:
                     said = str(error).split(";")[0]
@@ -149,13 +139,11 @@ def _run(args: argparse.Namespace, extra: list[str], stack: contextlib.ExitStack
     return 0
 
 
-def _plan_streaming(
-    args: argparse.Namespace, config: Any, model: Any, place: Any, bundles: Path | None, out: Console
-) -> int:
+def _plan_streaming(args: argparse.Namespace, config: Any, model: Any, place: Any, out: Console) -> int:
     from swjax.planning.streaming import plan_streaming
 
     sizes = {"rows": args.rows, "size": args.pass_tokens, "slots": args.slots}
-    plan = plan_streaming(model, place, **sizes, dtype=config.dtype, bundles=bundles)
+    plan = plan_streaming(model, place, **sizes, dtype=config.dtype, topology=args.topology)
     if args.json:
         print(json.dumps(plan.to_json(), indent=2))
         return 0

@@ -63,17 +63,16 @@ def emptied(folder: Path) -> Iterator[None]:
             file.unlink()
 
 
-def read_blocks(folder: Path, pattern: str) -> Mapping[str, list[Block]]:
-    """Name of a kernel in the compiled program -> its blocks of bundles, in their order.
+def read_blocks(folder: Path) -> Mapping[str, list[Block]]:
+    """Name of an operation in the compiled program -> its blocks of bundles, in their order.
 
     Args:
         folder: what libtpu wrote to.
-        pattern: regular expression of the names.
     """
     found: dict[str, list[Block]] = {}
     for file in sorted(folder.glob("*final_bundles.txt")):
         name = _BUNDLES.match(file.name)
-        if name is None or name.group(1).endswith("schedule-analysis") or not re.search(pattern, name.group(1)):
+        if name is None or name.group(1).endswith("schedule-analysis"):
             continue
         prefix = file.name[: name.end(1)]
         slots = next(iter(folder.glob(f"{prefix}-*{_SLOTS}")), None)

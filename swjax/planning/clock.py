@@ -20,6 +20,7 @@ from swjax.planning.hlo import (
     called_by,
     channel_within,
     first_group,
+    is_kernel,
     parse,
     product_flops,
     sent_bytes,
@@ -30,7 +31,6 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _MACHINERY = re.compile(r"jit\(.*|while|body|closed_call|checkpoint|rematted_computation|shard_map|cond|branch_\d+_fun")
 """Parts of a path that say how JAX made an operation, and not what it is."""
-_KERNEL = 'custom_call_target="tpu_custom_call"'
 _UNTIMED = frozenset(["scatter", "sort"])
 """What may take long and has no cycles."""
 
@@ -180,7 +180,7 @@ class _Walk:
         return now
 
     def _own_seconds(self, instruction: Instruction, body: Mapping[str, Instruction]) -> float:
-        if instruction.kind == "custom-call" and _KERNEL in instruction.rest:
+        if is_kernel(instruction):
             return self.kernel_cycles(instruction) / self.clock
         found = _CYCLES.search(instruction.rest)
         # Copies with a start and an end are made by the memory's own engines beside what runs.
@@ -234,10 +234,9 @@ class _Walk:
 
     def _operation(self, instruction: Instruction, times: float, seconds: float) -> Operation:
         frame, path = _FRAME.search(instruction.rest), _OP_NAME.search(instruction.rest)
-        is_kernel = instruction.kind == "custom-call" and _KERNEL in instruction.rest
         return Operation(
             name=instruction.name,
-            kind="kernel" if is_kernel else instruction.kind,
+            kind="kernel" if is_kernel(instruction) else instruction.kind,
             source=self.sources.get(int(frame.group(1)), "") if frame else "",
             path="/".join(part for part in path.group(1).split("/") if not _MACHINERY.fullmatch(part)) if path else "",
             runs=times,

@@ -4,18 +4,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from swjax.attention.tpu_work import KEY_GRADIENTS, kernel_work
 from swjax.chips import Chip
 from swjax.models.config import ModelConfig
 from swjax.plain import Json
-from swjax.planning.bundles import Block, read_blocks
+from swjax.planning.bundles import Block
 from swjax.planning.clock import Schedule, read_schedule
-from swjax.planning.hlo import Instruction, Shape, read_shapes
+from swjax.planning.hlo import Instruction, operand_shapes
 from swjax.streaming import KeySpans
 
-KERNELS = "span_attention"
 _REGISTER = 128
 """Lanes of a register: narrower heads take a whole one."""
 
@@ -78,7 +76,7 @@ class Estimate:
 
 def estimate(
     text: str,
-    bundles: Path,
+    blocks: Mapping[str, Sequence[Block]],
     *,
     chip: Chip,
     model: ModelConfig,
@@ -94,24 +92,23 @@ def estimate(
 
     Args:
         text: `compiled.as_text()`.
-        bundles: the folder that the compiler wrote them to (`swjax.planning.bundles`).
+        blocks: of each kernel's bundles, by its name in the program (`swjax.planning.kernels`).
         chip: with a clock.
         model: sizes.
         decoder, vision: spans of a full row, each with the number of layers that have them, from `spans_of_layers`.
         slots: of the cache that the decoder attends to; None where it attends to the row itself.
 
     Raises:
-        EstimateError: the bundles of a kernel were not written.
+        EstimateError: nothing is known of the chip's cycles, or a kernel has no product.
         ValueError: the program has a kernel that is none of ours.
     """
     if chip.clock is None:
         raise EstimateError("nothing is known of the cycles of this chip")
-    scheduled = read_blocks(bundles, KERNELS)
     cycles: dict[str, tuple[float, KernelEstimate]] = {}
 
     def kernel_cycles(call: Instruction) -> float:
         if call.name not in cycles:
-            cycles[call.name] = _kernel(call, scheduled, chip, model, decoder, vision, slots)
+            cycles[call.name] = _kernel(call, blocks[call.name], chip, model, decoder, vision, slots)
         return cycles[call.name][0]
 
     schedule = read_schedule(
@@ -135,7 +132,7 @@ def estimate(
 
 def _kernel(
     call: Instruction,
-    scheduled: Mapping[str, Sequence[Block]],
+    blocks: Sequence[Block],
     chip: Chip,
     model: ModelConfig,
     decoder: Sequence[tuple[KeySpans, int]],
@@ -143,14 +140,12 @@ def _kernel(
     slots: int | None,
 ) -> tuple[float, KernelEstimate]:
     """Cycles of one call on one chip, and what is known of the kernel; `calls` and `seconds` are left at zero."""
-    # A kernel that is equal to another one is compiled once, and written under the name of one of them.
-    name = call.name if call.name in scheduled else _twin(call.name, scheduled)
     is_vision = re.search(r'op_name="[^"]*vision', call.rest) is not None
     part, layers = (model.vision, vision) if is_vision else (model.text, decoder)
     key_heads = part.num_heads if is_vision else model.text.num_kv_heads
     group = part.num_heads // key_heads
     # Of a chip: batch, heads and rows of the output or, for keys, batch and heads alone.
-    dims = next(shape.dims for shape in (*call.shapes, *_operand_shapes(call)) if len(shape.dims) in (4, 5))
+    dims = next(shape.dims for shape in (*call.shapes, *operand_shapes(call)) if len(shape.dims) in (4, 5))
     work = kernel_work(
         call.name,
         layers,
@@ -162,7 +157,7 @@ def _kernel(
     by_keys = call.name.startswith(KEY_GRADIENTS)
     share = 1.0 if by_keys else min(math.prod(dims[2:-1]) / (work.row_blocks * work.rows), 1.0)
     heads = dims[0] * dims[1] * share
-    tile_blocks, others = _tile_blocks(name, scheduled[name])
+    tile_blocks, others = _tile_blocks(call.name, blocks)
     width = -(-part.head_dim // _REGISTER) * _REGISTER
     in_units = work.products * work.tile * work.rows * width / (chip.multiply_adds or 1)
     cycles = float(heads) * (
@@ -183,17 +178,6 @@ def _kernel(
     )
 
 
-def _twin(name: str, scheduled: Mapping[str, Sequence[Block]]) -> str:
-    kernel = name.rpartition(".")[0]
-    twins = [other for other in scheduled if other.rpartition(".")[0] == kernel]
-    if not twins:
-        raise EstimateError(
-            f"the compiler wrote no bundles of {name}: it was loaded before it was told to write them, or took "
-            "the kernel out of its cache"
-        )
-    return twins[0]
-
-
 def _tile_blocks(name: str, blocks: Sequence[Block]) -> tuple[list[Block], int]:
     """The bundles of a whole and of a masked tile, and how many others stand in the loop over the grid."""
     found = [block for block in blocks if block.matrix > 0]
@@ -202,8 +186,3 @@ def _tile_blocks(name: str, blocks: Sequence[Block]) -> tuple[list[Block], int]:
     deepest = max(block.depth for block in found)
     others = sum(block.bundles for block in blocks if 0 < block.depth < deepest)
     return [block for block in found if block.depth == deepest], others
-
-
-def _operand_shapes(call: Instruction) -> list[Shape]:
-    layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, frontend", call.rest)
-    return list(read_shapes(layouts.group(1))) if layouts else []

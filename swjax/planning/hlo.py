@@ -15,6 +15,8 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1, "c64": 8}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+KERNEL_TARGET = "tpu_custom_call"
+"""What a kernel of Pallas calls."""
 BEGINS, ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
 """Calls in the first and the last of the fusions among which a TPU's compiler divides a collective."""
 
@@ -199,7 +201,7 @@ def _visit(
             costs.sent[axes_of(group)] += times * sent_bytes(kind, instruction, body, len(group))
         if instruction.kind == "send" and "_xla_megascale_transfer_type" in instruction.rest:
             costs.sent[BETWEEN_SLICES,] += times * _sent_between_slices(instruction)
-        if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.rest:
+        if is_kernel(instruction):
             source = re.search(r'op_name="([^"]*)"', instruction.rest)
             costs.kernels[re.sub(r"[.\d]+$", "", instruction.name), source.group(1) if source else ""] += times
         if top_level and kind not in _MOVE_NOTHING and not kind.endswith("-done"):
@@ -404,6 +406,17 @@ def read_shapes(types: str) -> Iterator[Shape]:
         if dtype in _BYTES:
             on_chip = re.search(r"S\((\d+)\)", layout)
             yield Shape(dtype, tuple(int(size) for size in dims.split(",") if size), on_chip is None)
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    """Whether it calls a kernel of Pallas."""
+    return instruction.kind == "custom-call" and f'custom_call_target="{KERNEL_TARGET}"' in instruction.rest
+
+
+def operand_shapes(call: Instruction) -> list[Shape]:
+    """The arrays that a kernel of Pallas is given; of other instructions none are found."""
+    layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, frontend", call.rest)
+    return list(read_shapes(layouts.group(1))) if layouts else []
 
 
 def _balanced(text: str) -> tuple[str, str]:

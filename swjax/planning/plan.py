@@ -2,28 +2,26 @@
 
 import dataclasses
 import math
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 
 from swjax.chips import Chip, chip_of
+from swjax.compiler import TRAINING_OPTIONS
 from swjax.mesh import AXES
 from swjax.models.config import ModelConfig
 from swjax.plain import Json
-from swjax.planning.bundles import dump_to, emptied
 from swjax.planning.estimate import Estimate
 from swjax.planning.estimate import estimate as estimate_time
 from swjax.planning.hlo import BETWEEN_SLICES, Costs, read_costs
 from swjax.planning.kept import REFUSED, keep, kept_file, read_kept
+from swjax.planning.kernels import kernel_blocks
+from swjax.planning.topology import LOCAL, PlanError
 from swjax.planning.work import full_rows, kernel_flops, spans_of_layers
 from swjax.training.flops import Rows, model_flops
 from swjax.training.program import Program, batch_shapes, fit_rows, make_program
@@ -31,10 +29,6 @@ from swjax.training.sections import Config
 
 SPARE_MEMORY = 0.10
 """Share of a chip's memory that a plan should leave: other programs and fragments of memory take some."""
-
-
-class PlanError(ValueError):
-    """A plan cannot be made; the message says what to change."""
 
 
 class OutOfMemoryError(PlanError):
@@ -135,58 +129,22 @@ class Plan:
         return plain | {"roofline_seconds": self.step_seconds, "peak_bytes": self.peak} | estimate
 
 
-def open_topology(name: str, *, slices: int = 1, bundles: Path | None = None) -> list[jax.Device]:
-    """The devices of a topology that need not be there.
-
-    Args:
-        name: a TPU generation and the shape of a slice, such as v5p:4x4x4; `local` for the devices of this machine.
-        slices: how many of them are joined by the data-centre network.
-        bundles: a folder to which the compiler is to write the bundles of kernels, from the first use in a process on.
-
-    Raises:
-        PlanError: if the compiler does not know it, or is not installed.
-    """
-    if slices < 1 or (slices > 1 and name == "local"):
-        raise PlanError(f"{slices} slices of {name!r} cannot be planned for; give at least 1, and a topology's name")
-    if name == "local":
-        return jax.devices()
-    if not re.fullmatch(r"[\w-]+:\d+(x\d+)*", name):
-        raise PlanError(
-            f"{name!r} is not a topology; write a TPU generation and the shape of a slice, such as v5p:4x4x4"
-        )
-    generation, shape = name.split(":")
-    if generation in ("v4", "v5p", "tpu7x") and shape.count("x") == 1:
-        name += "x1"  # slices of these have three dimensions
-    if bundles is not None:
-        dump_to(bundles)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices)
-    except Exception as error:  # of many kinds
-        raise PlanError(
-            f"the TPU compiler cannot make the topology {name}: {str(error).splitlines()[0]}; is libtpu installed "
-            "(pip install 'swjax[tpu]')?"
-        ) from error
-
-
 def make_plan(
     config: Config,
     model: ModelConfig,
     topology: str,
     devices: Sequence[jax.Device],
     *,
-    bundles: Path | None = None,
+    slices: int = 1,
 ) -> Plan:
     """Compile the training step of a configuration and read off what it takes.
 
     Args:
         config: the run's.
         model: the model's sizes.
-        topology: its name, for the report.
+        topology: its name; of `LOCAL` there is no estimate.
         devices: its devices.
-        bundles: the folder that the compiler writes the bundles of kernels to, as `open_topology` was told; it is
-            emptied. None leaves the estimate out.
+        slices: as `open_topology` was told.
 
     Raises:
         ConfigError: if the mesh or the batch do not fit the devices.
@@ -200,24 +158,24 @@ def make_plan(
     batch = batch_shapes((config.accumulation, config.batch_size), config.data, model, program, dtype=config.dtype)
     began = time.monotonic()
     lowered = program.train_step.lower(program.shapes, batch)  # type: ignore[attr-defined]
-    file = kept_file(lowered, topology, [str(device) for device in devices], config, model, bundles is None)
+    file = kept_file(lowered, topology, slices, [str(device) for device in devices], config, model)
     if (kept := read_kept(file)) is not None:
         if REFUSED in kept:
             raise OutOfMemoryError(kept[REFUSED])
         return Plan(**kept | {"rows": Rows(**kept["rows"])})
-    with nullcontext() if bundles is None else emptied(bundles):
-        try:
-            compiled = compile_or_refuse(lowered)
-        except OutOfMemoryError as error:
-            keep(file, {REFUSED: str(error)})
-            raise
-        estimate = None
-        if bundles is not None and chip.clock is not None:  # the compiler tells cycles of some chips
-            decoder, vision = spans_of_layers(
-                model, tokens=tokens, patches=patches, wait_k=config.wait_k, variant=config.variant
-            )
-            text = compiled.as_text() or ""
-            estimate = estimate_time(text, bundles, chip=chip, model=model, decoder=decoder, vision=vision)
+    try:
+        compiled = compile_or_refuse(lowered)
+    except OutOfMemoryError as error:
+        keep(file, {REFUSED: str(error)})
+        raise
+    estimate = None
+    if topology != LOCAL and chip.clock is not None:  # the compiler tells cycles of some chips
+        decoder, vision = spans_of_layers(
+            model, tokens=tokens, patches=patches, wait_k=config.wait_k, variant=config.variant
+        )
+        text = compiled.as_text() or ""
+        blocks = kernel_blocks(text, topology, TRAINING_OPTIONS["tpu"])
+        estimate = estimate_time(text, blocks, chip=chip, model=model, decoder=decoder, vision=vision)
     compile_seconds = time.monotonic() - began
     rows = full_rows(
         model,
@@ -234,7 +192,7 @@ def make_plan(
     flops = None if costs is None else costs.flops + _in_kernels(costs, model, rows, program.mesh.size)
     memory: Any = compiled.memory_analysis()
     plan = Plan(
-        topology=topology,
+        topology=topology if slices == 1 else f"{slices} x {topology}",
         device_kind=devices[0].device_kind,
         num_devices=len(devices),
         mesh=dict(program.mesh.shape),

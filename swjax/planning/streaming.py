@@ -3,9 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,15 +12,17 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from swjax.chips import chip_of
+from swjax.compiler import STREAMING_OPTIONS
 from swjax.inference.place import CACHE, key_head_copies, row_shards, sharding_of
 from swjax.inference.programs import lower_encode, lower_pass
 from swjax.models.config import ModelConfig
 from swjax.plain import Json
-from swjax.planning.bundles import emptied
 from swjax.planning.estimate import Estimate
 from swjax.planning.estimate import estimate as estimate_time
 from swjax.planning.hlo import read_costs
+from swjax.planning.kernels import kernel_blocks
 from swjax.planning.plan import compile_or_refuse, peak_memory
+from swjax.planning.topology import LOCAL
 from swjax.planning.work import spans_of_frame
 from swjax.streaming import KeySpans
 
@@ -102,7 +102,7 @@ def plan_streaming(
     size: int,
     slots: int,
     dtype: str,
-    bundles: Path | None = None,
+    topology: str,
 ) -> StreamingPlan:
     """Compile a pass in which every row speaks a word and takes in a part of a frame, and the encoding of a frame.
 
@@ -114,8 +114,7 @@ def plan_streaming(
         size: tokens of a row in one pass.
         slots: of each stream's cache.
         dtype: of weights and cache.
-        bundles: the folder that the compiler writes the bundles of kernels to, as `open_topology` was told; it is
-            emptied. None leaves the estimates out.
+        topology: that the place is of; of `LOCAL` there are no estimates.
 
     Raises:
         ValueError: if the mesh does not divide the model or the rows.
@@ -124,7 +123,7 @@ def plan_streaming(
     on_mesh = isinstance(place, Mesh)
     device: jax.Device = place.devices.flat[0] if isinstance(place, Mesh) else place
     where = place if isinstance(place, Mesh) else SingleDeviceSharding(place)
-    chip, bundles = chip_of(device.device_kind), None if on_mesh else bundles
+    chip = chip_of(device.device_kind)
     if rows % row_shards(where):
         raise ValueError(f"{rows} streams are not divided by the mesh's data x fsdp = {row_shards(where)}")
     width = jnp.dtype(dtype).itemsize
@@ -135,14 +134,14 @@ def plan_streaming(
     def compiled_and_timed(
         lowered: jax.stages.Lowered, vision: Sequence[tuple[KeySpans, int]]
     ) -> tuple[jax.stages.Compiled, Estimate | None]:
-        with nullcontext() if bundles is None else emptied(bundles):
-            compiled = compile_or_refuse(lowered)
-            if bundles is None or chip.clock is None:
-                return compiled, None
-            text = compiled.as_text() or ""
-            return compiled, estimate_time(
-                text, bundles, chip=chip, model=model, decoder=decoder, vision=vision, slots=slots
-            )
+        compiled = compile_or_refuse(lowered)
+        if on_mesh or topology == LOCAL or chip.clock is None:
+            return compiled, None
+        text = compiled.as_text() or ""
+        blocks = kernel_blocks(text, topology, STREAMING_OPTIONS.get("tpu", {}))
+        return compiled, estimate_time(
+            text, blocks, chip=chip, model=model, decoder=decoder, vision=vision, slots=slots
+        )
 
     _, encoding = compiled_and_timed(lower_encode(model, side=side, dtype=jnp.dtype(dtype), where=where), of_frame)
     compiled, advancing = compiled_and_timed(

@@ -231,7 +231,7 @@ def test_blocks_of_bundles_are_cut_at_branches(tmp_path, units):
         + "\n".join(rows)
     )
     (tmp_path / "17-span_attention_forward.1-00-final_hlo-static-per-bundle-utilization.txt").write_text(table)
-    (blocks,) = read_blocks(tmp_path, "span_attention").values()
+    (blocks,) = read_blocks(tmp_path).values()
     assert [(block.depth, block.bundles, block.matrix) for block in blocks] == [
         (1, 2, 0.0),
         (2, 2, 0.75),
@@ -239,7 +239,6 @@ def test_blocks_of_bundles_are_cut_at_branches(tmp_path, units):
         (1, 1, 0.0),
     ]
     assert [(block.fills, block.spills) for block in blocks] == [(1, 0), (0, 2), (0, 0), (0, 0)]
-    assert read_blocks(tmp_path, "another") == {}
 
 
 @pytest.mark.parametrize("group", [1, 3, 7])
@@ -279,28 +278,25 @@ def test_clocks_are_those_at_which_the_matrix_units_do_what_the_maker_states():
 
 
 COMPILE = """
-import functools, json, sys
-from pathlib import Path
+import functools, json
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from swjax.attention.tpu import make_tpu_kernel, tpu_kernel
 from swjax.attention.tpu_blocks import TPUBlocks
-from swjax.planning.bundles import emptied, read_blocks
 from swjax.chips import chip_of
 from swjax.planning.clock import read_schedule
-from swjax.planning.plan import open_topology
+from swjax.planning.kernels import kernel_blocks
+from swjax.planning.topology import open_topology
 from swjax.streaming import KeySpans
 
-folder = Path(sys.argv[1])
-device = open_topology("v5p:2x2x1", bundles=folder)[0]
+device = open_topology("v5p:2x2x1")[0]
 def shape(dims, dtype=jnp.bfloat16):
     return jax.ShapeDtypeStruct(dims, dtype, sharding=SingleDeviceSharding(device))
-def tiles():
-    with emptied(folder):
-        return {
-            name.rpartition(".")[0] or name: [block.bundles for block in blocks if block.matrix > 0.3]
-            for name, blocks in read_blocks(folder, "span").items()
-        }
+def tiles(compiled):
+    return {
+        name.rpartition(".")[0] or name: [block.bundles for block in blocks if block.matrix > 0.3]
+        for name, blocks in kernel_blocks(compiled.as_text(), "v5p:2x2x1", {}).items()
+    }
 def both(kernel, q, k, v, start, stop):
     spans = KeySpans(start, stop)
     out, lse = kernel.forward(q, k, v, spans)
@@ -308,14 +304,13 @@ def both(kernel, q, k, v, start, stop):
 q, k = shape((1, 2048, 28, 128)), shape((1, 2048, 4, 128))
 edge = shape((1, 2048), jnp.int32)
 def compile(blocks):
-    jax.jit(functools.partial(both, make_tpu_kernel(blocks))).lower(q, k, k, edge, edge).compile()
-    return tiles()
+    return tiles(jax.jit(functools.partial(both, make_tpu_kernel(blocks))).lower(q, k, k, edge, edge).compile())
 found = {"training": compile(TPUBlocks()) | compile(TPUBlocks(key_bytes=0))}
 def decode(q, k, v, layer, start, stop):
     return tpu_kernel.cache(q, k, v, layer, KeySpans(start, stop))
 one, stored, edge = shape((1, 1, 28, 128)), shape((2, 1, 4, 16384, 128)), shape((1, 1), jnp.int32)
-jax.jit(decode).lower(one, stored, stored, shape((), jnp.int32), edge, edge).compile()
-found["decode"] = tiles()["span_attention_forward"]
+word = jax.jit(decode).lower(one, stored, stored, shape((), jnp.int32), edge, edge).compile()
+found["decode"] = tiles(word)["span_attention_forward"]
 product = jax.jit(lambda a, b: jax.nn.silu(a @ b)).lower(shape((8192, 3584)), shape((3584, 18944))).compile()
 chip = chip_of(device.device_kind)
 clock = chip.clock
@@ -331,9 +326,9 @@ print("FOUND", json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
-def test_the_compiler_s_clock_of_a_product_and_of_the_kernels(tmp_path):
+def test_the_compiler_s_clock_of_a_product_and_of_the_kernels():
     """A bar: the bundles of a tile of Qwen2.5-VL 7B's attention may not grow by more than a twentieth."""
-    found = found_by(COMPILE, str(tmp_path))
+    found = found_by(COMPILE)
     bundles = found["training"]
     # Of 512 keys and 3,584 rows forward, 896 backward, on v5p (libtpu 0.0.51): where all rows see all keys, and masked.
     bar = {
