@@ -33,9 +33,9 @@ bundles of the attention kernels, and what is sent and not hidden. It leaves out
 and links that others use. --explain lists the most expensive operations with their lines, and what is waste. GPUs and
 TPU7x have a roofline alone.
 
---search compiles other meshes and remat policies with as many rows to a chip, and recommends the one that trains most
-tokens a second by the estimate and leaves a tenth of the memory. Compiling a model of 7B takes minutes on two cores,
-and each candidate takes as long.
+--search compiles other meshes, remat policies and batch shapes with as many rows to a step, and recommends the one that
+trains most tokens a second by the estimate and leaves a tenth of the memory. Compiling a model of 7B takes minutes on
+two cores, and each candidate takes as long.
 """
 EXAMPLE = """\
 examples:
@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slices", type=int, default=1, help="slices that the data-centre network joins; mesh.data runs over them"
     )
     parser.add_argument("--model", help="size of the released models: 3b, 7b, 32b, 72b (default: the configuration's)")
-    parser.add_argument("--search", action="store_true", help="try meshes and remat policies, and recommend one")
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes, remat policies and batch shapes, and recommend one"
+    )
     parser.add_argument("--most", type=int, default=8, help="with --search, most candidates to compile (default: 8)")
     parser.add_argument(
         "--explain", action="store_true", help="list the most expensive operations, their source lines, and waste"
@@ -102,9 +104,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         if not args.search:
             plans = [make_plan(config, model, args.topology, devices, slices=args.slices)]
         else:
-            plans, found = [], candidates(config, model, len(devices), slices=args.slices)
+            plans, found = [], list(candidates(config, model, len(devices), slices=args.slices))
+            if not found:
+                raise PlanError(
+                    f"no mesh of {len(devices)} chips divides a step of {config.batch_size or 1} x "
+                    f"{config.accumulation} rows; set --config.batch_size or --config.accumulation"
+                )
             for number, tried in zip(range(args.most), found, strict=False):
-                shown = f"{number + 1}: mesh {_mesh(asdict(tried.mesh))}, remat {tried.remat}"
+                shown = (
+                    f"{number + 1}: mesh {_mesh(asdict(tried.mesh))}, {tried.batch_size} x {tried.accumulation} rows, "
+                    f"remat {tried.remat}"
+                )
                 try:
                     plans.append(make_plan(tried, model, args.topology, devices, slices=args.slices))
                     said = f"{plans[-1].tokens_per_second:,.0f} tokens/s, {plans[-1].spare:.0%} of the memory spare"
@@ -133,7 +143,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if args.search and not args.json:
         settings = " ".join(f"--config.mesh.{axis}={size}" for axis, size in chosen.mesh.items())
         out.print(
-            f"recommended: {settings} --config.remat={chosen.remat} --config.batch_size={chosen.rows.count}",
+            f"recommended: {settings} --config.remat={chosen.remat} --config.batch_size={chosen.rows.count} "
+            f"--config.accumulation={chosen.accumulation}",
             soft_wrap=True,
         )
     return 0

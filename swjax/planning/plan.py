@@ -219,9 +219,10 @@ def make_plan(
 
 
 def candidates(config: Config, model: ModelConfig, num_devices: int, *, slices: int = 1) -> Iterator[Config]:
-    """Configurations to try, those that promise most first: meshes that fit the model, and remat policies.
+    """Configurations that train the same step, those that promise most first: meshes, batch shapes, remat policies.
 
-    As many rows as the configuration gives each chip stay on each chip, or on the chips that a row is cut over.
+    A step has as many rows in all of them, `batch_size` x `accumulation`. As many as the configuration gives each chip
+    run at once on each chip, or on the chips that a row is cut over; or twice as many, or half.
 
     Args:
         config: the run's.
@@ -229,15 +230,26 @@ def candidates(config: Config, model: ModelConfig, num_devices: int, *, slices: 
         num_devices: chips.
         slices: that they are of.
     """
-    rows_a_chip = max(1, config.batch_size // num_devices)
+    rows = (config.batch_size or 1) * config.accumulation
+    of_chip = max(1, config.batch_size // num_devices)
     for context, tensor in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (1, 8)):
         for data in (slices, 2 * slices, 4 * slices):
             fsdp, left = divmod(num_devices, context * tensor * data)
             if left or model.text.num_kv_heads % tensor or model.text.hidden_size % (fsdp * context):
                 continue
-            for remat in ("minimal", "attention", "full"):
-                mesh = dataclasses.replace(config.mesh, data=data, fsdp=fsdp, context=context, tensor=tensor)
-                yield dataclasses.replace(config, mesh=mesh, batch_size=rows_a_chip * data * fsdp, remat=remat)
+            mesh = dataclasses.replace(config.mesh, data=data, fsdp=fsdp, context=context, tensor=tensor)
+            for at_once in dict.fromkeys((of_chip, 2 * of_chip, max(1, of_chip // 2))):
+                accumulation, left = divmod(rows, at_once * data * fsdp)
+                if left:
+                    continue
+                for remat in ("minimal", "attention", "full"):
+                    yield dataclasses.replace(
+                        config,
+                        mesh=mesh,
+                        batch_size=at_once * data * fsdp,
+                        accumulation=accumulation,
+                        remat=remat,
+                    )
 
 
 def best(plans: Sequence[Plan]) -> Plan | None:

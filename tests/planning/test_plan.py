@@ -1,5 +1,6 @@
 """`swjax plan` of a tiny model for a slice that is not there."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from swjax.commands.main import main
+from swjax.models.family import preset_config
+from swjax.planning.plan import candidates
+from swjax.training.config_file import load_config
 
 CONFIG = """
 from swjax.training.config import base_config
@@ -35,6 +39,26 @@ def plan(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         text=True,
         check=False,
     )
+
+
+def test_candidates_train_the_step_of_the_configuration_in_other_shapes(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    config = load_config(tmp_path / "config.py", [])
+    found = list(candidates(config, preset_config("tiny"), 4))
+    for one in found:
+        assert one.batch_size * one.accumulation == 16
+        assert one.mesh.data * one.mesh.fsdp * one.mesh.context * one.mesh.tensor == 4
+        assert one.batch_size % (one.mesh.data * one.mesh.fsdp) == 0
+        assert (
+            dataclasses.replace(one, mesh=config.mesh, batch_size=8, accumulation=2, remat=config.remat) == config
+        )  # nothing else is changed
+    shapes = [(one.mesh.fsdp, one.batch_size, one.accumulation, one.remat) for one in found if one.mesh.data == 1]
+    assert shapes[:4] == [(4, 8, 2, "minimal"), (4, 8, 2, "attention"), (4, 8, 2, "full"), (4, 16, 1, "minimal")]
+    assert shapes[6] == (4, 4, 4, "minimal")
+    assert len({repr(one) for one in found}) == len(found)
+    # A step of three rows divides no four chips but those over which a row is cut.
+    three = dataclasses.replace(config, batch_size=3, accumulation=1)
+    assert {one.mesh.data * one.mesh.fsdp for one in candidates(three, preset_config("tiny"), 4)} == {1}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
@@ -95,6 +119,10 @@ def test_a_pass_of_the_streaming_engine_copies_no_cache(tmp_path):
             "cannot be laid out along the links of this slice",
         ),
         (["--topology", "local", "--slices", "2"], "2 slices of 'local' cannot be planned for"),
+        (
+            ["--topology", "v5p:4x4x4", "--search", "--config.batch_size=3"],
+            "no mesh of 64 chips divides a step of 3 x 2 rows; set --config.batch_size or --config.accumulation",
+        ),
         (["--topology", "v5e:2x2", "--model", "8b"], "unknown model preset '8b'"),
     ],
 )
