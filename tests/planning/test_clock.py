@@ -277,6 +277,48 @@ def test_clocks_are_those_at_which_the_matrix_units_do_what_the_maker_states():
     }
 
 
+TOY = """
+import json
+import jax, jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.sharding import SingleDeviceSharding
+from swjax.planning.kernels import kernel_blocks
+from swjax.planning.topology import open_topology
+
+device = open_topology("v5p:2x2x1")[0]
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.bfloat16, sharding=SingleDeviceSharding(device))
+def multiply(a, b, out):
+    out[...] = jnp.dot(a[...], b[...], preferred_element_type=jnp.float32)
+def product(a, b, name):
+    rows = pl.BlockSpec((len(a) // 4, 128), lambda i: (i, 0))
+    return pl.pallas_call(
+        multiply, grid=(4,), name=name, in_specs=[rows, pl.BlockSpec((128, 128), lambda i: (0, 0))], out_specs=rows,
+        out_shape=jax.ShapeDtypeStruct((len(a), 128), jnp.float32),
+    )(a, b)
+def all_three(a, b, c):
+    return product(a, c, "short"), product(a + a, c, "short"), product(b, c, "long")
+compiled = jax.jit(all_three).lower(shape(512, 128), shape(1024, 128), shape(128, 128)).compile()
+print("FOUND", json.dumps({
+    name: [(block.depth, 4 * block.matrix * block.bundles) for block in blocks if block.matrix]
+    for name, blocks in kernel_blocks(compiled.as_text(), "v5p:2x2x1", {}).items()
+}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+def test_kernels_of_a_program_fill_as_many_slots_as_their_products_have_rows():
+    found = found_by(TOY)
+    assert sorted(name.partition(".")[0] for name in found) == ["long", "short", "short"]
+    filled = {name.partition(".")[0]: blocks for name, blocks in found.items()}
+    ((depth, short),), ((same_depth, long),) = filled["short"], filled["long"]
+    assert depth == same_depth == 1  # in the loop over the grid
+    # Each turn multiplies 128 or 256 rows; a slot takes eight, and as many are filled with the 128 x 128 in both.
+    assert long - short == pytest.approx((256 - 128) / 8)
+    assert short > 128 / 8
+    assert [blocks for name, blocks in found.items() if name.startswith("short")] == [filled["short"]] * 2
+
+
 COMPILE = """
 import functools, json
 import jax, jax.numpy as jnp
