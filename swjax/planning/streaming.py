@@ -108,8 +108,7 @@ def plan_streaming(
 
     Args:
         model: its sizes.
-        place: one chip of a topology, or a mesh of its chips, over which the model is divided; of a mesh no time by the
-            compiler's clock is given.
+        place: one chip of a topology, or a mesh of its chips, over which the model is divided.
         rows: streams.
         size: tokens of a row in one pass.
         slots: of each stream's cache.
@@ -130,17 +129,20 @@ def plan_streaming(
     of_frame, side = spans_of_frame(model)
     all_seen = KeySpans(np.zeros(size, np.int32), np.full(size, slots, np.int32))
     decoder = [(all_seen, model.text.num_layers)]
+    text = model.text
+    key_heads = text.num_kv_heads * key_head_copies(where, model)
+    of_chips = dataclasses.replace(model, text=dataclasses.replace(text, num_kv_heads=key_heads))
 
     def compiled_and_timed(
         lowered: jax.stages.Lowered, vision: Sequence[tuple[KeySpans, int]]
     ) -> tuple[jax.stages.Compiled, Estimate | None]:
         compiled = compile_or_refuse(lowered)
-        if on_mesh or topology == LOCAL or chip.clock is None:
+        if topology == LOCAL or chip.clock is None:
             return compiled, None
-        text = compiled.as_text() or ""
-        blocks = kernel_blocks(text, topology, STREAMING_OPTIONS.get("tpu", {}))
+        program = compiled.as_text() or ""
+        blocks = kernel_blocks(program, topology, STREAMING_OPTIONS.get("tpu", {}))
         return compiled, estimate_time(
-            text, blocks, chip=chip, model=model, decoder=decoder, vision=vision, slots=slots
+            program, blocks, chip=chip, model=of_chips, decoder=decoder, vision=vision, slots=slots
         )
 
     _, encoding = compiled_and_timed(lower_encode(model, side=side, dtype=jnp.dtype(dtype), where=where), of_frame)
@@ -148,9 +150,7 @@ def plan_streaming(
         lower_pass(model, rows=rows, size=size, slots=slots, dtype=jnp.dtype(dtype), where=where), of_frame
     )
     memory: Any = compiled.memory_analysis()
-    text = model.text
-    heads = text.num_kv_heads * key_head_copies(where, model)
-    shape = (text.num_layers, rows, heads, slots, text.head_dim)
+    shape = (text.num_layers, rows, key_heads, slots, text.head_dim)
     divided = sharding_of(where, CACHE, shape)
     cache = 2 * math.prod(shape if divided is None else divided.shard_shape(shape)) * width
     seconds, moved, flops = {}, None, None

@@ -108,6 +108,22 @@ def test_a_pass_of_the_streaming_engine_copies_no_cache(tmp_path):
     assert found["peak"] < 1.1 * (found["weights"] + found["cache"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+def test_streaming_on_a_mesh_whose_chips_have_copies_of_key_heads(tmp_path):
+    text = "{'hidden_size': 1024, 'num_heads': 8, 'num_kv_heads': 2, 'mrope_section': (16, 24, 24)}"
+    overrides = f"--config.model.overrides={{'text': {text}, 'vision': {{'out_hidden_size': 1024}}}}"
+    sizes = ["--rows", "2", "--pass-tokens", "17", "--slots", "4096", overrides]
+    done = plan(tmp_path, "--topology", "v5e:2x2", "--streaming", "--mesh", "tensor=4", *sizes, "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["mesh"] == {"tensor": 4}
+    ((_, kernel),) = found["advancing"]["kernels"].items()
+    # A chip has two of the eight heads, which go with 17 tokens through tiles of 2,048 keys of one head.
+    assert kernel["pairs_a_bundle"] * kernel["bundles"] == pytest.approx(2 * 17 * 2048)
+    assert found["advancing"]["estimated_seconds"] > kernel["seconds"] > 0
+    assert found["advancing"]["sent_seconds"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
