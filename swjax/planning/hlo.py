@@ -247,19 +247,36 @@ def _moved(
 ) -> float:
     """Bytes that an operation moves: of an array that it takes a slice of, or writes one into, the slice alone."""
     total = 0.0
+    results = list(enumerate(instruction.shapes))
     for number, operand in enumerate(instruction.operands):
-        whole = sum(shape.size for shape in body[operand].shapes if shape.in_memory) if operand in body else 0
-        if whole:
+        given = body[operand].shapes if operand in body else ()
+        if instruction.kind.endswith("-start"):  # what begins a transfer hands on what it was given
+            results = _without(results, given)
+        if instruction.kind == "slice-start":
+            total += sum(results[0][1].size for shape in given if shape.in_memory)
+        elif whole := sum(shape.size for shape in given if shape.in_memory):
             total += min(_read(instruction, number, whole, computations), whole)
-    for number, shape in enumerate(instruction.shapes):
+    for number, shape in results:
         if shape.in_memory:
             total += min(_written(instruction, number, body, shape.size, computations), shape.size)
-    return total
+    # A kernel is given the whole cache of all layers, and says itself how much it fetches.
+    stated = re.search(r'"bytes_accessed":"(\d+)"', instruction.rest) if is_kernel(instruction) else None
+    return min(total, float(stated.group(1))) if stated else total
+
+
+def _without(results: Sequence[tuple[int, Shape]], given: Sequence[Shape]) -> list[tuple[int, Shape]]:
+    """Numbered results but for the first that is equal to each given one."""
+    left = list(results)
+    for shape in given:
+        again = next((one for one in left if one[1] == shape), None)
+        if again is not None:
+            left.remove(again)
+    return left
 
 
 def _read(user: Instruction, number: int, whole: float, computations: Mapping[str, dict[str, Instruction]]) -> float:
     """Bytes of operand `number` that an instruction reads."""
-    if user.kind in ("dynamic-slice", "gather") and number == 0:
+    if user.kind in ("slice", "dynamic-slice", "gather") and number == 0:
         return sum(shape.size for shape in user.shapes)
     if user.kind in ("dynamic-update-slice", "scatter") and number == 0:
         return 0.0
@@ -282,13 +299,23 @@ def _read_by_users(
     for user in inside.values():
         for number, operand in enumerate(user.operands):
             if operand == name:
-                renamed = user.kind in ("bitcast", "reshape")
                 total += (
                     _read_by_users(user.name, inside, whole, computations)
-                    if renamed
+                    if _renames(user, number, computations)
                     else _read(user, number, whole, computations)
                 )
     return min(total, whole)
+
+
+def _renames(user: Instruction, number: int, computations: Mapping[str, dict[str, Instruction]]) -> bool:
+    """Whether the result of an instruction is its operand, as it stands in memory; the compiler nests fusions of it."""
+    if user.kind != "fusion":
+        return user.kind in ("bitcast", "reshape")
+    inside = computations[_name(user.rest, "calls")]
+    last = list(inside.values())[-1]
+    while last.kind in ("bitcast", "reshape"):
+        last = inside[last.operands[0]]
+    return last.kind == "parameter" and last.rest.startswith(f"{number})")
 
 
 def _written(
