@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swjax.planning.hlo import Instruction, Shape, product_flops
+from swjax.planning.hlo import Instruction, Shape, product_flops, read_costs
 
 HERE = Path(__file__).parent
 
@@ -38,6 +38,60 @@ def convolution(left, right, out, rest):
 )
 def test_convolutions(left, right, out, rest, flops):
     assert convolution(left, right, out, rest) == flops
+
+
+# As the TPU compiler writes what lies on the chip (S(1)), what is fetched ahead, and what fusions hand on.
+MOVING = """\
+HloModule jit_f, is_scheduled=true
+
+%renamed (a: bf16[64,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  ROOT %b = bf16[64,32]{1,0} bitcast(%a)
+}
+
+%multiplied (x: bf16[8,64], w: bf16[64,32]) -> bf16[8,32] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %w = bf16[64,32]{1,0} parameter(1)
+  %seen = bf16[64,32]{1,0} fusion(%w), kind=kLoop, calls=%renamed
+  ROOT %y = bf16[8,32]{1,0} convolution(%x, %seen), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[8,64], w: bf16[64,32], stored: bf16[36,1024]) -> bf16[8,32] {
+  %x = bf16[8,64]{1,0:S(1)} parameter(0)
+  %w = bf16[64,32]{1,0} parameter(1)
+  %stored = bf16[36,1024]{1,0} parameter(2)
+OPERATION
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "moved"),
+    [
+        # The product reads its weight, which a fusion within hands on, and writes its result on the chip.
+        ("%y = bf16[8,32]{1,0:S(1)} fusion(%x, %w), kind=kOutput, calls=%multiplied", 64 * 32 * 2),
+        # A quarter of a weight is fetched; the whole that stands beside it is that of which it is a part.
+        (
+            "%y = ((bf16[64,32]{1,0}), bf16[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:16], [0:32]}",
+            16 * 32 * 2,
+        ),
+        ("%y = (bf16[64,32]{1,0:S(1)}, bf16[64,32]{1,0}, u32[]{:S(2)}) copy-start(%w)", 64 * 32 * 2),
+        # Written to memory, too.
+        ("%y = bf16[16,32]{1,0} slice(%w), slice={[0:16], [0:32]}", 2 * 16 * 32 * 2),
+        # A kernel that is given all layers and says that it fetches a part; one that would fetch keys again and again.
+        *[
+            (
+                '%y = bf16[8,64]{1,0:S(1)} custom-call(%x, %stored), custom_call_target="tpu_custom_call", '
+                f'backend_config={{"custom_call_config":{{"cost_estimate":{{"bytes_accessed":"{stated}"}}}}}}',
+                moved,
+            )
+            for stated, moved in ((2048, 2048), (10**9, 36 * 1024 * 2))
+        ],
+    ],
+)
+def test_bytes_moved_are_those_that_must_come_from_memory_or_go_there(operation, moved):
+    costs = read_costs(MOVING.replace("OPERATION", f"  ROOT {operation}"), axes_of=lambda devices: ())
+    assert costs.bytes == moved
 
 
 @functools.cache
