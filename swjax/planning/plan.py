@@ -102,8 +102,8 @@ class Plan:
 
     @property
     def expected_seconds(self) -> float:
-        """The estimate, or the roofline where there is none."""
-        return self.step_seconds if self.estimate is None else self.estimate.seconds
+        """The estimate, which has no cycles for what is fetched ahead, or the roofline where that is more."""
+        return max(self.step_seconds, 0.0 if self.estimate is None else self.estimate.seconds)
 
     @property
     def tokens_per_second(self) -> float:

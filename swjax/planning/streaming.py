@@ -68,8 +68,10 @@ class StreamingPlan:
 
     @property
     def word_seconds(self) -> float:
-        """From one word of a stream to the next: a pass, by the estimate where there is one."""
-        return self.pass_seconds if self.advancing is None else self.advancing.seconds
+        """From one word of a stream to the next: the estimate of a pass, which has no cycles for what is fetched ahead, or
+        the roofline where that is more.
+        """
+        return max(self.pass_seconds, 0.0 if self.advancing is None else self.advancing.seconds)
 
     @property
     def frames_per_second(self) -> float | None:
