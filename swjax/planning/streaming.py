@@ -68,8 +68,8 @@ class StreamingPlan:
 
     @property
     def word_seconds(self) -> float:
-        """From one word of a stream to the next: the estimate of a pass, which has no cycles for what is fetched ahead, or
-        the roofline where that is more.
+        """From one word to the next: the estimate of a pass, which has no cycles for what is fetched ahead, or the
+        roofline where that is more.
         """
         return max(self.pass_seconds, 0.0 if self.advancing is None else self.advancing.seconds)
 
